@@ -1,0 +1,145 @@
+"""The bucket's table of contents: ids and keys.
+
+    requests/cats/a.json            dropped by a client; .json one request, .jsonl many
+    claims/cats/a/000001            who took it, first attempt
+    claims/cats/a/000001.released   given back, and why
+    workers/<session>               a worker's heartbeat
+    status/cats/a.json              how far it is; advisory
+    results/cats/a/0.png            an image, written once
+    results/cats/a/result.json      the result manifest: the commit
+
+An *id* names a request: `/`-joined segments, each of `[A-Za-z0-9._~-]`, at most 100 bytes, not
+starting with a dot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+REQUESTS = "requests/"
+EXPRESS = "requests/express/"  # the interactive lane, looked at first
+CLAIMS = "claims/"
+WORKERS = "workers/"
+STATUS = "status/"
+RESULTS = "results/"
+MODELS = "models/"
+
+MAX_ID_BYTES = 400
+MAX_SEGMENT_BYTES = 100
+_SAFE_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*")
+#: What a client may choose as `id`, `custom_id`: one segment, easy to say and to type.
+CHOSEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._~-]+")
+_CLAIM = re.compile(r"claims/(?P<id>.+)/(?P<epoch>\d{6})(?P<released>\.released)?")
+
+SINGLE, BATCH = ".json", ".jsonl"
+#: File names inside a result folder that a row of a batch must not take for its own folder.
+COMMIT = "result.json"
+
+
+def fingerprint(body: bytes) -> str:
+    """What makes two requests the same: the SHA-256 of their bytes, in hex."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def is_request(key: str) -> bool:
+    """Whether a key under `requests/` is one that a worker takes: `.json` or `.jsonl`, in any case."""
+    name = key.rsplit("/", 1)[-1].lower()
+    return key.startswith(REQUESTS) and not name.startswith(".") and name.endswith((SINGLE, BATCH))
+
+
+def is_batch(key: str) -> bool:
+    """Whether a request key holds many requests, one a line."""
+    return key.lower().endswith(BATCH)
+
+
+def request_id(key: str) -> str:
+    """The id of a dropped file: its path under `requests/` without the extension.
+
+    Unsafe characters are replaced; then a short hash of the key is added, so that two keys never
+    share an id by that.
+    """
+    path = key.removeprefix(REQUESTS)
+    extension = BATCH if is_batch(key) else SINGLE
+    if path.lower().endswith(extension):
+        path = path[: -len(extension)]
+    return safe_id(path, key)
+
+
+def safe_id(path: str, key: str | None = None) -> str:
+    """Turn any text into an id; unchanged when it is one already."""
+    if is_id(path):
+        return path
+    segments = [_safe_segment(s) for s in path.split("/")]
+    digest = hashlib.sha256((key or path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    short = "/".join(s for s in segments if s)[: MAX_ID_BYTES - 20].strip("/")
+    last = short.rsplit("/", 1)[-1][: MAX_SEGMENT_BYTES - 9]
+    folder = short.rsplit("/", 1)[0] + "/" if "/" in short else ""
+    return f"{folder}{last}-{digest}" if last else f"{folder}request-{digest}"
+
+
+def _safe_segment(segment: str) -> str:
+    return _UNSAFE.sub("_", segment).lstrip(".")[:MAX_SEGMENT_BYTES]
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is an id as it stands."""
+    return len(text) <= MAX_ID_BYTES and all(
+        len(s) <= MAX_SEGMENT_BYTES and _SAFE_ID.fullmatch(s) for s in text.split("/")
+    )
+
+
+def other_body_id(request: str, fingerprint: str) -> str:
+    """Where a dropped file's result goes when its id already answers another body."""
+    folder, _, last = request.rpartition("/")
+    return f"{folder}{'/' if folder else ''}{last[: MAX_SEGMENT_BYTES - 9]}~{fingerprint[:8]}"
+
+
+def row_id(batch: str, custom_id: str | None, line: int) -> str:
+    """A batch row's id: below its batch, by its own name or by its line number (from 1)."""
+    name = f"line-{line:06d}" if custom_id is None else custom_id
+    return f"{batch}/{safe_id(name.replace('/', '_'), name)}"
+
+
+def request_key(request: str, extension: str = SINGLE) -> str:
+    return f"{REQUESTS}{request}{extension}"
+
+
+def claim_key(request: str, epoch: int) -> str:
+    return f"{CLAIMS}{request}/{epoch:06d}"
+
+
+def released_key(request: str, epoch: int) -> str:
+    return f"{claim_key(request, epoch)}.released"
+
+
+def claims_prefix(request: str) -> str:
+    return f"{CLAIMS}{request}/"
+
+
+def parse_claim(key: str) -> tuple[str, int, bool] | None:
+    """(id, epoch, whether it is the release marker) of a key under `claims/`, or None."""
+    found = _CLAIM.fullmatch(key)
+    return (found["id"], int(found["epoch"]), found["released"] is not None) if found else None
+
+
+def worker_key(session: str) -> str:
+    return f"{WORKERS}{session}"
+
+
+def status_key(request: str) -> str:
+    return f"{STATUS}{request}.json"
+
+
+def result_folder(request: str) -> str:
+    return f"{RESULTS}{request}/"
+
+
+def result_key(request: str) -> str:
+    return f"{RESULTS}{request}/{COMMIT}"
+
+
+def image_key(request: str, index: int, extension: str) -> str:
+    """Where image number `index` (from 0) of a request goes; extension such as "png"."""
+    return f"{RESULTS}{request}/{index}.{extension}"

@@ -1,0 +1,23 @@
+"""How much one request may ask for. Safe defaults; every number is a worker setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on a manifest, checked before any work."""
+
+    max_body_bytes: int = 32 << 20  # one manifest, its base64 pictures included
+    max_batch_bytes: int = 200 << 20  # one .jsonl file
+    max_batch_rows: int = 50_000
+    max_prompt_chars: int = 8_000
+    max_side: int = 2048  # pixels
+    max_pixels: int = 4_194_304  # width x height of an image to draw
+    max_input_pixels: int = 16_777_216  # width x height of a picture sent in, from its header
+    max_steps: int = 150
+    max_images: int = 64  # number_of_images
+    max_cfg_scale: float = 50.0
+    max_metadata_bytes: int = 16_384  # of `metadata`, as JSON
+    max_loras: int = 8

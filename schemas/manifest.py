@@ -1,0 +1,222 @@
+"""The wire contract's three bodies: what a client may ask for.
+
+Which one a document is, is told by its shape (`mask_image`: inpainting, else `image`: img2img,
+else text2img) or by an explicit `task`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from schemas.errors import Rejected, TooLarge
+from schemas.layout import CHOSEN_ID
+from schemas.limits import Limits
+from schemas.strictjson import load_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TASKS = ("text2img", "img2img", "inpainting")
+DEFAULT_LIMITS = Limits()
+_MAX_SEED = 2**63 - 1
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class LoraChoice(_Body):
+    """A LoRA that the worker knows, and how strongly it acts."""
+
+    name: str = Field(min_length=1, max_length=200)
+    weight: float = Field(1.0, ge=-4, le=4)
+
+
+class Output(_Body):
+    """How the images are written."""
+
+    format: Literal["png", "jpeg", "webp"] = "png"
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG and WebP only")
+
+
+class _Request(_Body):
+    """The fields that all three bodies share."""
+
+    prompt: str = Field(min_length=1, description="What to draw.", examples=["a red circle on a blue background"])
+    negative_prompt: str | None = Field(None, description="What to keep away from.")
+    cfg_scale: float = Field(7, ge=0, description="How closely to follow the prompt; at 1 or below, freely.")
+    steps: int = Field(30, ge=1, description="Denoising steps.")
+    number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
+    seed: int | None = Field(None, ge=-1, le=_MAX_SEED, description="null or -1: drawn by lot, and recorded.")
+
+    id: str | None = Field(None, description="Names the result; letters, digits, '.', '_', '-', at most 100.")
+    model: str | None = Field(None, max_length=200, description="A model that the worker knows.")
+    scheduler: str | None = Field(None, max_length=100, description="A diffusers scheduler or its community name.")
+    strength: float | None = Field(None, gt=0, le=1, description="How far to go from `image`; default 0.8, inpainting 1.")
+    clip_skip: int | None = Field(None, ge=1, le=12, description="1: none; 2: leave out the last layer; ...")
+    loras: tuple[LoraChoice, ...] = Field((), strict=False)
+    output: Output = Output()
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; echoed in the result.")
+    strict: bool = Field(False, description="Fail where otherwise a warning would tell what was changed.")
+    expires_at: datetime | None = Field(None, strict=False, description="ISO 8601 with offset; not begun later.")
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("is empty; say what to draw")
+        return prompt
+
+    @field_validator("id")
+    @classmethod
+    def _speakable(cls, chosen: str | None) -> str | None:
+        if chosen is not None and not CHOSEN_ID.fullmatch(chosen):
+            raise ValueError(
+                "may hold letters, digits, '.', '_' and '-' only, begins with a letter or digit, and has at most "
+                "100 characters"
+            )
+        return chosen
+
+    @field_validator("expires_at")
+    @classmethod
+    def _has_offset(cls, moment: datetime | None) -> datetime | None:
+        if moment is not None and moment.tzinfo is None:
+            raise ValueError("needs a time zone, such as 2030-01-31T12:00:00Z")
+        return moment
+
+    @property
+    def drawn_seed(self) -> int | None:
+        """The seed, with -1 read as "none given"."""
+        return None if self.seed in (None, -1) else self.seed
+
+
+class Text2Img(_Request):
+    """Draw from words alone."""
+
+    task: Literal["text2img"] = "text2img"
+    width: int | None = Field(None, ge=8, multiple_of=8, description="Pixels; default the model's native width.")
+    height: int | None = Field(None, ge=8, multiple_of=8, description="Pixels; default the model's native height.")
+
+
+class Img2Img(_Request):
+    """Redraw a picture. The result has its size, rounded down to multiples of 8."""
+
+    task: Literal["img2img"] = "img2img"
+    image: str = Field(min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read.")
+
+
+class Inpainting(_Request):
+    """Redraw the white part of a mask; all else stays as it is."""
+
+    task: Literal["inpainting"] = "inpainting"
+    image: str = Field(min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read.")
+    mask_image: str = Field(min_length=1, description="The same; white is repainted, black is kept.")
+
+
+Manifest = Text2Img | Img2Img | Inpainting
+_BODIES: dict[str, type[Text2Img] | type[Img2Img] | type[Inpainting]] = {
+    "text2img": Text2Img,
+    "img2img": Img2Img,
+    "inpainting": Inpainting,
+}
+
+
+def parse_manifest(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Manifest:
+    """Read one request document.
+
+    Raises:
+        Rejected: with the field, what is wrong and what to do; `invalid_json` with line and column.
+    """
+    if len(body) > limits.max_body_bytes:
+        raise TooLarge("the request", len(body), limits.max_body_bytes)
+    return validate_manifest(load_object(body), limits)
+
+
+def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> Manifest:
+    """Check one request that is parsed already. Raises `Rejected` as `parse_manifest` does."""
+    task = document.get("task")
+    if task is None:
+        task = "inpainting" if "mask_image" in document else "img2img" if "image" in document else "text2img"
+    if not isinstance(task, str) or task not in _BODIES:
+        raise _invalid("task", f"is {task!r}; it is one of {', '.join(TASKS)}")
+    try:
+        manifest = _BODIES[task].model_validate(dict(document))
+    except ValidationError as error:
+        raise _rejected(error, _BODIES[task]) from error
+    _check_limits(manifest, limits)
+    return manifest
+
+
+def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:
+    """The first fault in words; the others follow, so that a client can mend all at once."""
+    faults = [(".".join(map(str, e["loc"])), _sentence(e, body)) for e in error.errors(include_url=False)]
+    faults.sort(key=lambda f: "unknown" not in f[1])  # a typo explains the missing field that follows from it
+    field, first = faults[0]
+    more = "; ".join(f"{name} {text}" for name, text in faults[1:4])
+    return _invalid(field, first + (f"; also: {more}" if more else ""))
+
+
+def _sentence(fault: Any, body: type[BaseModel]) -> str:
+    kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
+    name = str(fault["loc"][-1])
+    if kind == "extra_forbidden":
+        known = _fields_at(body, fault["loc"][:-1])
+        near = difflib.get_close_matches(name, known, 1, 0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(known))}"
+        return f"is an unknown field; {hint}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "string_too_short":
+        return "is empty; say what to draw" if name == "prompt" else "is empty"
+    if kind == "multiple_of":
+        size = int(given)
+        return f"is {size}; sizes are multiples of 8, such as {max(8, size // 8 * 8)} or {size // 8 * 8 + 8}"
+    if kind == "finite_number":
+        return "is not a finite number"
+    shown = json.dumps(given, default=str, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    message = str(fault["msg"]).removeprefix("Input should be ").removeprefix("Input should ")
+    return f"is {shown}; it should be {message}" if not str(fault["msg"]).startswith("String") else fault["msg"]
+
+
+def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    if path and path[0] == "output":
+        return list(Output.model_fields)
+    if path and path[0] == "loras":
+        return list(LoraChoice.model_fields)
+    return list(body.model_fields)
+
+
+def _check_limits(manifest: Manifest, limits: Limits) -> None:
+    """The operator's bounds, which the schema does not know."""
+    bounds: list[tuple[str, float, float]] = [
+        ("steps", manifest.steps, limits.max_steps),
+        ("number_of_images", manifest.number_of_images, limits.max_images),
+        ("cfg_scale", manifest.cfg_scale, limits.max_cfg_scale),
+    ]
+    if isinstance(manifest, Text2Img):
+        bounds += [("width", manifest.width or 0, limits.max_side), ("height", manifest.height or 0, limits.max_side)]
+        if (manifest.width or 0) * (manifest.height or 0) > limits.max_pixels:
+            raise _invalid("width", f"x height is more than {limits.max_pixels:,} pixels; ask for a smaller picture")
+    for field, value, most in bounds:
+        if not math.isfinite(value) or value > most:
+            raise _invalid(field, f"is {value:g}; this worker allows at most {most:g}")
+    for field, text in (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or "")):
+        if len(text) > limits.max_prompt_chars:
+            raise _invalid(field, f"has {len(text):,} characters; at most {limits.max_prompt_chars:,} are allowed")
+    if len(json.dumps(manifest.metadata)) > limits.max_metadata_bytes:
+        raise _invalid("metadata", f"is larger than {limits.max_metadata_bytes:,} bytes")
+    if len(manifest.loras) > limits.max_loras:
+        raise _invalid("loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can act together")
+
+
+def _invalid(field: str, text: str) -> Rejected:
+    return Rejected("invalid_manifest", f"{field} {text}", field=field)

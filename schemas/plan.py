@@ -1,0 +1,91 @@
+"""The plan: a request with nothing left open, frozen in its first claim.
+
+Every attempt draws from the same plan, so images of different attempts may stand in one result.
+Pictures stay in the frozen request; the plan holds numbers and names only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
+from schemas.result import Note, digest
+
+SEEDS = 2**63  # seeds are below this
+
+
+class Plan(BaseModel):
+    """What will be drawn, exactly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str
+    prompt: str
+    negative_prompt: str | None
+    model: str
+    model_revision: str
+    width: int | None  # pixels; None for img2img and inpainting, where the picture decides
+    height: int | None
+    steps: int
+    cfg_scale: float
+    scheduler: str
+    strength: float | None
+    clip_skip: int | None
+    loras: tuple[LoraChoice, ...]
+    seeds: tuple[int, ...]  # one for each image
+    output: Output
+    notes: tuple[Note, ...] = ()  # what was changed while planning
+
+    def document(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def hash(self) -> str:
+        """What two attempts compare before one adopts the other's image."""
+        return digest(self.document())
+
+
+def plan(
+    manifest: Manifest,
+    *,
+    model: str,
+    revision: str,
+    native_size: tuple[int, int],
+    scheduler: str,
+    lot: int,
+    notes: tuple[Note, ...] = (),
+) -> Plan:
+    """Resolve every default of a manifest.
+
+    Args:
+        model, revision, scheduler: canonical names, looked up by the caller.
+        native_size: (width, height) of the model, pixels.
+        lot: a random number in [0, 2**32), used where the manifest gives no seed.
+    """
+    first = manifest.drawn_seed if manifest.drawn_seed is not None else lot
+    width = height = strength = None
+    if manifest.task == "text2img":
+        width, height = manifest.width or native_size[0], manifest.height or native_size[1]
+        if manifest.strength is not None:
+            notes += (Note(code="ignored", message="strength is ignored: text2img starts from noise", field="strength"),)
+    else:
+        strength = manifest.strength or (0.8 if isinstance(manifest, Img2Img) else 1.0)
+    return Plan(
+        task=manifest.task,
+        prompt=manifest.prompt,
+        negative_prompt=manifest.negative_prompt or None,
+        model=model,
+        model_revision=revision,
+        width=width,
+        height=height,
+        steps=manifest.steps,
+        cfg_scale=float(manifest.cfg_scale),
+        scheduler=scheduler,
+        strength=strength,
+        clip_skip=manifest.clip_skip,
+        loras=manifest.loras,
+        seeds=tuple((first + k) % SEEDS for k in range(manifest.number_of_images)),
+        output=manifest.output,
+        notes=notes,
+    )

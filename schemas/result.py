@@ -1,0 +1,188 @@
+"""What came back: the result manifest, and the summary of a batch.
+
+A result is written once, last, and says everything: what was drawn, what was changed on the
+way, why not, by whom, with which model, and the request itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Status = Literal["succeeded", "partial", "failed", "canceled", "expired"]
+FailureCode = Literal[
+    "invalid_json",  # the document is not one JSON object
+    "invalid_manifest",  # a field is wrong
+    "invalid_image",  # a picture cannot be read
+    "too_large",  # over a limit in bytes
+    "unknown_model",
+    "unknown_scheduler",
+    "unknown_lora",
+    "unsupported",  # the model cannot do this task
+    "model_unavailable",  # known, but its weights cannot be had here
+    "out_of_memory",  # does not fit this device, even alone
+    "non_finite",  # the model produced NaN
+    "render_error",  # the pipeline raised
+    "worker_crashed",  # gave up after the allowed attempts
+    "some_images_failed",
+    "some_rows_failed",
+    "canceled",
+    "expired",
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageResult(_Part):
+    """One stored image."""
+
+    index: int = Field(ge=0, description="Which of the request's images; its seed is the first seed + index.")
+    key: str = Field(description="Where it lies in the store.")
+    seed: int
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    content_type: str
+
+
+class Failure(_Part):
+    """Why there is no picture, in words for the one who asked."""
+
+    code: FailureCode
+    message: str
+    field: str | None = None
+    line: int | None = Field(None, description="From 1, in the request file.")
+    column: int | None = Field(None, description="From 1.")
+    index: int | None = Field(None, description="The image that failed, where only one did.")
+
+
+class Note(_Part):
+    """Something that was changed, cut or ignored."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class Timings(_Part):
+    """Seconds, by the worker's clock."""
+
+    total: float = Field(description="From the claim to the commit.")
+    decode: float = 0.0
+    render: float = Field(0.0, description="From the first device call to the last, waits for others included.")
+    encode: float = 0.0
+    upload: float = 0.0
+
+
+class ModelUsed(_Part):
+    """Exactly which weights drew the images."""
+
+    name: str
+    revision: str = ""
+    source: str = ""
+    licence: str = ""
+    dtype: str = ""
+
+
+class BatchCounts(_Part):
+    """How the rows of a batch ended."""
+
+    total: int
+    succeeded: int = 0
+    partial: int = 0
+    failed: int = 0
+    canceled: int = 0
+    expired: int = 0
+
+
+class BatchResult(_Part):
+    """Where a batch's summary files lie."""
+
+    counts: BatchCounts
+    results: str = Field(description="Key of results.jsonl: one line for each row that has pictures.")
+    errors: str = Field(description="Key of errors.jsonl: one line for each row that has none.")
+    gallery: str = Field("", description="Key of gallery.html, one self-contained page.")
+    contact_sheet: str = ""
+
+
+class Frozen(_Part):
+    """The request, byte for byte: as text where it is UTF-8, else in base64."""
+
+    text: str | None = None
+    base64: str | None = None
+    cut: bool = Field(False, description="True for a body over the size limit: only its beginning is kept.")
+
+    @classmethod
+    def of(cls, body: bytes, *, keep: int | None = None) -> Frozen:
+        """Freeze a body; `keep` bounds how many bytes are repeated."""
+        cut = keep is not None and len(body) > keep
+        kept = body[:keep] if cut else body
+        try:
+            return cls(text=kept.decode("utf-8"), cut=cut)
+        except UnicodeDecodeError:
+            return cls(base64=base64.b64encode(kept).decode("ascii"), cut=cut)
+
+    def body(self) -> bytes:
+        """The bytes again."""
+        if self.text is not None:
+            return self.text.encode("utf-8")
+        try:
+            return base64.b64decode(self.base64 or "", validate=True)
+        except binascii.Error as error:
+            raise ValueError("the frozen request is damaged") from error
+
+
+class Result(_Part):
+    """`result.json`: it exists, so the request is over."""
+
+    v: Literal[1] = 1
+    id: str
+    status: Status
+    task: str | None = None
+    custom_id: str | None = Field(None, description="The row's own name, in a batch.")
+    images: tuple[ImageResult, ...] = ()
+    failure: Failure | None = None
+    warnings: tuple[Note, ...] = ()
+    metadata: dict[str, Any] = Field(default_factory=dict, description="The request's, unchanged.")
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="The plan: every default resolved, every seed drawn."
+    )
+    timings: Timings | None = None
+    model: ModelUsed | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    worker: str = ""
+    attempts: int = 1
+    finished_at: str = Field("", description="ISO 8601, UTC, by the worker's clock: for people.")
+    batch: BatchResult | None = None
+    fingerprint: str = Field(description="SHA-256 of the request's bytes.")
+    request: Frozen
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json(indent=2, exclude_defaults=False).encode() + b"\n"
+
+
+#: How far a request is: `status/<id>.json`. Advisory, for people and progress bars.
+class Progress(_Part):
+    """What a worker says of a request that it is working on."""
+
+    id: str
+    status: Literal["queued", "processing"] = "processing"
+    steps_done: int = 0
+    steps_total: int = 0
+    images_done: int = 0
+    images_total: int = 0
+    worker: str = ""
+    attempts: int = 1
+
+
+def digest(document: dict[str, Any]) -> str:
+    """SHA-256 of a document in one spelling; the *plan hash* is this of the plan."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
