@@ -1,0 +1,358 @@
+"""A directory that keeps a bucket's promises, for many processes at once.
+
+The one idea: a file is written whole under another name in `.staging/`, and then gets its key by
+`link(2)`, which fails when the key is taken, or by `rename(2)`, which replaces. Either is one
+step, so nobody ever sees half a file, and of many creators exactly one wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import secrets
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from infra import tree
+from infra.keys import check_prefix
+from infra.store import Info, InvalidKey, Stored
+from infra.tree import ABSENT, META, STAGING
+from schemas.errors import DreamError, NotFound, StoreUnavailable, TooLarge, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+STAGING_AGE = 3600.0  # seconds after which a staging file belongs to a process that died
+PAGE = 1000  # keys that a listing reads per visit to a thread
+THREADS = 8  # writers that wait for the disk together share its flush
+PRUNED = "claims/"  # folders below here go when they are empty: they would slow every sweep
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+
+
+class DirectoryStore:
+    """Keys are relative paths below root; safe for threads and processes that share the directory."""
+
+    def __init__(self, root: Path, *, fsync: bool = True) -> None:
+        self.root = root.absolute()
+        self.url = self.root.as_uri()
+        self._fsync = fsync  # without it a power failure can lose or empty what was written last
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory-store")
+
+    async def open(self) -> None:
+        """Create the directory if need be, and sweep what dead processes left half-written."""
+        await self._in_thread(str(self.root), self._open)
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
+        return await self._in_thread(key, lambda: self._get(key, max_bytes))
+
+    async def head(self, key: str) -> Info | None:
+        return await self._in_thread(key, lambda: self._head(key))
+
+    async def create(
+        self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
+    ) -> bool:
+        return await self._in_thread(key, lambda: self._create(key, body, dict(metadata or {})))
+
+    async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
+        await self._in_thread(key, lambda: self._put(key, body))
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
+        check_prefix(prefix)
+        found = self._listed(prefix, start_after)
+        while page := await self._in_thread(prefix, lambda: [*islice(found, PAGE)]):
+            for info in page:
+                yield info
+
+    async def delete(self, key: str, *, etag: str | None = None) -> None:
+        """Delete an object; a file edited in the instant between the look and the deletion is lost."""
+        await self._in_thread(key, lambda: self._delete(key, etag))
+
+    async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
+        def translated() -> T:
+            try:
+                return work()
+            except OSError as error:
+                raise _translated(error, key, self.root) from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, translated)
+
+    # What follows blocks, and runs in a thread.
+
+    def _open(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tree.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
+            for name in os.listdir(staging):
+                facts = tree.look(name, staging)
+                if facts is not None and time.time() - facts.st_mtime > STAGING_AGE:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=staging)
+
+    def _get(self, key: str, max_bytes: int | None) -> Stored:
+        *names, name = tree.segments(key)
+        with self._existing(key, names) as here:
+            for _ in range(3):  # a file copied over while it is read is read again
+                fd = None if here is None else tree.open_file(name, here)
+                if fd is None:
+                    raise NotFound(key)
+                with os.fdopen(fd, "rb", buffering=0) as file:
+                    before = os.fstat(fd)
+                    if key.startswith(tree.INBOX) and self._is_refused(key, before):
+                        raise NotFound(key)
+                    body = _read(file.read, key, before.st_size, max_bytes)
+                    after = os.fstat(fd)
+                if tree.etag(before) == tree.etag(after) and len(body) == after.st_size:
+                    break
+        return Stored(self._info(key, after, with_metadata=True), body)
+
+    def _head(self, key: str) -> Info | None:
+        *names, name = tree.segments(key)
+        with self._existing(key, names) as here:
+            facts = None if here is None else tree.look(name, here)
+        if facts is None or (key.startswith(tree.INBOX) and self._is_refused(key, facts)):
+            return None
+        return self._info(key, facts, with_metadata=True)
+
+    def _create(self, key: str, body: bytes, metadata: dict[str, str]) -> bool:
+        *names, name = tree.segments(key)
+        with self._existing(key, names) as here:
+            if here is not None and _is_taken(name, here, key):
+                return False  # before paying for a flush
+        with self._staged(body) as (staging, staged, fd):
+            sidecar = self._write_metadata(key, tree.etag(os.fstat(fd)), metadata)
+            try:
+                return self._link(key, staging, staged, fd)
+            finally:
+                if sidecar and os.fstat(fd).st_nlink < 2:
+                    self._forget_metadata(sidecar)
+
+    def _link(self, key: str, staging: int, staged: str, fd: int) -> bool:
+        *names, name = tree.segments(key)
+        for attempt in range(100):
+            with tree.folder(self.root, names, make=True, fsync=self._fsync) as here:
+                try:
+                    os.link(staged, name, src_dir_fd=staging, dst_dir_fd=here, follow_symlinks=False)
+                except OSError as error:
+                    if os.fstat(fd).st_nlink < 2:  # else a network file system did it, and asked again
+                        if error.errno == errno.EEXIST:
+                            _is_taken(name, here, key)
+                            return False
+                        if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < 99:
+                            continue  # an empty folder was pruned under our feet
+                        raise
+                if self._fsync:
+                    os.fsync(here)
+                return True
+        raise AssertionError("unreachable")
+
+    def _put(self, key: str, body: bytes) -> None:
+        *names, name = tree.segments(key)
+        with self._staged(body) as (staging, staged, _):
+            for attempt in range(100):
+                with tree.folder(self.root, names, make=True, fsync=self._fsync) as here:
+                    old = tree.look(name, here)
+                    try:
+                        os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=here)
+                    except OSError as error:
+                        if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < 99:
+                            continue
+                        raise
+                    if self._fsync:
+                        os.fsync(here)
+                    break
+        if old is not None:
+            self._forget_metadata(_sidecar(key, tree.etag(old)))
+
+    def _listed(self, prefix: str, start_after: str) -> Iterator[Info]:
+        for key, facts in tree.walk(self.root, prefix, start_after):
+            if not (key.startswith(tree.INBOX) and self._is_refused(key, facts)):
+                yield self._info(key, facts, with_metadata=False)
+
+    def _delete(self, key: str, expected: str | None) -> None:
+        *names, name = tree.segments(key)
+        with self._existing(key, names) as here:
+            facts = None if here is None else tree.look(name, here)
+            if here is None or facts is None or expected not in (None, tree.etag(facts)):
+                return
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=here)
+        self._forget_metadata(_sidecar(key, tree.etag(facts)))
+        if key.startswith(PRUNED) and len(names) > 1:
+            self._prune(names)
+
+    def _prune(self, names: Sequence[str]) -> None:
+        """Remove folders that are empty now; creators that stand in one make it again."""
+        for depth in range(len(names), 1, -1):
+            try:
+                with tree.folder(self.root, names[: depth - 1]) as here:
+                    os.rmdir(names[depth - 1], dir_fd=here)
+            except OSError:
+                return
+
+    def _is_refused(self, key: str, facts: os.stat_result) -> bool:
+        if not tree.is_foreign_link(facts, self.root):
+            return False
+        *names, name = tree.segments(key)
+        with self._existing(key, names) as here:  # our own second name may have gone meanwhile
+            now = None if here is None else tree.look(name, here)
+        if now is None or now.st_nlink == 1:
+            return False
+        tree.warn_once(key, f"{key} is ignored: it is a hard link to another file; copy the file instead")
+        return True
+
+    @contextlib.contextmanager
+    def _existing(self, key: str, names: Sequence[str]) -> Iterator[int | None]:
+        """The folder, or None when it, or something on the way, is not there."""
+        with contextlib.ExitStack() as stack:
+            try:
+                here: int | None = stack.enter_context(tree.folder(self.root, names))
+            except OSError as error:
+                if error.errno not in ABSENT or not self.root.is_dir():
+                    raise
+                here = None
+            yield here
+
+    @contextlib.contextmanager
+    def _staged(self, body: bytes) -> Iterator[tuple[int, str, int]]:
+        """A file with the body, written and flushed: (staging folder, its name, its descriptor)."""
+        name = f"{time.time_ns():x}-{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with tree.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
+            fd = os.open(name, flags, 0o666, dir_fd=staging)
+            try:
+                _write(fd, body)
+                now = time.time_ns()
+                os.utime(fd, ns=(now, now))  # finer than the kernel's own clock tick
+                if self._fsync:
+                    os.fsync(fd)
+                yield staging, name, fd
+            finally:
+                os.close(fd)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=staging)
+
+    def _info(self, key: str, facts: os.stat_result, *, with_metadata: bool) -> Info:
+        version = tree.etag(facts)
+        if not with_metadata:
+            return Info(key, facts.st_size, version, facts.st_mtime)
+        return Info(key, facts.st_size, version, facts.st_mtime, self._read_metadata(key, version))
+
+    def _read_metadata(self, key: str, version: str) -> dict[str, str]:
+        shard, name = _sidecar(key, version)
+        with self._existing(key, [META, shard]) as here:
+            fd = None if here is None else tree.open_file(name, here)
+            if fd is None:
+                return {}
+            with os.fdopen(fd, "rb") as file:
+                return {str(k): str(v) for k, v in json.load(file).items()}
+
+    def _write_metadata(self, key: str, version: str, metadata: dict[str, str]) -> tuple[str, str] | None:
+        """Write it under the name of a version that has no key yet: it appears with the object."""
+        if not metadata:
+            return None
+        shard, name = _sidecar(key, version)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with tree.folder(self.root, [META, shard], make=True, fsync=self._fsync) as here:
+            fd = os.open(name, flags, 0o666, dir_fd=here)
+            try:
+                _write(fd, json.dumps(metadata).encode())
+                if self._fsync:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            if self._fsync:
+                os.fsync(here)
+        return shard, name
+
+    def _forget_metadata(self, sidecar: tuple[str, str]) -> None:
+        shard, name = sidecar
+        with contextlib.suppress(OSError), tree.folder(self.root, [META, shard]) as here:
+            os.unlink(name, dir_fd=here)
+
+
+def _sidecar(key: str, version: str) -> tuple[str, str]:
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return digest[:2], f"{digest[:32]}-{version}.json"
+
+
+def _is_taken(name: str, here: int, key: str) -> bool:
+    """Whether a plain file has the name; `StoreUnavailable` when it is something that is no object."""
+    try:
+        facts = os.stat(name, dir_fd=here, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if stat.S_ISREG(facts.st_mode):
+        return True
+    what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no plain file"
+    raise StoreUnavailable(f"cannot write {key!r}: {what} stands in its place; move that away")
+
+
+def _read(read: Callable[[int], bytes], key: str, size: int, max_bytes: int | None) -> bytes:
+    """Read to the end, but never more than the limit, however the file grows meanwhile."""
+    if max_bytes is not None and size > max_bytes:
+        raise TooLarge(key, size, max_bytes)
+    parts: list[bytes] = []
+    total = 0
+    while part := read(1 << 20):
+        parts.append(part)
+        total += len(part)
+        if max_bytes is not None and total > max_bytes:
+            raise TooLarge(key, total, max_bytes)
+    return b"".join(parts)
+
+
+def _write(fd: int, body: bytes) -> None:
+    rest = memoryview(body)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _translated(error: OSError, key: str, root: Path) -> DreamError:
+    """Our error for the system's, with what to do about it."""
+    reason = error.strerror or str(error)
+    if not root.is_dir():
+        return StoreUnavailable(f"the store directory {root} is not there ; create it or mount its disk")
+    if error.errno == errno.ENAMETOOLONG:
+        return InvalidKey(f"the key {key!r} is too long for this file system; shorten it")
+    if error.errno in NO_HARD_LINKS and error.filename2 is not None:
+        return Unsupported(
+            f"the file system of {root} has no hard links ({reason}), so creates cannot be atomic there; "
+            "put the store on a local disk or NFS, or use an S3 bucket"
+        )
+    if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
+        return StoreUnavailable(
+            f"cannot write {key!r}: a file or a link stands where one of its folders should be, or a folder "
+            "in its place; move that away"
+        )
+    hints = {
+        errno.ENOSPC: "free some space on its disk",
+        errno.EDQUOT: "raise the quota, or free some space",
+        errno.EROFS: "its file system is mounted read-only",
+        errno.EACCES: f"give this user the right to read and write below {root}",
+        errno.EPERM: f"give this user the right to read and write below {root}",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    }
+    hint = hints.get(error.errno or 0, "it is tried again later")
+    return StoreUnavailable(f"the directory store failed at {key!r}: {reason}; {hint}")
