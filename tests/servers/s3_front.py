@@ -1,0 +1,329 @@
+"""A small S3 server whose creates are atomic, and which misbehaves on demand.
+
+It stands over any of our stores (memory by default) and speaks the part of S3 that the project
+uses: PUT, GET, HEAD and DELETE of objects with conditions, ListObjectsV2. A `Fault` makes the
+next matching requests go wrong in one of the ways that real stores do.
+
+As a process of its own: `python tests/servers/s3_front.py [--root DIRECTORY] [--port 9000]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import md5
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, quote, unquote
+from xml.sax.saxutils import escape
+
+from aiohttp import web
+
+from infra.directory import DirectoryStore
+from infra.memory import MemoryStore
+from schemas.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from infra.store import Info
+
+KINDS = {
+    "slow_down": "503 SlowDown, nothing done",
+    "conflict": "409 ConditionalRequestConflict, nothing done",
+    "broken": "500, nothing done",
+    "broken_after": "500, but it was done",
+    "cut": "the connection closes, nothing done",
+    "cut_after": "the connection closes, but it was done",
+    "late": "the connection closes, and it is done `seconds` later",
+    "delay": "it is done after `seconds`",
+    "denied": "403 AccessDenied",
+    "unsupported": "501 NotImplemented when the request has a condition",
+    "ignore_condition": "conditions are ignored",
+    "check_then_act": "creates look first and write later, so that two may win",
+    "half": "the answer's body breaks off in the middle",
+}
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests of `method` whose key begins with `prefix`."""
+
+    kind: str  # one of `KINDS`
+    method: str = "PUT"
+    prefix: str = ""
+    times: int = 1 << 30
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.kind in KINDS, f"{self.kind} is none of {sorted(KINDS)}"
+
+
+@dataclass
+class S3Front:
+    """The server's state; the HTTP part lives in a thread of its own."""
+
+    store: MemoryStore | DirectoryStore = field(default_factory=lambda: MemoryStore(clock=time.time))
+    buckets: set[str] = field(default_factory=lambda: {"bucket"})
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)  # (method, bucket/key), as they came
+    page: int = 1000  # keys of a listing's page, at most
+    url: str = ""
+    _late: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        return app
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        path = unquote(request.rel_url.raw_path.lstrip("/"))
+        bucket, _, key = path.partition("/")
+        self.requests.append((request.method, path))
+        if bucket not in self.buckets:
+            return _error(404, "NoSuchBucket")
+        body = await request.read()
+        fault = self._fault(request.method, key)
+        match fault.kind if fault else "":
+            case "slow_down":
+                return _error(503, "SlowDown")
+            case "conflict":
+                return _error(409, "ConditionalRequestConflict")
+            case "broken":
+                return _error(500, "InternalError")
+            case "denied":
+                return _error(403, "AccessDenied")
+            case "cut":
+                return _cut(request)
+            case "unsupported" if _conditions(request):
+                return _error(501, "NotImplemented")
+            case "late":
+                self._do_later(request, bucket, key, body, fault)
+                return _cut(request)
+            case "delay":
+                assert fault is not None
+                await asyncio.sleep(fault.seconds)
+        answer = await self._answer(request, bucket, key, body, fault)
+        match fault.kind if fault else "":
+            case "broken_after":
+                return _error(500, "InternalError")
+            case "cut_after":
+                return _cut(request)
+            case "half":
+                return await _half(request, answer)
+        return answer
+
+    def _fault(self, method: str, key: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.times > 0 and fault.method == method and key.startswith(fault.prefix):
+                fault.times -= 1
+                return fault
+        return None
+
+    def _do_later(
+        self, request: web.Request, bucket: str, key: str, body: bytes, fault: Fault | None
+    ) -> None:
+        assert fault is not None
+        seconds = fault.seconds
+
+        async def act() -> None:
+            await asyncio.sleep(seconds)
+            await self._answer(request, bucket, key, body, None)
+
+        task = asyncio.create_task(act())
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+    async def _answer(
+        self, request: web.Request, bucket: str, key: str, body: bytes, fault: Fault | None
+    ) -> web.Response:
+        if not key:
+            return await self._list(
+                bucket, parse_qs(request.rel_url.raw_query_string, keep_blank_values=True)
+            )
+        full = f"{bucket}/{key}"
+        match request.method:
+            case "PUT":
+                return await self._put(request, full, body, fault.kind if fault else "")
+            case "GET":
+                return await self._get(full)
+            case "HEAD":
+                return await self._head(full)
+            case "DELETE":
+                return await self._delete(request, full, fault.kind if fault else "")
+        return _error(405, "MethodNotAllowed")
+
+    async def _put(self, request: web.Request, full: str, body: bytes, fault: str) -> web.Response:
+        metadata = {
+            name.lower().removeprefix("x-amz-meta-"): value
+            for name, value in request.headers.items()
+            if name.lower().startswith("x-amz-meta-")
+        }
+        metadata["content-md5"] = tag = md5(body, usedforsecurity=False).hexdigest()
+        conditional = request.headers.get("If-None-Match") == "*" and fault != "ignore_condition"
+        if conditional and fault != "check_then_act":
+            if not await self.store.create(full, body, metadata=metadata):
+                return _error(412, "PreconditionFailed")
+            return web.Response(headers={"ETag": f'"{tag}"'})
+        if conditional:
+            taken = await self.store.head(full)
+            await asyncio.sleep(0.02)
+            if taken is not None:
+                return _error(412, "PreconditionFailed")
+        # A plain PUT in our stores keeps no metadata, so it is a delete and a create here.
+        while not await self.store.create(full, body, metadata=metadata):
+            await self.store.delete(full)
+        return web.Response(headers={"ETag": f'"{tag}"'})
+
+    async def _get(self, full: str) -> web.Response:
+        try:
+            found = await self.store.get(full)
+        except NotFound:
+            return _error(404, "NoSuchKey")
+        return web.Response(body=found.body, headers=_headers(found.info.metadata, found.info.modified))
+
+    async def _head(self, full: str) -> web.Response:
+        info = await self.store.head(full)
+        if info is None:
+            return web.Response(status=404)
+        headers = {**_headers(info.metadata, info.modified), "Content-Length": str(info.size)}
+        return web.Response(headers=headers)
+
+    async def _delete(self, request: web.Request, full: str, fault: str) -> web.Response:
+        wanted = request.headers.get("If-Match")
+        if wanted and fault != "ignore_condition":
+            info = await self.store.head(full)
+            if info is None:
+                return _error(404, "NoSuchKey")
+            if wanted.strip('"') != info.metadata["content-md5"]:
+                return _error(412, "PreconditionFailed")
+        await self.store.delete(full)
+        return web.Response(status=204)
+
+    async def _list(self, bucket: str, query: dict[str, list[str]]) -> web.Response:
+        prefix = query.get("prefix", [""])[0]
+        after = query.get("continuation-token", query.get("start-after", [""]))[0]
+        limit = min(self.page, int(query.get("max-keys", ["1000"])[0]))
+        found: list[Info] = []
+        more = False
+        async for info in self.store.list(f"{bucket}/{prefix}", start_after=f"{bucket}/{after}"):
+            if len(found) == limit:
+                more = True
+                break
+            found.append(info)
+        entries, last = [], ""
+        for info in found:
+            whole = await self.store.head(info.key)
+            last = info.key.removeprefix(f"{bucket}/")
+            if whole is None:
+                continue
+            entries.append(
+                f"<Contents><Key>{escape(quote(last))}</Key><Size>{info.size}</Size>"
+                f"<ETag>&quot;{whole.metadata['content-md5']}&quot;</ETag>"
+                f"<LastModified>{_iso(info.modified)}</LastModified></Contents>"
+            )
+        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
+        return _xml(
+            f"<ListBucketResult><Name>{bucket}</Name><EncodingType>url</EncodingType>"
+            f"<KeyCount>{len(entries)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+            f"{''.join(entries)}</ListBucketResult>"
+        )
+
+
+def _conditions(request: web.Request) -> bool:
+    return "If-None-Match" in request.headers or "If-Match" in request.headers
+
+
+def _headers(metadata: object, modified: float) -> dict[str, str]:
+    assert isinstance(metadata, dict)
+    own = {f"x-amz-meta-{name}": value for name, value in metadata.items() if name != "content-md5"}
+    date = datetime.fromtimestamp(modified, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    return {**own, "ETag": f'"{metadata["content-md5"]}"', "Last-Modified": date}
+
+
+def _iso(modified: float) -> str:
+    return datetime.fromtimestamp(modified, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def _xml(text: str, status: int = 200) -> web.Response:
+    document = f'<?xml version="1.0" encoding="UTF-8"?>{text}'
+    return web.Response(text=document, status=status, content_type="application/xml")
+
+
+def _error(status: int, code: str) -> web.Response:
+    return _xml(f"<Error><Code>{code}</Code><Message>on demand</Message></Error>", status)
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+async def _half(request: web.Request, answer: web.Response) -> web.StreamResponse:
+    body = answer.body if isinstance(answer.body, bytes) else b""
+    part = web.StreamResponse(headers={**answer.headers, "Content-Length": str(len(body))})
+    await part.prepare(request)
+    await part.write(body[: len(body) // 2])
+    return _cut(request)
+
+
+@contextmanager
+def running(front: S3Front, port: int = 0) -> Iterator[S3Front]:
+    """Serve on loopback in a thread until the block ends; `front.url` says where."""
+    started: Future[str] = Future()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        runner = web.AppRunner(front.app(), access_log=None, handler_cancellation=False)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=0.1)
+        await site.start()
+        host, bound = runner.addresses[0][:2]
+        started.set_result(f"http://{host}:{bound}")
+        await stop.wait()
+        await runner.cleanup()
+        await front.store.close()
+
+    def main() -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(serve())
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            raise
+
+    thread = threading.Thread(target=main, name="s3-front", daemon=True)
+    thread.start()
+    front.url = started.result(timeout=10)
+    try:
+        yield front
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(timeout=10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", type=Path, help="keep objects in this directory, else in memory")
+    parser.add_argument("--port", type=int, default=9000, help="0 for any free one")
+    parser.add_argument("--bucket", default="bucket")
+    options = parser.parse_args()
+    if options.root:
+        options.root.mkdir(parents=True, exist_ok=True)
+    store = DirectoryStore(options.root) if options.root else MemoryStore(clock=time.time)
+    with running(S3Front(store, {options.bucket}), options.port) as front:
+        print(front.url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
