@@ -1,0 +1,186 @@
+"""One call of a real module for the rows of many images: stacked, run, cut up again.
+
+Here the device's troubles end: memory that runs out halves the rows and is remembered, a row
+that raises is looked for by halving the group, and numbers that are not finite are drawn again
+in float32. What comes out is one answer or one failure for each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from consumer import faults, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from consumer.stand_in import Call
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why one call has no answer."""
+
+    code: str
+    message: str
+    retry: bool
+
+
+@dataclass
+class Counters:
+    """What the device did, exactly; only ever grows."""
+
+    calls: int = 0  # of any module
+    unet_calls: int = 0
+    useful_rows: int = 0  # UNet rows that belong to an image
+    slots: int = 0  # UNet rows that those calls had room for
+    text_calls: int = 0
+    text_rows: int = 0
+    encode_calls: int = 0
+    encode_rows: int = 0
+    decode_calls: int = 0
+    decode_rows: int = 0
+    splits: int = 0  # groups cut in two after an error
+    idle_steps: int = 0  # `step` found nothing to do
+    device_seconds: float = 0.0  # inside device calls
+
+    @property
+    def slot_efficiency(self) -> float:
+        """Share of the UNet's rows that were of use."""
+        return self.useful_rows / self.slots if self.slots else 1.0
+
+
+@dataclass
+class DeviceCaller:
+    """Runs groups of calls that can be stacked."""
+
+    max_rows: int
+    exact: bool
+    clock: Callable[[], float]
+    counters: Counters = field(default_factory=Counters)
+    safe_rows: dict[Hashable, int] = field(default_factory=dict)  # learned when memory ran out
+
+    def limit(self, kind: str, key: Hashable) -> int:
+        """Rows that a call of this key may have."""
+        return min(self._full(kind), self.safe_rows.get(key, self.max_rows))
+
+    def run(self, calls: Sequence[Call], key: Hashable) -> list[tuple[Call, Any | Failure]]:
+        """Answer every call of a group.
+
+        Args:
+            key: of the group, LoRAs included; safe sizes are remembered under it.
+
+        Raises:
+            StickyDeviceError: the device is lost.
+        """
+        waiting: list[list[Call]] = [list(calls)]
+        done: list[tuple[Call, Any | Failure]] = []
+        while waiting:
+            group = waiting.pop()
+            answers, trouble = self._attempt(group, key)
+            # Here, outside `except`, no traceback holds the tensors of the failed attempt.
+            if trouble is None:
+                done += zip(group, answers or (), strict=True)
+                continue
+            if trouble.code == "out_of_memory":
+                faults.free_memory()
+                if self._fewer(group, key):
+                    waiting.append(group)
+                    continue
+            if len(group) > 1:
+                self.counters.splits += 1
+                half = len(group) // 2
+                waiting += [group[half:], group[:half]]
+            else:
+                done.append((group[0], trouble))
+        return done
+
+    def _attempt(self, group: list[Call], key: Hashable) -> tuple[list[Any] | None, Failure | None]:
+        try:
+            return self._call(group, key), None
+        except Exception as error:
+            if faults.is_sticky(error):
+                raise faults.StickyDeviceError(faults.describe(error)) from error
+            if faults.is_out_of_memory(error):
+                return None, Failure("out_of_memory", "the image does not fit this device's memory, even alone", False)
+            return None, Failure("render_error", f"the model failed: {faults.describe(error)}", True)
+
+    def _fewer(self, group: list[Call], key: Hashable) -> bool:
+        """Halve the rows of this key's calls; False when there is only one."""
+        now = min(self.limit(group[0].kind, key), sum(call.rows for call in group))
+        if now <= 1:
+            return False
+        self.safe_rows[key] = now // 2
+        self.counters.splits += 1
+        return True
+
+    def _call(self, group: list[Call], key: Hashable) -> list[Any]:
+        """Run the group's rows in pieces of at most the limit; answers in the group's order."""
+        total = sum(call.rows for call in group)
+        stacked = rows.stack([call.arguments for call in group])
+        limit = self.limit(group[0].kind, key)
+        pieces = []
+        for start in range(0, total, limit):
+            stop = min(start + limit, total)
+            part = stacked if (start, stop) == (0, total) else rows.take(stacked, start, stop)
+            pieces.append(self._piece(group[0], part, stop - start, limit))
+        answer = rows.join(pieces)
+        answers, start = [], 0
+        for call in group:
+            answers.append(rows.take(answer, start, start + call.rows))
+            start += call.rows
+        return answers
+
+    def _piece(self, like: Call, arguments: Any, count: int, limit: int) -> Any:
+        padded = rows.pad(arguments, count, limit) if self.exact else arguments
+        began = self.clock()
+        answer = getattr(like.module, like.method)(**padded)
+        self._count(like.kind, count, limit, self.clock() - began)
+        return rows.take(answer, 0, count) if self.exact else answer
+
+    def _count(self, kind: str, count: int, limit: int, seconds: float) -> None:
+        seen = self.counters
+        seen.calls += 1
+        seen.device_seconds += seconds
+        if kind == "unet":
+            seen.unet_calls += 1
+            seen.useful_rows += count
+            seen.slots += limit
+        elif kind == "text":
+            seen.text_calls += 1
+            seen.text_rows += count
+        elif kind == "encode":
+            seen.encode_calls += 1
+            seen.encode_rows += count
+        else:
+            seen.decode_calls += 1
+            seen.decode_rows += count
+
+    def _full(self, kind: str) -> int:
+        """Rows of a call at most. In exact mode every call of a kind has just as many."""
+        return 1 if self.exact and kind != "unet" else self.max_rows
+
+
+def decode_in_float32(call: Call) -> Any | None:
+    """Decode one call's latents again with the VAE in float32; None when that is no better."""
+    module = call.module
+    before = next(module.parameters()).dtype
+    if before == torch.float32:
+        return None
+    try:
+        module.to(torch.float32)
+        answer = getattr(module, call.method)(
+            **{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in call.arguments.items()}
+        )
+    finally:
+        module.to(before)
+    return answer if is_finite(answer) else None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether every number in an answer is one."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in rows.tensors_in(value))

@@ -1,0 +1,122 @@
+"""Where models run and how: device, precision, memory layout, attention kernels, offload."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from schemas.errors import DreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class BadDevice(DreamError):
+    """A device setting that this machine cannot honour; the message says why and what can be had."""
+
+
+def devices(wanted: str = "auto") -> list[str]:
+    """The devices that a setting means.
+
+    Args:
+        wanted: "auto" (the first GPU, else the CPU), "all" (every GPU, else the CPU), "cpu",
+            "cuda", "cuda:1", or several separated by commas.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "all":
+        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+    if wanted == "auto":
+        return ["cuda:0"] if count else ["cpu"]
+    chosen = [part.strip() for part in wanted.split(",") if part.strip()]
+    for i, name in enumerate(chosen):
+        if name == "cuda":
+            chosen[i] = name = "cuda:0"
+        known = name == "cpu" or name in {f"cuda:{k}" for k in range(count)}
+        if not known:
+            have = ", ".join(["cpu", *(f"cuda:{k}" for k in range(count))])
+            raise BadDevice(f"no device {name!r} here; there are {have}")
+    if not chosen:
+        raise BadDevice("no device named; say auto, all, cpu, or cuda:0")
+    return chosen
+
+
+def pick_dtype(device: str, wanted: str = "") -> torch.dtype:
+    """The precision: as set, else float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+    if wanted and wanted != "auto":
+        name = _SHORT.get(wanted, wanted)
+        if name not in DTYPES:
+            raise BadDevice(f"no precision {wanted!r}; known are {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(torch.device(device))[0] >= 8 else torch.float16
+
+
+def describe_device(device: str) -> str:
+    """For logs and results, such as "cuda:0 NVIDIA H100"."""
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device
+
+
+def set_attention(unet: Any, vae: Any, wanted: str) -> str:
+    """Choose the attention kernels of a UNet and VAE, and make sure that they really changed.
+
+    `set_attention_backend` leaves Stable Diffusion's UNets as they are, without a word; the
+    older processor interface does change them.
+
+    Args:
+        wanted: "auto" (torch's own scaled_dot_product_attention), "sdpa" or "xformers".
+
+    Returns:
+        What is in use: "sdpa" or "xformers".
+    """
+    from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+
+    if wanted in ("auto", "sdpa"):
+        for module in (unet, vae):
+            if _processors(module):
+                module.set_attn_processor(AttnProcessor2_0())
+        kind: type = AttnProcessor2_0
+    elif wanted == "xformers":
+        if importlib.util.find_spec("xformers") is None:
+            raise BadDevice("attention xformers: the package is not installed; install the extra, or say sdpa")
+        if not next(unet.parameters()).is_cuda:
+            raise BadDevice("attention xformers: it has kernels for CUDA only; on this device say sdpa")
+        try:
+            for module in (unet, vae):
+                if _processors(module):
+                    module.enable_xformers_memory_efficient_attention()
+        except Exception as error:
+            raise BadDevice(f"attention xformers: it cannot run here ({error}); say sdpa") from error
+        kind = XFormersAttnProcessor
+    else:
+        raise BadDevice(f"no attention {wanted!r}; known are auto, sdpa, xformers")
+    wrong = {type(p).__name__ for p in _processors(unet).values() if not isinstance(p, kind)}
+    if wrong:
+        raise BadDevice(f"attention {wanted}: the UNet still uses {', '.join(sorted(wrong))}")
+    return "xformers" if wanted == "xformers" else "sdpa"
+
+
+def place(modules: Sequence[nn.Module], device: str, *, offload: bool) -> None:
+    """Move modules to the device; with offload, each only while it runs (one after the other)."""
+    if not offload:
+        for module in modules:
+            module.to(device)
+        return
+    if not device.startswith("cuda"):
+        raise BadDevice("CPU offload needs a GPU to offload from")
+    from accelerate import cpu_offload_with_hook
+
+    hook = None
+    for module in modules:
+        _, hook = cpu_offload_with_hook(module, device, prev_module_hook=hook)
+
+
+def _processors(module: Any) -> dict[str, Any]:
+    return getattr(module, "attn_processors", {}) or {}

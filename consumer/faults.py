@@ -1,0 +1,63 @@
+"""What went wrong on the device, and who has to pay for it.
+
+Memory that ran out is cured by fewer rows; a *sticky* error is cured only by a new process,
+because CUDA answers every later call with it; anything else belongs to a row of the call.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from schemas.errors import DreamError
+
+_MEMORY = (
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "can't allocate memory",
+)
+_STICKY = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal address",
+    "illegal instruction",
+    "misaligned address",
+    "unspecified launch failure",
+    "uncorrectable ecc",
+    "invalid program counter",
+    "cuda error: launch",
+    "device lost",
+)
+
+
+class StickyDeviceError(DreamError):
+    """The device's context is lost: this process must end, and a new one can go on."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether fewer rows could help."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY)
+
+
+def is_sticky(error: BaseException) -> bool:
+    """Whether every later call on the device will fail too."""
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return any(text in str(error).lower() for text in _STICKY)
+
+
+def describe(error: BaseException) -> str:
+    """One line, with the kind of error where the text alone would be cryptic."""
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def free_memory() -> None:
+    """Give freed tensors back to the device. Call it outside `except`: a traceback holds tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

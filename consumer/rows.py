@@ -1,0 +1,100 @@
+"""Stacking the arguments of several calls into rows, and handing each call its rows back.
+
+A *row* is one index of the first dimension: one latent, one picture, one prompt. Everything
+here walks nested dicts, lists, tuples and model outputs; only tensors are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor inside an argument or an answer."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_in(part)
+    elif hasattr(value, "parameters") and isinstance(value.parameters, torch.Tensor):
+        yield value.parameters
+
+
+def row_count(arguments: Mapping[str, Any]) -> int:
+    """Rows of a call: the first dimension of its first tensor."""
+    return int(next(tensors_in(arguments)).shape[0])
+
+
+def signature(value: Any) -> Hashable:
+    """What must be equal for two calls to be stacked: everything but the numbers and the row count."""
+    if isinstance(value, torch.Tensor):
+        return ("tensor", tuple(value.shape[1:]), value.dtype, value.device)
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((name, signature(part)) for name, part in sorted(value.items()))
+    if isinstance(value, tuple | list):
+        return (type(value), *(signature(part) for part in value))
+    return ("only", id(value))  # something unknown: shared with nobody
+
+
+def stack(arguments: Sequence[Any]) -> Any:
+    """Join the same argument of several calls along the rows."""
+    first = arguments[0]
+    if isinstance(first, torch.Tensor):
+        return first if len(arguments) == 1 else torch.cat(list(arguments))
+    if isinstance(first, Mapping):
+        return {name: stack([each[name] for each in arguments]) for name in first}
+    if isinstance(first, tuple | list):
+        return type(first)(stack(parts) for parts in zip(*arguments, strict=True))
+    return first
+
+
+def take(value: Any, start: int, stop: int) -> Any:
+    """Rows start to stop of an argument or an answer, in the same structure."""
+    if isinstance(value, torch.Tensor):
+        return value[start:stop]
+    if isinstance(value, Mapping):
+        parts = {name: take(part, start, stop) for name, part in value.items()}
+        return parts if type(value) is dict else type(value)(**parts)
+    if isinstance(value, tuple | list):
+        return type(value)(take(part, start, stop) for part in value)
+    if hasattr(value, "parameters") and isinstance(value.parameters, torch.Tensor):
+        return type(value)(value.parameters[start:stop])  # a Gaussian over latents
+    return value
+
+
+def join(answers: Sequence[Any]) -> Any:
+    """Put the answers of one call's pieces back together."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    if isinstance(first, torch.Tensor):
+        return torch.cat(list(answers))
+    if isinstance(first, Mapping):
+        parts = {name: join([answer[name] for answer in answers]) for name in first}
+        return parts if type(first) is dict else type(first)(**parts)
+    if isinstance(first, tuple | list):
+        return type(first)(join(parts) for parts in zip(*answers, strict=True))
+    if hasattr(first, "parameters") and isinstance(first.parameters, torch.Tensor):
+        return type(first)(torch.cat([answer.parameters for answer in answers]))
+    return first
+
+
+def pad(arguments: Mapping[str, Any], rows: int, to: int) -> Any:
+    """Repeat the last row until there are `to` rows."""
+    if rows >= to:
+        return arguments
+    filler = take(arguments, rows - 1, rows)
+    return stack([arguments, *[filler] * (to - rows)])

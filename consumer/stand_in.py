@@ -1,0 +1,140 @@
+"""What stands for the UNet, the VAE and the text encoders inside a pipeline.
+
+A pipeline runs in a greenlet. When it calls its UNet, it calls a *stand-in*: the call becomes a
+`Call`, the greenlet pauses, and the engine gets the call. Later the engine resumes the greenlet
+with the answer. The pipeline notices nothing: in everything else (`config`, `dtype`, `device`,
+`isinstance`) the stand-in answers as the real module does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from greenlet import getcurrent
+
+from consumer.rows import row_count, signature, tensors_in
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from torch import nn
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One paused call of a real module's method: what the engine stacks with others."""
+
+    kind: str  # text | encode | unet | decode
+    module: nn.Module
+    method: str  # "__call__", "encode" or "decode"
+    arguments: dict[str, Any]  # by parameter name
+    rows: int  # along the first dimension
+    key: Hashable  # calls with equal keys can be stacked
+    ticket: int = 0  # order of arrival, set by the engine
+
+
+class StandIn:
+    """Answers as the real module does, except that calls go through the engine."""
+
+    def __init__(self, module: nn.Module, memory: Embeddings | None = None) -> None:
+        """Stand for `module`; a text encoder's answers are looked up in `memory` first."""
+        object.__setattr__(self, "_module", module)
+        object.__setattr__(self, "_memory", memory)
+
+    @property
+    def __class__(self) -> type:  # pipelines ask isinstance(self.unet, nn.Module)
+        return type(self._module)
+
+    def __getattr__(self, name: str) -> Any:
+        module = self._module
+        if name == "text_model" and not hasattr(module, "text_model"):
+            return module  # transformers 5 took this level away; diffusers' clip_skip asks for it
+        return getattr(module, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._ask("unet" if self._memory is None else "text", "__call__", args, kwargs)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        return self._ask("encode", "encode", args, kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        return self._ask("decode", "decode", args, kwargs)
+
+    def to(self, *_args: Any, **_kwargs: Any) -> StandIn:
+        """Stay: many images share the real module, so no single pipeline may move or cast it."""
+        return self
+
+    def _ask(self, kind: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self._module
+        engine = getcurrent().parent
+        if engine is None:  # not inside the engine: behave as the module itself
+            return getattr(module, method)(*args, **kwargs)
+        arguments = _named(module, method, args, kwargs)
+        if kind in ("encode", "decode"):
+            arguments.pop("generator", None)  # AutoencoderKL takes it for symmetry and ignores it
+            arguments = {name: _cast(value, module) for name, value in arguments.items()}
+        if kind == "unet":
+            arguments["timestep"] = _one_per_row(arguments["timestep"], arguments["sample"])
+        key = (id(module), method, signature(arguments))
+        return engine.switch(Call(kind, module, method, arguments, row_count(arguments), key))
+
+
+class Embeddings:
+    """What text encoders answered lately, so that a repeated prompt is not encoded again."""
+
+    def __init__(self, max_bytes: int = 64 << 20) -> None:
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+
+    def get(self, key: Hashable) -> Any | None:
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def put(self, key: Hashable, answer: Any) -> None:
+        size = sum(t.numel() * t.element_size() for t in tensors_in(answer))
+        if key in self._kept or size > self._max_bytes:
+            return
+        self._kept[key] = (answer, size)
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            _, (_, freed) = self._kept.popitem(last=False)
+            self._bytes -= freed
+
+    def forget(self) -> None:
+        """Drop everything: after a model left, its module's identity may be given anew."""
+        self._kept.clear()
+        self._bytes = 0
+
+
+def words_of(call: Call) -> bytes:
+    """A text call's token numbers, as bytes: equal words, equal bytes."""
+    ids = call.arguments["input_ids"]
+    mask = call.arguments.get("attention_mask")
+    parts = [ids] if mask is None else [ids, mask]
+    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+
+
+def _named(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    target = type(module).forward if method == "__call__" else getattr(type(module), method)
+    names = list(inspect.signature(target).parameters)[1:]  # without self
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _cast(value: Any, module: nn.Module) -> Any:
+    """Bring pictures and latents to the VAE's own precision: it may run in float32 beside a half UNet."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.to(next(module.parameters()).dtype)
+    return value
+
+
+def _one_per_row(timestep: Any, sample: torch.Tensor) -> torch.Tensor:
+    """Give each row its own timestep: (rows,) float32, which is what the UNet makes of it anyway."""
+    steps = torch.as_tensor(timestep, device=sample.device).to(torch.float32)
+    return steps.reshape(-1).expand(sample.shape[0])
