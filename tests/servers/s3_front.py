@@ -282,9 +282,9 @@ def running(front: S3Front, port: int = 0) -> Iterator[S3Front]:
     stop = asyncio.Event()
 
     async def serve() -> None:
-        runner = web.AppRunner(front.app(), access_log=None, handler_cancellation=False)
+        runner = web.AppRunner(front.app(), access_log=None, handler_cancellation=False, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=0.1)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         host, bound = runner.addresses[0][:2]
         started.set_result(f"http://{host}:{bound}")

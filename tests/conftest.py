@@ -1,0 +1,60 @@
+"""Stores for every test: `store` is each kind in turn; `s3_front` is a server that can misbehave.
+
+Tests that use the asynchronous fixtures are marked `anyio`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from infra.place import OpenableStore, open_store
+from tests.servers.s3_front import S3Front, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+
+def pretend_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Point the AWS libraries at a server on loopback, and hide the user's own settings from them."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Asynchronous tests run on asyncio, as the program does."""
+    return "asyncio"
+
+
+@pytest.fixture
+def s3_front(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Front]:
+    """A running S3 server with one bucket, `s3://bucket`, that the AWS variables point to."""
+    with running(S3Front()) as front:
+        pretend_credentials(monkeypatch, front.url)
+        yield front
+
+
+@pytest.fixture(params=["memory", "directory", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh store's URL, of each kind in turn (the memory store is private to its opener)."""
+    if request.param == "s3":
+        request.getfixturevalue("s3_front")
+        return "s3://bucket/some/prefix"
+    return "memory://" if request.param == "memory" else str(tmp_path / "store")
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[OpenableStore]:
+    """A fresh, open store, of each kind in turn."""
+    async with open_store(store_url) as opened:
+        yield opened

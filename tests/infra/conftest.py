@@ -1,0 +1,64 @@
+"""The stores' own tests add a second S3 server, so that no server's quirk becomes our protocol."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import pretend_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def moto_url() -> Iterator[str]:
+    """A moto server in a process of its own, started once."""
+    pytest.importorskip("moto.server", reason="moto's server is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until_open(server, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def _wait_until_open(server: subprocess.Popen[bytes], port: int) -> None:
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.wait(timeout=0.1)
+        else:
+            return
+    pytest.fail("moto's server did not start within 30 s")
+
+
+@pytest.fixture(params=["memory", "directory", "s3", "moto"])
+def store_url(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A fresh store's URL, of each kind in turn."""
+    if request.param == "moto":
+        endpoint = request.getfixturevalue("moto_url")
+        pretend_credentials(monkeypatch, endpoint)
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-bucket", method="PUT")).close()
+        yield "s3://moto-bucket"
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
+    elif request.param == "s3":
+        request.getfixturevalue("s3_front")
+        yield "s3://bucket/some/prefix"
+    else:
+        yield "memory://" if request.param == "memory" else str(tmp_path / "store")
