@@ -9,6 +9,7 @@ at the next step; nothing ever waits for company.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -41,7 +42,6 @@ class Image:
     began: float | None = None  # by the engine's clock, at its first device call
     calls: int = 0  # device calls it took part in
     unet_calls: int = 0
-    trouble: Failure | None = None
 
     @property
     def name(self) -> tuple[str, int]:
@@ -106,8 +106,9 @@ class Engine:
         for group in list(self._waiting):
             kept = deque(entry for entry in self._waiting[group] if entry[1].request != request)
             self._keep(group, kept)
-        for image in [image for image in self._images if image.task.request == request]:
-            self._end(image)
+        with torch.inference_mode():  # pipelines that unwind set the grad mode back to what they found
+            for image in [image for image in self._images if image.task.request == request]:
+                self._end(image)
 
     def step(self) -> bool:
         """Do one device call; False when there is nothing to do.
@@ -318,7 +319,8 @@ class Engine:
             self._images.remove(image)
         image.waits = None
         if not image.thread.dead:
-            image.thread.throw()
+            with contextlib.suppress(Exception):  # whatever a pipeline says on its way out, it is over
+                image.thread.throw()
 
     def _tell(self) -> None:
         now = self._clock()

@@ -102,12 +102,10 @@ def resolve(name: str) -> SchedulerChoice:
     found = _INDEX.get(_plain(name))
     if found is None:
         near = difflib.get_close_matches(_plain(name), _INDEX, n=1, cutoff=0.5)
-        hint = f"; did you mean {_INDEX[near[0]]!r}?" if near else ""
+        hint = f" (did you mean {_INDEX[near[0]]!r}?)" if near else ""
         raise Rejected(
             "unknown_scheduler",
-            f"no scheduler named {name!r}{hint} Known are {', '.join(names())}, and their diffusers class names"
-            if hint
-            else f"no scheduler named {name!r}; known are {', '.join(names())}, and their diffusers class names",
+            f"no scheduler named {name!r}{hint}; known are {', '.join(names())}, and their diffusers class names",
             field="scheduler",
         )
     class_name, overrides = _SCHEDULERS[found]

@@ -8,6 +8,7 @@ with the answer. The pipeline notices nothing: in everything else (`config`, `dt
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -122,9 +123,14 @@ def words_of(call: Call) -> bytes:
 
 
 def _named(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    target = type(module).forward if method == "__call__" else getattr(type(module), method)
-    names = list(inspect.signature(target).parameters)[1:]  # without self
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its parameters' names
+    return {**dict(zip(_parameters(kind, method), args, strict=False)), **kwargs}
+
+
+@functools.cache
+def _parameters(kind: type, method: str) -> tuple[str, ...]:
+    target = kind.forward if method == "__call__" else getattr(kind, method)
+    return tuple(inspect.signature(target).parameters)[1:]  # without self
 
 
 def _cast(value: Any, module: nn.Module) -> Any:

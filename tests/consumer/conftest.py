@@ -8,7 +8,7 @@ import pytest
 
 from consumer.cards import Cards
 from consumer.model_registry import ModelRegistry
-from consumer.tasks import ImageTask, RawPicture
+from consumer.tasks import Drawn, ImageTask, RawPicture, Undrawable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ def registry(tiny_folder: Path) -> ModelRegistry:
     return ModelRegistry(Cards.of([f"tiny={tiny_folder}"]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def task() -> Callable[..., ImageTask]:
     """Make a task; every field has a default, pictures included."""
 
@@ -124,3 +124,65 @@ def _half_mask(width: int, height: int) -> RawPicture:
     """White on the right half."""
     row = bytes(0 if x < width // 2 else 255 for x in range(width))
     return RawPicture(width, height, 1, row * height)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors gain nothing from more threads, and lose much on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+class Studio:
+    """An engine, and everything that it said."""
+
+    def __init__(self, registry: ModelRegistry, **settings: Any) -> None:
+        from consumer.engine import Engine
+
+        self.said: list[Any] = []
+        self.engine = Engine(registry, emit=self.said.append, **{"max_rows": 8, **settings})
+
+    def draw(self, *tasks: ImageTask) -> dict[tuple[str, int], Any]:
+        """Submit, run until nothing is left, and return what became of each image."""
+        for task in tasks:
+            self.engine.submit(task)
+        while self.engine.step():
+            pass
+        return self.ended()
+
+    def ended(self) -> dict[tuple[str, int], Any]:
+        return {(e.request, e.index): e for e in self.said if isinstance(e, Drawn | Undrawable)}
+
+
+@pytest.fixture(scope="session")
+def studio() -> type[Studio]:
+    """Make an engine that is listened to: studio(registry, **settings)."""
+    return Studio
+
+
+@pytest.fixture(scope="session")
+def alone() -> Callable[[ModelRegistry, ImageTask], RawPicture]:
+    """Draw a task by the plain diffusers pipeline, with no engine near it."""
+
+    def draw(registry: ModelRegistry, task: ImageTask) -> RawPicture:
+        from consumer import pipelines
+
+        model = registry.get(task.model)
+        model.adapters.ensure(task.loras)
+        model.adapters.switch(task.loras)
+        return pipelines.draw(pipelines.prepare(model.plain[task.task], task, model.scheduler_config), task)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def apart() -> Callable[[RawPicture, RawPicture], int]:
+    """The greatest difference between two pictures, in grey levels."""
+    import numpy as np
+
+    def measure(one: RawPicture, other: RawPicture) -> int:
+        a, b = (np.frombuffer(p.data, np.uint8).astype(int) for p in (one, other))
+        return int(abs(a - b).max())
+
+    return measure
