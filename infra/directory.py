@@ -22,10 +22,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from infra import tree
-from infra.keys import check_prefix
-from infra.store import Info, InvalidKey, Stored
+from infra.directory_errors import translated
+from infra.keys import check_metadata, check_prefix
+from infra.store import Info, Stored
 from infra.tree import ABSENT, META, STAGING
-from schemas.errors import DreamError, NotFound, StoreUnavailable, TooLarge, Unsupported
+from schemas.errors import NotFound, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,6 @@ STAGING_AGE = 3600.0  # seconds after which a staging file belongs to a process 
 PAGE = 1000  # keys that a listing reads per visit to a thread
 THREADS = 8  # writers that wait for the disk together share its flush
 PRUNED = "claims/"  # folders below here go when they are empty: they would slow every sweep
-NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
 class DirectoryStore:
@@ -74,6 +74,7 @@ class DirectoryStore:
     async def create(
         self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
     ) -> bool:
+        check_metadata(metadata or {})
         return await self._in_thread(key, lambda: self._create(key, body, dict(metadata or {})))
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
@@ -91,13 +92,13 @@ class DirectoryStore:
         await self._in_thread(key, lambda: self._delete(key, etag))
 
     async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
-        def translated() -> T:
+        def guarded() -> T:
             try:
                 return work()
             except OSError as error:
-                raise _translated(error, key, self.root) from error
+                raise translated(error, key, self.root) from error
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, translated)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
 
     # What follows blocks, and runs in a thread.
 
@@ -121,7 +122,7 @@ class DirectoryStore:
                     before = os.fstat(fd)
                     if key.startswith(tree.INBOX) and self._is_refused(key, before):
                         raise NotFound(key)
-                    body = _read(file.read, key, before.st_size, max_bytes)
+                    body = tree.read_all(file.read, key, before.st_size, max_bytes)
                     after = os.fstat(fd)
                 if tree.etag(before) == tree.etag(after) and len(body) == after.st_size:
                     break
@@ -163,7 +164,7 @@ class DirectoryStore:
                             continue  # an empty folder was pruned under our feet
                         raise
                 if self._fsync:
-                    os.fsync(here)
+                    tree.sync_folder(here)
                 return True
         raise AssertionError("unreachable")
 
@@ -180,7 +181,7 @@ class DirectoryStore:
                             continue
                         raise
                     if self._fsync:
-                        os.fsync(here)
+                        tree.sync_folder(here)
                     break
         if old is not None:
             self._forget_metadata(_sidecar(key, tree.etag(old)))
@@ -242,7 +243,7 @@ class DirectoryStore:
         with tree.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
             fd = os.open(name, flags, 0o666, dir_fd=staging)
             try:
-                _write(fd, body)
+                tree.write_all(fd, body)
                 now = time.time_ns()
                 os.utime(fd, ns=(now, now))  # finer than the kernel's own clock tick
                 if self._fsync:
@@ -277,13 +278,13 @@ class DirectoryStore:
         with tree.folder(self.root, [META, shard], make=True, fsync=self._fsync) as here:
             fd = os.open(name, flags, 0o666, dir_fd=here)
             try:
-                _write(fd, json.dumps(metadata).encode())
+                tree.write_all(fd, json.dumps(metadata).encode())
                 if self._fsync:
                     os.fsync(fd)
             finally:
                 os.close(fd)
             if self._fsync:
-                os.fsync(here)
+                tree.sync_folder(here)
         return shard, name
 
     def _forget_metadata(self, sidecar: tuple[str, str]) -> None:
@@ -307,52 +308,3 @@ def _is_taken(name: str, here: int, key: str) -> bool:
         return True
     what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no plain file"
     raise StoreUnavailable(f"cannot write {key!r}: {what} stands in its place; move that away")
-
-
-def _read(read: Callable[[int], bytes], key: str, size: int, max_bytes: int | None) -> bytes:
-    """Read to the end, but never more than the limit, however the file grows meanwhile."""
-    if max_bytes is not None and size > max_bytes:
-        raise TooLarge(key, size, max_bytes)
-    parts: list[bytes] = []
-    total = 0
-    while part := read(1 << 20):
-        parts.append(part)
-        total += len(part)
-        if max_bytes is not None and total > max_bytes:
-            raise TooLarge(key, total, max_bytes)
-    return b"".join(parts)
-
-
-def _write(fd: int, body: bytes) -> None:
-    rest = memoryview(body)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-def _translated(error: OSError, key: str, root: Path) -> DreamError:
-    """Our error for the system's, with what to do about it."""
-    reason = error.strerror or str(error)
-    if not root.is_dir():
-        return StoreUnavailable(f"the store directory {root} is not there ; create it or mount its disk")
-    if error.errno == errno.ENAMETOOLONG:
-        return InvalidKey(f"the key {key!r} is too long for this file system; shorten it")
-    if error.errno in NO_HARD_LINKS and error.filename2 is not None:
-        return Unsupported(
-            f"the file system of {root} has no hard links ({reason}), so creates cannot be atomic there; "
-            "put the store on a local disk or NFS, or use an S3 bucket"
-        )
-    if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
-        return StoreUnavailable(
-            f"cannot write {key!r}: a file or a link stands where one of its folders should be, or a folder "
-            "in its place; move that away"
-        )
-    hints = {
-        errno.ENOSPC: "free some space on its disk",
-        errno.EDQUOT: "raise the quota, or free some space",
-        errno.EROFS: "its file system is mounted read-only",
-        errno.EACCES: f"give this user the right to read and write below {root}",
-        errno.EPERM: f"give this user the right to read and write below {root}",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    }
-    hint = hints.get(error.errno or 0, "it is tried again later")
-    return StoreUnavailable(f"the directory store failed at {key!r}: {reason}; {hint}")

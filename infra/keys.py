@@ -1,4 +1,4 @@
-"""What may be a key, and what may be the beginning of one: the same in every store.
+"""What may be a key, the beginning of one, and metadata: the same in every store.
 
 A key that passes here can be joined to a directory, signed in a URL and printed in a terminal
 without surprises: no way up, no empty segment, no control character, no half surrogate.
@@ -6,11 +6,19 @@ without surprises: no way up, no empty segment, no control character, no half su
 
 from __future__ import annotations
 
-import unicodedata
+import re
+from typing import TYPE_CHECKING
 
 from infra.store import InvalidKey
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MAX_KEY_BYTES = 1024  # S3's limit, for every store
+MAX_METADATA_BYTES = 1900  # names and values together; S3's limit of 2,048, less our nonce
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_VALUE = re.compile(r"([!-~]([ -~]*[!-~])?)?")
 
 
 def check_key(key: str) -> None:
@@ -27,6 +35,19 @@ def check_prefix(prefix: str) -> None:
     _check_segments(prefix, prefix.split("/")[:-1])
 
 
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raise `ValueError` unless an HTTP header can carry each entry unchanged."""
+    for name, value in metadata.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise ValueError(
+                f"metadata {name!r}: {value!r} does not travel: names are lower-case letters, digits and "
+                "dashes, values printable ASCII without a space at either end"
+            )
+    size = sum(len(name) + len(value) for name, value in metadata.items())
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"the metadata is {size:,} bytes; the limit is {MAX_METADATA_BYTES:,}")
+
+
 def _check_text(text: str, what: str) -> None:
     try:
         size = len(text.encode("utf-8"))
@@ -34,9 +55,9 @@ def _check_text(text: str, what: str) -> None:
         raise InvalidKey(f"the {what} {text!r} is not valid Unicode: it has half a surrogate pair") from error
     if size > MAX_KEY_BYTES:
         raise InvalidKey(f"the {what} {text[:60]!r}... is {size:,} bytes; the limit is {MAX_KEY_BYTES:,}")
-    for character in text:
-        if unicodedata.category(character) == "Cc":
-            raise InvalidKey(f"the {what} {text!r} has the control character {character!r}; rename it")
+    found = _CONTROL.search(text)
+    if found:
+        raise InvalidKey(f"the {what} {text!r} has the control character {found[0]!r}; rename it")
 
 
 def _check_segments(text: str, segments: list[str]) -> None:

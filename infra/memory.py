@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from infra.keys import check_key, check_prefix
+from infra.keys import check_key, check_metadata, check_prefix
 from infra.store import Info, Stored
 from schemas.errors import NotFound, TooLarge
 
@@ -55,6 +55,7 @@ class MemoryStore:
         self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
     ) -> bool:
         check_key(key)
+        check_metadata(metadata or {})
         if key in self._objects:
             return False
         self._write(key, body, metadata or {})

@@ -5,6 +5,7 @@ Each kind is imported when it is asked for, so that a directory needs no AWS lib
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import Path
@@ -54,6 +55,8 @@ def open_store(url: str) -> OpenableStore:
             f"{url!r} is no store: give a directory (./dreamdrop-data), file:///a/directory, "
             f"s3://bucket or s3://bucket/prefix, or memory://{_hint(scheme)}"
         )
+    if os.name != "posix":
+        raise Unsupported(f"{url!r}: a directory store needs Linux or macOS; use s3://bucket, or WSL")
     from infra.directory import DirectoryStore
 
     return DirectoryStore(_path(url) if scheme else Path(url).expanduser())

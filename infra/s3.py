@@ -8,7 +8,6 @@ Reading, listing and overwriting are repeated by the SDK as usual.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import secrets
 import time
@@ -16,14 +15,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
-from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
-from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NotConnected
+from botocore.parsers import ResponseParserError
 
-from infra.keys import MAX_KEY_BYTES, check_key, check_prefix
-from infra.s3_errors import code_of, is_aws, status_of, translated
+from infra.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
+from infra.s3_config import READ_TIMEOUT, config_for, is_on_aws, region_of
+from infra.s3_errors import code_of, status_of, translated
 from infra.store import Info, InvalidKey, Stored
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 
@@ -31,10 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 NONCE = "dreamdrop-nonce"  # metadata name
-CONNECT_TIMEOUT = 5.0  # seconds
-READ_TIMEOUT = 20.0  # seconds of silence
-POOL = 64  # connections
-FOREIGN = (ClientError, BotoCoreError, HTTPClientError, aiohttp.ClientError, OSError, TimeoutError)
+FOREIGN = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
 
 
 class S3Store:
@@ -123,6 +119,7 @@ class S3Store:
     ) -> bool:
         """See `Store.create`. The nonce of this call is in every try, so a late one meets itself."""
         full = self._full(key)
+        check_metadata(metadata or {})
         await self._connect()
         nonce = secrets.token_hex(16)
         fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **_typed(content_type)}
@@ -199,27 +196,17 @@ class S3Store:
                 return
             try:
                 session = AioSession()
-                region = session.get_config_variable("region") or "us-east-1"
-                self._on_aws = _is_on_aws(session)
-                style = _style(session, self._on_aws)
-                for name, tries in (("_client", 4), ("_once", 1)):
-                    retries = {"mode": "standard", "total_max_attempts": tries}
-                    made: Any = session.create_client(
-                        "s3", region_name=region, config=self._config(retries).merge(style)
-                    )
-                    setattr(self, name, await self._exits.enter_async_context(made))
+                self._on_aws = is_on_aws(session)
+                self._client = await self._client_of(session, tries=4)
+                self._once = await self._client_of(session, tries=1)
             except FOREIGN as error:
                 raise self._translated(error, "connect") from error
             self._ready = True
 
-    def _config(self, retries: dict[str, Any]) -> AioConfig:
-        return AioConfig(
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=self._read_timeout,
-            max_pool_connections=POOL,
-            retries=retries,
-            tcp_keepalive=True,
-        )
+    async def _client_of(self, session: AioSession, *, tries: int) -> Any:
+        config = config_for(session, tries=tries, read_timeout=self._read_timeout)
+        client: Any = session.create_client("s3", region_name=region_of(session), config=config)
+        return await self._exits.enter_async_context(client)
 
     async def _read(self, key: str, full: str, max_bytes: int | None) -> Stored:
         answer = await self._client.get_object(Bucket=self.bucket, Key=full)
@@ -266,28 +253,6 @@ class S3Store:
     def _translated(self, error: Exception, verb: str) -> StoreUnavailable:
         endpoint = self._client.meta.endpoint_url if self._client is not None else ""
         return translated(error, f"cannot {verb} in {self.url}", self.bucket, endpoint)
-
-
-def _is_on_aws(session: AioSession) -> bool:
-    """Whether no other endpoint is configured, by the SDK's own rules."""
-    if session.get_config_variable("ignore_configured_endpoint_urls"):
-        return True
-    endpoint = ConfiguredEndpointProvider(
-        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
-    ).provide()
-    return endpoint is None or is_aws(endpoint)
-
-
-def _style(session: AioSession, on_aws: bool) -> AioConfig:
-    """What other stores than AWS need, unless the user's own configuration says otherwise."""
-    if on_aws:
-        return AioConfig()
-    profile = session.get_scoped_config()
-    wishes: dict[str, Any] = {"s3": {"addressing_style": "path", **(profile.get("s3") or {})}}
-    for name in ("request_checksum_calculation", "response_checksum_validation"):
-        if not os.environ.get(f"AWS_{name.upper()}") and name not in profile:
-            wishes[name] = "when_required"
-    return AioConfig(**wishes)
 
 
 def _is_surely_unwritten(error: Exception) -> bool:

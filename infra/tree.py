@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from infra.keys import check_key
 from infra.store import InvalidKey
+from schemas.errors import TooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def _step(here: int, name: str, *, make: bool, fsync: bool) -> int:
         except FileExistsError:
             continue
         if fsync:
-            os.fsync(here)
+            sync_folder(here)
     raise OSError(errno.EAGAIN, "the folder is removed as fast as it is made", name)
 
 
@@ -118,6 +119,36 @@ def open_file(name: str, here: int) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def read_all(read: Callable[[int], bytes], key: str, size: int, max_bytes: int | None) -> bytes:
+    """Read to the end, but never more than the limit, however the file grows meanwhile."""
+    if max_bytes is not None and size > max_bytes:
+        raise TooLarge(key, size, max_bytes)
+    parts: list[bytes] = []
+    total = 0
+    while part := read(1 << 20):
+        parts.append(part)
+        total += len(part)
+        if max_bytes is not None and total > max_bytes:
+            raise TooLarge(key, total, max_bytes)
+    return b"".join(parts)
+
+
+def write_all(fd: int, body: bytes) -> None:
+    """Write every byte, however few the system takes at once."""
+    rest = memoryview(body)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def sync_folder(fd: int) -> None:
+    """Make the names in a folder durable, where its file system can."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
 
 
 def is_foreign_link(facts: os.stat_result, root: Path) -> bool:

@@ -1,0 +1,56 @@
+"""How to talk to a bucket: the SDK's own settings, and what stores other than AWS need besides."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from aiobotocore.config import AioConfig
+from botocore.configprovider import ConfiguredEndpointProvider
+
+from infra.s3_errors import is_aws
+
+if TYPE_CHECKING:
+    from aiobotocore.session import AioSession
+
+DEFAULT_REGION = "us-east-1"  # for servers that have none; AWS says itself where a bucket is
+CONNECT_TIMEOUT = 5.0  # seconds
+READ_TIMEOUT = 20.0  # seconds of silence
+POOL = 64  # connections
+_CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+
+
+def region_of(session: AioSession) -> str:
+    return str(session.get_config_variable("region") or DEFAULT_REGION)
+
+
+def is_on_aws(session: AioSession) -> bool:
+    """Whether no endpoint but Amazon's is configured, by the SDK's own rules."""
+    if session.get_config_variable("ignore_configured_endpoint_urls"):
+        return True
+    endpoint = ConfiguredEndpointProvider(
+        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
+    ).provide()
+    return endpoint is None or is_aws(endpoint)
+
+
+def config_for(session: AioSession, *, tries: int, read_timeout: float) -> AioConfig:
+    """Settings of one client, which sends a request at most `tries` times.
+
+    Off AWS: path-style addresses, and the older checksums only, unless the user's environment or
+    profile says otherwise.
+    """
+    wishes: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT,
+        "read_timeout": read_timeout,
+        "max_pool_connections": POOL,
+        "retries": {"mode": "standard", "total_max_attempts": tries},
+        "tcp_keepalive": True,
+    }
+    if not is_on_aws(session):
+        profile = session.get_scoped_config()
+        wishes["s3"] = {"addressing_style": "path", **(profile.get("s3") or {})}
+        for name in _CHECKSUMS:
+            if not os.environ.get(f"AWS_{name.upper()}") and name not in profile:
+                wishes[name] = "when_required"
+    return AioConfig(**wishes)
