@@ -1,0 +1,92 @@
+"""What is in the store, for people: requests that wait, run and ended; models; workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from producer.lookup import ALIVE, read_progress, read_result
+from schemas.errors import NotFound
+from schemas.layout import CLAIMS, COMMIT, MODELS, REQUESTS, RESULTS, WORKERS, is_request, parse_claim, request_id
+
+if TYPE_CHECKING:
+    from infra.store import Store
+    from schemas.result import Progress, Result
+
+LATEST = 20  # results that an overview reads
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A store at a glance."""
+
+    queued: tuple[str, ...]  # ids, oldest first
+    processing: dict[str, Progress | None]
+    over: int  # results
+    latest: tuple[Result, ...]  # the newest of them, newest first
+    workers: int  # that said lately that they live
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A model that a request may name, and who said so."""
+
+    name: str
+    workers: int  # live ones that announce it
+    versions: tuple[str, ...]  # those that lie in the store
+
+
+async def overview(store: Store) -> Overview:
+    requests = [info async for info in store.list(REQUESTS) if is_request(info.key)]
+    claimed = {found[0] async for info in store.list(CLAIMS) if (found := parse_claim(info.key))}
+    commits = [info async for info in store.list(RESULTS) if info.key.endswith(f"/{COMMIT}")]
+    ended = {_committed(info.key) for info in commits}
+    queued = [request_id(i.key) for i in sorted(requests, key=lambda i: (i.modified, i.key))]
+    processing = sorted(claimed - ended)
+    newest = sorted(commits, key=lambda i: (-i.modified, i.key))[:LATEST]
+    latest = [await read_result(store, _committed(info.key)) for info in newest]
+    return Overview(
+        queued=tuple(id for id in queued if id not in claimed and id not in ended),
+        processing={id: await read_progress(store, id) for id in processing[:LATEST]}
+        | dict.fromkeys(processing[LATEST:]),
+        over=len(commits),
+        latest=tuple(result for result in latest if result is not None),
+        workers=len(await heartbeats(store)),
+    )
+
+
+def _committed(key: str) -> str:
+    return key[len(RESULTS) : -len(COMMIT) - 1]
+
+
+async def heartbeats(store: Store) -> list[dict[str, Any]]:
+    """What the workers say that have said something lately (by the store's clock)."""
+    now = time.time()
+    found = []
+    async for info in store.list(WORKERS):
+        if now - info.modified > ALIVE:
+            continue
+        said: object = {}
+        with contextlib.suppress(NotFound, ValueError):
+            said = json.loads((await store.get(info.key)).body)
+        found.append(said if isinstance(said, dict) else {})
+    return found
+
+
+async def models(store: Store) -> list[ModelName]:
+    """The models that live workers announce, and those that lie in the store."""
+    announced: dict[str, int] = {}
+    for said in await heartbeats(store):
+        names = said.get("models")
+        for name in {n for n in names if isinstance(n, str)} if isinstance(names, list) else ():
+            announced[name] = announced.get(name, 0) + 1
+    stored: dict[str, set[str]] = {}
+    async for info in store.list(MODELS):
+        name, _, rest = info.key.removeprefix(MODELS).partition("/")
+        if "/" in rest:
+            stored.setdefault(name, set()).add(rest.partition("/")[0])
+    names = sorted(announced.keys() | stored.keys())
+    return [ModelName(name, announced.get(name, 0), tuple(sorted(stored.get(name, ())))) for name in names]

@@ -1,0 +1,277 @@
+"""Submit, wait, fetch: the client's one core, asynchronous.
+
+A client talks to the store and to nobody else: it creates a request object, and reads what
+workers write. So it needs no server to be up; what is submitted now is drawn when a worker comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from infra.place import open_store
+from producer import catalogue, collect, lookup
+from producer.errors import Conflict, StillWorking, UnknownRequest
+from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
+from producer.waiting import Waiting
+from schemas.errors import NotFound
+from schemas.layout import CLAIMS, REQUESTS, fingerprint, is_batch, parse_claim, request_id, result_key
+from schemas.limits import Limits
+from schemas.manifest import DEFAULT_LIMITS
+from schemas.result import Failure, Frozen, Result
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncGenerator, Iterable
+
+    from PIL.Image import Image
+
+    from infra.place import OpenableStore
+    from infra.store import Store
+
+TRIES = 5  # an id's request object is taken by a worker between two looks; more often is no accident
+
+
+class AsyncClient:
+    """A client of one store.
+
+        async with AsyncClient("./dreamdrop-data") as dream:
+            ticket = await dream.submit({"prompt": "a red circle"})
+            result = await dream.wait(ticket)
+
+    Every verb raises `StoreUnavailable` when the store does not answer.
+
+    Args:
+        store: a directory, `s3://bucket[/prefix]`, or an open `Store`.
+        limits: what the store's workers allow; requests are checked against it before they are sent.
+    """
+
+    def __init__(self, store: str | os.PathLike[str] | Store, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._own: OpenableStore | None = None  # a store that we opened, and close
+        if isinstance(store, str) or hasattr(store, "__fspath__"):
+            self._own = open_store(str(store))
+        self.store: Store = self._own if self._own is not None else store  # type: ignore[assignment]
+        self._limits = limits
+        self._opening: asyncio.Lock | None = None
+        self._waiting: Waiting | None = None
+
+    async def open(self) -> None:
+        """Connect now rather than at the first call, and say early what is missing."""
+        await self._open()
+
+    async def close(self) -> None:
+        if self._waiting is not None:
+            await self._waiting.close()
+            self._waiting = None
+            if self._own is not None:
+                await self._own.close()
+
+    async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def submit(self, request: Request, *, id: str | None = None, express: bool = False) -> Ticket:
+        """Drop one request. The same request under the same id is the same request.
+
+        Args:
+            request: a document, a model of `schemas.manifest`, or a JSON file's path.
+            id: names the result; by default the manifest's own, else a fresh one.
+            express: into the lane that workers look at first.
+
+        Raises:
+            Rejected: the manifest can never succeed; nothing was sent.
+            Conflict: the id stands for another request.
+        """
+        return await self._drop(parcel(request, id=id, express=express, limits=self._limits))
+
+    async def submit_batch(
+        self, rows: bytes | str | os.PathLike[str], *, id: str | None = None, express: bool = False
+    ) -> Ticket:
+        """Drop many requests at once: JSON Lines, as bytes or a file's path. Raises as `submit` does."""
+        return await self._drop(batch_parcel(rows, id=id, express=express, limits=self._limits))
+
+    async def status(self, request: Ticket | str) -> lookup.State:
+        """How far a request is. Raises `UnknownRequest`."""
+        return await lookup.state(await self._open(), _id(request))
+
+    async def wait(self, request: Ticket | str, timeout: float | None = None) -> Result:
+        """Wait until a request is over, however it ended.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            StillWorking: it was not over in time; a `TimeoutError`, too.
+            UnknownRequest: nobody has submitted this id.
+        """
+        store = await self._open()
+        if isinstance(request, str) and not await lookup.is_known(store, request):
+            await lookup.state(store, request)  # raises, with a hint
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._waiter().result(request)
+        except TimeoutError as error:
+            raise StillWorking([_id(request)], timeout or 0) from error
+
+    async def results(
+        self, requests: Iterable[Ticket | str], timeout: float | None = None
+    ) -> AsyncGenerator[Result]:
+        """Yield results in the order in which the requests end. Raises `StillWorking`."""
+        await self._open()
+        waiter = self._waiter()
+        tasks = {asyncio.create_task(waiter.result(r)): _id(r) for r in dict.fromkeys(requests)}
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        try:
+            while tasks:
+                left = None if end is None else max(0.0, end - loop.time())
+                done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise StillWorking(sorted(tasks.values()), timeout or 0)
+                for task in done:
+                    del tasks[task]
+                    yield task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def result(self, request: Ticket | str) -> Result:
+        """The result of a request that is over. Raises `StillWorking`, `UnknownRequest`."""
+        state = await self.status(request)
+        if state.result is None:
+            raise StillWorking([state.id], 0)
+        return state.result
+
+    async def fetch(self, request: Ticket | str, out: str | os.PathLike[str] = ".") -> list[Path]:
+        """Save a finished request's images, checked, below the folder `out/<id>/`; of a batch, all rows'.
+
+        Raises:
+            Damaged: an image is not what its result says.
+            StillWorking, UnknownRequest: there is nothing to fetch yet, or ever.
+        """
+        return await collect.save(self.store, await self.result(request), Path(out))
+
+    async def images(self, request: Ticket | str) -> list[Image]:
+        """Wait for a request and open its images with Pillow. A failed one has none: see `wait`."""
+        return await collect.pictures(self.store, await self.wait(request))
+
+    async def cancel(self, request: Ticket | str) -> lookup.State:
+        """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
+
+        Cancelling is winning the race for the result: if a worker was first, its result stands.
+        """
+        store, id = await self._open(), _id(request)
+        state = await lookup.state(store, id)
+        if state.over:
+            return state
+        source = await lookup.find_request(store, id)
+        claim = await lookup.read_claim(store, id)
+        body = claim.frozen if claim is not None else await self._frozen(source.key if source else None)
+        won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
+        if source is not None:
+            await store.delete(source.key, etag=source.etag)
+        if won and ((source is not None and is_batch(source.key)) or (claim is not None and claim.batch)):
+            await self._cancel_rows(id)
+        return await lookup.state(store, id)
+
+    async def known(self) -> catalogue.Overview:
+        """What is in the store: what waits, what is being drawn, what ended last."""
+        return await catalogue.overview(await self._open())
+
+    async def models(self) -> list[catalogue.ModelName]:
+        """The models that live workers announce, and those that lie in the store."""
+        return await catalogue.models(await self._open())
+
+    async def _open(self) -> Store:
+        """Open the store once, on the loop that first needs it."""
+        if self._waiting is None:
+            self._opening = self._opening or asyncio.Lock()
+            async with self._opening:
+                if self._waiting is None:
+                    if self._own is not None:
+                        await self._own.open()
+                    self._waiting = Waiting(self.store)
+        return self.store
+
+    def _waiter(self) -> Waiting:
+        assert self._waiting is not None, "opened by every verb"
+        return self._waiting
+
+    async def _drop(self, parcel: Parcel) -> Ticket:
+        store, ticket = await self._open(), parcel.ticket
+        for _ in range(TRIES):
+            if parcel.chosen and await self._is_there(ticket):
+                return ticket
+            if await store.create(ticket.key, parcel.body, content_type=_content_type(ticket.key)):
+                return ticket
+            try:
+                found = await store.get(ticket.key)
+            except NotFound:
+                continue  # a worker took it just now: its claim tells what it was
+            if found.body == parcel.body:
+                return ticket
+            raise Conflict(ticket.id, "it is waiting to be drawn")
+        raise Conflict(ticket.id, "others keep submitting it")
+
+    async def _is_there(self, ticket: Ticket) -> bool:
+        """Whether this very request is being drawn or over. Raises `Conflict` for another one."""
+        claim = await lookup.read_claim(self.store, ticket.id)
+        if claim is not None:
+            if claim.fingerprint == ticket.fingerprint:
+                return True
+            raise Conflict(ticket.id, "it is being drawn")
+        result = await lookup.read_result(self.store, ticket.id)
+        if result is not None:
+            if result.fingerprint == ticket.fingerprint:
+                return True
+            raise Conflict(ticket.id, f"it {result.status}" if result.status != "partial" else "it is over")
+        return False
+
+    async def _frozen(self, key: str | None) -> Frozen:
+        if key is not None:
+            try:
+                return Frozen.of((await self.store.get(key)).body, keep=self._limits.max_body_bytes)
+            except NotFound:
+                pass
+        raise UnknownRequest(key or "", self.store.url)
+
+    async def _cancel_rows(self, batch: str) -> None:
+        rows: set[str] = set()
+        async for info in self.store.list(f"{REQUESTS}{batch}/"):
+            rows.add(request_id(info.key))
+        async for info in self.store.list(f"{CLAIMS}{batch}/"):
+            found = parse_claim(info.key)
+            if found:
+                rows.add(found[0])
+        rows.discard(batch)
+        for row in sorted(rows):
+            try:
+                await self.cancel(row)
+            except UnknownRequest:
+                continue  # it went while we looked
+
+
+def _id(request: Ticket | str) -> str:
+    return request if isinstance(request, str) else request.id
+
+
+def _content_type(key: str) -> str:
+    return "application/jsonl" if is_batch(key) else "application/json"
+
+
+def _canceled(id: str, frozen: Frozen) -> bytes:
+    body = frozen.body()
+    return Result(
+        id=id,
+        status="canceled",
+        failure=Failure(code="canceled", message="canceled on request"),
+        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        fingerprint=fingerprint(body) if not frozen.cut else "",
+        request=frozen,
+    ).to_json()

@@ -1,0 +1,92 @@
+"""Images on their way home: read, compared with what the result says, saved whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import secrets
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from producer.errors import Damaged
+from schemas.errors import NotFound
+from schemas.layout import COMMIT, RESULTS, result_folder
+from schemas.result import ImageResult, Result
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from PIL.Image import Image
+
+    from infra.store import Store
+
+AT_ONCE = 8  # objects on their way at the same time
+
+
+async def read_image(store: Store, image: ImageResult) -> bytes:
+    """One image's bytes. Raises `Damaged` when they are not what its result says."""
+    try:
+        body = (await store.get(image.key)).body
+    except NotFound as error:
+        raise Damaged(image.key, "is gone") from error
+    if hashlib.sha256(body).hexdigest() != image.sha256:
+        raise Damaged(image.key, "is not what its result says (another sha256)")
+    return body
+
+
+async def pictures(store: Store, result: Result) -> list[Image]:
+    """A result's images, opened and decoded."""
+    from PIL import Image
+
+    found = []
+    for image in result.images:
+        picture = Image.open(io.BytesIO(await read_image(store, image)))
+        picture.load()
+        found.append(picture)
+    return found
+
+
+async def save(store: Store, result: Result, out: Path) -> list[Path]:
+    """Save what a finished request left in the store below `out/<id>/`; returns the images' paths first."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    folder = out / result.id
+
+    async def image(one: ImageResult, below: Path) -> Path:
+        async with gate:
+            return await _write(below / PurePosixPath(one.key).name, await read_image(store, one))
+
+    async def plain(key: str) -> Path:
+        async with gate:
+            return await _write(folder / PurePosixPath(key).name, (await store.get(key)).body)
+
+    wanted = [image(one, folder) for one in result.images]
+    if result.batch is not None:
+        async for row in rows(store, result.id):
+            wanted += [image(one, out / row.id) for one in row.images]
+        names = (result.batch.gallery, result.batch.contact_sheet, result.batch.results, result.batch.errors)
+        wanted += [plain(key) for key in names if key and await store.head(key) is not None]
+    return list(await asyncio.gather(*wanted))
+
+
+async def rows(store: Store, batch: str) -> AsyncIterator[Result]:
+    """The results of a batch's rows."""
+    async for info in store.list(result_folder(batch)):
+        if info.key.endswith(f"/{COMMIT}") and info.key != f"{RESULTS}{batch}/{COMMIT}":
+            yield Result.model_validate_json((await store.get(info.key)).body)
+
+
+async def _write(path: Path, body: bytes) -> Path:
+    await asyncio.to_thread(_replace, path, body)
+    return path
+
+
+def _replace(path: Path, body: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        part.write_bytes(body)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""The client for plain code: `AsyncClient`, run on a loop of its own in a thread of its own.
+
+So it works wherever plain code runs, also in a notebook whose own loop is running already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from producer.client import AsyncClient
+from schemas.manifest import DEFAULT_LIMITS
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Coroutine, Iterable, Iterator
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from infra.store import Store
+    from producer.catalogue import ModelName, Overview
+    from producer.lookup import State
+    from producer.requests import Request, Ticket
+    from schemas.limits import Limits
+    from schemas.result import Result
+
+T = TypeVar("T")
+
+
+class Client:
+    """As `AsyncClient`, without `await`. Safe to share between threads; close it, or use `with`."""
+
+    def __init__(self, store: str | os.PathLike[str] | Store, *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._core = AsyncClient(store, limits=limits)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="dreamdrop-client", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let connections go; twice is fine."""
+        if self._loop.is_closed():
+            return
+        self._call(self._core.close())
+        self._call(self._loop.shutdown_asyncgens())
+        self._call(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        try:
+            self._call(self._core.open())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, request: Request, *, id: str | None = None, express: bool = False) -> Ticket:
+        """See `AsyncClient.submit`."""
+        return self._call(self._core.submit(request, id=id, express=express))
+
+    def submit_batch(
+        self, rows: bytes | str | os.PathLike[str], *, id: str | None = None, express: bool = False
+    ) -> Ticket:
+        """See `AsyncClient.submit_batch`."""
+        return self._call(self._core.submit_batch(rows, id=id, express=express))
+
+    def status(self, request: Ticket | str) -> State:
+        """See `AsyncClient.status`."""
+        return self._call(self._core.status(request))
+
+    def wait(self, request: Ticket | str, timeout: float | None = None) -> Result:
+        """See `AsyncClient.wait`."""
+        return self._call(self._core.wait(request, timeout))
+
+    def result(self, request: Ticket | str) -> Result:
+        """See `AsyncClient.result`."""
+        return self._call(self._core.result(request))
+
+    def results(self, requests: Iterable[Ticket | str], timeout: float | None = None) -> Iterator[Result]:
+        """See `AsyncClient.results`."""
+        stream = self._core.results(requests, timeout)
+
+        async def following() -> Result | None:
+            return await anext(stream, None)
+
+        try:
+            while (result := self._call(following())) is not None:
+                yield result
+        finally:
+            self._call(stream.aclose())
+
+    def fetch(self, request: Ticket | str, out: str | os.PathLike[str] = ".") -> list[Path]:
+        """See `AsyncClient.fetch`."""
+        return self._call(self._core.fetch(request, out))
+
+    def images(self, request: Ticket | str) -> list[Image]:
+        """See `AsyncClient.images`."""
+        return self._call(self._core.images(request))
+
+    def cancel(self, request: Ticket | str) -> State:
+        """See `AsyncClient.cancel`."""
+        return self._call(self._core.cancel(request))
+
+    def known(self) -> Overview:
+        """See `AsyncClient.known`."""
+        return self._call(self._core.known())
+
+    def models(self) -> list[ModelName]:
+        """See `AsyncClient.models`."""
+        return self._call(self._core.models())
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this client is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except (KeyboardInterrupt, CancelledError):
+            future.cancel()
+            raise
