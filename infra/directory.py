@@ -151,7 +151,7 @@ class DirectoryStore:
 
     def _link(self, key: str, staging: int, staged: str, fd: int) -> bool:
         *names, name = tree.segments(key)
-        for attempt in range(100):
+        for attempt in range(tree.PATIENCE):
             with tree.folder(self.root, names, make=True, fsync=self._fsync) as here:
                 try:
                     os.link(staged, name, src_dir_fd=staging, dst_dir_fd=here, follow_symlinks=False)
@@ -160,7 +160,7 @@ class DirectoryStore:
                         if error.errno == errno.EEXIST:
                             _is_taken(name, here, key)
                             return False
-                        if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < 99:
+                        if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < tree.PATIENCE - 1:
                             continue  # an empty folder was pruned under our feet
                         raise
                 if self._fsync:
@@ -171,13 +171,13 @@ class DirectoryStore:
     def _put(self, key: str, body: bytes) -> None:
         *names, name = tree.segments(key)
         with self._staged(body) as (staging, staged, _):
-            for attempt in range(100):
+            for attempt in range(tree.PATIENCE):
                 with tree.folder(self.root, names, make=True, fsync=self._fsync) as here:
                     old = tree.look(name, here)
                     try:
                         os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=here)
                     except OSError as error:
-                        if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < 99:
+                        if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < tree.PATIENCE - 1:
                             continue
                         raise
                     if self._fsync:

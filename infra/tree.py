@@ -30,6 +30,7 @@ PRIVATE = frozenset({STAGING, META})
 MAX_SEGMENT_BYTES = 255  # of every common file system
 INBOX = "requests/"  # where people copy files in with what they have: editors, rsync, cp
 UNFINISHED = (".tmp", ".part", "~")
+PATIENCE = 100  # times that a folder is made again when another process removes it meanwhile
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -67,31 +68,44 @@ def folder(root: Path, names: Sequence[str], *, make: bool = False, fsync: bool 
         OSError: ENOENT where it is missing and not to be made; ENOTDIR or ELOOP where a file or
             a link stands in its place. A missing root is `FileNotFoundError` with its path.
     """
-    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = _descend(root, names, make=make, fsync=fsync)
     try:
-        for name in names:
-            below = _step(here, name, make=make, fsync=fsync)
-            os.close(here)
-            here = below
         yield here
     finally:
         os.close(here)
 
 
-def _step(here: int, name: str, *, make: bool, fsync: bool) -> int:
-    for _ in range(100):  # another process may remove an empty folder that we have just made
+def _descend(root: Path, names: Sequence[str], *, make: bool, fsync: bool) -> int:
+    for _ in range(PATIENCE):
+        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return os.open(name, _FOLDER, dir_fd=here)
+            for name in names:
+                below = _step(here, name, make=make, fsync=fsync)
+                os.close(here)
+                here = below
         except FileNotFoundError:
+            os.close(here)
             if not make:
                 raise
-        try:
-            os.mkdir(name, dir_fd=here)
-        except FileExistsError:
-            continue
+            # Another process has removed an empty folder that we stood in: again from the root.
+        except OSError:
+            os.close(here)
+            raise
+        else:
+            return here
+    raise OSError(errno.EAGAIN, "its folder is removed as fast as it is made", "/".join(names))
+
+
+def _step(here: int, name: str, *, make: bool, fsync: bool) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(name, _FOLDER, dir_fd=here)
+    if not make:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=here)
         if fsync:
             sync_folder(here)
-    raise OSError(errno.EAGAIN, "the folder is removed as fast as it is made", name)
+    return os.open(name, _FOLDER, dir_fd=here)
 
 
 def look(name: str, here: int) -> os.stat_result | None:
