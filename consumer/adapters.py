@@ -33,7 +33,9 @@ class Adapters:
         for lora in loras:
             if lora.name not in self._files:
                 known = ", ".join(sorted(self._files)) or "none"
-                raise Rejected("unknown_lora", f"no LoRA named {lora.name!r}; known are {known}", field="loras")
+                raise Rejected(
+                    "unknown_lora", f"no LoRA named {lora.name!r}; known are {known}", field="loras"
+                )
             if lora.name not in self._names:
                 self._load(lora.name)
 
@@ -62,5 +64,7 @@ class Adapters:
                 **where,
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise Rejected("unsupported", f"LoRA {name!r} does not fit this model: {error}", field="loras") from error
+            raise Rejected(
+                "unsupported", f"LoRA {name!r} does not fit this model: {error}", field="loras"
+            ) from error
         self._names[name] = inner

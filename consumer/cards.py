@@ -96,7 +96,7 @@ class Cards:
 
     @classmethod
     def of(cls, extra: Iterable[str] = ()) -> Cards:
-        """The built-in cards and the operator's own, each written `name=folder` or `name=hub:owner/name[@revision]`.
+        """The built-in cards and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`.
 
         A folder given under a built-in name is tried before the built-in sources.
         """
@@ -105,7 +105,9 @@ class Cards:
             name, equals, source = text.partition("=")
             if not (equals and name.strip() and source.strip()):
                 raise Rejected(
-                    "invalid_manifest", f"model {text!r}: write name=folder or name=hub:owner/name", field="model"
+                    "invalid_manifest",
+                    f"model {text!r}: write name=folder or name=hub:owner/name",
+                    field="model",
                 )
             cards[name.strip()] = _own_card(name.strip(), source.strip(), cards.get(name.strip()))
         return cls(cards)
@@ -120,7 +122,9 @@ class Cards:
         near = difflib.get_close_matches(name, self.known(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise Rejected(
-            "unknown_model", f"no model named {name!r}; known are {', '.join(self.known())}{hint}", field="model"
+            "unknown_model",
+            f"no model named {name!r}; known are {', '.join(self.known())}{hint}",
+            field="model",
         )
 
     def to_json(self) -> str:
@@ -162,7 +166,11 @@ def _read_folder(folder: Path) -> tuple[tuple[int, int], str, int]:
     high, wide = (sample, sample) if isinstance(sample, int) else (sample[0], sample[1])
     scheduler = _load(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
     tokens = _load(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 77)
-    return (wide * scale, high * scale), scheduler, tokens if isinstance(tokens, int) and tokens < 1000 else 77
+    return (
+        (wide * scale, high * scale),
+        scheduler,
+        tokens if isinstance(tokens, int) and tokens < 1000 else 77,
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -106,7 +106,9 @@ class DeviceCaller:
             if faults.is_sticky(error):
                 raise faults.StickyDeviceError(faults.describe(error)) from error
             if faults.is_out_of_memory(error):
-                return None, Failure("out_of_memory", "the image does not fit this device's memory, even alone", False)
+                return None, Failure(
+                    "out_of_memory", "the image does not fit this device's memory, even alone", False
+                )
             return None, Failure("render_error", f"the model failed: {faults.describe(error)}", True)
 
     def _fewer(self, group: list[Call], key: Hashable) -> bool:
@@ -165,7 +167,21 @@ class DeviceCaller:
         return 1 if self.exact and kind != "unet" else self.max_rows
 
 
-def decode_in_float32(call: Call) -> Any | None:
+def finite_picture(call: Call, answer: Any) -> Any | Failure:
+    """A decoded picture, or why there is none: never a black square without a word."""
+    if _is_finite(answer):
+        return answer
+    if not _is_finite(call.arguments):
+        return Failure(
+            "non_finite", "the model produced numbers that are not finite (NaN) while denoising", False
+        )
+    again = _decode_in_float32(call)
+    if again is None:
+        return Failure("non_finite", "the decoder produced numbers that are not finite (NaN)", False)
+    return again
+
+
+def _decode_in_float32(call: Call) -> Any | None:
     """Decode one call's latents again with the VAE in float32; None when that is no better."""
     module = call.module
     before = next(module.parameters()).dtype
@@ -178,9 +194,9 @@ def decode_in_float32(call: Call) -> Any | None:
         )
     finally:
         module.to(before)
-    return answer if is_finite(answer) else None
+    return answer if _is_finite(answer) else None
 
 
-def is_finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     """Whether every number in an answer is one."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in rows.tensors_in(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -76,16 +77,17 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
     Returns:
         What is in use: "sdpa" or "xformers".
     """
-    from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
-
+    kernels: Any = importlib.import_module("diffusers.models.attention_processor")
     if wanted in ("auto", "sdpa"):
         for module in (unet, vae):
             if _processors(module):
-                module.set_attn_processor(AttnProcessor2_0())
-        kind: type = AttnProcessor2_0
+                module.set_attn_processor(kernels.AttnProcessor2_0())
+        kind: type = kernels.AttnProcessor2_0
     elif wanted == "xformers":
         if importlib.util.find_spec("xformers") is None:
-            raise BadDevice("attention xformers: the package is not installed; install the extra, or say sdpa")
+            raise BadDevice(
+                "attention xformers: the package is not installed; install the extra, or say sdpa"
+            )
         if not next(unet.parameters()).is_cuda:
             raise BadDevice("attention xformers: it has kernels for CUDA only; on this device say sdpa")
         try:
@@ -94,7 +96,7 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
                     module.enable_xformers_memory_efficient_attention()
         except Exception as error:
             raise BadDevice(f"attention xformers: it cannot run here ({error}); say sdpa") from error
-        kind = XFormersAttnProcessor
+        kind = kernels.XFormersAttnProcessor
     else:
         raise BadDevice(f"no attention {wanted!r}; known are auto, sdpa, xformers")
     wrong = {type(p).__name__ for p in _processors(unet).values() if not isinstance(p, kind)}
@@ -111,11 +113,10 @@ def place(modules: Sequence[nn.Module], device: str, *, offload: bool) -> None:
         return
     if not device.startswith("cuda"):
         raise BadDevice("CPU offload needs a GPU to offload from")
-    from accelerate import cpu_offload_with_hook
-
+    accelerate: Any = importlib.import_module("accelerate")
     hook = None
     for module in modules:
-        _, hook = cpu_offload_with_hook(module, device, prev_module_hook=hook)
+        _, hook = accelerate.cpu_offload_with_hook(module, device, prev_module_hook=hook)
 
 
 def _processors(module: Any) -> dict[str, Any]:

@@ -11,46 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import torch
 from greenlet import greenlet
 
 from consumer import faults, pipelines
-from consumer.device_call import Counters, DeviceCaller, Failure, decode_in_float32, is_finite
-from consumer.model_registry import Loaded, ModelRegistry
+from consumer.device_call import Counters, DeviceCaller, Failure, finite_picture
+from consumer.in_flight import Image
+from consumer.model_registry import ModelRegistry
 from consumer.stand_in import Call, words_of
 from consumer.tasks import Drawn, Event, ImageTask, Stepped, Undrawable
+from consumer.waiting import WaitingLine, company, rows_of
 from schemas.errors import Rejected, Unavailable
 
 _ORDER = ("text", "encode", "decode", "unet")  # short calls first: they let images in and out
-
-
-@dataclass(eq=False)
-class Image:
-    """An image in flight."""
-
-    task: ImageTask
-    model: Loaded
-    thread: Any  # the greenlet that runs the pipeline
-    pipe: Any = None
-    waits: Call | None = None  # the call that it is paused in
-    notes: list[pipelines.Note] = field(default_factory=list)
-    began: float | None = None  # by the engine's clock, at its first device call
-    calls: int = 0  # device calls it took part in
-    unet_calls: int = 0
-
-    @property
-    def name(self) -> tuple[str, int]:
-        return (self.task.request, self.task.index)
-
-    def steps(self) -> tuple[int, int]:
-        """UNet calls done, and in all."""
-        total = getattr(self.pipe, "_num_timesteps", 0) or self.task.steps
-        return min(self.unet_calls, total), total
 
 
 class Engine:
@@ -81,11 +58,9 @@ class Engine:
         self._emit = emit
         self._clock = clock
         self._progress_every = progress_every
-        self._patience = patience
-        self._waiting: dict[Hashable, deque[tuple[int, ImageTask]]] = {}  # by what can share a UNet call
+        self._line = WaitingLine(patience)
         self._images: list[Image] = []
         self._tickets = 0
-        self._overtaken = 0
         self._told = float("-inf")
 
     @property
@@ -95,20 +70,20 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether there is anything to draw."""
-        return bool(self._images or self._waiting)
+        return bool(self._images or self._line)
 
     def submit(self, task: ImageTask) -> None:
         """Take a task; it joins at the next step."""
-        self._waiting.setdefault(_company(task), deque()).append((self._ticket(), task))
+        self._line.add(task)
 
     def cancel(self, request: str) -> None:
         """Forget every task of a request, drawn half or not begun; nothing more is said about them."""
-        for group in list(self._waiting):
-            kept = deque(entry for entry in self._waiting[group] if entry[1].request != request)
-            self._keep(group, kept)
-        with torch.inference_mode():  # pipelines that unwind set the grad mode back to what they found
-            for image in [image for image in self._images if image.task.request == request]:
-                self._end(image)
+        self._line.drop(request)
+        self._unwind([image for image in self._images if image.task.request == request])
+
+    def close(self) -> None:
+        """Forget every image in flight."""
+        self._unwind(list(self._images))
 
     def step(self) -> bool:
         """Do one device call; False when there is nothing to do.
@@ -116,53 +91,36 @@ class Engine:
         Raises:
             StickyDeviceError: the device is lost; a new process must go on.
         """
-        with torch.inference_mode():
-            self._admit()
-            group = self._choose()
-            if not group:
-                self.counters.idle_steps += 1
-                return False
-            self._run(group)
+        try:
+            with torch.inference_mode():
+                self._admit()
+                group = self._choose()
+                if not group:
+                    self.counters.idle_steps += 1
+                    return False
+                self._run(group)
+        except faults.StickyDeviceError:
+            self.close()
+            raise
         self._tell()
         return True
 
     # Who is let in -------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Begin waiting tasks, oldest first, while their groups' UNet calls have room."""
+        """Begin waiting tasks while their companies' UNet calls have room."""
         rows: dict[Hashable, int] = {}
         for image in self._images:
-            group = _company(image.task)
-            rows[group] = rows.get(group, 0) + pipelines.rows_of(image.task)
-        while True:
-            open_groups = [g for g in self._waiting if rows.get(g, 0) < self.caller.max_rows]
-            group = self._next_group(open_groups)
-            if group is None:
-                return
-            queue = self._waiting[group]
-            _, task = queue.popleft()
-            self._keep(group, queue)
+            key = company(image.task)
+            rows[key] = rows.get(key, 0) + rows_of(image.task)
+        at_hand = partial(self._fits, evict=False)
+        loadable = partial(self._fits, evict=True)
+        while (task := self._line.next(rows, self.caller.max_rows, at_hand, loadable)) is not None:
             if self._begin(task):
-                rows[group] = rows.get(group, 0) + pipelines.rows_of(task)
+                rows[company(task)] = rows.get(company(task), 0) + rows_of(task)
 
-    def _next_group(self, groups: Sequence[Hashable]) -> Hashable | None:
-        """The group with the oldest task, unless its model must wait for another's images to end."""
-        in_use = {image.task.model for image in self._images}
-        blocked = False
-        for group in sorted(groups, key=lambda g: self._waiting[g][0][0]):
-            task = self._waiting[group][0][1]
-            if self._fits(task.model, in_use):
-                if blocked:
-                    if self._overtaken >= self._patience:
-                        return None  # the blocked model's turn: let the device run empty for it
-                    self._overtaken += 1
-                else:
-                    self._overtaken = 0
-                return group
-            blocked = True
-        return None
-
-    def _fits(self, model: str, in_use: set[str]) -> bool:
+    def _fits(self, model: str, *, evict: bool) -> bool:
+        in_use = {image.task.model for image in self._images} if evict else set(self.registry.loaded())
         try:
             return self.registry.fits(model, in_use)
         except (Rejected, Unavailable):
@@ -172,8 +130,9 @@ class Engine:
         """Start an image's pipeline and run it to its first device call."""
         in_use = {image.task.model for image in self._images}
         try:
-            model = self.registry.get(task.model, in_use=in_use)
-            model.adapters.ensure(task.loras)
+            with torch.inference_mode(False):  # weights outlive this step: they must be ordinary tensors
+                model = self.registry.get(task.model, in_use=in_use)
+                model.adapters.ensure(task.loras)
             template = model.template(task.task)
             pipe = pipelines.prepare(template, task, model.scheduler_config)
             notes = pipelines.notes(task, model.tokenizers)
@@ -206,25 +165,25 @@ class Engine:
         if not paused:
             return []
         for kind in _ORDER:
-            of_kind = [image for image in paused if _call(image).kind == kind]
+            of_kind = [image for image in paused if image.call.kind == kind]
             if of_kind:
                 break
-        first = min(of_kind, key=lambda image: _call(image).ticket)
+        first = min(of_kind, key=lambda image: image.call.ticket)
         key = self._key(first)
-        mates = sorted((i for i in of_kind if self._key(i) == key), key=lambda image: _call(image).ticket)
+        mates = sorted((i for i in of_kind if self._key(i) == key), key=lambda image: image.call.ticket)
         if kind == "text":
             return mates
-        limit = max(self.caller.limit(kind, key), _call(first).rows)
+        limit = max(self.caller.limit(kind, key), first.call.rows)
         chosen, room = [], limit
         for image in mates:
-            if _call(image).rows <= room:
+            if image.call.rows <= room:
                 chosen.append(image)
-                room -= _call(image).rows
+                room -= image.call.rows
         return chosen
 
     def _key(self, image: Image) -> Hashable:
         """What must agree for two images to share a call."""
-        return (_call(image).key, image.task.loras, image.task.request if image.task.solo else None)
+        return (image.call.key, image.task.loras, image.task.request if image.task.solo else None)
 
     def _run(self, group: list[Image]) -> None:
         first = group[0]
@@ -235,17 +194,17 @@ class Engine:
             if image.began is None:
                 image.began = now
         first.model.adapters.switch(first.task.loras)
-        kind = _call(first).kind
+        kind = first.call.kind
         if kind == "text":
             self._encode_words(group, key)
             return
         owners = {id(image.waits): image for image in group}
-        for call, answer in self.caller.run([_call(image) for image in group], key):
+        for call, answer in self.caller.run([image.call for image in group], key):
             image = owners[id(call)]
             if kind == "unet":
                 image.unet_calls += 1
             if kind == "decode" and not isinstance(answer, Failure):
-                answer = _finite(call, answer)
+                answer = finite_picture(call, answer)
             self._give(image, answer)
 
     def _encode_words(self, group: list[Image], key: Hashable) -> None:
@@ -253,8 +212,8 @@ class Engine:
         memory = self.registry.embeddings
         askers: dict[bytes, list[Image]] = {}
         for image in group:
-            askers.setdefault(words_of(_call(image)), []).append(image)
-        new = {w: _call(images[0]) for w, images in askers.items() if memory.get((key, w)) is None}
+            askers.setdefault(words_of(image.call), []).append(image)
+        new = {w: images[0].call for w, images in askers.items() if memory.get((key, w)) is None}
         words_by_call = {id(call): words for words, call in new.items()}
         answers: dict[bytes, Any] = {w: memory.get((key, w)) for w in askers if w not in new}
         for call, answer in self.caller.run(list(new.values()), key) if new else ():
@@ -311,7 +270,14 @@ class Engine:
 
     def _fail(self, image: Image, failure: Failure) -> None:
         self._end(image)
-        self._emit(Undrawable(image.task.request, image.task.index, failure.code, failure.message, failure.retry))
+        self._emit(
+            Undrawable(image.task.request, image.task.index, failure.code, failure.message, failure.retry)
+        )
+
+    def _unwind(self, images: list[Image]) -> None:
+        with torch.inference_mode():  # a pipeline that unwinds sets the grad mode back to what it found
+            for image in images:
+                self._end(image)
 
     def _end(self, image: Image) -> None:
         """Unwind the pipeline where it stands."""
@@ -328,35 +294,6 @@ class Engine:
             self._told = now
             self._emit(Stepped(self.counters.calls, {image.name: image.steps() for image in self._images}))
 
-    def _keep(self, group: Hashable, queue: deque[tuple[int, ImageTask]]) -> None:
-        if queue:
-            self._waiting[group] = queue
-        else:
-            del self._waiting[group]
-
     def _ticket(self) -> int:
         self._tickets += 1
         return self._tickets
-
-
-def _company(task: ImageTask) -> Hashable:
-    """Tasks with equal company can share UNet calls."""
-    return (task.model, task.width, task.height, task.loras, task.request if task.solo else None)
-
-
-def _call(image: Image) -> Call:
-    if image.waits is None:
-        raise RuntimeError("the image is not paused in a call")
-    return image.waits
-
-
-def _finite(call: Call, answer: Any) -> Any | Failure:
-    """A decoded picture, or why there is none: never a black square without a word."""
-    if is_finite(answer):
-        return answer
-    if not is_finite(call.arguments):
-        return Failure("non_finite", "the model produced numbers that are not finite (NaN) while denoising", False)
-    again = decode_in_float32(call)
-    if again is None:
-        return Failure("non_finite", "the decoder produced numbers that are not finite (NaN)", False)
-    return again

@@ -20,12 +20,21 @@ if TYPE_CHECKING:
     from consumer.cards import ModelCard
 
 _LIBRARIES = {"diffusers", "transformers"}
-_FAMILIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-_FAMILIES += tuple(name.replace("Pipeline", kind) for name in _FAMILIES for kind in ("Img2ImgPipeline", "InpaintPipeline"))
+_FAMILIES = tuple(
+    f"StableDiffusion{size}{kind}Pipeline" for size in ("", "XL") for kind in ("", "Img2Img", "Inpaint")
+)
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 _WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
-_UNWANTED = ["safety_checker/*", "image_encoder/*", "*.fp16.*", "*non_ema*", "*/openvino*", "*onnx*", "*flax*", "vae_*/*"]
+_UNWANTED = [
+    "safety_checker/*",
+    "image_encoder/*",
+    "*.fp16.*",
+    "*non_ema*",
+    "*openvino*",
+    "*onnx*",
+    "vae_*/*",
+]
 
 
 class ModelUnavailable(Unavailable):
@@ -64,8 +73,8 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> Found:
             continue
         return check(folder, source=source, revision=card.revision)
     raise ModelUnavailable(
-        f"model {card.name!r} cannot be had here. Tried {'; '.join(tried)}. Give the worker a diffusers folder with "
-        f"it, as {card.name}=/path/to/folder, or let it reach the hub"
+        f"model {card.name!r} cannot be had here. Tried {'; '.join(tried)}. Give the worker a diffusers "
+        f"folder with it, as {card.name}=/path/to/folder, or let it reach the hub"
     )
 
 
@@ -85,7 +94,7 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> Found:
     for config in (folder / "model_index.json", *folder.glob("*/*.json")):
         keys = _read(config)
         if "auto_map" in keys or "custom_pipeline" in keys:
-            raise _refuse(folder, f"{config.relative_to(folder)} asks for code from elsewhere (auto_map, custom_pipeline)")
+            raise _refuse(folder, f"{config.relative_to(folder)} asks for code from elsewhere")
     weights = [name for name in _WEIGHTS if parts.get(name, [None])[0] is not None]
     variant, elements = None, 0
     for name in weights:
@@ -104,7 +113,9 @@ def _weights(folder: Path, name: str, variant: str | None) -> tuple[list[Path], 
         return [file for file in every if ".fp16" in file.name], "fp16"
     pickles = [p.name for ending in ("bin", "pt", "pth", "ckpt") for p in (folder / name).glob(f"*.{ending}")]
     if pickles:
-        raise _refuse(folder, f"{name} is a pickle ({pickles[0]}), which is never loaded: convert it to safetensors")
+        raise _refuse(
+            folder, f"{name} is a pickle ({pickles[0]}), which is never loaded: convert it to safetensors"
+        )
     raise _refuse(folder, f"{name} has no safetensors file")
 
 

@@ -7,6 +7,7 @@ image in flight needs.
 
 from __future__ import annotations
 
+import importlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,9 @@ class Loaded:
         """The pipeline that an image's own is copied from. Raises `Rejected` for a task it cannot do."""
         if task not in self.templates:
             can = ", ".join(self.templates)
-            raise Rejected("unsupported", f"model {self.card.name!r} cannot do {task}; it does {can}", field="task")
+            raise Rejected(
+                "unsupported", f"model {self.card.name!r} cannot do {task}; it does {can}", field="task"
+            )
         return self.templates[task]
 
 
@@ -78,7 +81,7 @@ class ModelRegistry:
     def fits(self, name: str, in_use: Collection[str]) -> bool:
         """Whether the model is loaded, or can be once every model not in use has left."""
         if name in self._loaded or self.memory_budget is None or not in_use:
-            return True
+            return True  # where nothing is in use, `get` says it if the model is too large
         needed = self._find(name).bytes_as(self._dtype(self.cards.get(name)))
         held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
         return held + needed <= self.memory_budget
@@ -118,7 +121,7 @@ class ModelRegistry:
         needed = found.bytes_as(self._dtype(self.cards.get(name)))
         if needed > self.memory_budget:
             raise ModelUnavailable(
-                f"model {name!r} needs {needed:,} bytes; the memory budget for models is {self.memory_budget:,} bytes"
+                f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"
             )
         for old in [key for key in self._loaded if key not in in_use]:
             if sum(model.bytes for model in self._loaded.values()) + needed <= self.memory_budget:
@@ -128,8 +131,7 @@ class ModelRegistry:
             free_memory()
 
     def _load(self, card: ModelCard, found: Found) -> Loaded:
-        import diffusers
-
+        diffusers = _library("diffusers")
         quiet()
         dtype = self._dtype(card)
         optional = dict.fromkeys(found.left_out)
@@ -144,7 +146,9 @@ class ModelRegistry:
         )
         pipe.set_progress_bar_config(disable=True)
         if dtype == torch.float16 and pipe.vae.config.force_upcast:
-            pipe.vae.to(torch.float32)  # this VAE overflows in float16; its pipeline would cast it at every image
+            pipe.vae.to(
+                torch.float32
+            )  # this VAE overflows in float16; its pipeline would cast it at every image
         modules = [pipe.components[name] for name in _MODELS if pipe.components.get(name) is not None]
         for module in modules:
             module.eval().requires_grad_(False)
@@ -168,7 +172,9 @@ class ModelRegistry:
             templates={task: self._with_stand_ins(one) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
-            tokenizers=[t for t in (pipe.components.get("tokenizer"), pipe.components.get("tokenizer_2")) if t],
+            tokenizers=[
+                t for t in (pipe.components.get("tokenizer"), pipe.components.get("tokenizer_2")) if t
+            ],
             adapters=Adapters(pipe, self.loras),
             bytes=sum(p.numel() * p.element_size() for module in modules for p in module.parameters()),
         )
@@ -185,19 +191,20 @@ class ModelRegistry:
 
 def quiet() -> None:
     """Let the libraries speak only of errors: what matters to a request becomes a warning in its result."""
-    import diffusers
-    import transformers
+    for name in ("diffusers", "transformers"):
+        logging = _library(f"{name}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+
+def _library(name: str) -> Any:
+    """Import late, because it takes seconds; as Any, because it is not typed."""
+    return importlib.import_module(name)
 
 
 def _tasks(pipe: Any) -> dict[str, Any]:
     """The three pipelines around one set of components, where the model can do them."""
-    import diffusers
-
+    diffusers = _library("diffusers")
     if pipe.unet.config.in_channels == 9:  # made for inpainting: it cannot draw without a mask
         return {"inpainting": diffusers.AutoPipelineForInpainting.from_pipe(pipe)}
     return {

@@ -76,7 +76,9 @@ def notes(task: ImageTask, tokenizers: Sequence[Any]) -> list[Note]:
         cut = words_cut(tokenizers[0], text) if tokenizers else ""
         if cut:
             limit = tokenizers[0].model_max_length - 2
-            found.append(("prompt_cut", f'the words "{cut}" of {field} were cut: the model reads {limit} tokens'))
+            found.append(
+                ("prompt_cut", f'the words "{cut}" of {field} were cut: the model reads {limit} tokens')
+            )
     if task.negative_prompt and task.cfg_scale <= 1:
         found.append(("ignored", "negative_prompt has no effect at a cfg_scale of 1 or below"))
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
@@ -94,18 +96,15 @@ def words_cut(tokenizer: Any, text: str) -> str:
     limit = tokenizer.model_max_length - 2  # start and end take one each
     if len(text) <= limit:  # a token is one character or more
         return ""
-    encoded = tokenizer(text, add_special_tokens=False, truncation=False, return_offsets_mapping=tokenizer.is_fast)
+    encoded = tokenizer(
+        text, add_special_tokens=False, truncation=False, return_offsets_mapping=tokenizer.is_fast
+    )
     ids = encoded["input_ids"]
     if len(ids) <= limit:
         return ""
     if tokenizer.is_fast:
         return text[encoded["offset_mapping"][limit][0] :].strip()
     return str(tokenizer.decode(ids[limit:])).strip()
-
-
-def rows_of(task: ImageTask) -> int:
-    """UNet rows at each step: guidance needs a second one."""
-    return 2 if task.cfg_scale > 1 else 1
 
 
 def to_pil(picture: RawPicture | None) -> Image.Image:

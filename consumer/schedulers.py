@@ -7,6 +7,7 @@ makes the scheduler of one image; images never share one, because a scheduler re
 from __future__ import annotations
 
 import difflib
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,7 @@ def resolve(name: str) -> SchedulerChoice:
         hint = f" (did you mean {_INDEX[near[0]]!r}?)" if near else ""
         raise Rejected(
             "unknown_scheduler",
-            f"no scheduler named {name!r}{hint}; known are {', '.join(names())}, and their diffusers class names",
+            f"no scheduler named {name!r}{hint}; known are {', '.join(names())}, and diffusers' class names",
             field="scheduler",
         )
     class_name, overrides = _SCHEDULERS[found]
@@ -115,13 +116,15 @@ def resolve(name: str) -> SchedulerChoice:
 def build(choice: SchedulerChoice, config: Mapping[str, Any]) -> Any:
     """Make one image's scheduler from the model's scheduler config, so that its training (betas,
     prediction type) is kept and only the sampler changes."""
-    import diffusers
-
-    kind = getattr(diffusers, choice.class_name)
+    kind: Any = getattr(importlib.import_module("diffusers"), choice.class_name)
     base = {name: value for name, value in config.items() if not name.startswith("_")}
     if config.get("_class_name") != choice.class_name:
         base = {name: value for name, value in base.items() if name in _SHARED}
-    return kind.from_config({**base, **dict(choice.overrides)})
+    try:
+        return kind.from_config({**base, **dict(choice.overrides)})
+    except ImportError as error:
+        reason = f"scheduler {choice.name!r} cannot run here: {error}"
+        raise Rejected("unsupported", reason, field="scheduler") from error
 
 
 #: What a model's training fixes, whichever scheduler samples it; the rest is the sampler's own.

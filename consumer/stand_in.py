@@ -20,7 +20,7 @@ from greenlet import getcurrent
 from consumer.rows import row_count, signature, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from torch import nn
 
@@ -46,7 +46,7 @@ class StandIn:
         object.__setattr__(self, "_module", module)
         object.__setattr__(self, "_memory", memory)
 
-    @property
+    @property  # type: ignore[misc]  # typeshed calls it an attribute
     def __class__(self) -> type:  # pipelines ask isinstance(self.unet, nn.Module)
         return type(self._module)
 
@@ -124,13 +124,13 @@ def words_of(call: Call) -> bytes:
 
 def _named(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its parameters' names
-    return {**dict(zip(_parameters(kind, method), args, strict=False)), **kwargs}
+    function = getattr(kind, "forward" if method == "__call__" else method)
+    return {**dict(zip(_parameters(function), args, strict=False)), **kwargs}
 
 
 @functools.cache
-def _parameters(kind: type, method: str) -> tuple[str, ...]:
-    target = kind.forward if method == "__call__" else getattr(kind, method)
-    return tuple(inspect.signature(target).parameters)[1:]  # without self
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)[1:]  # without self
 
 
 def _cast(value: Any, module: nn.Module) -> Any:

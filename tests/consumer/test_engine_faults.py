@@ -119,7 +119,8 @@ def test_memory_errors_of_the_libraries_below_count_too(registry, studio, task):
 
 
 @pytest.mark.parametrize(
-    "text", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access was encountered"]
+    "text",
+    ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access was encountered"],
 )
 def test_a_lost_device_ends_the_engine(registry, studio, task, text):
     """After a sticky error no call can succeed, so the engine says so instead of blaming rows."""
@@ -127,7 +128,10 @@ def test_a_lost_device_ends_the_engine(registry, studio, task, text):
     def forward(real, *args, **kwargs):
         raise RuntimeError(text)
 
-    with broken(registry.get("tiny").plain["text2img"].unet, forward), pytest.raises(StickyDeviceError, match="CUDA"):
+    with (
+        broken(registry.get("tiny").plain["text2img"].unet, forward),
+        pytest.raises(StickyDeviceError, match="CUDA"),
+    ):
         studio(registry).draw(task("a"), task("b"))
 
 
@@ -148,7 +152,7 @@ def test_numbers_that_are_not_finite_are_no_picture(registry, studio, task):
 
 
 def test_a_decoder_that_overflows_in_half_precision_decodes_again_in_float32(make_registry, studio, task):
-    """NaN from a bfloat16 VAE costs one more decode in float32, and the VAE is back in bfloat16 afterwards."""
+    """NaN from a bfloat16 VAE costs one more decode in float32; afterwards the VAE is in bfloat16 again."""
     registry = make_registry(dtype="bfloat16")
     vae = registry.get("tiny").plain["text2img"].vae
     real = vae.decoder.forward

@@ -1,0 +1,82 @@
+"""Samplers are found by any name that people use, and built from the model's own training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from consumer import schedulers
+from schemas.errors import Rejected
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "class_name"),
+    [
+        ("Euler a", "Euler a", "EulerAncestralDiscreteScheduler"),
+        ("euler_a", "Euler a", "EulerAncestralDiscreteScheduler"),
+        ("DPM++ 2M Karras", "DPM++ 2M Karras", "DPMSolverMultistepScheduler"),
+        ("dpm++ 2m karras", "DPM++ 2M Karras", "DPMSolverMultistepScheduler"),
+        ("DDIM", "DDIM", "DDIMScheduler"),
+        ("PLMS", "PNDM", "PNDMScheduler"),
+        ("UniPC", "UniPC", "UniPCMultistepScheduler"),
+        ("EulerDiscreteScheduler", "Euler", "EulerDiscreteScheduler"),
+        ("DPMSolverMultistepScheduler", "DPM++ 2M", "DPMSolverMultistepScheduler"),
+        ("DPMSolverMultistep", "DPM++ 2M", "DPMSolverMultistepScheduler"),
+        ("k_lms", "LMS", "LMSDiscreteScheduler"),
+        ("DPM2 a", "DPM2 a", "KDPM2AncestralDiscreteScheduler"),
+        ("sa solver", "SA-Solver", "SASolverScheduler"),
+    ],
+)
+def test_a_sampler_answers_to_its_names(asked, found, class_name):
+    """Case, spaces and underscores do not matter, and diffusers' class names are known too."""
+    choice = schedulers.resolve(asked)
+    assert (choice.name, choice.class_name) == (found, class_name)
+
+
+def test_every_canonical_name_finds_itself():
+    """No alias shadows another sampler."""
+    assert [schedulers.resolve(name).name for name in schedulers.names()] == schedulers.names()
+
+
+def test_an_unknown_sampler_is_rejected_with_the_known_and_the_nearest():
+    """The message says what was meant, perhaps, and what there is."""
+    with pytest.raises(Rejected) as caught:
+        schedulers.resolve("Eulr a")
+
+    assert (caught.value.code, caught.value.field) == ("unknown_scheduler", "scheduler")
+    assert "did you mean 'Euler a'?" in caught.value.message
+    assert all(name in caught.value.message for name in schedulers.names())
+
+
+def test_the_models_training_is_kept_and_only_the_sampler_changes():
+    """Betas and prediction type come from the model; Karras' sigmas from the name."""
+    config = {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": "0.42.1",
+        "beta_start": 0.001,
+        "beta_end": 0.02,
+        "prediction_type": "v_prediction",
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    built = schedulers.build(schedulers.resolve("DPM++ 2M Karras"), config)
+
+    assert built.config.prediction_type == "v_prediction"
+    assert (built.config.beta_start, built.config.beta_end) == (0.001, 0.02)
+    assert built.config.use_karras_sigmas is True
+
+
+def test_the_models_own_sampler_keeps_every_setting():
+    """Asked for the class that the model came with, nothing but the named options differs."""
+    config = {"_class_name": "DPMSolverMultistepScheduler", "lower_order_final": False, "beta_end": 0.012}
+    built = schedulers.build(schedulers.resolve("DPM++ 2M"), config)
+
+    assert built.config.lower_order_final is False
+
+
+def test_names_are_known_without_torch():
+    """The parent process validates requests, and never imports torch."""
+    code = "import sys, consumer.schedulers, consumer.cards; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
