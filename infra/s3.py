@@ -78,9 +78,12 @@ class S3Store:
             await self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
         except FOREIGN as error:
             if code_of(error) != "AccessDenied":  # a client may be allowed to write and not to list
-                raise self._translated(error, "open it") from error
+                reason = self._translated(error, "open it")
+                await self.close()
+                raise reason from error
 
     async def close(self) -> None:
+        self._ready = False
         await self._exits.aclose()
 
     async def __aenter__(self) -> Self:
@@ -200,6 +203,7 @@ class S3Store:
                 self._client = await self._client_of(session, tries=4)
                 self._once = await self._client_of(session, tries=1)
             except FOREIGN as error:
+                await self._exits.aclose()
                 raise self._translated(error, "connect") from error
             self._ready = True
 

@@ -73,6 +73,7 @@ class S3Front:
     buckets: set[str] = field(default_factory=lambda: {"bucket"})
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)  # (method, bucket/key), as they came
+    markers: list[str] = field(default_factory=list)  # "folders" (keys ending in "/") that listings show
     page: int = 1000  # keys of a listing's page, at most
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
@@ -217,23 +218,26 @@ class S3Front:
                 more = True
                 break
             found.append(info)
-        entries, last = [], ""
+        entries, last = [_entry(key, 0, "d41d8cd98f00b204e9800998ecf8427e", 0.0) for key in self.markers], ""
         for info in found:
             whole = await self.store.head(info.key)
             last = info.key.removeprefix(f"{bucket}/")
             if whole is None:
                 continue
-            entries.append(
-                f"<Contents><Key>{escape(quote(last))}</Key><Size>{info.size}</Size>"
-                f"<ETag>&quot;{whole.metadata['content-md5']}&quot;</ETag>"
-                f"<LastModified>{_iso(info.modified)}</LastModified></Contents>"
-            )
+            entries.append(_entry(last, info.size, whole.metadata["content-md5"], info.modified))
         token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
         return _xml(
             f"<ListBucketResult><Name>{bucket}</Name><EncodingType>url</EncodingType>"
             f"<KeyCount>{len(entries)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
             f"{''.join(entries)}</ListBucketResult>"
         )
+
+
+def _entry(key: str, size: int, tag: str, modified: float) -> str:
+    return (
+        f"<Contents><Key>{escape(quote(key))}</Key><Size>{size}</Size><ETag>&quot;{tag}&quot;</ETag>"
+        f"<LastModified>{_iso(modified)}</LastModified></Contents>"
+    )
 
 
 def _conditions(request: web.Request) -> bool:
