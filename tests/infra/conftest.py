@@ -1,7 +1,12 @@
-"""The stores' own tests add a second S3 server, so that no server's quirk becomes our protocol."""
+"""The stores' own tests add a second S3 server, so that no server's quirk becomes our protocol.
+
+A third is yours: with DREAMDROP_TEST_STORE=s3://bucket (and the AWS variables) the suite runs there, too.
+"""
 
 from __future__ import annotations
 
+import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -46,7 +51,10 @@ def _wait_until_open(server: subprocess.Popen[bytes], port: int) -> None:
     pytest.fail("moto's server did not start within 30 s")
 
 
-@pytest.fixture(params=["memory", "directory", "s3", "moto"])
+KINDS = ["memory", "directory", "s3", "moto"]
+
+
+@pytest.fixture(params=[*KINDS, "given"] if "DREAMDROP_TEST_STORE" in os.environ else KINDS)
 def store_url(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
@@ -57,6 +65,8 @@ def store_url(
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-bucket", method="PUT")).close()
         yield "s3://moto-bucket"
         urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
+    elif request.param == "given":
+        yield f"{os.environ['DREAMDROP_TEST_STORE']}/{secrets.token_hex(8)}"
     elif request.param == "s3":
         request.getfixturevalue("s3_front")
         yield "s3://bucket/some/prefix"
