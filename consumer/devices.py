@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,18 +106,43 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
     return "xformers" if wanted == "xformers" else "sdpa"
 
 
-def place(modules: Sequence[nn.Module], device: str, *, offload: bool) -> None:
-    """Move modules to the device; with offload, each only while it runs (one after the other)."""
-    if not offload:
+@dataclass
+class Offload:
+    """Modules that are on the device only while they run: what a small card needs.
+
+    accelerate's hooks bring a module to the device when it is called; here it is sent back when
+    another one is about to run. Its own chain (each module sends its predecessor back) takes for
+    granted that they run in one order, and ours are called in any.
+    """
+
+    hooks: list[tuple[Any, Any]] = field(default_factory=list)  # (module, accelerate's hook)
+    running: Any = None
+
+    def make_way(self, module: Any) -> None:
+        """Send every other module back to the CPU's memory."""
+        if self.running is module or not self.hooks:
+            return
+        for other, hook in self.hooks:
+            if other is not module:
+                hook.offload()
+        self.running = module
+
+    def forget(self, modules: Sequence[Any]) -> None:
+        """Let go of a model that leaves."""
+        self.hooks = [(module, hook) for module, hook in self.hooks if all(module is not m for m in modules)]
+
+
+def place(modules: Sequence[nn.Module], device: str, offload: Offload | None) -> None:
+    """Move modules to the device, or with offload have them come when they are called."""
+    if offload is None:
         for module in modules:
             module.to(device)
         return
     if not device.startswith("cuda"):
         raise BadDevice("CPU offload needs a GPU to offload from")
     accelerate: Any = importlib.import_module("accelerate")
-    hook = None
     for module in modules:
-        _, hook = accelerate.cpu_offload_with_hook(module, device, prev_module_hook=hook)
+        offload.hooks.append((module, accelerate.cpu_offload_with_hook(module, device)[1]))
 
 
 def _processors(module: Any) -> dict[str, Any]:

@@ -194,6 +194,7 @@ class Engine:
             if image.began is None:
                 image.began = now
         first.model.adapters.switch(first.task.loras)
+        self.registry.offloading.make_way(first.call.module)
         kind = first.call.kind
         if kind == "text":
             self._encode_words(group, key)

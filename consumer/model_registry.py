@@ -16,7 +16,7 @@ import torch
 
 from consumer.adapters import Adapters
 from consumer.cards import Cards, ModelCard
-from consumer.devices import pick_dtype, place, set_attention
+from consumer.devices import Offload, pick_dtype, place, set_attention
 from consumer.faults import free_memory
 from consumer.model_files import Found, ModelUnavailable, find
 from consumer.stand_in import Embeddings, StandIn
@@ -40,7 +40,12 @@ class Loaded:
     scheduler_config: dict[str, Any]
     tokenizers: list[Any]
     adapters: Adapters
-    bytes: int
+    modules: list[Any]
+
+    @property
+    def bytes(self) -> int:
+        """What the weights take in memory."""
+        return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
 
     def template(self, task: str) -> Any:
         """The pipeline that an image's own is copied from. Raises `Rejected` for a task it cannot do."""
@@ -75,6 +80,7 @@ class ModelRegistry:
     cache: Path | None = None  # of downloads; None: the hub's own
     embeddings: Embeddings = field(default_factory=Embeddings)
     loads: int = 0  # models loaded since the start
+    offloading: Offload = field(default_factory=Offload)
     _loaded: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
     _found: dict[str, Found] = field(default_factory=dict)
 
@@ -126,7 +132,7 @@ class ModelRegistry:
         for old in [key for key in self._loaded if key not in in_use]:
             if sum(model.bytes for model in self._loaded.values()) + needed <= self.memory_budget:
                 break
-            del self._loaded[old]
+            self.offloading.forget(self._loaded.pop(old).modules)
             self.embeddings.forget()
             free_memory()
 
@@ -155,7 +161,7 @@ class ModelRegistry:
         if self.channels_last:
             pipe.unet.to(memory_format=torch.channels_last)
             pipe.vae.to(memory_format=torch.channels_last)
-        place(modules, self.device, offload=self.offload)
+        place(modules, self.device, self.offloading if self.offload else None)
         set_attention(pipe.unet, pipe.vae, self.attention)
         plain = _tasks(pipe)
         for one in plain.values():
@@ -176,7 +182,7 @@ class ModelRegistry:
                 t for t in (pipe.components.get("tokenizer"), pipe.components.get("tokenizer_2")) if t
             ],
             adapters=Adapters(pipe, self.loras),
-            bytes=sum(p.numel() * p.element_size() for module in modules for p in module.parameters()),
+            modules=modules,
         )
 
     def _with_stand_ins(self, pipe: Any) -> Any:

@@ -75,6 +75,20 @@ def take(value: Any, start: int, stop: int) -> Any:
     return value
 
 
+def convert(value: Any, dtype: torch.dtype) -> Any:
+    """The same answer with its tensors in another precision."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype)
+    if isinstance(value, Mapping):
+        parts = {name: convert(part, dtype) for name, part in value.items()}
+        return parts if type(value) is dict else type(value)(**parts)
+    if isinstance(value, tuple | list):
+        return type(value)(convert(part, dtype) for part in value)
+    if hasattr(value, "parameters") and isinstance(value.parameters, torch.Tensor):
+        return value if value.parameters.dtype == dtype else type(value)(value.parameters.to(dtype))
+    return value
+
+
 def join(answers: Sequence[Any]) -> Any:
     """Put the answers of one call's pieces back together."""
     first = answers[0]

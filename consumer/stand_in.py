@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from greenlet import getcurrent
 
-from consumer.rows import row_count, signature, tensors_in
+from consumer.rows import convert, row_count, signature, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -81,7 +81,10 @@ class StandIn:
         if kind == "unet":
             arguments["timestep"] = _one_per_row(arguments["timestep"], arguments["sample"])
         key = (id(module), method, signature(arguments))
-        return engine.switch(Call(kind, module, method, arguments, row_count(arguments), key))
+        answer = engine.switch(Call(kind, module, method, arguments, row_count(arguments), key))
+        if kind == "encode" and args and isinstance(args[0], torch.Tensor):
+            return convert(answer, args[0].dtype)  # latents go on in the precision that the picture had
+        return answer
 
 
 class Embeddings:

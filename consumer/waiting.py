@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from consumer.tasks import ImageTask
 
 
+_SIZES = 4  # as many companies may be full at once: every image in flight holds memory
+
+
 def company(task: ImageTask) -> Hashable:
     """Tasks with equal company can share UNet calls."""
     return (task.model, task.width, task.height, task.loras, task.request if task.solo else None)
@@ -66,6 +69,8 @@ class WaitingLine:
             at_hand: whether a model is in memory, or there is free room for it.
             loadable: whether it can be loaded now, if models that nobody uses leave.
         """
+        if sum(rows.values()) >= _SIZES * max_rows:
+            return None
         open_keys = [key for key in self._queues if rows.get(key, 0) < max_rows]
         by_age = sorted(open_keys, key=lambda key: self._queues[key][0][0])
         if not by_age:

@@ -1,0 +1,97 @@
+"""Other families and precisions go through the same engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from consumer.cards import Cards
+from consumer.model_registry import ModelRegistry
+from consumer.tasks import Drawn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TASKS = ("text2img", "img2img", "inpainting")
+
+
+@pytest.fixture(scope="module")
+def sdxl_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SDXL: two text encoders, size conditioning, random weights."""
+    import torch
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(5)
+    base = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    config = CLIPTextConfig(**{**base.text_encoder.config.to_dict(), "projection_dim": 32})
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        use_linear_projection=True,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=base.tokenizer,
+        tokenizer_2=base.tokenizer,
+        unet=unet,
+        scheduler=base.scheduler,
+        add_watermarker=False,
+    )
+    folder = tmp_path_factory.mktemp("sdxl") / "tiny"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sdxl(sdxl_folder: Path) -> ModelRegistry:
+    """A registry that serves the tiny SDXL under the usual name."""
+    return ModelRegistry(Cards.of([f"tiny={sdxl_folder}"]))
+
+
+def test_sdxl_images_equal_their_solo_runs(sdxl, studio, task, alone, apart):
+    """Two text encoders and size conditioning are stacked like everything else."""
+    tasks = [task(f"{kind}{i}", task=kind, seed=i, steps=2 + i) for kind in TASKS for i in range(2)]
+    room = studio(sdxl, max_rows=12)
+    ended = room.draw(*tasks)
+
+    assert all(isinstance(event, Drawn) for event in ended.values()), ended
+    assert all(apart(ended[t.request, 0].picture, alone(sdxl, t)) <= 1 for t in tasks)
+    assert room.engine.counters.unet_calls <= 4
+
+
+def test_bfloat16_images_stay_close_to_their_solo_runs(tiny_folder, studio, task, alone, apart):
+    """In half precision company changes the last bits only, and exact mode not even those."""
+    registry = ModelRegistry(Cards.of([f"tiny={tiny_folder}"]), dtype="bfloat16")
+    tasks = [task(f"{kind}{i}", task=kind, seed=i, steps=2) for kind in TASKS for i in range(2)]
+    shared = studio(registry, exact=True).draw(*tasks)
+    for t in tasks:
+        single = studio(registry, exact=True).draw(t)
+        assert single[t.request, 0].picture == shared[t.request, 0].picture
+
+
+def test_a_vae_that_needs_float32_gets_it_beside_a_float16_unet(tiny_folder, tmp_path, studio, task):
+    """force_upcast in the VAE's config means float32 for the VAE alone, once and for all images."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "upcast")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "force_upcast": True}))
+    registry = ModelRegistry(Cards.of([f"tiny={folder}"]), dtype="float16")
+    ended = studio(registry).draw(*[task(kind, task=kind, steps=2) for kind in TASKS])
+
+    assert all(isinstance(event, Drawn) for event in ended.values()), ended
+    assert str(registry.get("tiny").plain["text2img"].vae.dtype) == "torch.float32"
