@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from producer.lookup import ALIVE, read_progress, read_result
 from schemas.errors import NotFound
-from schemas.layout import CLAIMS, COMMIT, MODELS, REQUESTS, RESULTS, WORKERS, is_request, parse_claim, request_id
+from schemas.layout import (
+    CLAIMS,
+    COMMIT,
+    MODELS,
+    REQUESTS,
+    RESULTS,
+    WORKERS,
+    is_request,
+    parse_claim,
+    request_id,
+)
 
 if TYPE_CHECKING:
     from infra.store import Store

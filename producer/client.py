@@ -7,6 +7,7 @@ workers write. So it needs no server to be up; what is submitted now is drawn wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -79,7 +80,7 @@ class AsyncClient:
         """Drop one request. The same request under the same id is the same request.
 
         Args:
-            request: a document, a model of `schemas.manifest`, or a JSON file's path.
+            request: a document, a model of `schemas.manifest`, JSON as bytes, or a JSON file's path.
             id: names the result; by default the manifest's own, else a fresh one.
             express: into the lane that workers look at first.
 
@@ -123,23 +124,18 @@ class AsyncClient:
     ) -> AsyncGenerator[Result]:
         """Yield results in the order in which the requests end. Raises `StillWorking`."""
         await self._open()
-        waiter = self._waiter()
-        tasks = {asyncio.create_task(waiter.result(r)): _id(r) for r in dict.fromkeys(requests)}
-        loop = asyncio.get_running_loop()
-        end = None if timeout is None else loop.time() + timeout
-        try:
-            while tasks:
-                left = None if end is None else max(0.0, end - loop.time())
-                done, _ = await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    raise StillWorking(sorted(tasks.values()), timeout or 0)
-                for task in done:
-                    del tasks[task]
-                    yield task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        asked = list(dict.fromkeys(requests))
+        left = {_id(request) for request in asked}
+        end = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        async with contextlib.aclosing(self._waiter().follow(asked)) as stream:
+            while left:
+                try:
+                    async with asyncio.timeout_at(end):
+                        request, result = await anext(stream)
+                except TimeoutError as error:
+                    raise StillWorking(sorted(left), timeout or 0) from error
+                left.discard(_id(request))
+                yield result
 
     async def result(self, request: Ticket | str) -> Result:
         """The result of a request that is over. Raises `StillWorking`, `UnknownRequest`."""

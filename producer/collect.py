@@ -18,7 +18,7 @@ from schemas.result import ImageResult, Result
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from PIL.Image import Image
+    from PIL.Image import Image as Picture
 
     from infra.store import Store
 
@@ -36,11 +36,11 @@ async def read_image(store: Store, image: ImageResult) -> bytes:
     return body
 
 
-async def pictures(store: Store, result: Result) -> list[Image]:
+async def pictures(store: Store, result: Result) -> list[Picture]:
     """A result's images, opened and decoded."""
     from PIL import Image
 
-    found = []
+    found: list[Image.Image] = []
     for image in result.images:
         picture = Image.open(io.BytesIO(await read_image(store, image)))
         picture.load()
@@ -48,10 +48,20 @@ async def pictures(store: Store, result: Result) -> list[Image]:
     return found
 
 
-async def save(store: Store, result: Result, out: Path) -> list[Path]:
-    """Save what a finished request left in the store below `out/<id>/`; returns the images' paths first."""
+async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -> list[Path]:
+    """Save what a finished request left in the store; returns the images' paths first.
+
+    Args:
+        out: images go to `out/<id>/0.png`; if flat, to `out/<last part of id>-0.png`.
+    """
     gate = asyncio.Semaphore(AT_ONCE)
     folder = out / result.id
+    if flat:
+        prefix = result.id.rsplit("/", 1)[-1] + "-"
+        return [
+            await _write(out / f"{prefix}{PurePosixPath(one.key).name}", await read_image(store, one))
+            for one in result.images
+        ]
 
     async def image(one: ImageResult, below: Path) -> Path:
         async with gate:

@@ -24,7 +24,11 @@ class UnknownRequest(DreamError):
     """No request, claim or result has this id."""
 
     def __init__(self, id: str, store: str, near: Sequence[str] = ()) -> None:
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`dreamdrop status` lists what is known"
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "`dreamdrop status` lists what is known"
+        )
         super().__init__(f"nothing is known of {id!r} in {store}; {hint}")
         self.id = id
         self.near = tuple(near)

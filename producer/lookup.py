@@ -81,7 +81,12 @@ async def read_claim(store: Store, id: str) -> Claim | None:
 
 async def find_request(store: Store, id: str) -> Info | None:
     """The request object that was dropped for an id, if it is still there."""
-    for key in (f"{REQUESTS}{id}{SINGLE}", f"{REQUESTS}{id}{BATCH}", f"{EXPRESS}{id}{SINGLE}", f"{EXPRESS}{id}{BATCH}"):
+    for key in (
+        f"{REQUESTS}{id}{SINGLE}",
+        f"{REQUESTS}{id}{BATCH}",
+        f"{EXPRESS}{id}{SINGLE}",
+        f"{EXPRESS}{id}{BATCH}",
+    ):
         info = await store.head(key)
         if info is not None:
             return info

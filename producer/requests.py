@@ -24,8 +24,8 @@ from schemas.layout import BATCH, CHOSEN_ID, EXPRESS, REQUESTS, SINGLE, fingerpr
 from schemas.limits import Limits
 from schemas.manifest import parse_manifest
 
-#: A document, one of `schemas.manifest`'s models, or a file's path.
-Request = Mapping[str, Any] | BaseModel | str | os.PathLike[str]
+#: A document, one of `schemas.manifest`'s models, JSON as bytes, or a JSON file's path.
+Request = Mapping[str, Any] | BaseModel | bytes | str | os.PathLike[str]
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -76,7 +76,9 @@ def parcel(request: Request, *, id: str | None, express: bool, limits: Limits) -
     return Parcel(Ticket(manifest.id or request_id(key), key, fingerprint(body)), body, name is not None)
 
 
-def batch_parcel(rows: bytes | str | os.PathLike[str], *, id: str | None, express: bool, limits: Limits) -> Parcel:
+def batch_parcel(
+    rows: bytes | str | os.PathLike[str], *, id: str | None, express: bool, limits: Limits
+) -> Parcel:
     """Check a file of many requests, one JSON object a line.
 
     Raises:
@@ -92,7 +94,11 @@ def batch_parcel(rows: bytes | str | os.PathLike[str], *, id: str | None, expres
             where = f", column {fault.column}" if fault.column and fault.code == "invalid_json" else ""
             text = fault.message.split(": ", 1)[-1] if where else fault.message
             raise Rejected(
-                fault.code, f"line {row.line}{where}: {text}", field=fault.field, line=row.line, column=fault.column
+                fault.code,
+                f"line {row.line}{where}: {text}",
+                field=fault.field,
+                line=row.line,
+                column=fault.column,
             ) from fault
     return Parcel(Ticket(batch, key, fingerprint(body)), body, id is not None)
 
@@ -103,10 +109,14 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
         hint = "; to draw from words submit({'prompt': ...})" if isinstance(error, FileNotFoundError) else ""
-        raise Rejected("invalid_manifest", f"cannot read {os.fspath(path)!r}: {error.strerror}{hint}") from error
+        raise Rejected(
+            "invalid_manifest", f"cannot read {os.fspath(path)!r}: {error.strerror}{hint}"
+        ) from error
 
 
 def _bytes(request: Request) -> bytes:
+    if isinstance(request, bytes):
+        return request
     if isinstance(request, BaseModel):
         return _json(request.model_dump(mode="json", exclude_unset=True))
     if isinstance(request, Mapping):

@@ -15,15 +15,21 @@ from typing import TYPE_CHECKING
 from infra.inbox import changes
 from producer.lookup import read_result
 from schemas.errors import StoreUnavailable
-from schemas.layout import COMMIT, RESULTS, other_body_id, result_key
+from schemas.layout import RESULTS, other_body_id, result_key
+from schemas.result import Result
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Collection, Iterable
+
     from infra.store import Store
     from producer.requests import Ticket
-    from schemas.result import Result
 
-PAUSES = {True: (0.5, 5.0), False: (0.05, 2.0)}  # seconds, shortest and longest: a bucket, a directory
+Arrival = asyncio.Future[Result]
+
+PAUSES = {True: (0.5, 5.0), False: (0.05, 2.0)}  # seconds, shortest and longest: a bucket, else
 PAGE = 1000  # keys in a listing's page
+FEW = 4  # ids that are always asked for one by one
+AT_ONCE = 16  # results read at the same time
 PATIENCE = 60.0  # seconds for which a silent store is asked again before the waiters are told
 
 
@@ -32,24 +38,46 @@ class Waiting:
     """The ids that somebody waits for, and the task that looks for them while there are any."""
 
     store: Store
-    _futures: dict[str, list[asyncio.Future[None]]] = field(default_factory=dict)
+    _arrivals: dict[str, set[Arrival]] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _listing_cost: float = 0.0  # calls that the last listing took
     _found: bool = False
+    _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def result(self, ticket: Ticket | str) -> Result:
         """Wait until a request is over."""
-        id = ticket if isinstance(ticket, str) else ticket.id
-        while True:
-            result = await read_result(self.store, id)
-            if result is not None:
-                break
-            await self._seen(id)
-        if isinstance(ticket, str) or result.fingerprint in (ticket.fingerprint, ""):
-            return result
-        # another body was first under this id; ours is answered beside it
-        return await self.result(other_body_id(id, ticket.fingerprint))
+        async with contextlib.aclosing(self.follow([ticket])) as results:
+            return (await anext(results))[1]
+
+    async def follow(self, tickets: Iterable[Ticket | str]) -> AsyncGenerator[tuple[Ticket | str, Result]]:
+        """Yield each request with its result, as they end."""
+        arrived: asyncio.Queue[tuple[Ticket | str, Arrival]] = asyncio.Queue()
+        expected: dict[Arrival, str] = {}
+
+        def expect(ticket: Ticket | str, id: str) -> None:
+            arrival: Arrival = asyncio.get_running_loop().create_future()
+            self._arrivals.setdefault(id, set()).add(arrival)
+            expected[arrival] = id
+            arrival.add_done_callback(lambda done: arrived.put_nowait((ticket, done)))
+
+        for ticket in dict.fromkeys(tickets):
+            expect(ticket, ticket if isinstance(ticket, str) else ticket.id)
+        try:
+            await self._look(set(expected.values()))
+            while expected:
+                self._keep_looking()
+                ticket, arrival = await arrived.get()
+                id = expected.pop(arrival)
+                self._forget(id, arrival)
+                result = arrival.result()
+                if isinstance(ticket, str) or result.fingerprint in (ticket.fingerprint, ""):
+                    yield ticket, result
+                else:  # another body was first under this id; ours is answered beside it
+                    expect(ticket, other_body_id(id, ticket.fingerprint))
+        finally:
+            for arrival, id in expected.items():
+                self._forget(id, arrival)
 
     async def close(self) -> None:
         self._stop.set()
@@ -57,26 +85,19 @@ class Waiting:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        self._tell(RuntimeError("the client was closed while somebody waited"))
 
-    async def _seen(self, id: str) -> None:
-        """Return when the result's key has been seen."""
-        future = asyncio.get_running_loop().create_future()
-        self._futures.setdefault(id, []).append(future)
-        if self._task is None or self._task.done():
+    def _keep_looking(self) -> None:
+        if self._task is None or self._task.done() or self._stop.is_set():
             self._stop = asyncio.Event()
             self._task = asyncio.create_task(self._look_until_nobody_waits(self._stop))
-        try:
-            await future
-        finally:
-            self._forget(id, future)
 
-    def _forget(self, id: str, future: asyncio.Future[None]) -> None:
-        waiters = self._futures.get(id, [])
-        if future in waiters:
-            waiters.remove(future)
+    def _forget(self, id: str, arrival: Arrival) -> None:
+        waiters = self._arrivals.get(id, set())
+        waiters.discard(arrival)
         if not waiters:
-            self._futures.pop(id, None)
-        if not self._futures:
+            self._arrivals.pop(id, None)
+        if not self._arrivals:
             self._stop.set()
 
     async def _look_until_nobody_waits(self, stop: asyncio.Event) -> None:
@@ -91,48 +112,52 @@ class Waiting:
             shortest=shortest,
             longest=longest,
         )
-        async with contextlib.aclosing(looks):  # type: ignore[type-var]
-            async for _ in looks:
-                try:
-                    await self._look()
-                    answered = loop.time()
-                except StoreUnavailable as error:
-                    if loop.time() - answered > PATIENCE:
-                        self._tell(error)
-                except Exception as error:
+        async for _ in looks:
+            try:
+                self._found = False
+                await self._look(set(self._arrivals))
+                answered = loop.time()
+            except StoreUnavailable as error:
+                if loop.time() - answered > PATIENCE:
                     self._tell(error)
+            except Exception as error:
+                self._tell(error)
 
-    async def _look(self) -> None:
-        self._found = False
-        ids = set(self._futures)
-        if len(ids) > self._listing_cost and len(ids) > 4:
-            await self._list(ids)
-            return
-        self._listing_cost = max(0.0, self._listing_cost - 1)  # try a listing again some day
-        heads = await asyncio.gather(*(self.store.head(result_key(id)) for id in sorted(ids)))
-        for id, info in zip(sorted(ids), heads, strict=True):
-            if info is not None:
-                self._wake(id)
+    async def _look(self, ids: Collection[str]) -> None:
+        """See which of the ids are over, and hand their results out."""
+        if len(ids) > max(FEW, self._listing_cost):
+            over = await self._listed(ids)
+        else:
+            self._listing_cost = max(0.0, self._listing_cost - 1)  # a listing may be cheaper some day
+            names = sorted(ids)
+            heads = await asyncio.gather(*(self.store.head(result_key(id)) for id in names))
+            over = [id for id, info in zip(names, heads, strict=True) if info is not None]
+        await asyncio.gather(*map(self._hand_out, over))
 
-    async def _list(self, ids: set[str]) -> None:
-        first, last = min(map(result_key, ids)), max(map(result_key, ids))
-        count = 0
+    async def _listed(self, ids: Collection[str]) -> list[str]:
+        keys = {result_key(id): id for id in ids}
+        first, last, count, over = min(keys), max(keys), 0, []
         async for info in self.store.list(RESULTS, start_after=first[:-1]):
             count += 1
-            if info.key > last:
+            if info.key in keys:
+                over.append(keys[info.key])
+            if info.key >= last:
                 break
-            if info.key.endswith(f"/{COMMIT}"):
-                self._wake(info.key[len(RESULTS) : -len(COMMIT) - 1])
         self._listing_cost = 1 + count / PAGE
+        return over
 
-    def _wake(self, id: str) -> None:
-        for future in self._futures.get(id, []):
-            if not future.done():
-                future.set_result(None)
+    async def _hand_out(self, id: str) -> None:
+        async with self._gate:
+            if not self._arrivals.get(id):
+                return
+            result = await read_result(self.store, id)
+        for arrival in list(self._arrivals.get(id, ())):
+            if result is not None and not arrival.done():
+                arrival.set_result(result)
                 self._found = True
 
     def _tell(self, error: Exception) -> None:
-        for futures in self._futures.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(error)
+        for arrivals in list(self._arrivals.values()):
+            for arrival in list(arrivals):
+                if not arrival.done():
+                    arrival.set_exception(error)

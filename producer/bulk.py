@@ -1,0 +1,167 @@
+"""Tables and lists of prompts, turned into a batch: JSON Lines, one request a line.
+
+A CSV file's header names manifest fields; cells become numbers where the field is one, an empty
+cell leaves the field out. In a text file every line is a prompt.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import Rejected
+from schemas.limits import Limits
+from schemas.manifest import DEFAULT_LIMITS, validate_manifest
+
+PICTURES = {"image", "mask_image"}
+INTEGERS = {"steps", "number_of_images", "seed", "width", "height", "clip_skip", "output.quality"}
+NUMBERS = {"cfg_scale", "strength"}
+TRUTHS = {"strict"}
+DOCUMENTS = {"loras", "output", "metadata"}  # a cell of JSON
+NAMES = {"custom_id", "id"}
+_YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
+
+
+def from_text(body: bytes) -> bytes:
+    """A prompt a line; blank lines and lines that begin with # are left out.
+
+    Left out lines stay as blank lines, so that line numbers are those of the text.
+    """
+    lines = [line.strip() for line in _decoded(body).splitlines()]
+    if not any(line and not line.startswith("#") for line in lines):
+        raise Rejected("invalid_manifest", "the file holds no prompts; write one a line")
+    return _joined(None if not line or line.startswith("#") else {"prompt": line} for line in lines)
+
+
+def from_csv(body: bytes, *, folder: Path = Path(), limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """A request a row, checked.
+
+    Args:
+        folder: where the paths in `image` and `mask_image` columns start; files are embedded.
+
+    Raises:
+        Rejected: with the row's line in the file.
+    """
+    text = _decoded(body)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(header)
+        rows = []
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append(_row(header, cells, reader.line_num, folder, limits))
+    except csv.Error as error:
+        raise _wrong(reader.line_num, f"this is not CSV: {error}") from error
+    if not rows:
+        raise Rejected("invalid_manifest", "the table has a header and no rows")
+    return _joined(rows)
+
+
+def _joined(documents: Any) -> bytes:
+    lines = ("" if d is None else json.dumps(d, ensure_ascii=False) for d in documents)
+    return "\n".join(lines).encode() + b"\n"
+
+
+def _decoded(body: bytes) -> str:
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = body[: error.start].count(b"\n") + 1
+        raise _wrong(line, f"byte {error.start} is not UTF-8; save the file as UTF-8") from error
+
+
+def _delimiter(text: str) -> str:
+    """Comma, semicolon or tab: whichever the header has most of (spreadsheets differ by country)."""
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def _check_header(header: list[str]) -> None:
+    if "prompt" not in header:
+        raise _wrong(1, "the first line names the columns, and one of them must be `prompt`", field="prompt")
+    repeated = {name for name in header if header.count(name) > 1}
+    if repeated:
+        raise _wrong(1, f"the column {min(repeated)!r} is there twice; keep one")
+    if "" in header:
+        raise _wrong(1, f"column {header.index('') + 1} has no name; name it or remove it")
+
+
+def _row(header: list[str], cells: list[str], line: int, folder: Path, limits: Limits) -> dict[str, Any]:
+    if len(cells) > len(header):
+        raise _wrong(
+            line, f"has {len(cells)} cells for {len(header)} columns; put quotes around a text with commas"
+        )
+    document: dict[str, Any] = {}
+    for name, cell in zip(header, cells, strict=False):
+        if cell.strip():
+            _place(document, name, _value(name, cell, line, folder))
+    unnamed: Mapping[str, Any] = {k: v for k, v in document.items() if k not in NAMES}
+    try:
+        validate_manifest(unnamed, limits)
+    except Rejected as fault:
+        raise _wrong(line, fault.message, field=fault.field, code=fault.code) from fault
+    return document
+
+
+def _place(document: dict[str, Any], name: str, value: Any) -> None:
+    """`output.format` and `metadata.anything` are columns, too."""
+    outer, dot, inner = name.partition(".")
+    if dot:
+        document.setdefault(outer, {})[inner] = value
+    else:
+        document[name] = value
+
+
+def _value(name: str, cell: str, line: int, folder: Path) -> Any:
+    text = cell.strip()
+    kinds: list[tuple[set[str], Callable[[str], Any], str]] = [
+        (INTEGERS, int, "a whole number"),
+        (NUMBERS, float, "a number"),
+        (TRUTHS, _truth, "true or false"),
+        (DOCUMENTS, json.loads, "JSON"),
+    ]
+    for names, read, what in kinds:
+        if name in names:
+            try:
+                return read(text)
+            except ValueError as error:
+                raise _wrong(line, f"{name} is {text[:60]!r}; it should be {what}", field=name) from error
+    if name in PICTURES:
+        return _picture(name, text, line, folder)
+    return cell if name == "prompt" else text
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in _YES | _NO:
+        raise ValueError(text)
+    return text.lower() in _YES
+
+
+def _picture(name: str, text: str, line: int, folder: Path) -> str:
+    """A file's content in base64; what names no file stays, as a key or base64."""
+    if len(text) > 1000:
+        return text
+    path = folder / Path(text).expanduser()
+    if path.is_file():
+        return embedded(path)
+    if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"} and "/" not in text:
+        raise _wrong(line, f"{name} names {text!r}, and there is no such file beside the table", field=name)
+    return text
+
+
+def embedded(path: Path) -> str:
+    """A picture file as it stands in a manifest. Raises `Rejected` when it cannot be read."""
+    try:
+        return base64.b64encode(path.read_bytes()).decode("ascii")
+    except OSError as error:
+        raise Rejected("invalid_image", f"cannot read the picture {str(path)!r}: {error.strerror}") from error
+
+
+def _wrong(line: int, text: str, *, field: str | None = None, code: str = "invalid_manifest") -> Rejected:
+    return Rejected(code, f"line {line}: {text}", field=field, line=line)

@@ -1,0 +1,99 @@
+"""`dreamdrop`: the command line's root.
+
+Help must be fast, so nothing heavy is imported before a command runs. Commands of the other
+packages (`worker`, ...) are found by the entry point group "dreamdrop.commands"; where their
+libraries are not installed they stay in the list, and say what to install.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any
+
+import typer
+
+from producer.commands import look, replay, submit
+from producer.commands.session import WRONG, say
+
+GROUP = "dreamdrop.commands"
+EXTRAS = {"worker": "consumer", "train": "training"}  # what to install for a command
+
+app = typer.Typer(
+    name="dreamdrop",
+    help="Drop a request, collect a picture.",
+    epilog="Exit codes: 0 done; 1 a request did not succeed; 2 wrong as written, nothing was sent; "
+    "3 the store cannot be used; 4 not over in the given time.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(submit.submit)
+app.command()(submit.imagine)
+app.command()(look.status)
+app.command()(look.watch)
+app.command()(look.fetch)
+app.command()(look.cancel)
+app.command()(look.models)
+app.command()(replay.replay)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    """Drop a request, collect a picture."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("dreamdrop"))
+        raise typer.Exit
+
+
+def mount(root: typer.Typer, found: EntryPoint) -> None:
+    """Add another package's command, or one that says what is missing."""
+    try:
+        command = found.load()
+    except ModuleNotFoundError as error:
+        command = _not_installed(found.name, error.name)
+    if not isinstance(command, typer.Typer):
+        root.command(found.name)(command)
+    elif len(command.registered_commands) == 1 and command.registered_callback is None:
+        only = command.registered_commands[0]  # one command alone needs no second word
+        if only.callback is not None:
+            root.command(found.name, help=only.help, epilog=only.epilog)(only.callback)
+    else:
+        root.add_typer(command, name=found.name)
+
+
+def _not_installed(name: str, missing: str | None) -> Any:
+    def command() -> None:
+        _say_what_is_missing(name, missing)
+        raise typer.Exit(WRONG)
+
+    command.__doc__ = f"(needs {missing}, which is not installed)"
+    return command
+
+
+def _say_what_is_missing(name: str, missing: str | None) -> None:
+    extra = EXTRAS.get(name, "consumer")
+    say(f"dreamdrop: `{name}` needs {missing}, which is not installed: pip install 'dreamdrop[{extra}]'")
+
+
+def main() -> None:
+    """The console script."""
+    for found in sorted(entry_points(group=GROUP), key=lambda found: found.name):
+        mount(app, found)
+    try:
+        app(prog_name="dreamdrop")
+    except ModuleNotFoundError as error:
+        name = next((word for word in sys.argv[1:] if not word.startswith("-")), "this command")
+        if (error.name or "").partition(".")[0] in {"producer", "consumer", "training", "infra", "schemas"}:
+            raise
+        _say_what_is_missing(name, error.name)
+        raise SystemExit(WRONG) from None
+
+
+if __name__ == "__main__":
+    main()

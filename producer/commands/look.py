@@ -1,0 +1,200 @@
+"""`status`, `watch`, `fetch`, `cancel`, `models`: look at what was submitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from producer.commands.session import (
+    DEFAULT_STORE,
+    OK,
+    AsJson,
+    StoreUrl,
+    existing,
+    print_json,
+    run,
+    say,
+    spoken,
+)
+
+if TYPE_CHECKING:
+    from producer.catalogue import Overview
+    from producer.client import AsyncClient
+    from producer.lookup import State
+
+AnyId = Annotated[
+    str | None, typer.Argument(metavar="[ID]", help="One request; without it, the whole store.")
+]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="As `submit` printed it, or the path of the dropped file.")
+]
+
+
+def status(id: AnyId = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """How far a request is, or what the store holds."""
+    run(_with(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
+
+
+def watch(
+    id: AnyId = None,
+    store: StoreUrl = DEFAULT_STORE,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a request until it is over, or the store until Ctrl-C. With --json: a line for each change."""
+    raise typer.Exit(
+        run(_with(store, as_json, lambda client: _watch(client, id, interval, as_json)), as_json=as_json)
+    )
+
+
+def fetch(
+    id: Id,
+    store: StoreUrl = DEFAULT_STORE,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Save below this folder, as <id>/0.png and so on.")
+    ] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Save the images of a request that is over; of a batch, all rows' and its gallery page."""
+
+    async def work(client: AsyncClient) -> int:
+        result = await client.result(id)
+        paths = await client.fetch(id, out)
+        if as_json:
+            print_json({"id": id, "status": result.status, "saved": [str(path) for path in paths]})
+            return OK
+        for path in paths:
+            typer.echo(path)
+        if not paths:
+            from producer.show import why
+
+            say(f"{id} {result.status} and left no images; {why(result.failure)}".rstrip("; "))
+        return OK if paths else 1
+
+    raise typer.Exit(run(_with(store, as_json, work), as_json=as_json))
+
+
+def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Cancel a request; of a batch, also its rows that are not over."""
+
+    async def work(client: AsyncClient) -> int:
+        was = await client.status(id)
+        state = was if was.over else await client.cancel(id)
+        if as_json:
+            print_json(_document(state) | {"was_over": was.over})
+        elif was.over:
+            say(
+                f"{id} is over already: it {state.status}"
+                if state.status != "partial"
+                else f"{id} is over already"
+            )
+        else:
+            say(f"{id} is canceled" if state.status == "canceled" else f"{id} was over first: {state.status}")
+        return OK
+
+    raise typer.Exit(run(_with(store, as_json, work), as_json=as_json))
+
+
+def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """The models that live workers announce, and the fine-tuned ones in the store."""
+
+    async def work(client: AsyncClient) -> None:
+        found = await client.models()
+        if as_json:
+            rows = [{"name": m.name, "workers": m.workers, "versions": list(m.versions)} for m in found]
+            print_json({"models": rows})
+            return
+        for model in found:
+            where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
+            where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
+            typer.echo(f"{model.name}\t{'; '.join(where)}")
+        if not any(model.workers for model in found):
+            say(f"no worker has announced itself; start one with: dreamdrop worker --store {store}")
+
+    run(_with(store, as_json, work), as_json=as_json)
+
+
+async def _with(store: str, as_json: bool, work: Any) -> Any:
+    """Do something with a client of a store that is there."""
+    with spoken(as_json=as_json):
+        existing(store)
+    from producer.client import AsyncClient
+
+    async with AsyncClient(store) as client:
+        return await work(client)
+
+
+async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
+    from rich.console import Console
+
+    from producer import show
+
+    if id is None:
+        found = await client.known()
+        if as_json:
+            print_json(_overview(found))
+        else:
+            Console().print(show.overview(found))
+        return
+    state = await client.status(id)
+    if as_json:
+        print_json(_document(state))
+    else:
+        Console().print(show.states([state]))
+
+
+async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: bool) -> int:
+    """Look again and again. Returns the exit code: of one request, how it ended."""
+    import asyncio
+    import contextlib
+    import json
+
+    from rich.live import Live
+
+    from producer import show
+
+    said = ""
+    screen = Live(console=show.people, auto_refresh=False) if not as_json else None
+    with screen or contextlib.nullcontext():
+        while True:
+            if id is None:
+                found = await client.known()
+                line, over, ok = json.dumps(_overview(found)), False, True
+            else:
+                state = await client.status(id)
+                line, over, ok = json.dumps(_document(state)), state.over, state.status == "succeeded"
+            if as_json and line != said:
+                typer.echo(line)
+            elif screen is not None:
+                screen.update(show.overview(found) if id is None else show.states([state]), refresh=True)
+            said = line
+            if over:
+                return OK if ok else 1
+            await asyncio.sleep(interval)
+
+
+def _document(state: State) -> dict[str, Any]:
+    document: dict[str, Any] = {"id": state.id, "status": state.status}
+    if state.position is not None:
+        document["position"] = state.position
+    if state.progress is not None:
+        document["progress"] = state.progress.model_dump(mode="json")
+    if state.result is not None:
+        document["result"] = state.result.model_dump(mode="json", exclude={"request"})
+    return document
+
+
+def _overview(found: Overview) -> dict[str, Any]:
+    return {
+        "counts": {
+            "queued": len(found.queued),
+            "processing": len(found.processing),
+            "over": found.over,
+            "workers": found.workers,
+        },
+        "queued": list(found.queued),
+        "processing": {id: p.model_dump(mode="json") if p else None for id, p in found.processing.items()},
+        "latest": [{"id": r.id, "status": r.status, "images": len(r.images)} for r in found.latest],
+    }
