@@ -37,18 +37,22 @@ app.command()(look.models)
 app.command()(replay.replay)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("dreamdrop"))
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Drop a request, collect a picture."""
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("dreamdrop"))
-        raise typer.Exit
 
 
 def mount(root: typer.Typer, found: EntryPoint) -> None:

@@ -1,0 +1,53 @@
+# Everything here needs Python 3.11 or newer, and nothing else.
+#   make demo    set up, render a dozen requests, show where the pictures are
+#   make test    set up, run the tests
+#   make lint    style, types, import directions
+#   make bench   measurements, printed as ratios
+#   make clean   remove what the above made
+#
+# No CUDA? TORCH_INDEX=<url of a CPU build of torch> saves gigabytes where your index has no CPU build.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+bin := $(VENV)/bin
+install := $(bin)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.for-use
+	$(bin)/python -m producer.demo
+
+test: $(VENV)/.for-development
+	$(bin)/python -m pytest -q -ra $(PYTEST_ARGS)
+
+lint: $(VENV)/.for-development
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+bench: $(VENV)/.for-development
+	$(bin)/python -m pytest -q -s -o python_files='bench_*.py' tests/benchmarks $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info dreamdrop-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(bin)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Dreamdrop needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.for-use: $(bin)/python pyproject.toml constraints.txt
+	$(install) -e '.[consumer]'
+	@touch $@
+
+$(VENV)/.for-development: $(bin)/python pyproject.toml constraints.txt
+	$(install) -e '.[dev]'
+	@touch $@ $(VENV)/.for-use
