@@ -154,12 +154,11 @@ class Claims:
         """
         for target in _ids(id, fingerprint):
             first = await self._ledger.claim(layout.claim_key(target, 1))
-            if first is not None and first.fingerprint != fingerprint:
-                continue
-            if not await self._store.create(layout.result_key(target), result(target).to_json()):
+            free = first is None or first.fingerprint == fingerprint
+            if not (free and await self._store.create(layout.result_key(target), result(target).to_json())):
                 found = await self._ledger.answered(target)
                 if found is None or not answers(found, fingerprint):
-                    continue
+                    continue  # the id is another body's
             await self._ledger.drop_request(source)
             return target
         raise StoreUnavailable(f"no free id to answer {source.key!r} under; drop it again under another name")
