@@ -53,6 +53,7 @@ class AsyncClient:
         self._own: OpenableStore | None = None  # a store that we opened, and close
         if isinstance(store, str) or hasattr(store, "__fspath__"):
             self._own = open_store(str(store))
+        self.name = str(store) if self._own is not None else store.url  # type: ignore[union-attr]
         self.store: Store = self._own if self._own is not None else store  # type: ignore[assignment]
         self._limits = limits
         self._opening: asyncio.Lock | None = None

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img
 
@@ -15,7 +17,7 @@ PARAMETERS = "parameters"  # PNG text chunk with A1111's text
 USER_COMMENT, EXIF_BLOCK = 0x9286, 0x8769  # where JPEG and WebP keep the same text
 _UNICODE = b"UNICODE\0"
 
-_BODIES = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
+_BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def read_recipe(path: Path) -> Found:
         return _manifest(read(texts[PARAMETERS]))
     raise Rejected(
         "invalid_image",
-        f"{str(path)!r} holds no recipe; pictures lose it when a program saves or sends them without their metadata",
+        f"{str(path)!r} holds no recipe; pictures lose it when a program saves them without their metadata",
     )
 
 

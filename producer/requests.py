@@ -135,8 +135,8 @@ def _key(name: str | None, extension: str, express: bool) -> str:
     if name is not None and not (is_id(name) and all(CHOSEN_ID.fullmatch(part) for part in name.split("/"))):
         raise Rejected(
             "invalid_manifest",
-            f"id {name[:60]!r} may hold letters, digits, '.', '_' and '-' only, in parts of at most 100 characters "
-            "that begin with a letter or digit; '/' makes folders",
+            f"id {name[:60]!r} may hold letters, digits, '.', '_' and '-' only, in parts of at most 100 "
+            "characters that begin with a letter or digit; '/' makes folders",
             field="id",
         )
     return f"{EXPRESS if express else REQUESTS}{name or fresh_id()}{extension}"

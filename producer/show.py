@@ -118,7 +118,7 @@ async def _narrate(
                 if not await workers_alive(client.store):
                     people.print(
                         "[yellow]no worker has announced itself; start one with:[/] "
-                        f"dreamdrop worker --store {escape(client.store.url)}",
+                        f"dreamdrop worker --store {escape(client.name)}",
                         soft_wrap=True,
                     )
         await asyncio.sleep(LOOK)

@@ -1,0 +1,60 @@
+"""The contract as JSON Schema, for other languages and for editors: `python -m schemas.export`.
+
+The files in `schemas/json/` are checked in; a test compares them with what this module makes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from schemas.manifest import Img2Img, Inpainting, Manifest, Text2Img
+from schemas.result import Progress, Result
+
+FOLDER = Path(__file__).with_name("json")
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
+_NAME = {
+    "description": "Names the row within its batch; letters, digits, '.', '_' and '-', at most 100.",
+    "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    "type": "string",
+}
+
+
+def documents() -> dict[str, dict[str, Any]]:
+    """Every schema, by the name of its file without `.schema.json`."""
+    found = {name: body.model_json_schema(mode="validation") for name, body in _BODIES.items()}
+    found["manifest"] = TypeAdapter(Manifest).json_schema(mode="validation")
+    found["manifest"]["title"] = "Manifest"
+    found["batch-line"] = _batch_line()
+    found["result"] = Result.model_json_schema(mode="serialization")
+    found["progress"] = Progress.model_json_schema(mode="serialization")
+    return {name: {"$schema": _DIALECT, **schema} for name, schema in found.items()}
+
+
+def text(document: dict[str, Any]) -> str:
+    """A schema as it stands in its file."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def write() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, document in documents().items():
+        (FOLDER / f"{name}.schema.json").write_text(text(document), encoding="utf-8")
+
+
+def _batch_line() -> dict[str, Any]:
+    """A line of a .jsonl file: any manifest, with a name of its own if it likes."""
+    line = TypeAdapter(Manifest).json_schema(mode="validation")
+    for body in ("Text2Img", "Img2Img", "Inpainting"):
+        properties = line["$defs"][body]["properties"]
+        properties["custom_id"] = _NAME
+        properties["id"] = _NAME | {"description": "The same as `custom_id`."}
+    return {"title": "BatchLine", "description": "One line of a .jsonl file.", **line}
+
+
+if __name__ == "__main__":
+    write()
