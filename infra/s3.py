@@ -15,19 +15,20 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
-from aiobotocore.session import AioSession
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NotConnected
 from botocore.parsers import ResponseParserError
 
 from infra.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
-from infra.s3_config import READ_TIMEOUT, config_for, is_on_aws, region_of
+from infra.s3_config import READ_TIMEOUT, config_for, is_on_aws, new_session, region_of
 from infra.s3_errors import code_of, status_of, translated
 from infra.store import Info, InvalidKey, Stored
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from aiobotocore.session import AioSession
 
 NONCE = "dreamdrop-nonce"  # metadata name
 FOREIGN = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
@@ -191,14 +192,14 @@ class S3Store:
             raise self._translated(error, f"delete {key!r}") from error
 
     async def _connect(self) -> None:
-        """Make the clients; one session, so that the SDK's tables are read once."""
+        """Make the clients, once; they share a session and with it the credentials."""
         if self._ready:
             return
         async with self._lock:
             if self._ready:
                 return
             try:
-                session = AioSession()
+                session = new_session()
                 self._on_aws = is_on_aws(session)
                 self._client = await self._client_of(session, tries=4)
                 self._once = await self._client_of(session, tries=1)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
 from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
 from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.loaders import Loader, create_loader
 
 from infra.s3_errors import is_aws
-
-if TYPE_CHECKING:
-    from aiobotocore.session import AioSession
 
 DEFAULT_REGION = "us-east-1"  # for servers that have none; AWS says itself where a bucket is
 CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 20.0  # seconds of silence
 POOL = 64  # connections
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+
+
+def new_session() -> AioSession:
+    """A session with the environment as it is now; the SDK's large tables are read once a process."""
+    session = AioSession()
+    session.register_component("data_loader", _tables(session.get_config_variable("data_path")))
+    return session
+
+
+@cache
+def _tables(data_path: str | None) -> Loader:
+    return create_loader(data_path)
 
 
 def region_of(session: AioSession) -> str:

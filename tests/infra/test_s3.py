@@ -123,7 +123,7 @@ async def main(name, rounds):
         sys.stdin.readline()
         for n in range(rounds):
             won = await asyncio.gather(*(
-                store.create(f"claims/race-{n}/000001", f"{name}-{task}".encode()) for task in range(5)
+                store.create(f"claims/race-{n}/000001", f"{name}-{task}".encode()) for task in range(8)
             ))
             for task, mine in enumerate(won):
                 if mine:
@@ -133,8 +133,8 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
-async def test_creators_in_three_processes_have_one_winner(bucket: S3Store, s3_front: S3Front):
-    """Fifteen creators in three processes, through answers lost at random: one winner each."""
+async def test_creators_in_two_processes_have_one_winner(bucket: S3Store, s3_front: S3Front):
+    """Sixteen creators in two processes, through answers lost at random: one winner each."""
     rounds = 20
     for n in range(0, rounds, 2):
         s3_front.faults.append(Fault("cut_after", prefix=f"claims/race-{n}/", times=2))
@@ -147,7 +147,7 @@ async def test_creators_in_three_processes_have_one_winner(bucket: S3Store, s3_f
             text=True,
             env=environment,
         )
-        for n in range(3)
+        for n in range(2)
     ]
     for racer in racers:
         assert racer.stdout is not None
@@ -166,20 +166,20 @@ async def test_creators_in_three_processes_have_one_winner(bucket: S3Store, s3_f
 # The other verbs ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["broken", "cut", "slow_down"])
-async def test_reading_writing_and_listing_outlast_short_faults(
-    bucket: S3Store, s3_front: S3Front, kind: str
-):
+async def test_reading_writing_and_listing_outlast_short_faults(bucket: S3Store, s3_front: S3Front):
     """The SDK repeats what may be repeated."""
-    for method in ("PUT", "GET", "HEAD", "DELETE"):
-        s3_front.faults.append(Fault(kind, method=method, times=1))
+    s3_front.faults.append(Fault("slow_down", times=1))
+    s3_front.faults.append(Fault("broken", method="GET", prefix="workers/", times=1))
+    for method in ("HEAD", "DELETE"):
+        s3_front.faults.append(Fault("cut", method=method, times=1))
     await bucket.put("workers/w", b"1")
     assert (await bucket.get("workers/w")).body == b"1"
     assert await bucket.head("workers/w") is not None
-    s3_front.faults.append(Fault(kind, method="GET", times=1))
+    s3_front.faults.append(Fault("cut", method="GET", times=1))
     assert [info.key async for info in bucket.list("workers/")] == ["workers/w"]
     await bucket.delete("workers/w")
     assert await bucket.head("workers/w") is None
+    assert not any(fault.times for fault in s3_front.faults)
 
 
 async def test_a_body_that_breaks_off_is_read_again(bucket: S3Store, s3_front: S3Front):
