@@ -4,7 +4,7 @@ It stands over any of our stores (memory by default) and speaks the part of S3 t
 uses: PUT, GET, HEAD and DELETE of objects with conditions, ListObjectsV2. A `Fault` makes the
 next matching requests go wrong in one of the ways that real stores do.
 
-As a process of its own: `python tests/servers/s3_front.py [--root DIRECTORY] [--port 9000]`.
+As a process of its own: `python -m tests.servers.s3_front [--root DIRECTORY] [--port 9000]`.
 """
 
 from __future__ import annotations
