@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer import faults, rows
+from consumer.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+    from torch import nn
 
     from consumer.stand_in import Call
 
@@ -61,27 +64,31 @@ class DeviceCaller:
     max_rows: int
     exact: bool
     clock: Callable[[], float]
+    pace: Pace | None = None  # None: as many rows as may be
     counters: Counters = field(default_factory=Counters)
     safe_rows: dict[Hashable, int] = field(default_factory=dict)  # learned when memory ran out
 
     def limit(self, kind: str, key: Hashable) -> int:
         """Rows that a call of this key may have."""
-        return min(self._full(kind), self.safe_rows.get(key, self.max_rows))
+        most = min(self._full(kind), self.safe_rows.get(key, self.max_rows))
+        return min(most, self.pace.rows(key)) if self.pace is not None and kind == "unet" else most
 
-    def run(self, calls: Sequence[Call], key: Hashable) -> list[tuple[Call, Any | Failure]]:
+    def run(
+        self, calls: Sequence[Call], key: Hashable, ready: Callable[[], None]
+    ) -> list[tuple[Call, Any | Failure]]:
         """Answer every call of a group.
 
         Args:
             key: of the group, LoRAs included; safe sizes are remembered under it.
+            ready: brings the model into the state that the group needs.
 
-        Raises:
-            StickyDeviceError: the device is lost.
+        A sticky error is raised as it is: nothing can be answered any more.
         """
         waiting: list[list[Call]] = [list(calls)]
         done: list[tuple[Call, Any | Failure]] = []
         while waiting:
             group = waiting.pop()
-            answers, trouble = self._attempt(group, key)
+            answers, trouble = self._attempt(group, key, ready)
             # Here, outside `except`, no traceback holds the tensors of the failed attempt.
             if trouble is None:
                 done += zip(group, answers or (), strict=True)
@@ -99,12 +106,15 @@ class DeviceCaller:
                 done.append((group[0], trouble))
         return done
 
-    def _attempt(self, group: list[Call], key: Hashable) -> tuple[list[Any] | None, Failure | None]:
+    def _attempt(
+        self, group: list[Call], key: Hashable, ready: Callable[[], None]
+    ) -> tuple[list[Any] | None, Failure | None]:
         try:
+            ready()
             return self._call(group, key), None
         except Exception as error:
             if faults.is_sticky(error):
-                raise faults.StickyDeviceError(faults.describe(error)) from error
+                raise
             if faults.is_out_of_memory(error):
                 return None, Failure(
                     "out_of_memory", "the image does not fit this device's memory, even alone", False
@@ -129,7 +139,7 @@ class DeviceCaller:
         for start in range(0, total, limit):
             stop = min(start + limit, total)
             part = stacked if (start, stop) == (0, total) else rows.take(stacked, start, stop)
-            pieces.append(self._piece(group[0], part, stop - start, limit))
+            pieces.append(self._piece(group[0], part, stop - start, limit, key))
         answer = rows.join(pieces)
         answers, start = [], 0
         for call in group:
@@ -137,10 +147,16 @@ class DeviceCaller:
             start += call.rows
         return answers
 
-    def _piece(self, like: Call, arguments: Any, count: int, limit: int) -> Any:
+    def _piece(self, like: Call, arguments: Any, count: int, limit: int, key: Hashable) -> Any:
         padded = rows.pad(arguments, count, limit) if self.exact else arguments
+        timed = self.pace if like.kind == "unet" and self.pace and self.pace.measuring(key) else None
+        if timed is not None:
+            _synchronize(like.module)
         began = self.clock()
         answer = getattr(like.module, like.method)(**padded)
+        if timed is not None:
+            _synchronize(like.module)
+            timed.record(key, count, self.clock() - began)
         self._count(like.kind, count, limit, self.clock() - began)
         return rows.take(answer, 0, count) if self.exact else answer
 
@@ -167,6 +183,13 @@ class DeviceCaller:
         return 1 if self.exact and kind != "unet" else self.max_rows
 
 
+def _synchronize(module: nn.Module) -> None:
+    """Let the device finish: a GPU's calls return before they are done."""
+    device = next(module.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def finite_picture(call: Call, answer: Any) -> Any | Failure:
     """A decoded picture, or why there is none: never a black square without a word."""
     if _is_finite(answer):
@@ -175,7 +198,12 @@ def finite_picture(call: Call, answer: Any) -> Any | Failure:
         return Failure(
             "non_finite", "the model produced numbers that are not finite (NaN) while denoising", False
         )
-    again = _decode_in_float32(call)
+    try:
+        again = _decode_in_float32(call)
+    except Exception as error:
+        if faults.is_sticky(error):
+            raise
+        again = None
     if again is None:
         return Failure("non_finite", "the decoder produced numbers that are not finite (NaN)", False)
     return again

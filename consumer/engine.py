@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from greenlet import greenlet
 
-from consumer import faults, pipelines
+from consumer import faults, pipelines, words
 from consumer.device_call import Counters, DeviceCaller, Failure, finite_picture
 from consumer.in_flight import Image
 from consumer.model_registry import ModelRegistry
-from consumer.stand_in import Call, words_of
+from consumer.pace import Pace
+from consumer.stand_in import Call
 from consumer.tasks import Drawn, Event, ImageTask, Stepped, Undrawable
 from consumer.waiting import WaitingLine, company, rows_of
 from schemas.errors import Rejected, Unavailable
@@ -43,6 +44,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         progress_every: float = 0.25,
         patience: int = 64,
+        measure: bool | None = None,
     ) -> None:
         """
         Args:
@@ -50,11 +52,15 @@ class Engine:
             exact: pad calls to one fixed size, so that an image's bytes do not depend on its company.
             progress_every: seconds between two `Stepped` events, at least.
             patience: how many younger tasks may overtake one whose model is not loaded.
+            measure: find out how many rows pay, up to max_rows; None: on GPUs, outside exact mode.
         """
         if max_rows < 2:
             raise ValueError(f"max_rows is {max_rows}; an image with guidance needs 2")
         self.registry = registry
-        self.caller = DeviceCaller(max_rows, exact, clock)
+        if measure is None:
+            measure = registry.device.startswith("cuda") and not exact
+        self.caller = DeviceCaller(max_rows, exact, clock, Pace(max_rows) if measure else None)
+        self._room: dict[Hashable, int] = {}  # UNet rows that pay and fit, by company, as last seen
         self._emit = emit
         self._clock = clock
         self._progress_every = progress_every
@@ -99,9 +105,11 @@ class Engine:
                     self.counters.idle_steps += 1
                     return False
                 self._run(group)
-        except faults.StickyDeviceError:
+        except Exception as error:
+            if not (isinstance(error, faults.StickyDeviceError) or faults.is_sticky(error)):
+                raise
             self.close()
-            raise
+            raise faults.StickyDeviceError(faults.describe(error)) from error
         self._tell()
         return True
 
@@ -115,9 +123,17 @@ class Engine:
             rows[key] = rows.get(key, 0) + rows_of(image.task)
         at_hand = partial(self._fits, evict=False)
         loadable = partial(self._fits, evict=True)
-        while (task := self._line.next(rows, self.caller.max_rows, at_hand, loadable)) is not None:
+        while (task := self._line.next(rows, self._rows_for, at_hand, loadable)) is not None:
             if self._begin(task):
                 rows[company(task)] = rows.get(company(task), 0) + rows_of(task)
+
+    def _note_room(self, key: Hashable, rows: int) -> None:
+        if len(self._room) > 1000:  # sizes and solo requests come and go
+            self._room.clear()
+        self._room[key] = rows
+
+    def _rows_for(self, key: Hashable) -> int:
+        return self._room.get(key, self.caller.max_rows)
 
     def _fits(self, model: str, *, evict: bool) -> bool:
         in_use = {image.task.model for image in self._images} if evict else set(self.registry.loaded())
@@ -152,7 +168,7 @@ class Engine:
 
     def _refuse(self, task: ImageTask, error: Exception) -> None:
         if faults.is_sticky(error):
-            raise faults.StickyDeviceError(faults.describe(error)) from error
+            raise error
         code = "out_of_memory" if faults.is_out_of_memory(error) else "render_error"
         message = f"model {task.model!r} could not be made ready: {faults.describe(error)}"
         self._emit(Undrawable(task.request, task.index, code, message, True))
@@ -173,7 +189,7 @@ class Engine:
         mates = sorted((i for i in of_kind if self._key(i) == key), key=lambda image: image.call.ticket)
         if kind == "text":
             return mates
-        limit = max(self.caller.limit(kind, key), first.call.rows)
+        limit = max(self.caller.limit(kind, key[:2]), first.call.rows)
         chosen, room = [], limit
         for image in mates:
             if image.call.rows <= room:
@@ -181,50 +197,37 @@ class Engine:
                 room -= image.call.rows
         return chosen
 
-    def _key(self, image: Image) -> Hashable:
+    def _key(self, image: Image) -> tuple[Hashable, ...]:
         """What must agree for two images to share a call."""
         return (image.call.key, image.task.loras, image.task.request if image.task.solo else None)
 
     def _run(self, group: list[Image]) -> None:
         first = group[0]
-        key = self._key(first)
-        now = self._clock()
-        for image in group:
-            image.calls += 1
-            if image.began is None:
-                image.began = now
-        first.model.adapters.switch(first.task.loras)
-        self.registry.offloading.make_way(first.call.module)
-        kind = first.call.kind
-        if kind == "text":
-            self._encode_words(group, key)
-            return
+        key = (first.call.key, first.task.loras)
+        calls, kind = [image.call for image in group], first.call.kind
         owners = {id(image.waits): image for image in group}
-        for call, answer in self.caller.run([image.call for image in group], key):
+        now, calls_before = self._clock(), self.counters.calls
+        ready = partial(self._make_ready, first)
+        if kind == "text":
+            answers = words.encode(self.caller, self.registry.embeddings, calls, key, ready)
+        else:
+            answers = self.caller.run(calls, key, ready)
+        for image in group if self.counters.calls > calls_before else ():
+            image.calls += 1
+            image.began = now if image.began is None else image.began
+        for call, answer in answers:
             image = owners[id(call)]
             if kind == "unet":
                 image.unet_calls += 1
+                self._note_room(company(image.task), self.caller.limit(kind, key))
             if kind == "decode" and not isinstance(answer, Failure):
                 answer = finite_picture(call, answer)
             self._give(image, answer)
 
-    def _encode_words(self, group: list[Image], key: Hashable) -> None:
-        """Encode each different text once, whoever asked for it, and remember it."""
-        memory = self.registry.embeddings
-        askers: dict[bytes, list[Image]] = {}
-        for image in group:
-            askers.setdefault(words_of(image.call), []).append(image)
-        new = {w: images[0].call for w, images in askers.items() if memory.get((key, w)) is None}
-        words_by_call = {id(call): words for words, call in new.items()}
-        answers: dict[bytes, Any] = {w: memory.get((key, w)) for w in askers if w not in new}
-        for call, answer in self.caller.run(list(new.values()), key) if new else ():
-            words = words_by_call[id(call)]
-            answers[words] = answer
-            if not isinstance(answer, Failure):
-                memory.put((key, words), answer)
-        for words, images in askers.items():
-            for image in images:
-                self._give(image, answers[words])
+    def _make_ready(self, image: Image) -> None:
+        """Before a device call: the right LoRAs act, and with offload the right module is there."""
+        image.model.adapters.switch(image.task.loras)
+        self.registry.offloading.make_way(image.call.module)
 
     # How an image goes on ------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class Engine:
             outcome = image.thread.switch(*values)
         except Exception as error:
             if faults.is_sticky(error):
-                raise faults.StickyDeviceError(faults.describe(error)) from error
+                raise
             memory = faults.is_out_of_memory(error)
             failure = Failure(
                 "out_of_memory" if memory else "render_error",

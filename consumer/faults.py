@@ -45,9 +45,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_sticky(error: BaseException) -> bool:
     """Whether every later call on the device will fail too."""
+    if isinstance(error, StickyDeviceError):
+        return True
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False
-    return any(text in str(error).lower() for text in _STICKY)
+    text = str(error).lower()
+    return any(known in text for known in _STICKY) or ("cuda error" in text and not _answers())
+
+
+def _answers() -> bool:
+    """Whether the GPU can still add one and one: the last word where a text is not known."""
+    if not torch.cuda.is_available():
+        return True
+    try:
+        return float((torch.ones(1, device="cuda") + 1).item()) == 2.0
+    except RuntimeError:
+        return False
 
 
 def describe(error: BaseException) -> str:

@@ -94,7 +94,7 @@ def notes(task: ImageTask, tokenizers: Sequence[Any]) -> list[Note]:
 def words_cut(tokenizer: Any, text: str) -> str:
     """The end of the text that does not fit the model's token limit, as it was written."""
     limit = tokenizer.model_max_length - 2  # start and end take one each
-    if len(text) <= limit:  # a token is one character or more
+    if len(text.encode()) <= limit:  # a token is one byte or more
         return ""
     encoded = tokenizer(
         text, add_special_tokens=False, truncation=False, return_offsets_mapping=tokenizer.is_fast

@@ -117,14 +117,6 @@ class Embeddings:
         self._bytes = 0
 
 
-def words_of(call: Call) -> bytes:
-    """A text call's token numbers, as bytes: equal words, equal bytes."""
-    ids = call.arguments["input_ids"]
-    mask = call.arguments.get("attention_mask")
-    parts = [ids] if mask is None else [ids, mask]
-    return b"".join(part.cpu().numpy().tobytes() for part in parts)
-
-
 def _named(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its parameters' names
     function = getattr(kind, "forward" if method == "__call__" else method)

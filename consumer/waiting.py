@@ -53,7 +53,7 @@ class WaitingLine:
     def next(
         self,
         rows: Mapping[Hashable, int],
-        max_rows: int,
+        room: Callable[[Hashable], int],
         at_hand: Callable[[str], bool],
         loadable: Callable[[str], bool],
     ) -> ImageTask | None:
@@ -65,13 +65,13 @@ class WaitingLine:
 
         Args:
             rows: UNet rows in flight, by company.
-            max_rows: that a company may have.
+            room: UNet rows that a company may have.
             at_hand: whether a model is in memory, or there is free room for it.
             loadable: whether it can be loaded now, if models that nobody uses leave.
         """
-        if sum(rows.values()) >= _SIZES * max_rows:
+        if sum(1 for key, count in rows.items() if count >= room(key)) >= _SIZES:
             return None
-        open_keys = [key for key in self._queues if rows.get(key, 0) < max_rows]
+        open_keys = [key for key in self._queues if rows.get(key, 0) < room(key)]
         by_age = sorted(open_keys, key=lambda key: self._queues[key][0][0])
         if not by_age:
             return None

@@ -76,6 +76,29 @@ def test_slots_are_useful_on_a_saturated_mixed_load(registry, studio, task):
     assert counters.slot_efficiency >= 0.85
 
 
+def test_the_number_of_rows_that_pays_is_measured(registry, studio, task):
+    """On a device where a row costs the same beyond four rows, calls get no larger than four."""
+    now = [0.0]
+
+    def forward(real, *args, **kwargs):
+        now[0] += max(4, kwargs["sample"].shape[0])  # seconds: four rows for the price of one
+        return real(*args, **kwargs)
+
+    unet = registry.get("tiny").plain["text2img"].unet
+    real = unet.forward
+    unet.forward = lambda *args, **kwargs: forward(real, *args, **kwargs)
+    try:
+        room = studio(registry, max_rows=16, measure=True, clock=lambda: now[0])
+        ended = room.draw(*[task(f"r{i}", seed=i, steps=6) for i in range(12)])
+    finally:
+        del unet.forward
+
+    assert all(isinstance(event, Drawn) for event in ended.values())
+    assert room.engine.counters.slot_efficiency >= 0.85
+    assert list(ended)[:2] == [("r0", 0), ("r1", 0)]
+    assert room.engine.counters.unet_calls > 12 * 6 * 2 / 8
+
+
 def test_a_late_task_joins_at_the_next_step(registry, studio, task):
     """A task that comes while another is being drawn shares its very next UNet call."""
     room = studio(registry)

@@ -1,0 +1,34 @@
+"""What needs CUDA: run where a GPU is at hand, skipped with the reason elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.studio import save_tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """diffusers 0.42 hands torch tensors to numpy 2 in a way that numpy is going to drop."""
+    config.addinivalue_line("filterwarnings", "ignore:__array:DeprecationWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip every test of this folder on a machine without a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.path.parent.name == "gpu":
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; this machine has none"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with safetensors and random weights."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")

@@ -1,0 +1,136 @@
+"""What tests of the engine share: a tiny Stable Diffusion, tasks for it, and an engine one listens to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from consumer import pipelines
+from consumer.engine import Engine
+from consumer.tasks import Drawn, ImageTask, RawPicture, Undrawable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from consumer.model_registry import ModelRegistry
+
+
+def save_tiny(folder: Path) -> Path:
+    """Write a diffusers folder with random weights: UNet (16, 32), 8x VAE, prompts of 16 tokens."""
+    torch.set_num_threads(1)  # tiny tensors gain nothing from more, and lose much on a busy machine
+    torch.manual_seed(0)
+    letters = "abcdefghijklmnopqrstuvwxyz,.0123456789"
+    tokens = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=16)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=16,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    pipe = StableDiffusionPipeline(
+        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def make_task(request: str = "r", **fields: Any) -> ImageTask:
+    """A task; every field has a default, pictures included."""
+    kind = fields.get("task", "text2img")
+    width, height = fields.get("width", 32), fields.get("height", 32)
+    defaults: dict[str, Any] = {
+        "request": request,
+        "index": 0,
+        "task": kind,
+        "model": "tiny",
+        "prompt": "a red dot",
+        "negative_prompt": None,
+        "width": width,
+        "height": height,
+        "steps": 3,
+        "cfg_scale": 5.0,
+        "seed": 1,
+        "scheduler": "DDIM",
+    }
+    if kind != "text2img":
+        defaults |= {"image": _gradient(width, height), "strength": 0.8}
+    if kind == "inpainting":
+        defaults["mask"] = _half_mask(width, height)
+    return ImageTask(**{**defaults, **fields})
+
+
+class Studio:
+    """An engine, and everything that it said."""
+
+    def __init__(self, registry: ModelRegistry, **settings: Any) -> None:
+        self.said: list[Any] = []
+        self.engine = Engine(registry, emit=self.said.append, **{"max_rows": 8, **settings})
+
+    def draw(self, *tasks: ImageTask) -> dict[tuple[str, int], Any]:
+        """Submit, run until nothing is left, and return what became of each image."""
+        for task in tasks:
+            self.engine.submit(task)
+        while self.engine.step():
+            pass
+        return self.ended()
+
+    def ended(self) -> dict[tuple[str, int], Any]:
+        return {(e.request, e.index): e for e in self.said if isinstance(e, Drawn | Undrawable)}
+
+
+def draw_alone(registry: ModelRegistry, task: ImageTask) -> RawPicture:
+    """Draw by the plain diffusers pipeline, with no engine near it."""
+    model = registry.get(task.model)
+    model.adapters.ensure(task.loras)
+    model.adapters.switch(task.loras)
+    return pipelines.draw(pipelines.prepare(model.plain[task.task], task, model.scheduler_config), task)
+
+
+def grey_levels_apart(one: RawPicture, other: RawPicture) -> int:
+    """The greatest difference between two pictures."""
+    a, b = (np.frombuffer(p.data, np.uint8).astype(int) for p in (one, other))
+    return int(abs(a - b).max())
+
+
+def _gradient(width: int, height: int) -> RawPicture:
+    data = bytes(v for y in range(height) for x in range(width) for v in (x * 7 % 256, y * 7 % 256, 128))
+    return RawPicture(width, height, 3, data)
+
+
+def _half_mask(width: int, height: int) -> RawPicture:
+    """White on the right half."""
+    row = bytes(0 if x < width // 2 else 255 for x in range(width))
+    return RawPicture(width, height, 1, row * height)
