@@ -34,8 +34,8 @@ DRAWINGS: dict[str, dict[str, Any]] = {
     "square": {"prompt": "a green square on a white background", "seed": 3, "cfg_scale": 5},
     "triangle": {"prompt": "an orange triangle on a black background", "seed": 4, "scheduler": "Euler a"},
     "heart": {"prompt": "a red heart on a white background", "seed": 5, "steps": 12},
-    "diamond": {
-        "prompt": "a purple diamond on a yellow background",
+    "ring": {
+        "prompt": "a purple ring on a yellow background",
         "seed": 6,
         "scheduler": "DPM++ 2M Karras",
     },
@@ -110,7 +110,7 @@ def drop(store: Path) -> list[str]:
 @contextlib.contextmanager
 def worker(store: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A running worker, whose words go to a file."""
-    log = store.with_name(f"{store.name}") / "worker.log"
+    log = store / "worker.log"
     command = [sys.executable, "-m", "producer.cli", "worker", "--store", str(store), *arguments]
     with log.open("wb") as words:
         process = subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT)

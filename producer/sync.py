@@ -94,7 +94,8 @@ class Client:
             while (result := self._call(following())) is not None:
                 yield result
         finally:
-            self._call(stream.aclose())
+            if not self._loop.is_closed():  # closing the client has ended the stream
+                self._call(stream.aclose())
 
     def fetch(self, request: Ticket | str, out: str | os.PathLike[str] = ".") -> list[Path]:
         """See `AsyncClient.fetch`."""

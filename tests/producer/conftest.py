@@ -1,0 +1,107 @@
+"""A client on a store, and a small stand-in for a worker that writes results as the contract says."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from producer import AsyncClient
+from schemas.layout import fingerprint, image_key, request_id, result_key
+from schemas.result import Failure, Frozen, ImageResult, Result
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from infra.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def client(store: Store) -> AsyncIterator[AsyncClient]:
+    """A client of a fresh store, of each kind in turn."""
+    async with AsyncClient(store) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[AsyncClient]:
+    """A client of a fresh directory."""
+    async with AsyncClient(tmp_path / "store") as opened:
+        yield opened
+
+
+def png(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (seed % 256, 0, 0)).save(out, "PNG")
+    return out.getvalue()
+
+
+async def draw(store: Store, key: str, **fields: Any) -> Result:
+    """Answer one request object as a worker does: images, then the result, then the request goes."""
+    stored = await store.get(key)
+    id = fields.pop("id", request_id(key))
+    images = []
+    if fields.get("status", "succeeded") == "succeeded":
+        for index in range(int(json.loads(stored.body).get("number_of_images", 1))):
+            body = png(index)
+            where = image_key(id, index, "png")
+            await store.create(where, body)
+            images.append(
+                ImageResult(
+                    index=index,
+                    key=where,
+                    seed=index,
+                    width=8,
+                    height=8,
+                    bytes=len(body),
+                    sha256=hashlib.sha256(body).hexdigest(),
+                    content_type="image/png",
+                )
+            )
+    else:
+        fields.setdefault("failure", Failure(code="render_error", message="it broke"))
+    result = Result(
+        **{"status": "succeeded", **fields},
+        id=id,
+        images=tuple(images),
+        fingerprint=fingerprint(stored.body),
+        request=Frozen.of(stored.body),
+    )
+    await store.create(result_key(id), result.to_json())
+    await store.delete(key)
+    return result
+
+
+@pytest.fixture
+def worker() -> Callable[..., Any]:
+    """`await worker(store, key)`: a stand-in that answers one request object."""
+    return draw
+
+
+@pytest.fixture
+def dreamdrop(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line as a process, in a folder of its own."""
+
+    def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "DREAMDROP_"))}
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", "producer.cli", *arguments],
+            cwd=tmp_path,
+            env=kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"} | environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
