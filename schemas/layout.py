@@ -9,7 +9,8 @@
     results/cats/a/result.json      the result manifest: the commit
 
 An *id* names a request: `/`-joined segments, each of `[A-Za-z0-9._~-]`, at most 100 bytes, not
-starting with a dot.
+starting with a dot. Below another id none looks like one of our own files (`000001`, `0.png`,
+`result.json`): in a directory `claims/a/000001` cannot be both a claim on `a` and a folder.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._~-]+")
 _CLAIM = re.compile(r"claims/(?P<id>.+)/(?P<epoch>\d{6})(?P<released>\.released)?")
 
 SINGLE, BATCH = ".json", ".jsonl"
-#: File names inside a result folder that a row of a batch must not take for its own folder.
 COMMIT = "result.json"
+#: What our own files are called inside the folders of an id; an id below another must not be.
+_OWN_FILE = re.compile(r"\d{6}(\.released)?|.+\.(json|jsonl|html|png|jpe?g|webp)", re.IGNORECASE)
 
 
 def fingerprint(body: bytes) -> str:
@@ -72,6 +74,8 @@ def safe_id(path: str, key: str | None = None) -> str:
     if is_id(path):
         return path
     segments = [_safe_segment(s) for s in path.split("/")]
+    if len(segments) > 1:
+        segments = [f"_{s.replace('.', '_')}" if _OWN_FILE.fullmatch(s) else s for s in segments]
     digest = hashlib.sha256((key or path).encode("utf-8", "surrogatepass")).hexdigest()[:8]
     short = "/".join(s for s in segments if s)[: MAX_ID_BYTES - 20].strip("/")
     last = short.rsplit("/", 1)[-1][: MAX_SEGMENT_BYTES - 9]
@@ -85,8 +89,11 @@ def _safe_segment(segment: str) -> str:
 
 def is_id(text: str) -> bool:
     """Whether a text is an id as it stands."""
+    segments = text.split("/")
+    if any(_OWN_FILE.fullmatch(s) for s in segments[1:]) or any(s.endswith(SINGLE) for s in segments[:-1]):
+        return False
     return len(text) <= MAX_ID_BYTES and all(
-        len(s) <= MAX_SEGMENT_BYTES and _SAFE_ID.fullmatch(s) for s in text.split("/")
+        len(s) <= MAX_SEGMENT_BYTES and _SAFE_ID.fullmatch(s) for s in segments
     )
 
 
@@ -99,7 +106,7 @@ def other_body_id(request: str, fingerprint: str) -> str:
 def row_id(batch: str, custom_id: str | None, line: int) -> str:
     """A batch row's id: below its batch, by its own name or by its line number (from 1)."""
     name = f"line-{line:06d}" if custom_id is None else custom_id
-    return f"{batch}/{safe_id(name.replace('/', '_'), name)}"
+    return safe_id(f"{batch}/{safe_id(name.replace('/', '_'), name)}")
 
 
 def request_key(request: str, extension: str = SINGLE) -> str:
