@@ -1,7 +1,8 @@
 """What the protocol asks of an object store, in words and types.
 
 Keys are `/`-joined, UTF-8, at most 1,024 bytes, no empty, `.` or `..` segment, no control
-character; a key that is not raises `InvalidKey` from every verb. Only `create` is load-bearing
+character; a key that is not raises `InvalidKey` from every verb. In a directory no key can stand
+below another object's key, nor have a segment of more than 255 bytes. Only `create` is load-bearing
 (see docs/design.md): the protocol never overwrites what it has created.
 """
 
@@ -69,8 +70,8 @@ class Store(Protocol):
         known: the object may or may not appear, now or later, whole.
 
         Args:
-            metadata: ASCII keys in lower case with dashes, to short ASCII values; kept with the
-                object, atomically.
+            metadata: ASCII keys in lower case with dashes, to short ASCII values (1,900 bytes in
+                all), else `ValueError`; kept with the object, atomically.
         """
         ...
 
@@ -79,7 +80,11 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
-        """Objects whose key begins with prefix, in ascending order of their UTF-8 bytes."""
+        """Objects whose key begins with prefix, in ascending order of their UTF-8 bytes.
+
+        A directory passes over what is no object: links, pipes, and below `requests/` also hidden
+        files and names that end in `.tmp`, `.part` or `~`.
+        """
         ...
 
     async def delete(self, key: str, *, etag: str | None = None) -> None:
