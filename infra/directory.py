@@ -220,7 +220,7 @@ class DirectoryStore:
             now = None if here is None else tree.look(name, here)
         if now is None or now.st_nlink == 1:
             return False
-        tree.warn_once(key, f"{key} is ignored: it is a hard link to another file; copy the file instead")
+        tree.warn_once(key, f"{key!r} is ignored: it is a hard link to another file; copy the file instead")
         return True
 
     @contextlib.contextmanager
