@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from infra import stored_image
@@ -70,10 +70,14 @@ class Claims:
 
     # Being alive ---------------------------------------------------------------------------
 
-    async def beat(self) -> None:
-        """Show life. The caller beats only while its work makes progress."""
+    async def beat(self, facts: Mapping[str, Any] | None = None) -> None:
+        """Show life. The caller beats only while its work makes progress.
+
+        Args:
+            facts: for people and clients, such as the models served; the protocol reads none of it.
+        """
         self._seq += 1
-        body = json.dumps({"v": 1, "session": self.session, "seq": self._seq}).encode()
+        body = json.dumps({**(facts or {}), "v": 1, "session": self.session, "seq": self._seq}).encode()
         await self._store.put(layout.worker_key(self.session), body)
 
     async def retire(self) -> None:

@@ -1,0 +1,113 @@
+"""The invariants, checked after every change of the bucket, from its bytes alone.
+
+1 write once; 2 commit last; 3 never forgotten; 4 no work after the end; 5 every attempt works on
+the same request and plan; 6 one result for each request. It knows the keys and the JSON, and
+nothing of the code that it judges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from infra.store import Stored
+
+
+class Broken(AssertionError):
+    """An invariant does not hold; the message has its number and the last events."""
+
+
+@dataclass
+class Law:
+    """What must never happen, and what was promised to whom."""
+
+    promised: dict[tuple[str, str], bytes] = field(default_factory=dict)  # (id, fingerprint) to request
+    late_claims: set[str] = field(default_factory=set)  # nonces of claims made after their request's end
+
+    def dropped(self, id: str, body: bytes, objects: Mapping[str, Stored]) -> None:
+        """A client wrote a request; a body that it replaced unread is withdrawn."""
+        self.promised[id, sha(body)] = body
+        for other, fingerprint in list(self.promised):
+            if other == id and not is_kept(id, fingerprint, objects):
+                del self.promised[other, fingerprint]
+
+    def check(self, before: Mapping[str, Stored], after: Mapping[str, Stored], log: list[str]) -> None:
+        changed = [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
+        for key in sorted(changed):
+            if key.startswith(("results/", "claims/")) and key in before:
+                if key in after:
+                    raise _broken(1, f"{key} was overwritten", log)
+                if key.startswith("results/"):
+                    raise _broken(1, f"{key} was deleted", log)
+            if key.startswith("claims/") and key in after and not key.endswith(".released"):
+                self._check_claim(key, before, after, log)
+            if key.endswith("/result.json") and key in after:
+                self._check_result(key, after, log)
+        for id, fingerprint in self.promised:
+            if not is_kept(id, fingerprint, after):
+                raise _broken(3, f"{id} ({fingerprint[:8]}) is forgotten", log)
+
+    def working(self, nonce: str, log: list[str]) -> None:
+        """A worker begins to render under the claim with this nonce."""
+        if nonce in self.late_claims:
+            raise _broken(4, "work began under a claim that was made after the result", log)
+
+    def _check_claim(
+        self, key: str, before: Mapping[str, Stored], after: Mapping[str, Stored], log: list[str]
+    ) -> None:
+        claim = json.loads(after[key].body)
+        if sha(claim["frozen"]["text"].encode()) != claim["fingerprint"]:
+            raise _broken(5, f"{key} does not carry the request that it names", log)
+        end = before.get(f"results/{claim['id']}/result.json")
+        if end is not None and json.loads(end.body)["fingerprint"] == claim["fingerprint"]:
+            self.late_claims.add(claim["nonce"])
+        elif claim["epoch"] > 1:
+            last = json.loads(before[f"claims/{claim['id']}/{claim['epoch'] - 1:06d}"].body)
+            if any(last[what] != claim[what] for what in ("frozen", "plan", "fingerprint")):
+                raise _broken(5, f"{key} has another request or plan than the attempt before", log)
+
+    def _check_result(self, key: str, after: Mapping[str, Stored], log: list[str]) -> None:
+        result = json.loads(after[key].body)
+        for image in result["images"]:
+            stored = after.get(image["key"])
+            if stored is None:
+                raise _broken(2, f"{key} names {image['key']}, which is not stored", log)
+            if sha(stored.body) != image["sha256"]:
+                raise _broken(2, f"{key} gives {image['key']} another hash than it has", log)
+        fingerprint = result["fingerprint"]
+        twins = results_for(result["id"].removesuffix(f"~{fingerprint[:8]}"), fingerprint, after)
+        if len(twins) > 1:
+            raise _broken(6, f"one request has the results {twins}", log)
+
+
+def results_for(id: str, fingerprint: str, objects: Mapping[str, Stored]) -> list[str]:
+    """Keys of the results that answer a request, under its id or one of its own."""
+    keys = (f"results/{id}/result.json", f"results/{id}~{fingerprint[:8]}/result.json")
+    return [k for k in keys if k in objects and json.loads(objects[k].body)["fingerprint"] == fingerprint]
+
+
+def is_kept(id: str, fingerprint: str, objects: Mapping[str, Stored]) -> bool:
+    """Whether the bucket still has the request itself, a claim that carries it, or its result."""
+    request = objects.get(f"requests/{id}.json")
+    if request is not None and sha(request.body) == fingerprint:
+        return True
+    if results_for(id, fingerprint, objects):
+        return True
+    folders = (f"claims/{id}/", f"claims/{id}~{fingerprint[:8]}/")
+    return any(
+        key.startswith(folders)
+        and not key.endswith(".released")
+        and json.loads(o.body)["fingerprint"] == fingerprint
+        for key, o in objects.items()
+    )
+
+
+def sha(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _broken(number: int, what: str, log: list[str]) -> Broken:
+    history = "\n".join(log[-60:])
+    return Broken(f"invariant {number}: {what}\n{history}")

@@ -1,0 +1,64 @@
+"""Hundreds of histories, each drawn from one number; and the proof's own proof: mutants.
+
+`pytest tests/chaos --hypothesis-profile=long` lives through many more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import settings
+
+from infra.claims import Claims
+from schemas import layout
+from tests.chaos.law import Broken
+from tests.chaos.mutants import MUTANTS, OneIdOneBody
+from tests.chaos.simulation import run
+from tests.infra.claims_bench import BODY, Bench, success
+
+LONG = settings().max_examples > 1000
+HISTORIES = 2000 if LONG else 48
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_no_history_breaks_the_law(block: int) -> None:
+    """Crashes, pauses, lost answers, late writes and zombies leave one true result per request."""
+    size = HISTORIES // 8
+    _live_through(range(block * size, (block + 1) * size))
+
+
+def test_the_same_number_gives_the_same_history() -> None:
+    """Nothing but the seed decides: two runs agree line for line, so every failure can be replayed."""
+    assert asyncio.run(run(7)) == asyncio.run(run(7))
+
+
+@pytest.mark.parametrize("make", MUTANTS.values(), ids=MUTANTS.keys())
+def test_a_broken_rule_is_noticed(make: type[Claims]) -> None:
+    """Each rule of the protocol is needed: without it some history breaks the invariant that it serves."""
+    invariant = (make.__doc__ or "").split(":")[0].lower()
+    with pytest.raises(Broken, match=f"^{invariant}: "):
+        _live_through(range(60), make)
+
+
+@pytest.mark.parametrize(("make", "answered"), [(Claims, True), (OneIdOneBody, False)])
+def test_a_broken_rule_that_chance_seldom_meets(make: type[Claims], answered: bool) -> None:
+    """Without an id of its own to go to, a commit that meets another body's result loses its request."""
+
+    async def story() -> list[str]:
+        bench = Bench()
+        claims = bench.session("w", make=make)
+        held = await bench.must_take(claims)
+        other = success(held, []).model_copy(update={"fingerprint": "another body's"})
+        await bench.store.create("results/cat/result.json", other.to_json())
+        await claims.commit(held, success(held, []))
+        return await bench.keys()
+
+    own = layout.other_body_id("cat", layout.fingerprint(BODY))
+    assert (layout.result_key(own) in asyncio.run(story())) is answered
+
+
+def _live_through(seeds: Iterable[int], make: type[Claims] = Claims) -> None:
+    for seed in seeds:
+        asyncio.run(run(seed, make))
