@@ -33,7 +33,7 @@ StoreUrl = Annotated[
     typer.Option(
         "--store",
         envvar="DREAMDROP_STORE",
-        help="A directory, s3://bucket or s3://bucket/prefix (endpoint and credentials as AWS tools know them).",
+        help="A directory, s3://bucket or s3://bucket/prefix (credentials as AWS tools know them).",
         show_default=True,
     ),
 ]

@@ -1,0 +1,70 @@
+"""The floor plan: imports run downwards, and only the device's process has torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "diffusers", "accelerate", "transformers")
+#: What the worker's parent process is made of; whatever of it exists must load without torch.
+PARENT = (
+    "cli",
+    "worker",
+    "intake",
+    "dispatch",
+    "delivery",
+    "job",
+    "batches",
+    "gallery",
+    "picture",
+    "renderer",
+    "tasks",
+)
+
+
+def imported(modules: list[str]) -> str:
+    """Import modules in a fresh process; tell which heavy libraries came with them."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n    importlib.import_module(name)\n"
+        f"print(' '.join(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def modules_of(package: str) -> list[str]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+
+
+def test_imports_run_downwards():
+    """The contracts of import-linter in pyproject.toml hold."""
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", ["schemas", "infra", "producer"])
+def test_a_client_loads_without_torch(package: str):
+    """Every module of the lower floors and of the client loads without a heavy library."""
+    assert imported(modules_of(package)) == ""
+
+
+def test_the_workers_parent_loads_without_torch():
+    """A parent process that had torch could not outlive what torch does to a process."""
+    there = [f"consumer.{name}" for name in PARENT if (ROOT / "consumer" / f"{name}.py").is_file()]
+    assert imported(there) == ""
+
+
+def test_tests_folders_are_no_packages():
+    """Two test files may share a name; an `__init__.py` would make them collide."""
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
