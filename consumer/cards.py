@@ -144,6 +144,12 @@ def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:
     else:
         folder = Path(source).expanduser()
         source, revision = str(folder), ""
+        if built_in is None and not (folder / "model_index.json").is_file():
+            raise Rejected(
+                "model_unavailable",
+                f"model {name!r}: {folder} is not a diffusers folder (it has no model_index.json)",
+                field="model",
+            )
         (width, height), scheduler, tokens = _read_folder(folder)
     if built_in is not None:
         return replace(built_in, sources=(source, *built_in.sources))

@@ -95,3 +95,23 @@ def test_a_vae_that_needs_float32_gets_it_beside_a_float16_unet(tiny_folder, tmp
 
     assert all(isinstance(event, Drawn) for event in ended.values()), ended
     assert str(registry.get("tiny").plain["text2img"].vae.dtype) == "torch.float32"
+
+
+def test_a_model_made_for_inpainting_does_nothing_else(tiny_folder, tmp_path, studio, task, alone, apart):
+    """A UNet of nine channels repaints; asked for anything else it is rejected with what it can do."""
+    import shutil
+
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(6)
+    folder = shutil.copytree(tiny_folder, tmp_path / "inpaint")
+    config = dict(UNet2DConditionModel.load_config(folder / "unet"))
+    UNet2DConditionModel.from_config({**config, "in_channels": 9}).save_pretrained(folder / "unet")
+    registry = ModelRegistry(Cards.of([f"tiny={folder}"]))
+    repaint = task("repaint", task="inpainting", strength=1.0)
+    ended = studio(registry).draw(task("words"), repaint)
+
+    assert (ended["words", 0].code, ended["words", 0].field) == ("unsupported", "task")
+    assert "it does inpainting" in ended["words", 0].message
+    assert apart(ended["repaint", 0].picture, alone(registry, repaint)) <= 1
