@@ -76,7 +76,7 @@ class Held:
     """A claim that this session owns, until it commits or releases it."""
 
     claim: Claim
-    lost: bool = False  # a sweep saw a later epoch of somebody else: going on is allowed, and a waste
+    lost: bool = False  # a sweep saw somebody else's later epoch: let go; going on is harmless, and a waste
     images: dict[int, ImageResult] = field(default_factory=dict)  # known to be stored
     sent: list[bytes] = field(default_factory=list)  # results whose outcome may be unknown
 

@@ -95,7 +95,9 @@ class Sweep:
             return None
         held = ledger.held.get(id)
         if held is not None:
-            held.lost = held.lost or group.top > held.claim.epoch
+            if group.top > held.claim.epoch:
+                held.lost = True
+                del ledger.held[id]  # from now on it is somebody else's, to be judged like any other
             return None
         marker = group.markers.get(group.top)
         if marker is not None:

@@ -232,6 +232,23 @@ class _Absent(Sweep):
         return None if candidate.ours else await super()._settle_one(candidate, may_take)
 
 
+class KeepsWhatIsLost(Claims):
+    """Invariant 6: a worker that was taken over still counts itself as the owner."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self._sweep = _Clinging(self._ledger, self._sweep.watch, self._sweep.clock, self._sweep.stamp)
+
+
+class _Clinging(Sweep):
+    async def _judge(self, id: str, *rest: Any) -> Any:
+        held = self.ledger.held.get(id)
+        found = await super()._judge(id, *rest)
+        if held is not None and held.lost:
+            self.ledger.held[id] = held
+        return found
+
+
 class OneIdOneBody(Claims):
     """Invariant 3: a commit that meets another body's result believes itself answered.
 

@@ -127,6 +127,9 @@ class Simulation:
     async def finish(self, rng: random.Random) -> None:
         """No more faults; what was promised must end, and the bucket be tidy."""
         world = self.world
+        if rng.random() < 0.5:
+            while len(self.workers) > 1:  # one stays to do it all; otherwise the zombies wake and help
+                self.kill_worker(rng.randrange(8))
         deadline = world.now + PATIENCE
         while world.ghosts or not self.is_over():
             self.bury()

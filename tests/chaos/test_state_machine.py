@@ -133,7 +133,7 @@ class Bucket(RuleBasedStateMachine):
 TestBucket = Bucket.TestCase
 if settings().max_examples <= 1000:
     TestBucket.settings = settings(
-        max_examples=120,
+        max_examples=80,
         stateful_step_count=50,
         deadline=None,
         derandomize=True,

@@ -34,7 +34,8 @@ class Worker:
             rng=random.Random(f"{session}/{seed}"),
             timing=TIMING,
         )
-        self.work: dict[str, asyncio.Task[None]] = {}
+        self.work: set[asyncio.Task[None]] = set()
+        self.stubborn = self.rng.random() < 0.5  # goes on with what somebody else has taken over
         self.draining = False  # set from outside: give back what is held, take no more
         self.failure: BaseException | None = None
         self.tasks = [
@@ -43,7 +44,7 @@ class Worker:
 
     def kill(self) -> None:
         self.world.kill(self.session)
-        for task in [*self.tasks, *self.work.values()]:
+        for task in [*self.tasks, *self.work]:
             task.cancel()
 
     async def _watched(self, run: Callable[[], Awaitable[None]]) -> None:
@@ -103,35 +104,34 @@ class Worker:
 
     def _start(self, held: Held) -> None:
         self.world.law.working(held.claim.nonce, self.world.log)
-        self.work[held.claim.id] = asyncio.create_task(self._watched(lambda: self._work(held)))
+        task = asyncio.create_task(self._watched(lambda: self._work(held)))
+        self.work.add(task)
+        task.add_done_callback(self.work.discard)
 
     async def _work(self, held: Held) -> None:
-        try:
-            images = []
-            for index in range(IMAGES):
-                if await self._patiently(lambda: self.claims.is_over(held.claim.id)):
-                    return
-                image = await self._patiently(
-                    lambda index=index: self.claims.stored_image(held, index, "png")
-                )
-                images.append(image or await self._paint(held, index))
-                if self.draining or self.rng.random() < 0.03:
-                    reason = "drain" if self.draining else "retry"
-                    await self._patiently(lambda reason=reason: self.claims.release(held, reason))
-                    return
-            claim = held.claim
-            result = Result(
-                id=claim.id,
-                status="succeeded",
-                images=tuple(images),
-                worker=self.session,
-                attempts=claim.attempt,
-                fingerprint=claim.fingerprint,
-                request=claim.frozen,
-            )
-            await self._patiently(lambda: self.claims.commit(held, result))
-        finally:
-            del self.work[held.claim.id]
+        images = []
+        for index in range(IMAGES):
+            if await self._patiently(lambda: self.claims.is_over(held.claim.id)):
+                return
+            if held.lost and not self.stubborn:
+                return
+            image = await self._patiently(lambda index=index: self.claims.stored_image(held, index, "png"))
+            images.append(image or await self._paint(held, index))
+            if self.draining or self.rng.random() < 0.03:
+                reason = "drain" if self.draining else "retry"
+                await self._patiently(lambda reason=reason: self.claims.release(held, reason))
+                return
+        claim = held.claim
+        result = Result(
+            id=claim.id,
+            status="succeeded",
+            images=tuple(images),
+            worker=self.session,
+            attempts=claim.attempt,
+            fingerprint=claim.fingerprint,
+            request=claim.frozen,
+        )
+        await self._patiently(lambda: self.claims.commit(held, result))
 
     async def _paint(self, held: Held, index: int):  # type: ignore[no-untyped-def]
         await self.door.sleep(self.rng.uniform(0.5, 8))

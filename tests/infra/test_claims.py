@@ -115,13 +115,16 @@ async def test_a_zombie_that_commits_first_is_right() -> None:
 
 
 async def test_a_zombie_learns_that_its_claim_is_lost() -> None:
-    """Its own sweep sees the later epoch: going on is allowed, and a waste."""
+    """Its own sweep sees the later epoch and lets go, so that it can be the heir of its heir."""
     bench = Bench()
     zombie, heir = bench.session("zombie"), bench.session("heir")
     old = await bench.must_take(zombie)
     await bench.sweep_after_lease(heir)
     assert await zombie.sweep() == []
     assert old.lost
+    assert not zombie.holds("cat")
+    [again] = await bench.sweep_after_lease(zombie)
+    assert again.claim.epoch == 3
 
 
 async def test_a_claim_that_lands_late_is_tidied() -> None:
