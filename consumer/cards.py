@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer import schedulers
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ BUILT_IN = (
         native_width=128,
         native_height=128,
         scheduler="DPM++ 2M",
+        revision="1",
         licence="Apache-2.0",
         max_tokens=32,
         about="bundled: coloured shapes on plain backgrounds, small enough for a laptop's CPU",
@@ -159,9 +161,16 @@ def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:
         revision=revision,
         native_width=width,
         native_height=height,
-        scheduler=scheduler or "DPM++ 2M",
+        scheduler=_known(scheduler),
         max_tokens=tokens,
     )
+
+
+def _known(scheduler: str) -> str:
+    try:
+        return schedulers.resolve(scheduler).name
+    except Rejected:
+        return "DPM++ 2M"  # good with any Stable Diffusion
 
 
 def _read_folder(folder: Path) -> tuple[tuple[int, int], str, int]:

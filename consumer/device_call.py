@@ -49,7 +49,8 @@ class Counters:
     decode_rows: int = 0
     splits: int = 0  # groups cut in two after an error
     idle_steps: int = 0  # `step` found nothing to do
-    device_seconds: float = 0.0  # inside device calls
+    device_seconds: float = 0.0  # inside device calls; a GPU's calls may return before they are done
+    host_seconds: float = 0.0  # between two device calls, while there was something to do
 
     @property
     def slot_efficiency(self) -> float:
@@ -67,6 +68,12 @@ class DeviceCaller:
     pace: Pace | None = None  # None: as many rows as may be
     counters: Counters = field(default_factory=Counters)
     safe_rows: dict[Hashable, int] = field(default_factory=dict)  # learned when memory ran out
+    _ended: float | None = None  # when the last device call returned; None: nothing was to do since
+
+    def idle(self) -> None:
+        """Say that there is nothing to do."""
+        self.counters.idle_steps += 1
+        self._ended = None
 
     def limit(self, kind: str, key: Hashable) -> int:
         """Rows that a call of this key may have."""
@@ -153,11 +160,13 @@ class DeviceCaller:
         if timed is not None:
             _synchronize(like.module)
         began = self.clock()
+        self.counters.host_seconds += began - self._ended if self._ended is not None else 0.0
         answer = getattr(like.module, like.method)(**padded)
         if timed is not None:
             _synchronize(like.module)
             timed.record(key, count, self.clock() - began)
-        self._count(like.kind, count, limit, self.clock() - began)
+        self._ended = self.clock()
+        self._count(like.kind, count, limit, self._ended - began)
         return rows.take(answer, 0, count) if self.exact else answer
 
     def _count(self, kind: str, count: int, limit: int, seconds: float) -> None:

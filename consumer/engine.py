@@ -30,6 +30,8 @@ from schemas.errors import Rejected, Unavailable
 
 _ORDER = ("text", "encode", "decode", "unet")  # short calls first: they let images in and out
 
+_COMPANIES = 4  # sizes, models or LoRA sets that may be drawn side by side, each with full calls
+
 
 class Engine:
     """Draws images on one device. Only one thread may use it."""
@@ -49,7 +51,8 @@ class Engine:
         """
         Args:
             max_rows: of a UNet call; an image with guidance takes two.
-            exact: pad calls to one fixed size, so that an image's bytes do not depend on its company.
+            exact: pad calls to one fixed size, so that an image's bytes do not depend on its company
+                (as long as max_rows fit the device: should memory run out, the size is lowered).
             progress_every: seconds between two `Stepped` events, at least.
             patience: how many younger tasks may overtake one whose model is not loaded.
             measure: find out how many rows pay, up to max_rows; None: on GPUs, outside exact mode.
@@ -64,7 +67,7 @@ class Engine:
         self._emit = emit
         self._clock = clock
         self._progress_every = progress_every
-        self._line = WaitingLine(patience)
+        self._line = WaitingLine(patience, most=_COMPANIES * max_rows)
         self._images: list[Image] = []
         self._tickets = 0
         self._told = float("-inf")
@@ -102,7 +105,7 @@ class Engine:
                 self._admit()
                 group = self._choose()
                 if not group:
-                    self.counters.idle_steps += 1
+                    self.caller.idle()
                     return False
                 self._run(group)
         except Exception as error:

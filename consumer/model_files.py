@@ -71,7 +71,8 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> Found:
         except ModelUnavailable as error:
             tried.append(f"{source}: {error}")
             continue
-        return check(folder, source=source, revision=card.revision)
+        pinned = source.startswith("hub:") or not any(s.startswith("hub:") for s in card.sources)
+        return check(folder, source=source, revision=card.revision if pinned else "")
     raise ModelUnavailable(
         f"model {card.name!r} cannot be had here. Tried {'; '.join(tried)}. Give the worker a diffusers "
         f"folder with it, as {card.name}=/path/to/folder, or let it reach the hub"

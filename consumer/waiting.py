@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from consumer.tasks import ImageTask
 
 
-_SIZES = 4  # as many companies may be full at once: every image in flight holds memory
-
-
 def company(task: ImageTask) -> Hashable:
     """Tasks with equal company can share UNet calls."""
     return (task.model, task.width, task.height, task.loras, task.request if task.solo else None)
@@ -31,9 +28,14 @@ def rows_of(task: ImageTask) -> int:
 class WaitingLine:
     """Tasks that have not begun, by company."""
 
-    def __init__(self, patience: int) -> None:
-        """`patience`: how many younger tasks may overtake one whose model is not loaded."""
+    def __init__(self, patience: int, most: int) -> None:
+        """
+        Args:
+            patience: how many younger tasks may overtake one whose model is not loaded.
+            most: UNet rows in flight at once, of all companies: every image in flight holds memory.
+        """
         self._patience = patience
+        self._most = most
         self._overtaken = 0
         self._arrivals = 0
         self._queues: dict[Hashable, deque[tuple[int, ImageTask]]] = {}
@@ -69,7 +71,7 @@ class WaitingLine:
             at_hand: whether a model is in memory, or there is free room for it.
             loadable: whether it can be loaded now, if models that nobody uses leave.
         """
-        if sum(1 for key, count in rows.items() if count >= room(key)) >= _SIZES:
+        if sum(rows.values()) >= self._most:
             return None
         open_keys = [key for key in self._queues if rows.get(key, 0) < room(key)]
         by_age = sorted(open_keys, key=lambda key: self._queues[key][0][0])

@@ -239,6 +239,21 @@ def test_progress_is_told_as_it_happens_but_not_too_often(registry, studio, task
     assert {event.steps["r", 0][1] for event in told if event.steps} == {9}
 
 
+def test_time_on_and_off_the_device_is_counted(registry, studio, task):
+    """By a clock that ticks once at each reading, no moment between first and last call is unaccounted."""
+    ticks = iter(range(10**6))
+    room = studio(registry, clock=lambda: float(next(ticks)), progress_every=1e9)
+    room.draw(task(steps=4))
+    counters = room.engine.counters
+
+    assert counters.device_seconds == counters.calls
+    assert counters.host_seconds > 0
+    before = counters.host_seconds
+    room.draw(task(steps=4))
+    assert counters.idle_steps == 2
+    assert counters.host_seconds < 3 * before  # the pause between the two was idle, not host time
+
+
 def test_an_unknown_scheduler_fails_alone(registry, studio, task):
     """A task that cannot be begun is answered with the field, and the rest is drawn."""
     ended = studio(registry).draw(task("bad", scheduler="Oiler"), task("good"), task("lost", model="nowhere"))

@@ -53,6 +53,17 @@ def test_cards_travel_as_json(tiny_folder):
     assert ModelCard.from_json(cards.get("mine").to_json()) == cards.get("mine")
 
 
+def test_a_folder_that_is_none_is_refused_at_once(tmp_path):
+    """A typo in the operator's settings is told at the start, not to every client."""
+    with pytest.raises(Rejected, match="no model_index.json"):
+        Cards.of([f"mine={tmp_path}"])
+
+
+def test_an_own_folder_is_sampled_as_its_config_says(tiny_folder):
+    """The scheduler in the folder is the default, under its canonical name."""
+    assert Cards.of([f"mine={tiny_folder}"]).get("mine").scheduler == "DDIM"
+
+
 def test_an_own_folder_goes_before_the_built_in_sources(tiny_folder):
     """An operator's copy of sd21 is tried first, then the mirror."""
     card = Cards.of([f"sd21={tiny_folder}"]).get("sd21")
