@@ -8,6 +8,7 @@ libraries are not installed they stay in the list, and say what to install.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     "3 the store cannot be used; 4 not over in the given time.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help texts hold brackets, and plain help is twice as fast
 )
 app.command()(submit.submit)
 app.command()(submit.imagine)
@@ -63,10 +65,12 @@ def mount(root: typer.Typer, found: EntryPoint) -> None:
         command = _not_installed(found.name, error.name)
     if not isinstance(command, typer.Typer):
         root.command(found.name)(command)
-    elif len(command.registered_commands) == 1 and command.registered_callback is None:
-        only = command.registered_commands[0]  # one command alone needs no second word
-        if only.callback is not None:
-            root.command(found.name, help=only.help, epilog=only.epilog)(only.callback)
+        return
+    alone, commands = command.registered_callback, command.registered_commands
+    if alone is not None and alone.callback is not None and not commands:
+        root.command(found.name)(alone.callback)  # needs no second word
+    elif alone is None and len(commands) == 1 and commands[0].callback is not None:
+        root.command(found.name)(commands[0].callback)
     else:
         root.add_typer(command, name=found.name)
 
@@ -85,10 +89,16 @@ def _say_what_is_missing(name: str, missing: str | None) -> None:
     say(f"dreamdrop: `{name}` needs {missing}, which is not installed: pip install 'dreamdrop[{extra}]'")
 
 
-def main() -> None:
-    """The console script."""
+@cache
+def mount_all() -> None:
+    """Add the commands of all packages that are installed."""
     for found in sorted(entry_points(group=GROUP), key=lambda found: found.name):
         mount(app, found)
+
+
+def main() -> None:
+    """The console script."""
+    mount_all()
     try:
         app(prog_name="dreamdrop")
     except ModuleNotFoundError as error:

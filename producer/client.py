@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from infra.place import OpenableStore
-    from infra.store import Store
+    from infra.store import Info, Store
 
 TRIES = 5  # an id's request object is taken by a worker between two looks; more often is no accident
 
@@ -58,12 +58,15 @@ class AsyncClient:
         self._limits = limits
         self._opening: asyncio.Lock | None = None
         self._waiting: Waiting | None = None
+        self._closed = False
 
     async def open(self) -> None:
         """Connect now rather than at the first call, and say early what is missing."""
         await self._open()
 
     async def close(self) -> None:
+        """Let connections go; whoever still waits is told."""
+        self._closed = True
         if self._waiting is not None:
             await self._waiting.close()
             self._waiting = None
@@ -169,7 +172,7 @@ class AsyncClient:
             return state
         source = await lookup.find_request(store, id)
         claim = await lookup.read_claim(store, id)
-        body = claim.frozen if claim is not None else await self._frozen(source.key if source else None)
+        body = claim.frozen if claim is not None else await self._frozen(source)
         won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
         if source is not None:
             await store.delete(source.key, etag=source.etag)
@@ -187,6 +190,8 @@ class AsyncClient:
 
     async def _open(self) -> Store:
         """Open the store once, on the loop that first needs it."""
+        if self._closed:
+            raise RuntimeError("this client is closed")
         if self._waiting is None:
             self._opening = self._opening or asyncio.Lock()
             async with self._opening:
@@ -230,13 +235,12 @@ class AsyncClient:
             raise Conflict(ticket.id, f"it {result.status}" if result.status != "partial" else "it is over")
         return False
 
-    async def _frozen(self, key: str | None) -> Frozen:
-        if key is not None:
-            try:
-                return Frozen.of((await self.store.get(key)).body, keep=self._limits.max_body_bytes)
-            except NotFound:
-                pass
-        raise UnknownRequest(key or "", self.store.url)
+    async def _frozen(self, source: Info | None) -> Frozen:
+        """The request's bytes; nothing of one that nobody can read: a row that is not dropped yet."""
+        if source is not None:
+            with contextlib.suppress(NotFound):
+                return Frozen.of((await self.store.get(source.key)).body, keep=self._limits.max_body_bytes)
+        return Frozen(text="", cut=True)
 
     async def _cancel_rows(self, batch: str) -> None:
         rows: set[str] = set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from schemas.layout import (
 from schemas.result import Progress, Result, Status
 
 Word = Literal["queued", "processing"] | Status
+
+_MADE_SAFE = re.compile(r"-[0-9a-f]{8}$")  # see schemas.layout.safe_id
 
 ALIVE = 60.0  # seconds since its last heartbeat for which people are told that a worker is there
 MOST = 5000  # keys that a hint may cost
@@ -90,6 +93,10 @@ async def find_request(store: Store, id: str) -> Info | None:
         info = await store.head(key)
         if info is not None:
             return info
+    if _MADE_SAFE.search(id):  # the file's name was not an id, so the key does not follow from it
+        async for info in _first(store.list(REQUESTS), MOST):
+            if is_request(info.key) and request_id(info.key) == id:
+                return info
     return None
 
 

@@ -68,7 +68,7 @@ async def follow(
                 async for result in results:
                     ended[result.id] = result
                     gone = [result.id, *(rows.get(result.id, ()))]  # a batch is over after all of its rows
-                    move(sum(left.pop(id.partition("~")[0], None) is not None for id in gone))
+                    move(sum(_take(left, id) for id in gone))
                     if not left:
                         break
         except StillWorking as error:
@@ -77,6 +77,11 @@ async def follow(
             narrator.cancel()
             await asyncio.gather(narrator, return_exceptions=True)
     return ended, None
+
+
+def _take(left: dict[str, Ticket | str], id: str) -> bool:
+    """Strike an id off; a result may stand under `id~hash`."""
+    return (left.pop(id, None) or left.pop(id.partition("~")[0], None)) is not None
 
 
 @contextlib.contextmanager

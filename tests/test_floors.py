@@ -12,17 +12,8 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "diffusers", "accelerate", "transformers")
 #: What the worker's parent process is made of; whatever of it exists must load without torch.
 PARENT = (
-    "cli",
-    "worker",
-    "intake",
-    "dispatch",
-    "delivery",
-    "job",
-    "batches",
-    "gallery",
-    "picture",
-    "renderer",
-    "tasks",
+    *("cli", "worker", "serve", "intake", "dispatch", "delivery", "job"),
+    *("batches", "gallery", "inputs", "picture", "renderer", "tasks"),
 )
 
 

@@ -34,16 +34,18 @@ Id = Annotated[
 
 def status(id: AnyId = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """How far a request is, or what the store holds."""
+    id = None if id is None else named(id)
     run(_with(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
 
 
 def watch(
     id: AnyId = None,
     store: StoreUrl = DEFAULT_STORE,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
     """Follow a request until it is over, or the store until Ctrl-C. With --json: a line for each change."""
+    id = None if id is None else named(id)
     raise typer.Exit(
         run(_with(store, as_json, lambda client: _watch(client, id, interval, as_json)), as_json=as_json)
     )
@@ -58,6 +60,7 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Save the images of a request that is over; of a batch, all rows' and its gallery page."""
+    id = named(id)
 
     async def work(client: AsyncClient) -> int:
         result = await client.result(id)
@@ -78,6 +81,7 @@ def fetch(
 
 def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Cancel a request; of a batch, also its rows that are not over."""
+    id = named(id)
 
     async def work(client: AsyncClient) -> int:
         was = await client.status(id)
@@ -114,6 +118,16 @@ def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
             say(f"no worker has announced itself; start one with: dreamdrop worker --store {store}")
 
     run(_with(store, as_json, work), as_json=as_json)
+
+
+def named(text: str) -> str:
+    """The id that a user means: an id, or the path of a dropped file."""
+    from schemas.layout import BATCH, REQUESTS, SINGLE, is_id, request_id
+
+    path = text.removeprefix(REQUESTS)
+    if is_id(path) and not path.endswith((SINGLE, BATCH)):
+        return path
+    return request_id(REQUESTS + path + ("" if path.lower().endswith((SINGLE, BATCH)) else SINGLE))
 
 
 async def _with(store: str, as_json: bool, work: Any) -> Any:

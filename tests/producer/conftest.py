@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from producer import AsyncClient
+from producer import AsyncClient, cli
 from schemas.layout import fingerprint, image_key, request_id, result_key
 from schemas.result import Failure, Frozen, ImageResult, Result
 
@@ -89,8 +89,32 @@ def worker() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def dreamdrop(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line as a process, in a folder of its own."""
+def dreamdrop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line's root in this process (a process each would be slow), in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith(("AWS_", "DREAMDROP_"))]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["dreamdrop", *arguments])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+            out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(list(arguments), int(caught.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def dreamdrop_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same as a process of its own."""
 
     def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "DREAMDROP_"))}

@@ -244,6 +244,11 @@ async def test_cancelling_a_batch_cancels_its_rows(home: AsyncClient):
     await home.cancel("many")
     assert [(await home.status(f"many/{row}")).status for row in "xy"] == ["canceled", "canceled"]
 
+    await home.submit_batch(b'{"prompt": "a", "custom_id": "x"}', id="more")
+    state = await home.cancel("more/x")  # before its object exists: it ends whatever comes
+    assert state.result is not None
+    assert state.result.fingerprint == ""
+
     await home.submit(CAT, id="cats")
     await home.submit(CAT, id="cats/tom")
     await home.cancel("cats")
