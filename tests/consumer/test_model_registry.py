@@ -55,7 +55,7 @@ def test_cards_travel_as_json(tiny_folder):
 
 def test_a_folder_that_is_none_is_refused_at_once(tmp_path):
     """A typo in the operator's settings is told at the start, not to every client."""
-    with pytest.raises(Rejected, match="no model_index.json"):
+    with pytest.raises(Rejected, match=r"no model_index\.json"):
         Cards.of([f"mine={tmp_path}"])
 
 
