@@ -1,0 +1,87 @@
+"""From a picture back to its request."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from producer.recipe import read_recipe
+from schemas.errors import Rejected
+from schemas.manifest import validate_manifest
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+RECIPE = {
+    "task": "text2img",
+    "prompt": 'a cat, asleep: "mine"',
+    "negative_prompt": "dogs",
+    "width": 64,
+    "height": 32,
+    "steps": 20,
+    "cfg_scale": 7.5,
+    "scheduler": "DDIM",
+    "seed": 6,
+    "model": "doodle",
+    "model_revision": "abc",
+    "strength": None,
+    "loras": [],
+}
+
+
+def picture(path: Path, **texts: str) -> Path:
+    info = PngInfo()
+    for keyword, text in texts.items():
+        info.add_text(keyword, text)
+    Image.new("RGB", (64, 32)).save(path, pnginfo=info)
+    return path
+
+
+def test_our_own_chunk_makes_the_request(tmp_path: Path):
+    """Every field that a request has comes back, and what is left out is no manifest's field."""
+    found = read_recipe(picture(tmp_path / "a.png", dreamdrop=json.dumps(RECIPE)))
+    expected = {k: v for k, v in RECIPE.items() if k not in ("model_revision", "strength", "loras")}
+    assert found.manifest == expected
+    assert found.notes == []
+    validate_manifest(found.manifest)
+
+
+def test_what_a_picture_started_from_must_be_given(tmp_path: Path, dreamdrop: Cli):
+    """The recipe of an img2img picture says so; with --image the request is whole."""
+    path = picture(tmp_path / "a.png", dreamdrop=json.dumps(RECIPE | {"task": "img2img", "strength": 0.5}))
+    assert "give it with --image" in read_recipe(path).notes[0]
+    assert "give it with --image" in dreamdrop("replay", "a.png").stderr
+    done = dreamdrop("replay", "a.png", "--image", "a.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert validate_manifest(json.loads(done.stdout)).task == "img2img"
+
+
+@pytest.mark.parametrize(
+    ("texts", "text"),
+    [
+        ({}, "holds no recipe"),
+        ({"dreamdrop": "{"}, "is damaged; it is not JSON"),
+        ({"dreamdrop": "[]"}, "is damaged; it is no JSON object"),
+    ],
+)
+def test_a_picture_without_a_recipe_says_so(tmp_path: Path, texts: dict[str, str], text: str):
+    """Nothing is guessed."""
+    with pytest.raises(Rejected, match=text):
+        read_recipe(picture(tmp_path / "a.png", **texts))
+
+
+def test_what_is_no_picture_says_so(tmp_path: Path):
+    """Another file, half a file and no file."""
+    (tmp_path / "a.png").write_bytes(b"hello")
+    with pytest.raises(Rejected, match="not a picture"):
+        read_recipe(tmp_path / "a.png")
+    whole = picture(tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[:-40])
+    with pytest.raises(Rejected, match="cannot read the picture"):
+        read_recipe(tmp_path / "b.png")
+    with pytest.raises(Rejected, match="No such file"):
+        read_recipe(tmp_path / "c.png")
