@@ -37,6 +37,9 @@ __all__ = ["Claim", "Claims", "Held", "Reason", "Release", "Timing"]
 Verdict = Literal["mine", "taken", "over", "other body", "limbo", "unclear"]
 
 
+_AFTER = 0.02  # seconds; so that a lease that was to run out has done so
+
+
 class Claims:
     """One worker session's hand in the protocol; for one event loop.
 
@@ -280,6 +283,10 @@ class Claims:
     async def sweep(self, limit: int | None = None) -> list[Held]:
         """S1 to S4: tidy what is over, take over what is dead or released, at most `limit` of it."""
         return await self._sweep(limit)
+
+    def until_sweep(self) -> float:
+        """Seconds to the next sweep: drawn at random, or sooner when a lease or a wait runs out before."""
+        return min(self._ledger.rng.uniform(*self.timing.sweep), self._sweep.soonest() + _AFTER)
 
     def _let_go(self, held: Held) -> None:
         if self._ledger.held.get(held.claim.id) is held:

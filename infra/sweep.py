@@ -65,14 +65,20 @@ class Sweep:
         self.ledger.held.update({held.claim.id: held for held in taken})
         return taken
 
+    def soonest(self) -> float:
+        """Seconds until a sweep would find something more to do, if nothing changes."""
+        return self.watch.soonest(self.clock(), but=self.ledger.session)
+
     async def _candidates(
         self, groups: dict[str, Group], beats: dict[str, str], asked: float
     ) -> list[Candidate]:
         """The ids whose newest claim has no live owner."""
         tops = [group.claims[group.top] for group in groups.values() if group.claims]
         await _abreast(tops, self.ledger.note)  # read what is new; the rest is remembered
-        seen = self.clock()
+        seen = self.clock()  # not before the listing was complete
         notes = {info.key: await self.ledger.note(info) for info in tops}
+        given_back = [group.markers[group.top] for group in groups.values() if group.top in group.markers]
+        await _abreast(given_back, self.ledger.release)
         self.watch.observe(beats, {note.session for note in notes.values() if note}, seen)
         listed = [info for g in groups.values() for info in [*g.claims.values(), *g.markers.values()]]
         self.ledger.forget_gone({(info.key, info.etag) for info in listed})

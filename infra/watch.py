@@ -7,6 +7,7 @@ lease since this observer first saw it so. Being wrong costs a second rendering,
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ class Watch:
     timing: Timing
     rng: random.Random
     _beats: dict[str, tuple[str | None, float]] = field(default_factory=dict)  # session to (etag, since)
+    _owners: set[str] = field(default_factory=set)
     _ripe: dict[str, float] = field(default_factory=dict)  # release marker's key to not-before
 
     def observe(self, beats: Mapping[str, str], owners: Collection[str], at: float) -> None:
@@ -34,7 +36,8 @@ class Watch:
             owners: sessions that own claims, with or without a heartbeat.
             at: seconds by our clock, read after the listing was complete.
         """
-        sessions = beats.keys() | set(owners)
+        self._owners = set(owners)
+        sessions = beats.keys() | self._owners
         for gone in self._beats.keys() - sessions:
             del self._beats[gone]
         for session in sessions:
@@ -59,6 +62,11 @@ class Watch:
             wait = waits[min(attempt, len(waits)) - 1]
             self._ripe[key] = at + wait * (1 + self.rng.random() / 4)  # spread, so that not all come at once
         return at >= self._ripe[key]
+
+    def soonest(self, now: float, *, but: str) -> float:
+        """Seconds until a lease (not that of session `but`) or a wait runs out unless something changes."""
+        leases = [self._beats[owner][1] + self.timing.lease for owner in self._owners if owner != but]
+        return min((at - now for at in [*leases, *self._ripe.values()] if at > now), default=math.inf)
 
     def forget_markers(self, present: Collection[str]) -> None:
         for gone in self._ripe.keys() - set(present):

@@ -7,10 +7,12 @@ nothing of the code that it judges.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from infra.store import Stored
 
@@ -57,19 +59,19 @@ class Law:
     def _check_claim(
         self, key: str, before: Mapping[str, Stored], after: Mapping[str, Stored], log: list[str]
     ) -> None:
-        claim = json.loads(after[key].body)
+        claim = _parsed(after[key].body)
         if sha(claim["frozen"]["text"].encode()) != claim["fingerprint"]:
             raise _broken(5, f"{key} does not carry the request that it names", log)
         end = before.get(f"results/{claim['id']}/result.json")
-        if end is not None and json.loads(end.body)["fingerprint"] == claim["fingerprint"]:
+        if end is not None and _parsed(end.body)["fingerprint"] == claim["fingerprint"]:
             self.late_claims.add(claim["nonce"])
         elif claim["epoch"] > 1:
-            last = json.loads(before[f"claims/{claim['id']}/{claim['epoch'] - 1:06d}"].body)
+            last = _parsed(before[f"claims/{claim['id']}/{claim['epoch'] - 1:06d}"].body)
             if any(last[what] != claim[what] for what in ("frozen", "plan", "fingerprint")):
                 raise _broken(5, f"{key} has another request or plan than the attempt before", log)
 
     def _check_result(self, key: str, after: Mapping[str, Stored], log: list[str]) -> None:
-        result = json.loads(after[key].body)
+        result = _parsed(after[key].body)
         for image in result["images"]:
             stored = after.get(image["key"])
             if stored is None:
@@ -85,7 +87,7 @@ class Law:
 def results_for(id: str, fingerprint: str, objects: Mapping[str, Stored]) -> list[str]:
     """Keys of the results that answer a request, under its id or one of its own."""
     keys = (f"results/{id}/result.json", f"results/{id}~{fingerprint[:8]}/result.json")
-    return [k for k in keys if k in objects and json.loads(objects[k].body)["fingerprint"] == fingerprint]
+    return [k for k in keys if k in objects and _parsed(objects[k].body)["fingerprint"] == fingerprint]
 
 
 def is_kept(id: str, fingerprint: str, objects: Mapping[str, Stored]) -> bool:
@@ -99,11 +101,17 @@ def is_kept(id: str, fingerprint: str, objects: Mapping[str, Stored]) -> bool:
     return any(
         key.startswith(folders)
         and not key.endswith(".released")
-        and json.loads(o.body)["fingerprint"] == fingerprint
+        and _parsed(o.body)["fingerprint"] == fingerprint
         for key, o in objects.items()
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def _parsed(body: bytes) -> Any:
+    return json.loads(body)
+
+
+@functools.lru_cache(maxsize=4096)
 def sha(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 

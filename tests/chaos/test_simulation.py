@@ -9,18 +9,18 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 
 import pytest
-from hypothesis import settings
 
 from infra.claims import Claims
 from schemas import layout
+from tests.chaos.depth import is_long
 from tests.chaos.law import Broken
 from tests.chaos.mutants import MUTANTS, KeepsWhatIsLost, OneIdOneBody
 from tests.chaos.simulation import run
 from tests.infra.claims_bench import BODY, Bench, success
 
 Story = Callable[[type[Claims]], Coroutine[None, None, bool]]
-LONG = settings().max_examples > 1000
-HISTORIES = 2000 if LONG else 40
+HISTORIES = 4000 if is_long() else 80
+pytestmark = pytest.mark.timeout(0 if is_long() else 120)
 
 
 @pytest.mark.parametrize("block", range(8))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 
-from hypothesis import HealthCheck, settings
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from tests.chaos.depth import QUICK, is_long
 from tests.chaos.simulation import IDS, KINDS, Simulation
 
+pytestmark = pytest.mark.timeout(0 if is_long() else 120)
 ids = st.sampled_from(IDS)
 which = st.integers(0, 11)
 
@@ -131,11 +133,5 @@ class Bucket(RuleBasedStateMachine):
 
 
 TestBucket = Bucket.TestCase
-if settings().max_examples <= 1000:
-    TestBucket.settings = settings(
-        max_examples=80,
-        stateful_step_count=50,
-        deadline=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-    )
+if not is_long():
+    TestBucket.settings = QUICK

@@ -100,7 +100,7 @@ class Worker:
                     self._start(held)
             except StoreUnavailable:
                 pass
-            await self.door.sleep(self.rng.uniform(*self.claims.timing.sweep))
+            await self.door.sleep(self.claims.until_sweep())
 
     def _start(self, held: Held) -> None:
         self.world.law.working(held.claim.nonce, self.world.log)

@@ -52,7 +52,7 @@ class World:
 
     async def settle(self) -> None:
         """Let everybody run up to their next store call."""
-        for _ in range(6):
+        for _ in range(4):  # from a call's answer through a gather to the next call takes three
             await asyncio.sleep(0)
 
     def ready(self) -> list[Call]:

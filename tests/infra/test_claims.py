@@ -442,6 +442,21 @@ async def test_a_quiet_sweep_costs_two_listings() -> None:
     assert counted.calls - before == 2
 
 
+async def test_the_next_sweep_comes_when_a_lease_runs_out() -> None:
+    """Sweeps are far apart for the store's sake, but one comes just in time for a heartbeat that stands still."""
+    bench = Bench()
+    watcher = bench.session("watcher")
+    shortest, longest = watcher.timing.sweep
+    await bench.must_take(bench.session("dead"))
+    await watcher.sweep()
+    assert shortest <= watcher.until_sweep() <= longest
+    bench.now += LEASE - 1
+    assert await watcher.sweep() == []
+    assert watcher.until_sweep() < 1.1
+    bench.now += watcher.until_sweep()
+    assert len(await watcher.sweep()) == 1
+
+
 async def test_what_is_no_claim_is_left_alone() -> None:
     """Foreign bytes under `claims/` stop no sweep."""
     bench = Bench()
