@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,30 +61,19 @@ def submit(
     raise typer.Exit(run(errand.go(), as_json=as_json))
 
 
+@dataclass(slots=True)
 class Errand:
     """One `submit`: send, wait, save, tell."""
 
-    def __init__(
-        self,
-        store: str,
-        items: list[Item],
-        wait: bool,
-        out: Path | None,
-        express: bool,
-        concurrency: int,
-        timeout: float | None,
-        as_json: bool,
-        flat: bool = False,
-    ) -> None:
-        self.store = store
-        self.items = items
-        self.wait = wait
-        self.out = out  # where images go; None: they stay in the store
-        self.express = express
-        self.concurrency = concurrency
-        self.timeout = timeout  # seconds
-        self.as_json = as_json
-        self.flat = flat  # save beside each other, not in a folder for each request
+    store: str
+    items: list[Item]
+    wait: bool
+    out: Path | None  # where images go; None: they stay in the store
+    express: bool
+    concurrency: int  # how many are sent or saved at once
+    timeout: float | None  # seconds
+    as_json: bool
+    flat: bool = False  # save beside each other, not in a folder for each request
 
     async def go(self) -> int:
         """Do it all. Returns the exit code."""
