@@ -160,7 +160,8 @@ class Sweep:
         if self.ledger.is_busy(target) or target in self.ledger.held:
             return None
         with self.ledger.busy(target):
-            held = await self._succeed(last, candidate.release, target, 1)
+            release = Release(reason="drain") if candidate.ours else candidate.release  # ours was never begun
+            held = await self._succeed(last, release, target, 1)
             there = await self.ledger.claim(layout.claim_key(target, 1))
             safe = there is not None and there.fingerprint == last.fingerprint
             if safe or await self.ledger.answered(target) == last.fingerprint:

@@ -343,6 +343,19 @@ async def test_a_dead_workers_claim_moves_when_its_name_answers_another_body() -
     assert await bench.keys("claims/") == [layout.claim_key(held.claim.id, 1)]
 
 
+async def test_a_move_that_was_cut_short_costs_no_attempt() -> None:
+    """A claim of ours that met another body's result, and got no further, goes on as a first attempt."""
+    bench = Bench()
+    other = bench.session("other")
+    await work(other, await bench.must_take(other))
+    source = await bench.drop(body=OTHER)
+    cut = bench.session("w", Mortal(bench.store, 3, "refused"))  # the third call claims name~hash
+    with pytest.raises(StoreUnavailable):
+        await cut.take(source, OTHER, id="cat", plan=PLAN)
+    [held] = await cut.sweep()
+    assert (held.claim.frozen.body(), held.claim.attempt, held.claim.solo) == (OTHER, 1, False)
+
+
 async def test_a_cancelled_request_is_let_go() -> None:
     """A client cancels by creating the result; the worker sees it, and its claim goes."""
     bench = Bench()
