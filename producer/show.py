@@ -36,7 +36,7 @@ COLOURS = {
     "expired": "magenta",
 }
 HINT_AFTER = 3.0  # seconds without a worker before it is said
-LOOK = 0.5  # seconds between two looks at the progress of single requests
+LOOK, LOOK_S3 = 0.5, 2.0  # seconds between two looks at the progress of single requests
 FEW = 8  # requests whose steps are shown
 
 people = Console(stderr=True)
@@ -126,7 +126,7 @@ async def _narrate(
                         f"dreamdrop worker --store {escape(client.name)}",
                         soft_wrap=True,
                     )
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(LOOK_S3 if client.store.url.startswith("s3:") else LOOK)
 
 
 async def _doing(client: AsyncClient, ids: Sequence[str]) -> str:

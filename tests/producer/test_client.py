@@ -175,6 +175,7 @@ async def test_waiting_ends_in_time_and_loses_nothing(home: AsyncClient, worker:
         await home.fetch(ticket)
     await worker(home.store, ticket.key)
     assert (await home.wait(ticket, timeout=30)).status == "succeeded"
+    assert (await home.wait(ticket, timeout=0)).status == "succeeded"
 
 
 async def test_results_come_in_the_order_in_which_they_end(client: AsyncClient, worker: Worker):
