@@ -104,6 +104,8 @@ def _manifest(recipe: dict[str, Any]) -> Found:
     manifest = {k: v for k, v in recipe.items() if k in fields and v is not None}
     if not manifest.get("loras"):
         manifest.pop("loras", None)
+    if task is None and "strength" in manifest:  # other programs do not tell the task
+        return Found(manifest, ["it may have started from an image; if so, give it with --image"])
     if body is Text2Img:
         manifest.pop("strength", None)
         return Found(manifest)

@@ -29,6 +29,8 @@ def replay(
     with spoken(as_json=as_json):
         found = read_recipe(picture)
         document = found.manifest | pictures(image, mask)
+        if image is not None:  # a picture brings its own size
+            document = {k: v for k, v in document.items() if k not in ("width", "height")}
         for note in found.notes:
             if not (image and "image" in note):
                 say(f"dreamdrop: {note}")

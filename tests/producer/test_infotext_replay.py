@@ -1,0 +1,59 @@
+"""Pictures of other programs: the `parameters` text, in PNG and in EXIF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from producer.recipe import EXIF_BLOCK, USER_COMMENT, read_recipe
+from schemas.manifest import validate_manifest
+
+TEXT = (
+    "a cat, asleep\nNegative prompt: dogs\n"
+    "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 6, Size: 64x32, Model: doodle, RNG: CPU"
+)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_the_parameters_text_makes_the_request(tmp_path: Path, kind: str):
+    """The text that A1111's web UI writes is read from a PNG chunk and from EXIF's UserComment."""
+    path = tmp_path / f"a.{kind}"
+    image = Image.new("RGB", (64, 32))
+    if kind == "png":
+        info = PngInfo()
+        info.add_text("parameters", TEXT)
+        image.save(path, pnginfo=info)
+    else:
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_BLOCK)[USER_COMMENT] = b"UNICODE\0" + TEXT.encode("utf-16-be")
+        image.save(path, exif=exif)
+    found = read_recipe(path).manifest
+    expected = {
+        "prompt": "a cat, asleep",
+        "negative_prompt": "dogs",
+        "steps": 20,
+        "cfg_scale": 7.5,
+        "seed": 6,
+    }
+    assert {field: found[field] for field in expected} == expected
+    assert (found["width"], found["height"]) == (64, 32)
+    validate_manifest(found)
+
+
+def test_a_strength_hints_at_a_picture(tmp_path: Path, dreamdrop: Callable[..., Any]):
+    """The text does not tell the task; where it holds a strength, the user is asked for the image."""
+    info = PngInfo()
+    info.add_text("parameters", TEXT + ", Denoising strength: 0.5")
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.png", pnginfo=info)
+    found = read_recipe(tmp_path / "a.png")
+    assert found.manifest["strength"] == 0.5
+    assert "--image" in found.notes[0]
+    done = dreamdrop("replay", "a.png", "--image", "a.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert validate_manifest(json.loads(done.stdout)).task == "img2img"
