@@ -441,6 +441,21 @@ async def test_a_row_is_not_taken_for_an_attempt_of_its_batch() -> None:
     assert await bench.keys("claims/") == ["claims/cat/row/000001"]
 
 
+async def test_tidying_leaves_the_claim_of_another_body() -> None:
+    """Whoever deletes the claims of an ended request asks each for its body first."""
+    bench = Bench()
+    await bench.must_take(bench.session("dead"))
+    heir = bench.session("heir")
+    [second] = await bench.sweep_after_lease(heir)
+    await bench.store.delete("claims/cat/000001")  # another tidier was here, and then another body came
+    newer = second.claim.model_copy(
+        update={"epoch": 1, "frozen": Frozen.of(OTHER), "fingerprint": layout.fingerprint(OTHER)}
+    )
+    await bench.store.create("claims/cat/000001", newer.body())
+    assert await work(heir, second)
+    assert await bench.keys("claims/") == ["claims/cat/000001"]
+
+
 async def test_a_quiet_sweep_costs_two_listings() -> None:
     """Claims never change, so each is read once; afterwards a pass with nothing to do only lists."""
     bench = Bench()
