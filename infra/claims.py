@@ -54,7 +54,7 @@ class Claims:
         session: str,
         clock: Callable[[], float],
         rng: random.Random,
-        timing: Timing = Timing(),  # noqa: B008 - frozen
+        timing: Timing = Timing(),  # frozen
         stamp: Callable[[], str] = str,
     ) -> None:
         """Join in.

@@ -157,8 +157,7 @@ def main(store: Path = STORE, worker_arguments: list[str] | None = None) -> int:
         ids = drop(store)
         show.people.print(f"dropped {len(ids)} files into {store / 'requests'}; the worker loads its model")
         ended = asyncio.run(wait(store, ids, process))
-    rows = {f"colours/{row['custom_id']}" for row in ROWS}
-    show.summary([result for result in ended.values() if result.id not in rows], {})
+    show.summary([result for result in ended.values() if result.batch is None], {})  # a batch is its rows
     seconds = time.monotonic() - began
     show.people.print(f"(broken.json was meant to fail.) {seconds:.0f} s in all")
     print(f"pictures:  {store / 'results'}/<request>/0.png, such as {store / 'results' / 'circle' / '0.png'}")

@@ -21,9 +21,19 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @contextlib.contextmanager
-def running(store: Path) -> Iterator[None]:
+def running(store: Path, *options: str) -> Iterator[None]:
     """A worker of a directory, until the block ends."""
-    command = [sys.executable, "-m", "producer.cli", "worker", "--store", str(store), "--renderer", "null"]
+    command = [
+        sys.executable,
+        "-m",
+        "producer.cli",
+        "worker",
+        "--store",
+        str(store),
+        "--renderer",
+        "null",
+        *options,
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield
@@ -89,6 +99,24 @@ def test_a_copied_file_is_answered(served: Path):
                 assert result.failure is not None
                 assert (result.failure.code, result.failure.column) == ("invalid_json", 12)
         assert any(model.workers for model in dream.models())
+
+
+def test_a_request_is_watched_and_cancelled_while_it_is_drawn(tmp_path: Path):
+    """Steps are told while a request is drawn; cancelling ends it, and the worker goes on with the next."""
+    store = tmp_path / "store"
+    store.mkdir()
+    with running(store, "--null", '{"seconds_per_step": 0.2}'), Client(store) as dream:
+        ticket = dream.submit({"prompt": "a cat", "steps": 20, "width": 64, "height": 64})
+        state = dream.status(ticket)
+        while state.progress is None or not state.progress.steps_done:
+            assert not state.over
+            state = dream.status(ticket)
+        assert state.status == "processing"
+        assert state.progress.steps_total == 20
+        assert dream.cancel(ticket).status == "canceled"
+        following = dream.submit({"prompt": "a dog", "steps": 1, "width": 64, "height": 64})
+        assert dream.wait(following, timeout=60).status == "succeeded"
+        assert dream.result(ticket).status == "canceled"
 
 
 def test_the_demo_runs_and_runs_again(
