@@ -185,17 +185,29 @@ def test_a_model_beyond_the_budget_is_unavailable(tiny_folder):
 
 @pytest.fixture(scope="module")
 def lora_file(tiny_folder, tmp_path_factory):
-    """A LoRA of the tiny UNet with weights that matter."""
+    """A LoRA of the tiny UNet and text encoder with weights that matter."""
     import torch
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
+    from transformers import CLIPTextModel
 
     torch.manual_seed(3)
     unet = UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet")
+    text = CLIPTextModel.from_pretrained(tiny_folder, subfolder="text_encoder")
     unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
+    text.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"]))
     folder = tmp_path_factory.mktemp("lora")
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=convert_state_dict_to_diffusers(
+            get_peft_model_state_dict(unet, save_embedding_layers=False)
+        ),
+        text_encoder_lora_layers=convert_state_dict_to_diffusers(
+            get_peft_model_state_dict(text, save_embedding_layers=False)
+        ),
+    )
     return folder / "pytorch_lora_weights.safetensors"
 
 
@@ -217,6 +229,7 @@ def test_loras_are_switched_between_rows_that_differ(make_registry, lora_file, s
     assert apart(pictures[0], pictures[1]) > 1
     assert apart(pictures[1], pictures[2]) > 1
     assert room.engine.counters.unet_calls == 9
+    assert room.engine.counters.text_rows == 6  # two texts under three LoRA sets
 
 
 def test_an_unknown_lora_is_rejected_with_the_known(make_registry, lora_file, studio, task):
