@@ -41,7 +41,9 @@ def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
         if not raw.strip():
             continue
         if len(rows) == limits.max_batch_rows:
-            raise Rejected("too_large", f"the batch has more than {limits.max_batch_rows:,} rows; cut it in parts")
+            raise Rejected(
+                "too_large", f"the batch has more than {limits.max_batch_rows:,} rows; cut it in parts"
+            )
         row = _row(batch, line, raw.strip())
         if row.id in seen:
             name = row.custom_id or row.id.rsplit("/", 1)[-1]
@@ -54,7 +56,9 @@ def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
         seen[row.id] = line
         rows.append(row)
     if not rows:
-        raise Rejected("invalid_json", "the batch has no rows; write one JSON object a line", line=1, column=1)
+        raise Rejected(
+            "invalid_json", "the batch has no rows; write one JSON object a line", line=1, column=1
+        )
     return rows
 
 

@@ -48,7 +48,9 @@ class Output(_Body):
 class _Request(_Body):
     """The fields that all three bodies share."""
 
-    prompt: str = Field(min_length=1, description="What to draw.", examples=["a red circle on a blue background"])
+    prompt: str = Field(
+        min_length=1, description="What to draw.", examples=["a red circle on a blue background"]
+    )
     negative_prompt: str | None = Field(None, description="What to keep away from.")
     cfg_scale: float = Field(7, ge=0, description="How closely to follow the prompt; at 1 or below, freely.")
     steps: int = Field(30, ge=1, description="Denoising steps.")
@@ -57,14 +59,20 @@ class _Request(_Body):
 
     id: str | None = Field(None, description="Names the result; letters, digits, '.', '_', '-', at most 100.")
     model: str | None = Field(None, max_length=200, description="A model that the worker knows.")
-    scheduler: str | None = Field(None, max_length=100, description="A diffusers scheduler or its community name.")
-    strength: float | None = Field(None, gt=0, le=1, description="How far to go from `image`; default 0.8, inpainting 1.")
+    scheduler: str | None = Field(
+        None, max_length=100, description="A diffusers scheduler or its community name."
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1, description="How far to go from `image`; default 0.8, inpainting 1."
+    )
     clip_skip: int | None = Field(None, ge=1, le=12, description="1: none; 2: leave out the last layer; ...")
     loras: tuple[LoraChoice, ...] = Field((), strict=False)
     output: Output = Output()
     metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; echoed in the result.")
     strict: bool = Field(False, description="Fail where otherwise a warning would tell what was changed.")
-    expires_at: datetime | None = Field(None, strict=False, description="ISO 8601 with offset; not begun later.")
+    expires_at: datetime | None = Field(
+        None, strict=False, description="ISO 8601 with offset; not begun later."
+    )
 
     @field_validator("prompt")
     @classmethod
@@ -100,22 +108,30 @@ class Text2Img(_Request):
     """Draw from words alone."""
 
     task: Literal["text2img"] = "text2img"
-    width: int | None = Field(None, ge=8, multiple_of=8, description="Pixels; default the model's native width.")
-    height: int | None = Field(None, ge=8, multiple_of=8, description="Pixels; default the model's native height.")
+    width: int | None = Field(
+        None, ge=8, multiple_of=8, description="Pixels; default the model's native width."
+    )
+    height: int | None = Field(
+        None, ge=8, multiple_of=8, description="Pixels; default the model's native height."
+    )
 
 
 class Img2Img(_Request):
     """Redraw a picture. The result has its size, rounded down to multiples of 8."""
 
     task: Literal["img2img"] = "img2img"
-    image: str = Field(min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read.")
+    image: str = Field(
+        min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
+    )
 
 
 class Inpainting(_Request):
     """Redraw the white part of a mask; all else stays as it is."""
 
     task: Literal["inpainting"] = "inpainting"
-    image: str = Field(min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read.")
+    image: str = Field(
+        min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
+    )
     mask_image: str = Field(min_length=1, description="The same; white is repainted, black is kept.")
 
 
@@ -184,7 +200,9 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
     shown = json.dumps(given, default=str, ensure_ascii=False)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     message = str(fault["msg"]).removeprefix("Input should be ").removeprefix("Input should ")
-    return f"is {shown}; it should be {message}" if not str(fault["msg"]).startswith("String") else fault["msg"]
+    return (
+        f"is {shown}; it should be {message}" if not str(fault["msg"]).startswith("String") else fault["msg"]
+    )
 
 
 def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -203,15 +221,22 @@ def _check_limits(manifest: Manifest, limits: Limits) -> None:
         ("cfg_scale", manifest.cfg_scale, limits.max_cfg_scale),
     ]
     if isinstance(manifest, Text2Img):
-        bounds += [("width", manifest.width or 0, limits.max_side), ("height", manifest.height or 0, limits.max_side)]
-        if (manifest.width or 0) * (manifest.height or 0) > limits.max_pixels:
-            raise _invalid("width", f"x height is more than {limits.max_pixels:,} pixels; ask for a smaller picture")
+        bounds += [
+            ("width", manifest.width or 0, limits.max_side),
+            ("height", manifest.height or 0, limits.max_side),
+        ]
     for field, value, most in bounds:
         if not math.isfinite(value) or value > most:
             raise _invalid(field, f"is {value:g}; this worker allows at most {most:g}")
+    if isinstance(manifest, Text2Img) and (manifest.width or 0) * (manifest.height or 0) > limits.max_pixels:
+        raise _invalid(
+            "width", f"x height is more than {limits.max_pixels:,} pixels; ask for a smaller picture"
+        )
     for field, text in (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or "")):
         if len(text) > limits.max_prompt_chars:
-            raise _invalid(field, f"has {len(text):,} characters; at most {limits.max_prompt_chars:,} are allowed")
+            raise _invalid(
+                field, f"has {len(text):,} characters; at most {limits.max_prompt_chars:,} are allowed"
+            )
     if len(json.dumps(manifest.metadata)) > limits.max_metadata_bytes:
         raise _invalid("metadata", f"is larger than {limits.max_metadata_bytes:,} bytes")
     if len(manifest.loras) > limits.max_loras:

@@ -68,7 +68,13 @@ def plan(
     if manifest.task == "text2img":
         width, height = manifest.width or native_size[0], manifest.height or native_size[1]
         if manifest.strength is not None:
-            notes += (Note(code="ignored", message="strength is ignored: text2img starts from noise", field="strength"),)
+            notes += (
+                Note(
+                    code="ignored",
+                    message="strength is ignored: text2img starts from noise",
+                    field="strength",
+                ),
+            )
     else:
         strength = manifest.strength or (0.8 if isinstance(manifest, Img2Img) else 1.0)
     return Plan(

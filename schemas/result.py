@@ -77,7 +77,9 @@ class Timings(_Part):
 
     total: float = Field(description="From the claim to the commit.")
     decode: float = 0.0
-    render: float = Field(0.0, description="From the first device call to the last, waits for others included.")
+    render: float = Field(
+        0.0, description="From the first device call to the last, waits for others included."
+    )
     encode: float = 0.0
     upload: float = 0.0
 
@@ -147,7 +149,6 @@ class Result(_Part):
     id: str
     status: Status
     task: str | None = None
-    custom_id: str | None = Field(None, description="The row's own name, in a batch.")
     images: tuple[ImageResult, ...] = ()
     failure: Failure | None = None
     warnings: tuple[Note, ...] = ()

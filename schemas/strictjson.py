@@ -42,13 +42,17 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
     except ValueError as error:  # an integer of thousands of digits
         raise Rejected("invalid_json", "a number has too many digits") from error
     if not isinstance(value, dict):
-        kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+        kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(
+            type(value), "a number"
+        )
         raise Rejected("invalid_json", f"{what} is a JSON object {{...}}, not {kind}", line=1, column=1)
     return value
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise Rejected("invalid_json", f"{name} is not JSON and not a number that can be drawn with; give a finite number")
+    raise Rejected(
+        "invalid_json", f"{name} is not JSON and not a number that can be drawn with; give a finite number"
+    )
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

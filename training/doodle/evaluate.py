@@ -40,7 +40,10 @@ def load(folder: Path) -> StableDiffusionPipeline:
 
 
 def draw(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], negatives: Sequence[str] | None = None, seed: int = 0
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    negatives: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> list[Image.Image]:
     """One picture a prompt; picture i has seed `seed + i`."""
     pictures: list[Image.Image] = []
@@ -93,9 +96,12 @@ def _pairs(pipeline: StableDiffusionPipeline, count: int) -> dict[str, float]:
     prompts = [f"a {a[1]} {a[0]} and a {b[1]} {b[0]} on a {g} background" for g, (a, b) in truth]
     verdicts = [judge(p) for p in draw(pipeline, prompts, seed=2000)]
     return {
-        "two shapes": _share(_kinds(v) == [k for k, _ in named] for v, (_, named) in zip(verdicts, truth, strict=True)),
+        "two shapes": _share(
+            _kinds(v) == [k for k, _ in named] for v, (_, named) in zip(verdicts, truth, strict=True)
+        ),
         "two shapes and their colours": _share(
-            [(s.kind, s.colour) for s in v.shapes] == named for v, (_, named) in zip(verdicts, truth, strict=True)
+            [(s.kind, s.colour) for s in v.shapes] == named
+            for v, (_, named) in zip(verdicts, truth, strict=True)
         ),
     }
 
@@ -106,7 +112,9 @@ def _kinds(verdict: Verdict) -> list[str]:
 
 def _negatives(pipeline: StableDiffusionPipeline, count: int) -> dict[str, float]:
     """The same seed twice: the colour drawn at first is then forbidden."""
-    prompts = [f"a {KINDS[i % len(KINDS)]} on a {list(PALETTE)[i % len(PALETTE)]} background" for i in range(count)]
+    prompts = [
+        f"a {KINDS[i % len(KINDS)]} on a {list(PALETTE)[i % len(PALETTE)]} background" for i in range(count)
+    ]
     first = [_main_colour(judge(p)) for p in draw(pipeline, prompts, seed=3000)]
     second = [_main_colour(judge(p)) for p in draw(pipeline, prompts, [c or "red" for c in first], seed=3000)]
     return {"negative avoided": _share(b is not None and a != b for a, b in zip(first, second, strict=True))}
@@ -132,7 +140,9 @@ def grid(pictures: Sequence[Image.Image], columns: int = 8, gap: int = 4) -> Ima
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--singles", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=100)
@@ -146,9 +156,17 @@ def main() -> None:
     if options.report:
         options.report.mkdir(parents=True, exist_ok=True)
         (options.report / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        prompts = [f"a {c} {k} on a {g} background" for k in KINDS for c, g in (("red", "white"), ("yellow", "blue"))]
-        prompts += ["a red circle and a blue square on a white background", "a green star and a pink heart on a black background"]
-        prompts += ["a small white ring on a purple background", "a large orange triangle on a gray background"]
+        prompts = [
+            f"a {c} {k} on a {g} background" for k in KINDS for c, g in (("red", "white"), ("yellow", "blue"))
+        ]
+        prompts += [
+            "a red circle and a blue square on a white background",
+            "a green star and a pink heart on a black background",
+        ]
+        prompts += [
+            "a small white ring on a purple background",
+            "a large orange triangle on a gray background",
+        ]
         grid(draw(pipeline, prompts, seed=7)).save(options.report / "grid.png")
 
 

@@ -45,7 +45,9 @@ class Verdict:
 def judge(picture: Image.Image) -> Verdict:
     """Describe a SIDE x SIDE RGB picture."""
     pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE)))
-    rim = np.concatenate([pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3)])
+    rim = np.concatenate(
+        [pixels[:4].reshape(-1, 3), pixels[-4:].reshape(-1, 3), pixels[:, :4].reshape(-1, 3)]
+    )
     ground = np.median(rim, axis=0)
     different = np.linalg.norm(_lab(pixels) - _lab(ground), axis=-1) > _FAR
     seen = [_describe(mask, pixels) for mask in _pieces(different)]
@@ -108,12 +110,16 @@ def _templates() -> dict[str, NDArray[np.float64]]:
     """Each kind's coverage of its own bounding box."""
     found = {}
     for kind in KINDS:
-        picture = np.asarray(draw(Scene("white", (Shape(kind, "black", SIDE / 2, SIDE / 2, 50),), "")).convert("L"))
+        picture = np.asarray(
+            draw(Scene("white", (Shape(kind, "black", SIDE / 2, SIDE / 2, 50),), "")).convert("L")
+        )
         mask = picture < 128
         rows, columns = np.nonzero(mask)
         cut = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         size = (_GRID, _GRID)
-        found[kind] = np.asarray(Image.fromarray(cut).convert("L").resize(size, Image.Resampling.BOX), float) / 255
+        found[kind] = (
+            np.asarray(Image.fromarray(cut).convert("L").resize(size, Image.Resampling.BOX), float) / 255
+        )
     return found
 
 

@@ -67,7 +67,9 @@ def _attributes(scene: Scene) -> list[int]:
     for i in range(2):
         shape = scene.shapes[i] if i < len(scene.shapes) else None
         said_kind = shape is not None and shape.kind in named
-        colour_said = shape is not None and f"{shape.colour} {shape.kind if said_kind else 'shape'}" in scene.caption
+        colour_said = (
+            shape is not None and f"{shape.colour} {shape.kind if said_kind else 'shape'}" in scene.caption
+        )
         found.append(kinds.index(shape.kind) + 1 if shape and said_kind else 0)
         found.append(colours.index(shape.colour) + 1 if shape and colour_said else 0)
     where = [p for p in scenes.PLACES if p in scene.caption]
@@ -79,6 +81,7 @@ def _attributes(scene: Scene) -> list[int]:
 def train_words(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, steps: int) -> None:
     """Teach the text encoder the scene's attributes, so that the UNet meets meaning, not noise."""
     rng = random.Random(1)
+    torch.manual_seed(1)
     sizes = [11, 7, 11, 7, 11, 6, 3]
     heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, n) for n in sizes)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.01)
@@ -125,7 +128,10 @@ def train_vae(vae: AutoencoderKL, steps: int) -> AutoencoderKL:
         average.update(vae, step)
         if step % 100 == 0:
             psnr = -10 * math.log10(float((redrawn - pictures).detach().pow(2).mean()) / 4)
-            print(f"vae {step}/{steps} loss {loss.item():.4f} psnr {psnr:.1f} dB {time.monotonic() - started:.0f}s", flush=True)
+            print(
+                f"vae {step}/{steps} loss {loss.item():.4f} psnr {psnr:.1f} dB {time.monotonic() - started:.0f}s",
+                flush=True,
+            )
     return average.module
 
 
@@ -171,7 +177,9 @@ def sharpen_decoder(vae: AutoencoderKL, steps: int) -> None:
         pictures = _crops(rng, 16) if step % 4 else _whole(rng, 5)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.mean
-            latents = latents + torch.rand(len(latents), 1, 1, 1) * 0.15 * latents.std() * torch.randn_like(latents)
+            latents = latents + torch.rand(len(latents), 1, 1, 1) * 0.15 * latents.std() * torch.randn_like(
+                latents
+            )
         redrawn = vae.decode(latents).sample
         loss = _redrawing_loss(redrawn, pictures)
         optimizer.zero_grad()
@@ -240,9 +248,10 @@ def train_unet(
         torch.manual_seed(10_000 + step)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200, (steps - step) / (0.2 * steps))
-        chosen = torch.randint(len(latents), (BATCH,))
+        batch = 64 if step < 500 else 32  # larger ones at first: they let the high rate settle
+        chosen = torch.randint(len(latents), (batch,))
         clean, words = latents[chosen].float(), tokens[chosen].clone()
-        lots = torch.rand(BATCH)
+        lots = torch.rand(batch)
         words[lots < CAPTION_DROPOUT] = empty
         for row in (lots > 1 - SINGLE_WORDS).nonzero().flatten().tolist():
             said = words[row][torch.isin(words[row], telling)]
@@ -270,7 +279,6 @@ def train_unet(
     return average.module[0], average.module[1]
 
 
-BATCH = 64
 LEARNING_RATE = 1e-3
 
 
@@ -293,7 +301,11 @@ def _denoising_loss(
 
 
 def save(
-    out: Path, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, unet: UNet2DConditionModel
+    out: Path,
+    tokenizer: CLIPTokenizer,
+    encoder: CLIPTextModel,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
 ) -> None:
     """Write the pipeline as a diffusers folder of fp16 safetensors."""
     pipeline = StableDiffusionPipeline(

@@ -1,0 +1,139 @@
+"""What people open: one page with every picture of a batch, and a contact sheet.
+
+The page stands alone: thumbnails are inside it, full pictures are links beside it, and nothing is
+fetched or executed. Every text of a request is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from schemas.result import BatchCounts
+
+_SHEET_COLUMNS = 8
+_GAP = 6  # pixels
+_TOLD = ("steps", "cfg_scale", "scheduler", "model", "strength")
+
+# ruff: noqa: E501 - a style sheet
+_STYLE = """
+:root{color-scheme:light dark;--ground:#f6f5f2;--card:#fff;--ink:#22211f;--soft:#6d6a64;--line:#e4e1da;--bad:#b3372b}
+@media(prefers-color-scheme:dark){:root{--ground:#161617;--card:#212123;--ink:#ecebe8;--soft:#9c9a95;--line:#333335;--bad:#ff8b7e}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.45 system-ui,-apple-system,"Segoe UI",sans-serif}
+header{padding:2.2rem clamp(1rem,4vw,3rem) 1rem}
+h1{margin:0;font-size:1.5rem;font-weight:650;letter-spacing:-.01em;overflow-wrap:anywhere}
+header p{margin:.3rem 0 0;color:var(--soft)}
+main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));padding:.5rem clamp(1rem,4vw,3rem) 3rem}
+figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;flex-direction:column}
+figure a{display:block;line-height:0}
+figure a:focus-visible{outline:3px solid Highlight;outline-offset:-3px}
+img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--ground)}
+img.small{image-rendering:auto}
+figcaption{padding:.7rem .85rem .85rem}
+.prompt{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden;overflow-wrap:anywhere}
+.facts{margin-top:.35rem;color:var(--soft);font-size:.8rem;overflow-wrap:anywhere}
+.why{padding:1.1rem .85rem;color:var(--bad);font-size:.9rem;overflow-wrap:anywhere;flex:1}
+details{font-size:.8rem;color:var(--soft);margin-top:.35rem}
+summary{cursor:pointer}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.4rem 0 0;font-size:.75rem}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryItem:
+    """One picture, or one request that has none."""
+
+    id: str
+    prompt: str
+    seed: int | None
+    status: str
+    image_href: str | None  # relative to the page
+    thumbnail: bytes | None
+    failure: str | None
+    parameters: Mapping[str, Any]
+
+
+def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None = None) -> bytes:
+    """One self-contained HTML page."""
+    shown = sum(1 for item in items if item.image_href)
+    parts = [f"{shown} {'picture' if shown == 1 else 'pictures'}"]
+    if counts is not None:
+        ended = {k: v for k, v in counts.model_dump().items() if v and k != "total"}
+        parts.append(f"{counts.total} requests: " + ", ".join(f"{v} {k}" for k, v in ended.items()))
+    digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data: 'self'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    safe_title = html.escape(title)
+    return "".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width,initial-scale=1">',
+            f"<title>{safe_title} · Dreamdrop</title><style>{_STYLE}</style></head><body>",
+            f"<header><h1>{safe_title}</h1><p>{html.escape(' · '.join(parts))}</p></header><main>",
+            *map(_figure, items),
+            "</main></body></html>\n",
+        ]
+    ).encode()
+
+
+def _figure(item: GalleryItem) -> str:
+    prompt = html.escape(item.prompt or item.id)
+    if item.image_href:
+        source = _data_uri(item.thumbnail) if item.thumbnail else quote(item.image_href)
+        top = f'<a href="{html.escape(quote(item.image_href))}"><img src="{source}" alt="{prompt}" loading="lazy"></a>'
+    else:
+        top = f'<div class="why">{html.escape(item.failure or item.status)}</div>'
+    facts = [item.id] + ([f"seed {item.seed}"] if item.seed is not None else [])
+    facts += [
+        f"{name.replace('_', ' ')} {item.parameters[name]}" for name in _TOLD if item.parameters.get(name)
+    ]
+    recipe = html.escape(json.dumps(dict(item.parameters), indent=1, ensure_ascii=False))
+    more = f"<details><summary>recipe</summary><pre>{recipe}</pre></details>" if item.parameters else ""
+    return (
+        f'<figure>{top}<figcaption><div class="prompt">{prompt}</div>'
+        f'<div class="facts">{html.escape(" · ".join(facts))}</div>{more}</figcaption></figure>'
+    )
+
+
+def _data_uri(thumbnail: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(thumbnail).decode()
+
+
+def thumbnail(data: bytes, side: int = 256) -> bytes:
+    """A WebP of at most side x side pixels; small pictures keep their size."""
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((side, side))
+        buffer = io.BytesIO()
+        small.save(buffer, "WEBP", quality=88, method=2)
+        return buffer.getvalue()
+
+
+def contact_sheet(thumbnails: Sequence[bytes], cell: int = 128) -> bytes:
+    """All pictures on one PNG, in order, at most eight a row."""
+    columns = min(_SHEET_COLUMNS, len(thumbnails)) or 1
+    rows = -(-len(thumbnails) // columns) or 1
+    step = cell + _GAP
+    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), (246, 245, 242))
+    for i, data in enumerate(thumbnails):
+        with Image.open(io.BytesIO(data)) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail((cell, cell))
+            x = _GAP + i % columns * step + (cell - small.width) // 2
+            y = _GAP + i // columns * step + (cell - small.height) // 2
+            sheet.paste(small, (x, y))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()

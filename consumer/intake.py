@@ -1,0 +1,168 @@
+"""From a dropped file to a claimed request: read, check, plan, claim.
+
+What can never succeed is answered here, at once, in words for the one who asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from consumer import schedulers
+from consumer.cards import Cards
+from schemas import layout
+from schemas.batch import split_rows
+from schemas.errors import NotFound, Rejected, TooLarge
+from schemas.limits import Limits
+from schemas.manifest import Manifest, parse_manifest
+from schemas.plan import Plan, plan
+from schemas.result import Failure, Frozen, Note, Result
+from schemas.strictjson import load_object
+
+if TYPE_CHECKING:
+    from infra.claims import Claims, Held
+    from infra.store import Info, Store
+
+log = logging.getLogger(__name__)
+
+SETTLED = 2.0  # seconds that a broken file must stay unchanged before it is answered: it may be half copied
+_REPEATED = 65_536  # bytes of a request that is repeated in the answer to one that is over the size limit
+
+
+@dataclass
+class Intake:
+    """Takes requests for one worker."""
+
+    store: Store
+    claims: Claims
+    cards: Cards
+    default_model: str
+    limits: Limits
+    clock: Callable[[], float]
+    rng: random.Random
+    _broken: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, first seen)
+
+    async def take(self, info: Info) -> Held | None:
+        """Claim the request of a listed object; None when there is nothing to work on.
+
+        Raises:
+            StoreUnavailable: it will be found again.
+        """
+        batch = layout.is_batch(info.key)
+        limit = self.limits.max_batch_bytes if batch else self.limits.max_body_bytes
+        id = layout.request_id(info.key)
+        try:
+            stored = await self.store.get(info.key, max_bytes=limit)
+        except NotFound:
+            return None  # somebody else was faster
+        except TooLarge as error:
+            name = f"{info.key} {info.size} {info.etag}".encode()
+            await self._answer(info, error, b"", id, fingerprint=layout.fingerprint(name))
+            return None
+        body = stored.body
+        try:
+            if batch:
+                split_rows(id, body, self.limits)
+                planned, id_ = None, id
+            else:
+                manifest = parse_manifest(body, self.limits)
+                id_ = manifest.id or id
+                if has_expired(manifest):
+                    await self._answer(stored.info, _expired(manifest), body, id_)
+                    return None
+                planned = self.plan(manifest).document()
+        except Rejected as error:
+            if error.code == "invalid_json" and not self._is_settled(stored.info):
+                return None
+            await self._answer(stored.info, error, body, _chosen_id(body) or id)
+            return None
+        self._broken.pop(info.key, None)
+        return await self.claims.take(stored.info, body, id=id_, plan=planned, batch=batch)
+
+    def plan(self, manifest: Manifest) -> Plan:
+        """Resolve a manifest's names and defaults. Raises `Rejected` for names that nobody knows."""
+        card = self.cards.get(manifest.model or self.default_model)
+        notes: list[Note] = []
+        choice = schedulers.resolve(manifest.scheduler or card.scheduler)
+        if manifest.scheduler and manifest.scheduler != choice.name:
+            log.debug("scheduler by another name", extra={"given": manifest.scheduler, "name": choice.name})
+        return plan(
+            manifest,
+            model=card.name,
+            revision=card.revision,
+            native_size=(card.native_width, card.native_height),
+            scheduler=choice.name,
+            lot=self.rng.getrandbits(32),
+            notes=tuple(notes),
+        )
+
+    def waits_for(self, key: str) -> bool:
+        """Whether a broken file of this key is still given time."""
+        return key in self._broken
+
+    def _is_settled(self, info: Info) -> bool:
+        """Whether a file that does not parse has stayed the same for long enough to be judged."""
+        now = self.clock()
+        etag, since = self._broken.get(info.key, ("", now))
+        if etag != info.etag:
+            self._broken[info.key] = (info.etag, now)
+            return False
+        if now - since < SETTLED:
+            return False
+        del self._broken[info.key]
+        return True
+
+    async def _answer(
+        self, info: Info, error: Rejected, body: bytes, id: str, *, fingerprint: str = ""
+    ) -> None:
+        fingerprint = fingerprint or layout.fingerprint(body)
+        failure = Failure.model_validate(
+            {"code": error.code, "message": error.message, "field": error.field}
+            | {"line": error.line, "column": error.column}
+        )
+        metadata: object = None
+        with contextlib.suppress(Rejected):
+            metadata = load_object(body).get("metadata")
+
+        def result(final: str) -> Result:
+            return Result(
+                id=final,
+                status="expired" if error.code == "expired" else "failed",
+                failure=failure,
+                metadata=metadata if isinstance(metadata, dict) else {},
+                worker=self.claims.session,
+                finished_at=utc_now(),
+                fingerprint=fingerprint,
+                request=Frozen.of(body, keep=_REPEATED if fingerprint != layout.fingerprint(body) else None),
+            )
+
+        answered = await self.claims.answer(info, fingerprint, id=id, result=result)
+        log.info("refused", extra={"id": answered, "code": error.code, "field": error.field})
+
+
+def has_expired(manifest: Manifest) -> bool:
+    return manifest.expires_at is not None and manifest.expires_at <= datetime.now(UTC)
+
+
+def _expired(manifest: Manifest) -> Rejected:
+    text = f"expires_at {manifest.expires_at:%Y-%m-%dT%H:%M:%S%z} had passed before the work began"
+    return Rejected("expired", text, field="expires_at")
+
+
+def _chosen_id(body: bytes) -> str | None:
+    """The id that a refused document names, if it can be used."""
+    with contextlib.suppress(Rejected):
+        chosen = load_object(body).get("id")
+        if isinstance(chosen, str) and layout.CHOSEN_ID.fullmatch(chosen):
+            return chosen
+    return None
+
+
+def utc_now() -> str:
+    """The date and time for people, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,202 @@
+"""Pictures in and out: decoded safely, encoded fast, with the recipe inside.
+
+Whatever arrives is hostile until decoded: only PNG, JPEG and WebP, the size read from the header
+before a pixel is, and no library's message passed on. Whatever leaves carries two texts: the
+community's `parameters`, and our own JSON under `dreamdrop`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import struct
+import warnings
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from consumer.tasks import RawPicture
+from schemas import infotext
+from schemas.errors import Rejected, TooLarge
+from schemas.result import Note
+
+try:
+    import fpng
+except ImportError:  # not for this platform; Pillow is slower and makes the same pixels
+    fpng = None
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from schemas.limits import Limits
+    from schemas.manifest import Output
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_USER_COMMENT, _EXIF = 0x9286, 0x8769
+_MULTIPLE = 8  # pixels; the VAE's downscaling
+_TYPES = {"png": ("image/png", "png"), "jpeg": ("image/jpeg", "jpg"), "webp": ("image/webp", "webp")}
+
+
+# In ------------------------------------------------------------------------------------------
+
+
+def decode_base64(value: str, field: str, limits: Limits) -> bytes:
+    """The bytes of a base64 text, bare or as a data URI. Raises `Rejected` that names the field."""
+    text = value.partition(",")[2] if value.startswith("data:") else value
+    if len(text) * 3 // 4 > limits.max_body_bytes:
+        raise TooLarge(f"{field}, decoded,", len(text) * 3 // 4, limits.max_body_bytes)
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Rejected(
+            "invalid_image", f"{field} is not valid base64; send the file's bytes in base64", field=field
+        ) from error
+
+
+def decode_picture(
+    data: bytes, field: str, limits: Limits, *, mask: bool = False
+) -> tuple[RawPicture, list[Note]]:
+    """Pixels of a PNG, JPEG or WebP file.
+
+    Returns:
+        RGB (a mask: L) pixels, and what was changed on the way.
+
+    Raises:
+        Rejected: `invalid_image`, naming the field.
+    """
+    notes: list[Note] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+                if picture.width * picture.height > limits.max_input_pixels:
+                    raise _refused(
+                        field, f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
+                    )
+                if getattr(picture, "n_frames", 1) > 1:
+                    notes.append(
+                        Note(
+                            code="first_frame", message=f"{field}: only its first frame is used", field=field
+                        )
+                    )
+                picture.load()
+                upright = ImageOps.exif_transpose(picture)
+                return _raw(upright, field, mask, notes), notes
+        except Image.DecompressionBombError as error:
+            raise _refused(
+                field, f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
+            ) from error
+        except Image.DecompressionBombWarning as error:
+            raise _refused(
+                field, f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
+            ) from error
+        except UnidentifiedImageError as error:
+            raise _refused(field, "is not a picture that is read here; send PNG, JPEG or WebP") from error
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+            raise _refused(field, "is damaged or truncated; send the whole file") from error
+
+
+def _refused(field: str, text: str) -> Rejected:
+    return Rejected("invalid_image", f"{field} {text}", field=field)
+
+
+def _raw(picture: Image.Image, field: str, mask: bool, notes: list[Note]) -> RawPicture:
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits a channel
+        picture = picture.convert("I").point(lambda v: v / 256).convert("L")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        if layered.getchannel("A").getextrema() != (255, 255):
+            text = f"{field}: transparent parts were put on {'black' if mask else 'white'}"
+            notes.append(Note(code="flattened", message=text, field=field))
+        ground = Image.new("RGBA", layered.size, "black" if mask else "white")
+        picture = Image.alpha_composite(ground, layered)
+    picture = picture.convert("L" if mask else "RGB")
+    return RawPicture(picture.width, picture.height, len(picture.getbands()), picture.tobytes())
+
+
+def fit(
+    picture: RawPicture, mask: RawPicture | None, limits: Limits
+) -> tuple[RawPicture, RawPicture | None, list[Note]]:
+    """Bring a picture to a size that can be drawn, and its mask to the picture's.
+
+    Larger than the limits: scaled down. Not multiples of 8: the edges are cut evenly. Each change
+    is a note.
+    """
+    notes: list[Note] = []
+    image = _image(picture)
+    scale = min(
+        1.0, limits.max_side / max(image.size), (limits.max_pixels / (image.width * image.height)) ** 0.5
+    )
+    size = (int(image.width * scale), int(image.height * scale))
+    wanted = (size[0] // _MULTIPLE * _MULTIPLE, size[1] // _MULTIPLE * _MULTIPLE)
+    if 0 in wanted:
+        raise _refused("image", f"is {picture.width} x {picture.height}; at least 8 x 8 pixels can be drawn")
+    covering = _image(mask) if mask is not None else None
+    if covering is not None and covering.size != image.size:
+        was, now = f"{covering.width} x {covering.height}", f"{image.width} x {image.height}"
+        text = f"mask_image was {was}; resized to the image's {now}"
+        notes.append(Note(code="mask_resized", message=text, field="mask_image"))
+        covering = covering.resize(image.size, Image.Resampling.NEAREST)
+    if wanted != image.size:
+        text = f"image was {image.width} x {image.height}; drawn at {wanted[0]} x {wanted[1]}"
+        notes.append(Note(code="image_resized", message=text, field="image"))
+        image = ImageOps.fit(image, wanted, Image.Resampling.LANCZOS)
+        covering = ImageOps.fit(covering, wanted, Image.Resampling.NEAREST) if covering else None
+    return _raw_of(image), _raw_of(covering) if covering else None, notes
+
+
+def _image(raw: RawPicture) -> Image.Image:
+    return Image.frombytes("RGB" if raw.channels == 3 else "L", (raw.width, raw.height), raw.data)
+
+
+def _raw_of(image: Image.Image) -> RawPicture:
+    return RawPicture(image.width, image.height, len(image.getbands()), image.tobytes())
+
+
+# Out -----------------------------------------------------------------------------------------
+
+
+def encode(picture: RawPicture, output: Output, recipe: Mapping[str, Any]) -> tuple[bytes, str, str]:
+    """A picture as a file with its recipe inside: (bytes, content type, extension).
+
+    PNG is written by fpng where it is installed: about a hundred times as fast as Pillow's default
+    level, at a sixth more bytes.
+    """
+    content_type, extension = _TYPES[output.format]
+    text = infotext.write(recipe)
+    if output.format == "png":
+        texts = {"parameters": text, "dreamdrop": json.dumps(recipe, ensure_ascii=False)}
+        return _with_texts(_png(picture), texts), content_type, extension
+    image, buffer = _image(picture), io.BytesIO()
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    if output.format == "jpeg":
+        image.save(buffer, "JPEG", quality=output.quality, subsampling=0, exif=exif)
+    else:
+        image.save(buffer, "WEBP", quality=output.quality, method=2, exif=exif)
+    return buffer.getvalue(), content_type, extension
+
+
+def _png(picture: RawPicture) -> bytes:
+    if fpng is not None and picture.channels == 3:
+        encoded: bytes = fpng.from_bytes(picture.data, picture.width, picture.height, 3)
+        return encoded
+    buffer = io.BytesIO()
+    _image(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _with_texts(png: bytes, texts: Mapping[str, str]) -> bytes:
+    """Put text chunks before IEND (PNG, third edition, section 11.3.3): tEXt for Latin-1, else iTXt."""
+    end = png.rindex(b"IEND") - 4
+    chunks = b""
+    for keyword, text in texts.items():
+        try:
+            kind, body = b"tEXt", keyword.encode() + b"\0" + text.encode("latin-1")
+        except UnicodeEncodeError:
+            kind, body = b"iTXt", keyword.encode() + b"\0\0\0\0\0" + text.encode("utf-8")
+        chunks += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return png[:end] + chunks + png[end:]

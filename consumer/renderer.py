@@ -1,0 +1,249 @@
+"""The parent's handle on a renderer child: the process that owns one device.
+
+A child may crash, hang or lose its device at any time. Then it is replaced, and the tasks that
+it held are handed back as a `Loss`; whoever owns them decides what to try again. The child gets
+no credentials: its environment is scrubbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from consumer import frames
+from consumer.tasks import Drawn, Event, ImageTask, Ready, Stepped, Undrawable
+
+log = logging.getLogger(__name__)
+
+STICKY = 75  # exit status of a child whose device is lost
+_SECRET = re.compile(r"^AWS_|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|_KEY$|^DREAMDROP_", re.IGNORECASE)
+_BACK_OFF = (0.2, 10.0)  # seconds before a new child: first, longest
+_START = 600.0  # seconds that a child may take to load its model
+_MODULES = {"diffusers": "consumer.renderer_child", "null": "consumer.null_renderer"}
+
+
+@dataclass(frozen=True, slots=True)
+class RendererSettings:
+    """What a child is told when it starts."""
+
+    kind: Literal["diffusers", "null"] = "diffusers"
+    device: str = "cpu"
+    dtype: str = "auto"
+    attention: str = "auto"
+    offload: bool = False
+    max_rows: int = 16
+    exact: bool = False
+    models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
+    loras: tuple[tuple[str, str], ...] = ()  # name and file
+    memory_budget: int | None = None  # bytes of loaded models
+    preload: str | None = None  # loaded before the child says `Ready`
+    patience: float = 60.0  # seconds without progress while busy, or ten times the usual: hung
+    null: Mapping[str, Any] = field(default_factory=dict)  # the null renderer's
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A child is gone, and these tasks with it."""
+
+    why: Literal["crashed", "hung", "lost its device"]
+    detail: str  # the last that it said
+    tasks: list[ImageTask]
+
+
+class Renderer:
+    """One child after another, on one device. For one event loop."""
+
+    def __init__(
+        self,
+        settings: RendererSettings,
+        on_event: Callable[[Event], None],
+        on_loss: Callable[[Loss], None],
+    ) -> None:
+        self.settings = settings
+        self.ready: Ready | None = None  # None while a child is being started
+        self._on_event = on_event
+        self._on_loss = on_loss
+        self._held: dict[tuple[str, int], ImageTask] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._first: asyncio.Future[Ready] | None = None
+        self._moved = time.monotonic()  # when progress was last seen
+        self._gaps: deque[float] = deque(maxlen=50)  # seconds between two signs of progress
+        self._last_words: deque[str] = deque(maxlen=20)
+        self._hung = False
+
+    @property
+    def pending(self) -> int:
+        """Tasks submitted and not answered."""
+        return len(self._held)
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the child is idle, starting, or makes progress: a worker shows life only then."""
+        return not self._is_late()
+
+    def _is_late(self) -> bool:
+        usual = statistics.median(self._gaps) if self._gaps else 0.0
+        return bool(self._held) and time.monotonic() - self._moved > max(self.settings.patience, 10 * usual)
+
+    async def start(self) -> Ready:
+        """Start the first child and wait until it can draw.
+
+        Raises:
+            RuntimeError: it ended before that; the message holds its last words.
+        """
+        self._first = asyncio.get_running_loop().create_future()
+        self._life = asyncio.create_task(self._live())
+        return await self._first
+
+    def submit(self, task: ImageTask) -> None:
+        """Hand a task over; it is answered by an event, or comes back in a `Loss`."""
+        if not self._held:
+            self._moved = time.monotonic()
+        self._held[task.request, task.index] = task
+        self._send(frames.pack(task))
+
+    def cancel(self, request: str) -> None:
+        """Draw no more of a request; nothing more is heard of it."""
+        mine = [name for name in self._held if name[0] == request]
+        for name in mine:
+            del self._held[name]
+        if mine:
+            self._send(frames.pack({"cancel": request}))
+
+    async def close(self) -> None:
+        """End the child. What it holds is forgotten."""
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.gather(self._life, return_exceptions=True)
+        await self._end()
+
+    def _send(self, frame: bytes) -> None:
+        stdin = self._process.stdin if self._process else None
+        if stdin is not None and not stdin.is_closing():
+            stdin.write(frame)  # buffered without bound; callers hold few tasks ahead
+
+    # The child's life ----------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        """Keep a child alive until cancelled."""
+        pause, longest = _BACK_OFF
+        while True:
+            began = time.monotonic()
+            why, first = await self._one_life()
+            detail = "\n".join(self._last_words)
+            if self._first is not None and not self._first.done():
+                self._first.set_exception(RuntimeError(f"the renderer did not start: {detail or why}"))
+                return
+            self.ready = None
+            lost, self._held = list(self._held.values()), {}
+            self._on_loss(Loss(why, detail, lost))
+            if time.monotonic() - began > 60 or first:
+                pause = _BACK_OFF[0]
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    async def _one_life(self) -> tuple[Literal["crashed", "hung", "lost its device"], bool]:
+        """Start a child and listen until it ends; says why, and whether it had answered anything."""
+        self._hung, answered = False, False
+        self._last_words.clear()
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            _MODULES[self.settings.kind],
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_scrubbed(os.environ),
+            start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._moved = time.monotonic()
+        self._send(frames.pack(dataclasses.asdict(self.settings)))
+        watch = asyncio.create_task(self._watch(process))
+        words = asyncio.create_task(self._listen(process.stderr))
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    event = await frames.read_async(process.stdout)
+                    answered = answered or isinstance(event, Drawn)
+                    self._hear(event)
+        except frames.BadFrame as error:
+            self._last_words.append(f"noise on the pipe: {error}")
+        finally:
+            watch.cancel()
+            await self._end()
+            await asyncio.gather(watch, words, return_exceptions=True)
+        why: Literal["crashed", "hung", "lost its device"]
+        why = "hung" if self._hung else "lost its device" if process.returncode == STICKY else "crashed"
+        if not self._last_words:
+            self._last_words.append(f"exit status {process.returncode}")
+        return why, answered
+
+    def _hear(self, event: Event) -> None:
+        now = time.monotonic()
+        if self._held:
+            self._gaps.append(now - self._moved)
+        self._moved = now
+        if isinstance(event, Ready):
+            self.ready = event
+            if self._first is not None and not self._first.done():
+                self._first.set_result(event)
+        elif isinstance(event, Drawn | Undrawable):
+            if (event.request, event.index) not in self._held:
+                return  # cancelled meanwhile
+            del self._held[event.request, event.index]
+        elif not isinstance(event, Stepped):
+            raise frames.BadFrame("a message that a child does not send")
+        self._on_event(event)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a child that makes no progress although it has work, or that does not get ready."""
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, self.settings.patience / 5))
+            starting = self.ready is None and time.monotonic() - began > _START
+            if starting or (self.ready is not None and self._is_late()):
+                self._hung = True
+                self._last_words.append(f"no progress for {time.monotonic() - self._moved:.0f} s")
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                return
+
+    async def _listen(self, stderr: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ValueError, ConnectionError):
+            while line := await stderr.readline():
+                text = line.decode("utf-8", "replace").rstrip()
+                self._last_words.append(text[-500:])
+                log.debug("renderer says", extra={"line": text[-500:]})
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(process.wait(), 10)  # one that cannot be killed is given up on
+
+
+def _scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without anything that looks like a secret."""
+    return {name: value for name, value in environment.items() if not _SECRET.search(name)}

@@ -1,0 +1,263 @@
+"""From options to a running worker: open the store, start the renderers, listen for signals."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consumer.cards import Cards
+from consumer.inputs import Inputs
+from consumer.intake import utc_now
+from consumer.renderer import Renderer, RendererSettings
+from consumer.worker import Worker, WorkerSettings
+from infra.claims import Claims, Timing
+from infra.place import open_store
+from infra.probe import probe
+from schemas.errors import DreamError
+from schemas.limits import Limits
+
+if TYPE_CHECKING:
+    from consumer.renderer import Loss
+    from consumer.tasks import Event
+    from infra.store import Store
+
+log = logging.getLogger("dreamdrop.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says; see `consumer/cli.py` for the words."""
+
+    store: str
+    model: str
+    models: tuple[str, ...]
+    loras: tuple[str, ...]
+    devices: str
+    dtype: str
+    attention: str
+    offload: bool
+    max_rows: int
+    exact: bool
+    model_memory: int  # bytes; 0: no bound
+    lease: float
+    max_attempts: int
+    patience: float
+    grace: float
+    max_steps: int
+    max_side: int
+    max_images: int
+    max_body_bytes: int
+    input_prefixes: tuple[str, ...]
+    renderer: str
+    null: str
+    once: bool
+    log_level: str
+
+
+def serve(options: Options) -> int:
+    """Run a worker to its end; returns the process's exit code."""
+    _log_lines(options.log_level)
+    try:
+        return asyncio.run(_serve(options))
+    except DreamError as error:
+        log.error("cannot work: %s", error)
+        return 3
+
+
+async def _serve(options: Options) -> int:
+    cards = Cards.of(options.models)
+    devices = await asyncio.to_thread(_devices, options)
+    model, why = _default_model(options.model, devices)
+    cards.get(model)
+    async with open_store(options.store) as store:
+        verdict = await probe(store)
+        session = f"{platform.node().split('.')[0][:30] or 'worker'}-{secrets.token_hex(6)}"
+        log.info("store", extra={"url": store.url, "level": verdict.level, "note": verdict.reason})
+        log.info("model", extra={"default": model, "why": why, "serves": ",".join(cards.known())})
+        worker = _worker(options, store, cards, session, model, devices)
+        _heed_signals(worker)
+        starts = [asyncio.create_task(renderer.start()) for renderer in worker.renderers]
+        stopped = asyncio.create_task(worker.stop.wait())
+        try:
+            await asyncio.wait([stopped, *starts], return_when=asyncio.FIRST_COMPLETED)
+            if not worker.stop.is_set():
+                for start in starts:
+                    ready = await start
+                    log.info(
+                        "ready", extra={"device": ready.device, "dtype": ready.dtype, "session": session}
+                    )
+                await worker.run()
+        finally:
+            for task in (stopped, *starts):
+                task.cancel()
+            await asyncio.gather(*(renderer.close() for renderer in worker.renderers))
+        log.info("stopped", extra={"session": session})
+    return 0
+
+
+def _worker(
+    options: Options, store: Store, cards: Cards, session: str, model: str, devices: list[str]
+) -> Worker:
+    rng = random.Random(secrets.randbits(64))
+    short = options.lease / 3
+    timing = Timing(
+        beat=short,
+        lease=options.lease,
+        sweep=(short, 2 * short),
+        max_attempts=options.max_attempts,
+    )
+    limits = Limits(
+        max_steps=options.max_steps,
+        max_side=options.max_side,
+        max_images=options.max_images,
+        max_body_bytes=options.max_body_bytes,
+    )
+    settings = WorkerSettings(
+        default_model=model,
+        timing=timing,
+        limits=limits,
+        grace=options.grace,
+        ahead=2 * options.max_rows,
+        input_prefixes=options.input_prefixes,
+        once=options.once,
+    )
+    renderers: list[Renderer] = []
+    worker = Worker(
+        store=store,
+        claims=Claims(store, session=session, clock=time.monotonic, rng=rng, timing=timing, stamp=utc_now),
+        renderers=renderers,
+        cards=cards,
+        settings=settings,
+        inputs=Inputs(store, limits, options.input_prefixes),
+        clock=time.monotonic,
+        rng=rng,
+        versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
+    )
+    for device in devices:
+        renderers.append(_renderer(options, device, model, worker))
+    worker.join()
+    return worker
+
+
+def _renderer(options: Options, device: str, model: str, worker: Worker) -> Renderer:
+    settings = RendererSettings(
+        kind="null" if options.renderer == "null" else "diffusers",
+        device=device,
+        dtype=_dtype(options.dtype),
+        attention=options.attention,
+        offload=options.offload,
+        max_rows=options.max_rows,
+        exact=options.exact,
+        models=tuple(_pair(text) for text in options.models),
+        loras=tuple(_pair(text) for text in options.loras),
+        memory_budget=options.model_memory or None,
+        preload=model,
+        patience=options.patience,
+        null=json.loads(options.null),
+    )
+
+    def on_event(event: Event) -> None:
+        worker.on_event(event)
+
+    def on_loss(loss: Loss) -> None:
+        worker.on_loss(renderer, loss)
+
+    renderer = Renderer(settings, on_event, on_loss)
+    return renderer
+
+
+def _dtype(wanted: str) -> str:
+    """The precision as set, else the one that `accelerate launch` was told."""
+    launched = {"bf16": "bfloat16", "fp16": "float16", "no": "float32"}
+    return (
+        launched.get(os.environ.get("ACCELERATE_MIXED_PRECISION", ""), wanted) if wanted == "auto" else wanted
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name.strip(), value.strip()
+
+
+def _default_model(wanted: str, devices: list[str]) -> tuple[str, str]:
+    if wanted != "auto":
+        return wanted, "as set"
+    if any(device.startswith("cuda") for device in devices):
+        return "sd21", "there is a CUDA device"
+    return "doodle", "bundled; there is no CUDA device"
+
+
+def _devices(options: Options) -> list[str]:
+    """One name for each renderer. Asks a child where GPUs may be: this process never imports torch."""
+    launched = os.environ.get("LOCAL_RANK")  # set by `accelerate launch`: one process a device
+    wanted = (
+        f"cuda:{launched}"
+        if launched and os.environ.get("ACCELERATE_USE_CPU", "false") != "true"
+        else options.devices
+    )
+    driver = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
+    if (
+        options.renderer == "null"
+        or wanted == "cpu"
+        or (not driver and (wanted in ("auto", "all") or launched))
+    ):
+        return ["cpu"]
+    code = "import json, sys; from consumer.devices import devices; print(json.dumps(devices(sys.argv[1])))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code, wanted], capture_output=True, text=True, timeout=120, check=False
+    )
+    if answer.returncode:
+        raise DreamError(f"devices {wanted!r}: {(answer.stderr.strip() or 'no answer').splitlines()[-1]}")
+    names: list[str] = json.loads(answer.stdout.strip().splitlines()[-1])
+    return names
+
+
+def _heed_signals(worker: Worker) -> None:
+    """The first SIGTERM or SIGINT drains, the second exits at once: claims run out by their lease."""
+
+    def heed() -> None:
+        if worker.stop.is_set():
+            os._exit(130)
+        worker.stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, heed)
+
+
+class _Line(logging.Formatter):
+    """`12:00:01 info  request ended id=cat status=succeeded`: an event and its facts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        usual = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
+        facts = " ".join(f"{k}={_plain(v)}" for k, v in record.__dict__.items() if k not in usual)
+        when, level = self.formatTime(record, "%H:%M:%S"), record.levelname.lower()
+        text = f"{when} {level:<7} {_plain(record.getMessage(), 2000)}"
+        line = f"{text} {facts}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _plain(value: object, longest: int = 300) -> str:
+    """One line, printable, short: a log entry cannot be forged by what it quotes."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def _log_lines(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in ("consumer", "infra", "dreamdrop"):
+        logging.getLogger(name).setLevel(level.upper())

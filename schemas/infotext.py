@@ -1,0 +1,111 @@
+"""The `parameters` text that the Stable Diffusion community's tools write into pictures, and read.
+
+    a red circle
+    Negative prompt: blue
+    Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512, Model: sd15, RNG: CPU
+
+Format: AUTOMATIC1111's stable-diffusion-webui (`create_infotext`, `parse_generation_parameters`).
+`RNG: CPU` says that the noise was drawn on the CPU; readers take a missing one for the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_NEGATIVE = "Negative prompt:"
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_FEWEST = 3  # pairs that make a last line one of parameters, and not of the prompt
+
+
+def write(recipe: Mapping[str, Any]) -> str:
+    """The text for one image.
+
+    Args:
+        recipe: manifest fields, with `seed`, `width` and `height` of this image.
+    """
+    strength = recipe.get("strength")
+    skip = recipe.get("clip_skip")
+    pairs = {
+        "Steps": recipe.get("steps"),
+        "Sampler": recipe.get("scheduler"),
+        "CFG scale": _number(recipe.get("cfg_scale")),
+        "Seed": recipe.get("seed"),
+        "Size": f"{recipe.get('width')}x{recipe.get('height')}",
+        "Model": recipe.get("model"),
+        "Denoising strength": _number(strength),
+        "Clip skip": skip if skip and skip > 1 else None,
+        "RNG": "CPU",
+        "Version": "Dreamdrop",
+    }
+    lines = [str(recipe.get("prompt") or "")]
+    if recipe.get("negative_prompt"):
+        lines.append(f"{_NEGATIVE} {recipe['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None))
+    return "\n".join(lines).strip()
+
+
+def read(text: str) -> dict[str, Any]:
+    """Manifest fields out of a `parameters` text; what is not there is left out."""
+    lines = text.strip().split("\n")
+    pairs = dict(_PAIR.findall(lines[-1]))
+    if len(pairs) < _FEWEST:
+        pairs, last = {}, len(lines)
+    else:
+        last = len(lines) - 1
+    prompt: list[str] = []
+    negative: list[str] | None = None
+    for line in lines[:last]:
+        if negative is None and line.startswith(_NEGATIVE):
+            negative = [line[len(_NEGATIVE) :].strip()]
+        else:
+            (prompt if negative is None else negative).append(line)
+    found: dict[str, Any] = {"prompt": "\n".join(prompt).strip()}
+    if negative:
+        found["negative_prompt"] = "\n".join(negative).strip()
+    return found | _fields({key: _unquoted(value.strip()) for key, value in pairs.items()})
+
+
+def _fields(pairs: dict[str, str]) -> dict[str, Any]:
+    names = {
+        "Steps": ("steps", int),
+        "CFG scale": ("cfg_scale", float),
+        "Seed": ("seed", int),
+        "Denoising strength": ("strength", float),
+        "Clip skip": ("clip_skip", int),
+        "Model": ("model", str),
+    }
+    found: dict[str, Any] = {}
+    for key, (name, kind) in names.items():
+        if pairs.get(key):
+            try:
+                found[name] = kind(pairs[key])
+            except ValueError:
+                continue  # another tool's notion of this field
+    width, x, height = pairs.get("Size", "").partition("x")
+    if x and width.isdigit() and height.isdigit():
+        found |= {"width": int(width), "height": int(height)}
+    sampler, schedule = pairs.get("Sampler"), pairs.get("Schedule type", "Automatic")
+    if sampler:
+        found["scheduler"] = sampler if schedule in ("Automatic", "") else f"{sampler} {schedule}"
+    return found
+
+
+def _number(value: Any) -> str | None:
+    return None if value is None else f"{value:g}"
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+
+
+def _unquoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return text
+    return text
