@@ -32,7 +32,7 @@ lint: $(VENV)/.for-development
 	$(bin)/lint-imports
 
 bench: $(VENV)/.for-development
-	$(bin)/python -m pytest -q -s -o python_files='bench_*.py' tests/benchmarks $(PYTEST_ARGS)
+	$(bin)/python tests/benchmarks/run.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dreamdrop-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -19,7 +19,9 @@ def test_the_judge_is_right_about_every_true_drawing():
         scene = scenes.sample(rng)
         verdict = judge(scenes.draw(scene))
         assert verdict.background == scene.background, scene
-        assert sorted((s.kind, s.colour) for s in verdict.shapes) == sorted((s.kind, s.colour) for s in scene.shapes)
+        assert sorted((s.kind, s.colour) for s in verdict.shapes) == sorted(
+            (s.kind, s.colour) for s in scene.shapes
+        )
 
 
 def test_the_judge_sees_nothing_on_a_plain_picture():

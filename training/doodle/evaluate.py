@@ -22,7 +22,7 @@ from training.doodle.judge import Verdict, judge
 from training.doodle.scenes import KINDS, PALETTE, SIDE, colours_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 STEPS = 20
 GUIDANCE = 7.0
@@ -125,8 +125,8 @@ def _main_colour(verdict: Verdict) -> str | None:
     return largest.colour if largest else None
 
 
-def _share(hits: Sequence[bool] | object) -> float:
-    found = [bool(h) for h in hits]  # type: ignore[attr-defined]
+def _share(hits: Iterable[bool]) -> float:
+    found = list(hits)
     return round(sum(found) / len(found), 4)
 
 

@@ -56,8 +56,8 @@ def judge(picture: Image.Image) -> Verdict:
 
 def _describe(mask: NDArray[np.bool_], pixels: NDArray[np.uint8]) -> Seen:
     rows, columns = np.nonzero(mask)
-    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    cut = Image.fromarray(mask).crop([int(v) for v in box])
+    box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    cut = Image.fromarray(mask).crop(box)
     shape = np.asarray(cut.convert("L").resize((_GRID, _GRID), Image.Resampling.BOX), float) / 255
     likeness = {kind: _overlap(shape, template) for kind, template in _templates().items()}
     kind = max(likeness, key=lambda k: likeness[k])
