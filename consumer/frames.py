@@ -61,7 +61,10 @@ def unpack(header: bytes, blobs: bytes) -> Any:
         for name, value in body.items():
             if isinstance(value, dict) and "size" in value and "bytes" in value:
                 width, height, channels = value["size"]
-                body[name] = RawPicture(width, height, channels, blobs[at : at + value["bytes"]])
+                pixels = blobs[at : at + value["bytes"]]
+                if len(pixels) != width * height * channels:
+                    raise BadFrame(f"{name}: {len(pixels)} bytes for {width} x {height} x {channels}")
+                body[name] = RawPicture(width, height, channels, pixels)
                 at += value["bytes"]
         if "loras" in body:
             body["loras"] = tuple(Lora(name, weight) for name, weight in body["loras"])
@@ -70,17 +73,18 @@ def unpack(header: bytes, blobs: bytes) -> Any:
         if kind == "Drawn":
             body["warnings"] = tuple((code, text) for code, text in body["warnings"])
         return _KINDS[kind](**body)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFrame(str(error)) from error
 
 
 def read(stream: BinaryIO) -> Any | None:
-    """The next message of a blocking pipe; None at its end."""
+    """The next message of a blocking pipe; None at its end, be it in the middle of a frame."""
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
         return None
     header, blobs = _checked(lengths)
-    return unpack(stream.read(header), stream.read(blobs))
+    text, payload = stream.read(header), stream.read(blobs)
+    return unpack(text, payload) if len(text) == header and len(payload) == blobs else None
 
 
 async def read_async(stream: asyncio.StreamReader) -> Any:

@@ -23,7 +23,7 @@ from consumer.stand_in import Embeddings, StandIn
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
 _MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")  # in the order in which they run
@@ -66,6 +66,7 @@ class ModelRegistry:
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
         offline: never ask the hub.
+        on_load: told a model's name before it is looked for or loaded, which may take minutes.
     """
 
     cards: Cards
@@ -78,6 +79,7 @@ class ModelRegistry:
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
     cache: Path | None = None  # of downloads; None: the hub's own
+    on_load: Callable[[str], None] | None = None
     embeddings: Embeddings = field(default_factory=Embeddings)
     loads: int = 0  # models loaded since the start
     offloading: Offload = field(default_factory=Offload)
@@ -103,6 +105,7 @@ class ModelRegistry:
             self._loaded.move_to_end(name)
             return self._loaded[name]
         found = self._find(name)
+        self._announce(name)
         self._make_room(name, found, in_use)
         loaded = self._load(self.cards.get(name), found)
         self._loaded[name] = loaded
@@ -113,8 +116,13 @@ class ModelRegistry:
         """Names of the models in memory, the one used longest ago first."""
         return list(self._loaded)
 
+    def _announce(self, name: str) -> None:
+        if self.on_load is not None:
+            self.on_load(name)
+
     def _find(self, name: str) -> Found:
         if name not in self._found:
+            self._announce(name)
             self._found[name] = find(self.cards.get(name), offline=self.offline, cache=self.cache)
         return self._found[name]
 

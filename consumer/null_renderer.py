@@ -34,15 +34,17 @@ class NullRenderer:
 
     def listen(self, stream: BinaryIO) -> None:
         """Fill the queue from the parent; its end is ours."""
-        while (message := frames.read(stream)) is not None:
-            with self._news:
-                if isinstance(message, ImageTask):
-                    self._tasks.append(message)
-                else:
-                    kept = [task for task in self._tasks if task.request != message.get("cancel")]
-                    self._tasks = deque(kept)
-                self._news.notify()
-        os._exit(0)
+        try:
+            while (message := frames.read(stream)) is not None:
+                with self._news:
+                    if isinstance(message, ImageTask):
+                        self._tasks.append(message)
+                    else:
+                        kept = [task for task in self._tasks if task.request != message.get("cancel")]
+                        self._tasks = deque(kept)
+                    self._news.notify()
+        finally:
+            os._exit(0)
 
     def run(self) -> None:
         while True:

@@ -27,9 +27,9 @@ from consumer.tasks import Drawn, Event, ImageTask, Ready, Stepped, Undrawable
 log = logging.getLogger(__name__)
 
 STICKY = 75  # exit status of a child whose device is lost
-_SECRET = re.compile(r"^AWS_|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|_KEY$|^DREAMDROP_", re.IGNORECASE)
+_SECRET = re.compile(r"^AWS_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 _BACK_OFF = (0.2, 10.0)  # seconds before a new child: first, longest
-_START = 600.0  # seconds that a child may take to load its model
+_LOAD = 600.0  # seconds that a child may take to fetch and load a model, at its start or later
 _MODULES = {"diffusers": "consumer.renderer_child", "null": "consumer.null_renderer"}
 
 
@@ -82,6 +82,7 @@ class Renderer:
         self._gaps: deque[float] = deque(maxlen=50)  # seconds between two signs of progress
         self._last_words: deque[str] = deque(maxlen=20)
         self._hung = False
+        self._loading = False  # since the last event: slow, and not to be taken for hung
 
     @property
     def pending(self) -> int:
@@ -95,11 +96,12 @@ class Renderer:
     @property
     def healthy(self) -> bool:
         """Whether the child is idle, starting, or makes progress: a worker shows life only then."""
-        return not self._is_late()
+        return self.ready is None or not self._is_late()
 
     def _is_late(self) -> bool:
         usual = statistics.median(self._gaps) if self._gaps else 0.0
-        return bool(self._held) and time.monotonic() - self._moved > max(self.settings.patience, 10 * usual)
+        patience = max(self.settings.patience, 10 * usual, _LOAD if self._loading else 0.0)
+        return bool(self._held) and time.monotonic() - self._moved > patience
 
     async def start(self) -> Ready:
         """Start the first child and wait until it can draw.
@@ -112,7 +114,10 @@ class Renderer:
         return await self._first
 
     def submit(self, task: ImageTask) -> None:
-        """Hand a task over; it is answered by an event, or comes back in a `Loss`."""
+        """Hand a task over; it is answered by an event, or comes back in a `Loss`.
+
+        Between two children it waits for the next one.
+        """
         if not self._held:
             self._moved = time.monotonic()
         self._held[task.request, task.index] = task
@@ -152,7 +157,10 @@ class Renderer:
                 return
             self.ready = None
             lost, self._held = list(self._held.values()), {}
-            self._on_loss(Loss(why, detail, lost))
+            try:
+                self._on_loss(Loss(why, detail, lost))
+            except Exception:  # whatever came of it, there must be a next child
+                log.exception("a loss could not be handled")
             if time.monotonic() - began > 60 or first:
                 pause = _BACK_OFF[0]
             await asyncio.sleep(pause)
@@ -160,22 +168,19 @@ class Renderer:
 
     async def _one_life(self) -> tuple[Literal["crashed", "hung", "lost its device"], bool]:
         """Start a child and listen until it ends; says why, and whether it had answered anything."""
-        self._hung, answered = False, False
+        self._hung = self._loading = answered = False
         self._last_words.clear()
-        process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            _MODULES[self.settings.kind],
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=_scrubbed(os.environ),
-            start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
-        )
+        try:
+            process = self._process = await self._spawn()
+        except OSError as error:  # no memory or no process to be had: later, perhaps
+            self._last_words.append(f"no child could be started: {error}")
+            return "crashed", False
         assert process.stdout is not None
         assert process.stderr is not None
         self._moved = time.monotonic()
         self._send(frames.pack(dataclasses.asdict(self.settings)))
+        for task in self._held.values():
+            self._send(frames.pack(task))
         watch = asyncio.create_task(self._watch(process))
         words = asyncio.create_task(self._listen(process.stderr))
         try:
@@ -189,6 +194,8 @@ class Renderer:
         finally:
             watch.cancel()
             await self._end()
+            await asyncio.wait({words}, timeout=1)  # its last words; whoever inherited its stderr may live on
+            words.cancel()
             await asyncio.gather(watch, words, return_exceptions=True)
         why: Literal["crashed", "hung", "lost its device"]
         why = "hung" if self._hung else "lost its device" if process.returncode == STICKY else "crashed"
@@ -196,11 +203,27 @@ class Renderer:
             self._last_words.append(f"exit status {process.returncode}")
         return why, answered
 
-    def _hear(self, event: Event) -> None:
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            _MODULES[self.settings.kind],
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=1 << 22,
+            env=_scrubbed(os.environ),
+            start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
+        )
+
+    def _hear(self, event: Event | dict[str, str]) -> None:
         now = time.monotonic()
-        if self._held:
+        if self._held and isinstance(event, Stepped) and not self._loading:
             self._gaps.append(now - self._moved)
         self._moved = now
+        self._loading = isinstance(event, dict) and "loading" in event
+        if isinstance(event, dict):
+            return
         if isinstance(event, Ready):
             self.ready = event
             if self._first is not None and not self._first.done():
@@ -211,14 +234,17 @@ class Renderer:
             del self._held[event.request, event.index]
         elif not isinstance(event, Stepped):
             raise frames.BadFrame("a message that a child does not send")
-        self._on_event(event)
+        try:
+            self._on_event(event)
+        except Exception:  # the listener's fault, not the child's: the other images go on
+            log.exception("an event of the renderer could not be handled")
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Kill a child that makes no progress although it has work, or that does not get ready."""
         began = time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, self.settings.patience / 5))
-            starting = self.ready is None and time.monotonic() - began > _START
+            starting = self.ready is None and time.monotonic() - began > _LOAD
             if starting or (self.ready is not None and self._is_late()):
                 self._hung = True
                 self._last_words.append(f"no progress for {time.monotonic() - self._moved:.0f} s")
@@ -227,11 +253,20 @@ class Renderer:
                 return
 
     async def _listen(self, stderr: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ValueError, ConnectionError):
-            while line := await stderr.readline():
-                text = line.decode("utf-8", "replace").rstrip()
-                self._last_words.append(text[-500:])
-                log.debug("renderer says", extra={"line": text[-500:]})
+        """Read on whatever comes, or the child would block; progress bars end no line."""
+        rest = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := await stderr.read(1 << 16):
+                *lines, rest = re.split(rb"[\r\n]+", rest[-4096:] + chunk)
+                for line in lines:
+                    self._note(line)
+        self._note(rest)
+
+    def _note(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").strip()[-500:]
+        if text:
+            self._last_words.append(text)
+            log.debug("renderer says", extra={"line": text})
 
     async def _end(self) -> None:
         process, self._process = self._process, None

@@ -34,9 +34,12 @@ def main() -> None:
 
 
 def _listen(stream: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
-    while (message := frames.read(stream)) is not None:
-        messages.put(message)
-    os._exit(0)
+    try:
+        while (message := frames.read(stream)) is not None:
+            messages.put(message)
+    finally:  # the parent is gone, or talks nonsense: either way nobody needs us
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _draw(settings: dict[str, Any], messages: queue.SimpleQueue[Any], out: BinaryIO) -> None:
@@ -49,8 +52,8 @@ def _draw(settings: dict[str, Any], messages: queue.SimpleQueue[Any], out: Binar
     from consumer.faults import StickyDeviceError
     from consumer.model_registry import ModelRegistry
 
-    def say(event: Event) -> None:
-        out.write(frames.pack(event))
+    def write(message: Event | dict[str, Any]) -> None:
+        out.write(frames.pack(message))
         out.flush()
 
     _quiet()
@@ -63,13 +66,14 @@ def _draw(settings: dict[str, Any], messages: queue.SimpleQueue[Any], out: Binar
         memory_budget=settings["memory_budget"],
         loras={name: Path(file) for name, file in settings["loras"]},
         offline=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
+        on_load=lambda name: write({"loading": name}),
     )
-    engine = Engine(registry, emit=say, max_rows=settings["max_rows"], exact=settings["exact"])
+    engine = Engine(registry, emit=write, max_rows=settings["max_rows"], exact=settings["exact"])
     dtype = settings["dtype"]
     try:
         if settings["preload"]:
             dtype = registry.get(settings["preload"]).record["dtype"]
-        say(Ready(describe_device(settings["device"]), dtype, _versions(torch)))
+        write(Ready(describe_device(settings["device"]), dtype, _versions(torch)))
         while True:
             _heed(engine, messages, block=not engine.busy)
             engine.step()
