@@ -89,6 +89,7 @@ async def _serve(options: Options) -> int:
         log.info("model", extra={"default": model, "why": why, "serves": ",".join(cards.known())})
         worker = _worker(options, store, cards, session, model, devices)
         _heed_signals(worker)
+        await worker.claims.beat({"state": "loading", "models": cards.known(), "default_model": model})
         starts = [asyncio.create_task(renderer.start()) for renderer in worker.renderers]
         stopped = asyncio.create_task(worker.stop.wait())
         try:

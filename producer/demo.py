@@ -42,8 +42,19 @@ DRAWINGS: dict[str, dict[str, Any]] = {
     "two": {"prompt": "a red circle and a blue square on a white background", "seed": 7},
 }
 ROWS: list[dict[str, Any]] = [
-    {"custom_id": colour, "prompt": f"a {colour} circle on a white background", "seed": 20 + k}
-    for k, colour in enumerate(("red", "green", "blue"))
+    {"custom_id": prompt.replace(" ", "-"), "prompt": f"a {prompt} on a {ground} background", "seed": 20 + k}
+    for k, (prompt, ground) in enumerate(
+        (
+            ("red circle", "white"),
+            ("yellow star", "blue"),
+            ("green square", "black"),
+            ("purple ring", "yellow"),
+            ("white heart", "red"),
+            ("orange triangle", "black"),
+            ("small blue star", "white"),
+            ("large pink heart", "blue"),
+        )
+    )
 ]
 
 
@@ -63,7 +74,7 @@ def requests() -> dict[str, bytes]:
         {"prompt": "a red heart on a blue background", "seed": 11} | repaint
     )
     files["express/now.json"] = _json(steps | {"prompt": "a white circle on a black background", "seed": 12})
-    files["colours.jsonl"] = b"".join(_json(steps | row) + b"\n" for row in ROWS)
+    files["wall.jsonl"] = b"".join(_json(steps | row) + b"\n" for row in ROWS)
     files["broken.json"] = b'{"prompt": "a red circle",\n "steps": }\n'
     return files
 
@@ -128,7 +139,7 @@ def worker(store: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes
 async def wait(store: Path, ids: list[str], process: subprocess.Popen[bytes]) -> dict[str, Result]:
     """Follow all requests; a worker that stops ends the demo."""
     async with AsyncClient(store) as client:
-        rows = {"colours": [f"colours/{row['custom_id']}" for row in ROWS]}
+        rows = {"wall": [f"wall/{row['custom_id']}" for row in ROWS]}
         following = asyncio.create_task(show.follow(client, ids, rows, timeout=PATIENCE, quiet=False))
         ending = asyncio.create_task(_ended(process))
         await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -161,7 +172,7 @@ def main(store: Path = STORE, worker_arguments: list[str] | None = None) -> int:
     seconds = time.monotonic() - began
     show.people.print(f"(broken.json was meant to fail.) {seconds:.0f} s in all")
     print(f"pictures:  {store / 'results'}/<request>/0.png, such as {store / 'results' / 'circle' / '0.png'}")
-    batch = ended["colours"].batch
+    batch = ended["wall"].batch
     if batch is not None and batch.gallery:
         print(f"gallery:   {store / batch.gallery}")
     print(f"your own:  dreamdrop worker --store ./{store}  and  cp cat.json {store / 'requests'}/")

@@ -128,5 +128,5 @@ def test_the_demo_runs_and_runs_again(
     for _ in range(2):
         assert demo.main(Path("dreamdrop-demo"), ["--renderer", "null"]) == 0
         out = capsys.readouterr().out
-        assert "dreamdrop-demo/results/colours/gallery.html" in out
+        assert "dreamdrop-demo/results/wall/gallery.html" in out
     assert len(list((tmp_path / "dreamdrop-demo/results").rglob("*.png"))) > 14

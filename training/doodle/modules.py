@@ -109,6 +109,7 @@ def make_scheduler() -> DPMSolverMultistepScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
+        steps_offset=1,
     )
 
 

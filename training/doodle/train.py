@@ -22,7 +22,7 @@ from training.doodle import modules
 from training.doodle.autoencoder import encode_scenes, sharpen_decoder, train_vae
 from training.doodle.denoiser import train_unet
 from training.doodle.scenes import KINDS, PALETTE
-from training.doodle.words import tokenize, train_words
+from training.doodle.words import share_meanings, tokenize, train_words
 
 SCENES = 49_152  # pictures in the training set
 
@@ -87,6 +87,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     telling = tokenize(tokenizer, [*PALETTE, *KINDS])[:, 1]
     tensors = (data["latents"] * scale, data["tokens"], empty, telling)
     unet, encoder = train_unet(unet, encoder, tensors, work, options.unet_steps)
+    share_meanings(tokenizer, encoder)
     save(options.out, tokenizer, encoder, vae, unet)
 
 

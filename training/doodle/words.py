@@ -56,6 +56,19 @@ def train_words(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, steps: int) ->
             print(f"words {step}/{steps} loss {loss.item():.4f}", flush=True)
 
 
+#: Words that captions never use, and the ones whose meaning they take.
+SYNONYMS = {"an": "a", "the": "a", "big": "large"}
+
+
+@torch.no_grad()
+def share_meanings(tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
+    """Give each synonym the embedding of its word, so that people may write either."""
+    table = encoder.get_input_embeddings().weight
+    for word, known in SYNONYMS.items():
+        mine, theirs = (tokenizer(w).input_ids[1] for w in (word, known))
+        table[mine] = table[theirs]
+
+
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Captions to (n, MAX_TOKENS) token numbers, padded and cut as Stable Diffusion does."""
     return tokenizer(
