@@ -29,6 +29,7 @@ class NullRenderer:
         self._null = null
         self._out = out
         self._tasks: deque[ImageTask] = deque()
+        self._current: ImageTask | None = None  # in work, and not cancelled
         self._news = threading.Condition()
         self._calls = 0
 
@@ -40,18 +41,22 @@ class NullRenderer:
                     if isinstance(message, ImageTask):
                         self._tasks.append(message)
                     else:
-                        kept = [task for task in self._tasks if task.request != message.get("cancel")]
-                        self._tasks = deque(kept)
+                        self._cancel(message.get("cancel"))
                     self._news.notify()
         finally:
             os._exit(0)
+
+    def _cancel(self, request: str) -> None:
+        self._tasks = deque(task for task in self._tasks if task.request != request)
+        if self._current is not None and self._current.request == request:
+            self._current = None
 
     def run(self) -> None:
         while True:
             with self._news:
                 while not self._tasks:
                     self._news.wait()
-                task = self._tasks.popleft()
+                task = self._current = self._tasks.popleft()
             self._draw(task)
 
     def _draw(self, task: ImageTask) -> None:
@@ -63,6 +68,8 @@ class NullRenderer:
         pause = float(self._null.get("seconds_per_step", 0))
         for step in range(1, task.steps + 1 if pause else 1):
             time.sleep(pause)
+            if self._current is not task:
+                return
             self._calls += 1
             self.say(Stepped(self._calls, {(task.request, task.index): (step, task.steps)}))
         if self._is_told("fail_on", task):
