@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from consumer.cards import Cards
 from consumer.inputs import Inputs
 from consumer.intake import utc_now
-from consumer.renderer import Renderer, RendererSettings
+from consumer.renderer import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra.claims import Claims, Timing
 from infra.place import open_store
@@ -30,8 +30,6 @@ from schemas.errors import DreamError
 from schemas.limits import Limits
 
 if TYPE_CHECKING:
-    from consumer.renderer import Loss
-    from consumer.tasks import Event
     from infra.store import Store
 
 log = logging.getLogger("dreamdrop.worker")
@@ -132,14 +130,12 @@ def _worker(
         limits=limits,
         grace=options.grace,
         ahead=2 * options.max_rows,
-        input_prefixes=options.input_prefixes,
         once=options.once,
     )
-    renderers: list[Renderer] = []
-    worker = Worker(
+    return Worker(
         store=store,
         claims=Claims(store, session=session, clock=time.monotonic, rng=rng, timing=timing, stamp=utc_now),
-        renderers=renderers,
+        renderers=[_renderer_settings(options, device, model) for device in devices],
         cards=cards,
         settings=settings,
         inputs=Inputs(store, limits, options.input_prefixes),
@@ -147,14 +143,10 @@ def _worker(
         rng=rng,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
     )
-    for device in devices:
-        renderers.append(_renderer(options, device, model, worker))
-    worker.join()
-    return worker
 
 
-def _renderer(options: Options, device: str, model: str, worker: Worker) -> Renderer:
-    settings = RendererSettings(
+def _renderer_settings(options: Options, device: str, model: str) -> RendererSettings:
+    return RendererSettings(
         kind="null" if options.renderer == "null" else "diffusers",
         device=device,
         dtype=_dtype(options.dtype),
@@ -169,15 +161,6 @@ def _renderer(options: Options, device: str, model: str, worker: Worker) -> Rend
         patience=options.patience,
         null=json.loads(options.null),
     )
-
-    def on_event(event: Event) -> None:
-        worker.on_event(event)
-
-    def on_loss(loss: Loss) -> None:
-        worker.on_loss(renderer, loss)
-
-    renderer = Renderer(settings, on_event, on_loss)
-    return renderer
 
 
 def _dtype(wanted: str) -> str:

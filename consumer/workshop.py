@@ -1,0 +1,337 @@
+"""The requests in hand: from a claim, through the renderers, to a result.
+
+Each claimed request is one task; whatever goes wrong in it is said of that request and of no
+other. An unforeseen failure gives the claim back, so that it never waits behind a live heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from consumer import picture
+from consumer.dispatch import Dispatch
+from consumer.intake import has_expired
+from consumer.job import Job
+from consumer.renderer import Loss, Renderer, RendererSettings
+from consumer.tasks import Drawn, Event, RawPicture, Ready, Stepped, Undrawable
+from schemas import layout
+from schemas.errors import DreamError, Rejected, StoreUnavailable
+from schemas.manifest import Img2Img, Inpainting, parse_manifest
+from schemas.plan import Plan
+from schemas.result import Failure, Progress, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from consumer.batches import Batches
+    from consumer.delivery import Delivery
+    from consumer.inputs import Inputs
+    from infra.claims import Claims, Held
+    from infra.store import Store
+    from schemas.limits import Limits
+
+log = logging.getLogger(__name__)
+
+_STATUS_AFTER = 1.0  # seconds of work before a request gets a status object
+
+
+class Workshop:
+    """What one worker holds. For one event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        claims: Claims,
+        renderers: Sequence[RendererSettings],
+        delivery: Delivery,
+        batches: Batches,
+        inputs: Inputs,
+        limits: Limits,
+        max_attempts: int,
+        ahead: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.closing = False  # nothing new is begun
+        self.jobs: dict[str, Job] = {}  # by id
+        self.batches: dict[str, tuple[Held, asyncio.Task[None]]] = {}  # by id
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._store = store
+        self._claims = claims
+        self.renderers = [self._renderer(settings) for settings in renderers]
+        self._dispatch = Dispatch(self.renderers, ahead)
+        self._delivery = delivery
+        self._rollup = batches
+        self._inputs = inputs
+        self._limits = limits
+        self._max_attempts = max_attempts
+        self._clock = clock
+        self._preparing: set[str] = set()  # claimed, not yet with the dispatch
+
+    @property
+    def room(self) -> int:
+        """How many more images to claim now."""
+        return self._dispatch.room - len(self._preparing)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.jobs or self.batches or self.tasks)
+
+    @property
+    def not_begun(self) -> list[Job]:
+        """The jobs of which nothing is drawn, even in part."""
+        waiting = self._dispatch.waiting
+        return [j for j in self.jobs.values() if j in waiting or not (j.progress or j.images or j.finishing)]
+
+    def _renderer(self, settings: RendererSettings) -> Renderer:
+        def on_loss(loss: Loss) -> None:
+            self.on_loss(renderer, loss)
+
+        renderer = Renderer(settings, self.on_event, on_loss)
+        return renderer
+
+    # From claim to renderer ------------------------------------------------------------------
+
+    def begin(self, held: Held) -> None:
+        """Work on a claim until it has ended."""
+        id = held.claim.id
+        if held.claim.batch:
+            self.batches[id] = (held, self._spawn(held, self._batch(held)))
+        else:
+            self._preparing.add(id)
+            task = self._spawn(held, self._prepare(held))
+            task.add_done_callback(lambda _: self._preparing.discard(id))
+
+    def feed(self) -> None:
+        """Hand out what can be handed out now."""
+        self._dispatch.feed()
+
+    async def _batch(self, held: Held) -> None:
+        result = await self._delivery.insist(lambda: self._rollup.run(held))
+        await self._delivery.insist(lambda: self._claims.commit(held, result))
+        log.info("batch ended", extra={"id": held.claim.id, "status": result.status})
+        self.batches.pop(held.claim.id, None)
+
+    async def _prepare(self, held: Held) -> None:
+        """Decode what was sent in, adopt what is drawn already, and queue the rest."""
+        began = self._clock()
+        try:
+            manifest = parse_manifest(held.claim.frozen.body(), self._limits)
+            plan = Plan.model_validate(held.claim.plan)
+        except (Rejected, ValueError) as error:
+            await self._refuse(held, error)
+            return
+        job = Job(held, manifest, plan, began, notes=list(plan.notes))
+        self.jobs[job.id] = job
+        await self._delivery.adopt(job)
+        if has_expired(manifest) and not job.images:
+            expired = Failure(code="expired", message="expires_at had passed before the work began")
+            job.failures = dict.fromkeys(job.missing(), expired)
+        elif isinstance(manifest, Img2Img | Inpainting) and job.missing():
+            try:
+                job.inputs = await self._decode(manifest, job)
+            except Rejected as error:
+                job.failures = dict.fromkeys(job.missing(), _failure(error))
+            job.spent("decode", self._clock() - began)
+        if job.manifest.strict and job.notes:
+            failure = Failure(code="invalid_manifest", message="strict is set")
+            job.failures = dict.fromkeys(job.missing(), failure)
+        if job.complete:
+            await self._finish(job)
+        elif self.jobs.get(job.id) is job and not self.closing:
+            self._dispatch.add(job)
+
+    async def _refuse(self, held: Held, error: Exception) -> None:
+        """A claim whose request cannot be read, such as one by a worker with other limits."""
+        failure = _failure(error) if isinstance(error, Rejected) else None
+        result = Result(
+            id=held.claim.id,
+            status="failed",
+            failure=failure or Failure(code="invalid_manifest", message=str(error)),
+            worker=self._claims.session,
+            attempts=held.claim.attempt,
+            fingerprint=held.claim.fingerprint,
+            request=held.claim.frozen,
+        )
+        await self._delivery.insist(lambda: self._claims.commit(held, result))
+
+    async def _decode(
+        self, manifest: Img2Img | Inpainting, job: Job
+    ) -> tuple[RawPicture | None, RawPicture | None]:
+        """The input picture and mask, at the size that will be drawn."""
+        mask_text = manifest.mask_image if isinstance(manifest, Inpainting) else None
+        image_bytes = await self._inputs.read(manifest.image, "image")
+        mask_bytes = await self._inputs.read(mask_text, "mask_image") if mask_text else None
+
+        def decode() -> tuple[RawPicture | None, RawPicture | None]:
+            image, notes = picture.decode_picture(image_bytes, "image", self._limits)
+            mask = None
+            if mask_bytes is not None:
+                mask, more = picture.decode_picture(mask_bytes, "mask_image", self._limits, mask=True)
+                notes += more
+            image, mask, more = picture.fit(image, mask, self._limits)
+            for note in notes + more:
+                job.note(note)
+            return image, mask
+
+        return await asyncio.to_thread(decode)
+
+    # What the renderers say ------------------------------------------------------------------
+
+    def on_event(self, event: Event) -> None:
+        """Hear from a renderer; runs in the event loop's thread."""
+        if isinstance(event, Ready):
+            self._delivery.versions.update(event.versions)
+            self._dispatch.feed()
+        elif isinstance(event, Stepped):
+            for (request, index), steps in event.steps.items():
+                if request in self.jobs:
+                    self.jobs[request].progress[index] = steps
+        elif (job := self.jobs.get(event.request)) is not None and event.index in job.missing():
+            if isinstance(event, Drawn):
+                job.finishing.add(event.index)
+                self._spawn(job.held, self._deliver(job, event))
+            else:
+                self._spawn(job.held, self._fail(job, event))
+
+    async def _deliver(self, job: Job, drawn: Drawn) -> None:
+        self._let_on(job)
+        await self._delivery.image(job, drawn)
+        job.finishing.discard(drawn.index)
+        if job.complete:
+            await self._finish(job)
+
+    async def _fail(self, job: Job, event: Undrawable) -> None:
+        facts = {"code": event.code, "message": event.message, "field": event.field, "index": event.index}
+        failure = Failure.model_validate(facts)
+        if event.retry and job.attempt < self._max_attempts:
+            self.forget(job)
+            log.warning("given back for another try", extra={"id": job.id, "why": event.message})
+            await self._delivery.insist(lambda: self._claims.release(job.held, "retry", failure))
+            return
+        job.failures[event.index] = failure
+        self._let_on(job)
+        if job.complete:
+            await self._finish(job)
+
+    def _let_on(self, job: Job) -> None:
+        """A job of which all is drawn makes way for the next."""
+        if not job.missing():
+            self._dispatch.drop(job)
+        self._dispatch.feed()
+
+    def on_loss(self, renderer: Renderer, loss: Loss) -> None:
+        """A renderer died: whoever was in it is tried again, alone, as often as is allowed."""
+        log.error("renderer lost", extra={"why": loss.why, "detail": loss.detail[-300:]})
+        for job in self._dispatch.lost(renderer):
+            job.losses += 1
+            if job.attempt <= self._max_attempts:
+                self._dispatch.add(job)
+                continue
+            job.losses -= 1
+            tried = f"given up after {job.attempt} attempts"
+            text = f"the renderer {loss.why} each time that it drew this request; {tried}"
+            job.failures |= dict.fromkeys(job.missing(), Failure(code="worker_crashed", message=text))
+            if job.complete:
+                self._spawn(job.held, self._finish(job))
+
+    # How a request leaves --------------------------------------------------------------------
+
+    async def _finish(self, job: Job) -> None:
+        """Commit, once."""
+        if self.jobs.get(job.id) is not job:
+            return
+        self.forget(job)
+        await self._delivery.commit(job)
+        if job.told:
+            with contextlib.suppress(StoreUnavailable):
+                await self._store.delete(layout.status_key(job.id))
+
+    def forget(self, job: Job) -> None:
+        """Draw no more of it; its claim is somebody else's, or about to be given back."""
+        if self.jobs.get(job.id) is job:
+            del self.jobs[job.id]
+        self._dispatch.drop(job)
+
+    async def give_back(self, job: Job) -> None:
+        self.forget(job)
+        await self.release(job.held)
+
+    async def release(self, held: Held) -> None:
+        """Give a claim back at once, uncounted."""
+        try:
+            await self._claims.release(held, "drain")
+        except DreamError as error:
+            facts = {"id": held.claim.id, "why": str(error)}
+            log.warning("not given back; its lease will run out", extra=facts)
+
+    def drop_lost(self) -> None:
+        """Stop working on what another worker took over."""
+        for job in list(self.jobs.values()):
+            if job.held.lost:
+                log.warning("another worker took this request over", extra={"id": job.id})
+                self.forget(job)
+
+    async def watch(self) -> None:
+        """See who was cancelled, and tell how far the others are."""
+        await asyncio.gather(*(self._watch(job) for job in list(self.jobs.values())))
+        for id, (_, task) in list(self.batches.items()):
+            with contextlib.suppress(StoreUnavailable):
+                if not task.done() and await self._claims.is_over(id):
+                    log.info("batch ended by somebody else", extra={"id": id})
+                    self.batches.pop(id, None)
+                    task.cancel()
+
+    async def _watch(self, job: Job) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            if await self._claims.is_over(job.id) and job.id in self.jobs:
+                log.info("ended by somebody else", extra={"id": job.id})
+                self.forget(job)
+            elif self._clock() - job.began > _STATUS_AFTER and job.id in self.jobs:
+                await self._tell(job)
+
+    async def _tell(self, job: Job) -> None:
+        """Write how far a request is, for people."""
+        count = len(job.plan.seeds)
+        done = sum(done for done, _ in job.progress.values())
+        total = sum(total for _, total in job.progress.values())
+        progress = Progress(
+            id=job.id,
+            steps_done=done,
+            steps_total=max(total, job.plan.steps * count),
+            images_done=len(job.images),
+            images_total=count,
+            worker=self._claims.session,
+            attempts=job.attempt,
+        )
+        job.told = True
+        await self._store.put(layout.status_key(job.id), progress.model_dump_json().encode())
+
+    # Tasks -----------------------------------------------------------------------------------
+
+    def _spawn(self, held: Held, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._guard(held, work))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def _guard(self, held: Held, work: Coroutine[Any, Any, None]) -> None:
+        """An error that nobody foresaw costs an attempt of this request, not the worker."""
+        try:
+            await work
+        except Exception as error:
+            log.exception("a request failed in an unforeseen way", extra={"id": held.claim.id})
+            if (job := self.jobs.get(held.claim.id)) is not None:
+                self.forget(job)
+            self.batches.pop(held.claim.id, None)
+            text = f"the worker failed in a way that nobody foresaw ({type(error).__name__}); see its log"
+            failure = Failure(code="render_error", message=text)
+            await self._delivery.insist(lambda: self._claims.release(held, "retry", failure))
+
+
+def _failure(error: Rejected) -> Failure:
+    return Failure.model_validate({"code": error.code, "message": error.message, "field": error.field})
