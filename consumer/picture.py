@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import json
+import re
 import struct
 import warnings
 import zlib
@@ -34,8 +35,13 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
     from schemas.manifest import Output
 
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # here, as threads share filters
+
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _USER_COMMENT, _EXIF = 0x9286, 0x8769
+_DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_COMMENT_MAX = 60_000  # bytes; a JPEG segment holds 65,533 with all of its EXIF
+_CUT = 5_000  # characters of each prompt that fit then, at four bytes each
 _MULTIPLE = 8  # pixels; the VAE's downscaling
 _TYPES = {"png": ("image/png", "png"), "jpeg": ("image/jpeg", "jpg"), "webp": ("image/webp", "webp")}
 
@@ -45,7 +51,12 @@ _TYPES = {"png": ("image/png", "png"), "jpeg": ("image/jpeg", "jpg"), "webp": ("
 
 def decode_base64(value: str, field: str, limits: Limits) -> bytes:
     """The bytes of a base64 text, bare or as a data URI. Raises `Rejected` that names the field."""
-    text = value.partition(",")[2] if value.startswith("data:") else value
+    uri = _DATA_URI.match(value)
+    if uri is None and value[:5].lower() == "data:":
+        raise _refused(
+            field, "is a data URI without ';base64,'; send data:image/png;base64,<the file in base64>"
+        )
+    text = value[uri.end() :] if uri else value
     if len(text) * 3 // 4 > limits.max_body_bytes:
         raise TooLarge(f"{field}, decoded,", len(text) * 3 // 4, limits.max_body_bytes)
     try:
@@ -68,35 +79,24 @@ def decode_picture(
         Rejected: `invalid_image`, naming the field.
     """
     notes: list[Note] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-                if picture.width * picture.height > limits.max_input_pixels:
-                    raise _refused(
-                        field, f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
-                    )
-                if getattr(picture, "n_frames", 1) > 1:
-                    notes.append(
-                        Note(
-                            code="first_frame", message=f"{field}: only its first frame is used", field=field
-                        )
-                    )
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-                return _raw(upright, field, mask, notes), notes
-        except Image.DecompressionBombError as error:
-            raise _refused(
-                field, f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
-            ) from error
-        except Image.DecompressionBombWarning as error:
-            raise _refused(
-                field, f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
-            ) from error
-        except UnidentifiedImageError as error:
-            raise _refused(field, "is not a picture that is read here; send PNG, JPEG or WebP") from error
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-            raise _refused(field, "is damaged or truncated; send the whole file") from error
+    too_many = f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            if picture.width * picture.height > limits.max_input_pixels:
+                raise _refused(field, too_many)
+            if getattr(picture, "n_frames", 1) > 1:
+                text = f"{field}: only its first frame is used"
+                notes.append(Note(code="first_frame", message=text, field=field))
+            picture.load()
+            return _raw(ImageOps.exif_transpose(picture), field, mask, notes), notes
+    except (Rejected, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _refused(field, too_many) from error
+    except UnidentifiedImageError as error:
+        raise _refused(field, "is not a picture that is read here; send PNG, JPEG or WebP") from error
+    except Exception as error:  # decoders fail in many ways; none may end more than this request
+        raise _refused(field, "is damaged or truncated; send the whole file") from error
 
 
 def _refused(field: str, text: str) -> Rejected:
@@ -122,8 +122,11 @@ def fit(
 ) -> tuple[RawPicture, RawPicture | None, list[Note]]:
     """Bring a picture to a size that can be drawn, and its mask to the picture's.
 
-    Larger than the limits: scaled down. Not multiples of 8: the edges are cut evenly. Each change
-    is a note.
+    Larger than the limits: scaled down. Not multiples of 8: the edges are cut evenly, and no pixel
+    in between changes. Each change is a note.
+
+    Raises:
+        Rejected: less than 8 pixels are left on a side.
     """
     notes: list[Note] = []
     image = _image(picture)
@@ -143,9 +146,18 @@ def fit(
     if wanted != image.size:
         text = f"image was {image.width} x {image.height}; drawn at {wanted[0]} x {wanted[1]}"
         notes.append(Note(code="image_resized", message=text, field="image"))
-        image = ImageOps.fit(image, wanted, Image.Resampling.LANCZOS)
-        covering = ImageOps.fit(covering, wanted, Image.Resampling.NEAREST) if covering else None
+        image = _to_size(image, wanted, scale < 1, Image.Resampling.LANCZOS)
+        covering = _to_size(covering, wanted, scale < 1, Image.Resampling.NEAREST) if covering else None
     return _raw_of(image), _raw_of(covering) if covering else None, notes
+
+
+def _to_size(
+    image: Image.Image, size: tuple[int, int], scaled: bool, method: Image.Resampling
+) -> Image.Image:
+    if scaled:
+        return ImageOps.fit(image, size, method)
+    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def _image(raw: RawPicture) -> Image.Image:
@@ -172,12 +184,21 @@ def encode(picture: RawPicture, output: Output, recipe: Mapping[str, Any]) -> tu
         return _with_texts(_png(picture), texts), content_type, extension
     image, buffer = _image(picture), io.BytesIO()
     exif = Image.Exif()
-    exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    exif.get_ifd(_EXIF)[_USER_COMMENT] = _comment(text, recipe)
     if output.format == "jpeg":
         image.save(buffer, "JPEG", quality=output.quality, subsampling=0, exif=exif)
     else:
         image.save(buffer, "WEBP", quality=output.quality, method=2, exif=exif)
     return buffer.getvalue(), content_type, extension
+
+
+def _comment(text: str, recipe: Mapping[str, Any]) -> bytes:
+    """EXIF's UserComment. What does not fit is cut: a picture without all its words beats none."""
+    coded = text.encode("utf-16-be")
+    if len(coded) > _COMMENT_MAX:
+        prompts = {k: str(recipe.get(k) or "")[:_CUT] for k in ("prompt", "negative_prompt")}
+        coded = infotext.write({**recipe, **prompts, "loras": ()}).encode("utf-16-be")
+    return b"UNICODE\0" + coded
 
 
 def _png(picture: RawPicture) -> bytes:

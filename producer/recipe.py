@@ -75,7 +75,7 @@ def _user_comment(comment: bytes | str) -> str:
     if not comment.startswith(_UNICODE):
         return comment[8:].decode("utf-8", "replace")
     text = comment[len(_UNICODE) :]
-    big = text[:1] == b"\0"  # no byte order mark is usual; a Latin letter tells
+    big = text[::2].count(0) >= text[1::2].count(0)  # a byte order mark is rare; the last line is ASCII
     return text.decode("utf-16-be" if big else "utf-16-le", "replace")
 
 

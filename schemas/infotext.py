@@ -5,18 +5,21 @@
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512, Model: sd15, RNG: CPU
 
 Format: AUTOMATIC1111's stable-diffusion-webui (`create_infotext`, `parse_generation_parameters`).
-`RNG: CPU` says that the noise was drawn on the CPU; readers take a missing one for the GPU.
+`RNG: CPU` says that the noise was drawn on the CPU; readers take a missing one for the GPU. LoRAs
+stand in the prompt, as `<lora:name:weight>`. The text is made for people and other programs: a line
+of a prompt that looks like one of its own marks is read as that mark.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_LORA = re.compile(r"\s?<lora:([^:<>]+)(?::(-?\d+(?:\.\d+)?))?(?::[^<>]*)?>")
 _FEWEST = 3  # pairs that make a last line one of parameters, and not of the prompt
 
 
@@ -35,16 +38,17 @@ def write(recipe: Mapping[str, Any]) -> str:
         "Seed": recipe.get("seed"),
         "Size": f"{recipe.get('width')}x{recipe.get('height')}",
         "Model": recipe.get("model"),
+        "Model revision": recipe.get("model_revision") or None,
         "Denoising strength": _number(strength),
         "Clip skip": skip if skip and skip > 1 else None,
         "RNG": "CPU",
         "Version": "Dreamdrop",
     }
-    lines = [str(recipe.get("prompt") or "")]
+    lines = [str(recipe.get("prompt") or "") + _tags(recipe.get("loras") or ())]
     if recipe.get("negative_prompt"):
         lines.append(f"{_NEGATIVE} {recipe['negative_prompt']}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None))
-    return "\n".join(lines).strip()
+    return "\n".join(lines).replace("\0", "").strip()  # a PNG text may not hold NUL
 
 
 def read(text: str) -> dict[str, Any]:
@@ -59,10 +63,13 @@ def read(text: str) -> dict[str, Any]:
     negative: list[str] | None = None
     for line in lines[:last]:
         if negative is None and line.startswith(_NEGATIVE):
-            negative = [line[len(_NEGATIVE) :].strip()]
+            negative = [line[len(_NEGATIVE) :]]
         else:
             (prompt if negative is None else negative).append(line)
-    found: dict[str, Any] = {"prompt": "\n".join(prompt).strip()}
+    words = "\n".join(prompt)
+    found: dict[str, Any] = {"prompt": _LORA.sub("", words).strip()}
+    if loras := _LORA.findall(words):
+        found["loras"] = [{"name": name, "weight": float(weight or 1)} for name, weight in loras]
     if negative:
         found["negative_prompt"] = "\n".join(negative).strip()
     return found | _fields({key: _unquoted(value.strip()) for key, value in pairs.items()})
@@ -94,12 +101,23 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> str | None:
-    return None if value is None else f"{value:g}"
+    if value is None:
+        return None
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _tags(loras: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(
+        f" <lora:{lora['name']}:{_number(lora.get('weight', 1))}>"
+        for lora in loras
+        if not set(":<>") & set(lora["name"])  # such a name cannot stand in a tag
+    )
 
 
 def _quoted(value: Any) -> str:
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:\n"') else text
+    plain = text == text.strip() and not any(c in text for c in ',:\n"')
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _unquoted(text: str) -> str:
