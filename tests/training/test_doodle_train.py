@@ -17,6 +17,6 @@ def test_a_few_steps_make_a_pipeline_that_draws(tmp_path: Path):
 
     arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *QUICK]
     main([*arguments, "--unet-steps", "1"])
-    main([*arguments, "--unet-steps", "2"])
+    main([*arguments, "--unet-steps", "2", "3"])
     picture = draw(load(tmp_path / "out"), ["a red circle"])[0]
     assert picture.size == (128, 128)

@@ -40,7 +40,7 @@ def train_unet(
         work: where `unet.pt` is written every 500 steps and resumed from.
     """
     latents, tokens, empty, telling = data
-    both = nn.ModuleList([unet, encoder])
+    both = nn.ModuleList([unet, encoder]).requires_grad_(True)
     average = Average(both, 0.9995)
     optimizer = torch.optim.AdamW(both.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
     noise_schedule = DDPMScheduler.from_config(modules.make_scheduler().config)
@@ -59,13 +59,7 @@ def train_unet(
         batch = 64 if step < 500 else 32  # larger ones at first: they let the high rate settle
         chosen = torch.randint(len(latents), (batch,))
         clean, words = latents[chosen].float(), tokens[chosen].clone()
-        lots = torch.rand(batch)
-        words[lots < CAPTION_DROPOUT] = empty
-        for row in (lots > 1 - SINGLE_WORDS).nonzero().flatten().tolist():
-            said = words[row][torch.isin(words[row], telling)]
-            if len(said):
-                words[row] = empty
-                words[row, 1] = said[torch.randint(len(said), ())]
+        words = _shortened(words, empty, telling)
         loss = _denoising_loss(unet, encoder, noise_schedule, clean, words)
         optimizer.zero_grad()
         loss.backward()
@@ -86,6 +80,18 @@ def train_unet(
             (work / "unet.pt.new").replace(work / "unet.pt")
     unet, encoder = average.module
     return unet, encoder
+
+
+def _shortened(words: Tensor, empty: Tensor, telling: Tensor) -> Tensor:
+    """Empty some captions, and cut some to one of their telling words."""
+    lots = torch.rand(len(words))
+    words[lots < CAPTION_DROPOUT] = empty
+    for row in (lots > 1 - SINGLE_WORDS).nonzero().flatten().tolist():
+        said = words[row][torch.isin(words[row], telling)]
+        if len(said):
+            words[row] = empty
+            words[row, 1] = said[torch.randint(len(said), ())]
+    return words
 
 
 def _denoising_loss(

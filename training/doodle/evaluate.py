@@ -33,7 +33,7 @@ _LIKE = 0.7  # overlap with the template below which a shape is not called one
 def load(folder: Path) -> StableDiffusionPipeline:
     """The trained pipeline, in fp32."""
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        folder, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -56,7 +56,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--word-steps", type=int, default=600)
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--decoder-steps", type=int, default=3000)
-    parser.add_argument("--unet-steps", type=int, default=7500)
+    parser.add_argument(
+        "--unet-steps", type=int, nargs="+", default=[7500, 9000], help="where each cycle of the rate ends"
+    )
     options = parser.parse_args(None if arguments is None else list(arguments))
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     empty = tokenize(tokenizer, [""])[0]
     telling = tokenize(tokenizer, [*PALETTE, *KINDS])[:, 1]
     tensors = (data["latents"] * scale, data["tokens"], empty, telling)
-    unet, encoder = train_unet(unet, encoder, tensors, work, options.unet_steps)
+    for end in options.unet_steps:
+        unet, encoder = train_unet(unet, encoder, tensors, work, end)
     share_meanings(tokenizer, encoder)
     save(options.out, tokenizer, encoder, vae, unet)
 
