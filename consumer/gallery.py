@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 _SHEET_COLUMNS = 8
 _GAP = 6  # pixels
-_TOLD = ("steps", "cfg_scale", "scheduler", "model", "strength")
+_FEW_PIXELS = 128  # a side
+_TOLD = {  # how a gallery says them
+    "model": "{}",
+    "scheduler": "{}",
+    "steps": "{} steps",
+    "cfg_scale": "cfg {:g}",
+    "strength": "strength {:g}",
+}
 
 # ruff: noqa: E501 - a style sheet
 _STYLE = """
@@ -36,15 +43,17 @@ header{padding:2.2rem clamp(1rem,4vw,3rem) 1rem}
 h1{margin:0;font-size:1.5rem;font-weight:650;letter-spacing:-.01em;overflow-wrap:anywhere}
 header p{margin:.3rem 0 0;color:var(--soft)}
 main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));padding:.5rem clamp(1rem,4vw,3rem) 3rem}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;flex-direction:column}
+figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;flex-direction:column;transition:border-color .15s}
+figure:hover{border-color:var(--soft)}
 figure a{display:block;line-height:0}
 figure a:focus-visible{outline:3px solid Highlight;outline-offset:-3px}
 img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--ground)}
-img.small{image-rendering:auto}
+img.small{image-rendering:pixelated}
 figcaption{padding:.7rem .85rem .85rem}
 .prompt{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden;overflow-wrap:anywhere}
-.facts{margin-top:.35rem;color:var(--soft);font-size:.8rem;overflow-wrap:anywhere}
-.why{padding:1.1rem .85rem;color:var(--bad);font-size:.9rem;overflow-wrap:anywhere;flex:1}
+.facts{margin-top:.3rem;color:var(--soft);font-size:.8rem;overflow-wrap:anywhere}
+.why{aspect-ratio:1;display:grid;place-items:center;padding:1.2rem;overflow:auto;color:var(--bad);background:color-mix(in srgb,var(--bad) 8%,var(--card));font-size:.9rem;text-align:center;overflow-wrap:anywhere}
+.facts+.why{aspect-ratio:auto;margin-top:.5rem;padding:.5rem;border-radius:8px;font-size:.8rem}
 details{font-size:.8rem;color:var(--soft);margin-top:.35rem}
 summary{cursor:pointer}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.4rem 0 0;font-size:.75rem}
@@ -85,26 +94,37 @@ def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None
             *map(_figure, items),
             "</main></body></html>\n",
         ]
-    ).encode()
+    ).encode(errors="replace")
 
 
 def _figure(item: GalleryItem) -> str:
     prompt = html.escape(item.prompt or item.id)
     if item.image_href:
         source = _data_uri(item.thumbnail) if item.thumbnail else quote(item.image_href)
-        top = f'<a href="{html.escape(quote(item.image_href))}"><img src="{source}" alt="{prompt}" loading="lazy"></a>'
+        top = f'<a href="{html.escape(quote(item.image_href))}"><img src="{source}" alt="{prompt}"{_small(item.thumbnail)} loading="lazy"></a>'
     else:
         top = f'<div class="why">{html.escape(item.failure or item.status)}</div>'
     facts = [item.id] + ([f"seed {item.seed}"] if item.seed is not None else [])
-    facts += [
-        f"{name.replace('_', ' ')} {item.parameters[name]}" for name in _TOLD if item.parameters.get(name)
-    ]
+    made = [told.format(item.parameters[name]) for name, told in _TOLD.items() if item.parameters.get(name)]
+    words = "".join(
+        f'<div class="facts">{html.escape(" · ".join(said))}</div>' for said in (facts, made) if said
+    )
+    if item.image_href and item.failure:
+        words += f'<div class="why">{html.escape(item.failure)}</div>'
     recipe = html.escape(json.dumps(dict(item.parameters), indent=1, ensure_ascii=False))
     more = f"<details><summary>recipe</summary><pre>{recipe}</pre></details>" if item.parameters else ""
     return (
-        f'<figure>{top}<figcaption><div class="prompt">{prompt}</div>'
-        f'<div class="facts">{html.escape(" · ".join(facts))}</div>{more}</figcaption></figure>'
+        f'<figure>{top}<figcaption><div class="prompt" dir="auto">{prompt}</div>'
+        f"{words}{more}</figcaption></figure>"
     )
+
+
+def _small(thumbnail: bytes | None) -> str:
+    """Pictures of few pixels are enlarged as they are, not blurred."""
+    if thumbnail is None:
+        return ""
+    with Image.open(io.BytesIO(thumbnail)) as picture:
+        return ' class="small"' if max(picture.size) <= _FEW_PIXELS else ""
 
 
 def _data_uri(thumbnail: bytes) -> str:
@@ -117,7 +137,8 @@ def thumbnail(data: bytes, side: int = 256) -> bytes:
         small = picture.convert("RGB")
         small.thumbnail((side, side))
         buffer = io.BytesIO()
-        small.save(buffer, "WEBP", quality=88, method=2)
+        few = max(small.size) <= _FEW_PIXELS  # shown enlarged, where losses are seen
+        small.save(buffer, "WEBP", quality=88, method=2, lossless=few)
         return buffer.getvalue()
 
 
