@@ -100,8 +100,8 @@ def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None
 def _figure(item: GalleryItem) -> str:
     prompt = html.escape(item.prompt or item.id)
     if item.image_href:
-        source = _data_uri(item.thumbnail) if item.thumbnail else quote(item.image_href)
-        top = f'<a href="{html.escape(quote(item.image_href))}"><img src="{source}" alt="{prompt}"{_small(item.thumbnail)} loading="lazy"></a>'
+        source = _data_uri(item.thumbnail) if item.thumbnail else _beside(item.image_href)
+        top = f'<a href="{html.escape(_beside(item.image_href))}"><img src="{source}" alt="{prompt}"{_small(item.thumbnail)} loading="lazy"></a>'
     else:
         top = f'<div class="why">{html.escape(item.failure or item.status)}</div>'
     facts = [item.id] + ([f"seed {item.seed}"] if item.seed is not None else [])
@@ -117,6 +117,11 @@ def _figure(item: GalleryItem) -> str:
         f'<figure>{top}<figcaption><div class="prompt" dir="auto">{prompt}</div>'
         f"{words}{more}</figcaption></figure>"
     )
+
+
+def _beside(href: str) -> str:
+    """An address that cannot leave the page's folder for another host or scheme."""
+    return quote(href.lstrip("/"), errors="replace")
 
 
 def _small(thumbnail: bytes | None) -> str:

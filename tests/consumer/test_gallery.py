@@ -1,0 +1,182 @@
+"""The gallery page: it stands alone, it runs nothing, and no text becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from consumer.gallery import GalleryItem, contact_sheet, page, thumbnail
+from schemas.result import BatchCounts
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    '" autofocus onfocus="alert(1)',
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</pre></details><iframe src=javascript:alert(1)>",
+    "<!--<script>alert(1)//-->",
+    "]]><script>alert(1)</script>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "javascript:alert(1)",
+    "data:text/html,<script>alert(1)</script>",
+    "//evil.example/x.png",
+    "\u202egnp.exe",
+    "\0<scr\0ipt>",
+    "{{7*7}} ${7*7} <%= 7*7 %>",
+    "\ud800",
+    "<base href=//evil.example>",
+    "<meta http-equiv=refresh content=0;url=//evil.example>",
+]
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would make of a page."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(body.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def drawn(size: tuple[int, int] = (64, 64), colour: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def item(**changes: Any) -> GalleryItem:
+    fields: dict[str, Any] = {
+        "id": "cat",
+        "prompt": "a red circle",
+        "seed": 5,
+        "status": "succeeded",
+        "image_href": "cat/0.png",
+        "thumbnail": thumbnail(drawn()),
+        "failure": None,
+        "parameters": {"steps": 20, "cfg_scale": 7.0, "model": "doodle"},
+    }
+    return GalleryItem(**(fields | changes))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_text_becomes_markup(payload: str):
+    """In every place that a request's author can fill: the same elements, no handler, no foreign address."""
+
+    def filled(text: str) -> Reader:
+        everywhere: dict[str, Any] = {"id": text, "prompt": text, "status": text}
+        everywhere["parameters"] = {"model": text, "scheduler": text, text: [text]}
+        return Reader(
+            page(
+                text,
+                [
+                    item(**everywhere, image_href=text),
+                    item(**everywhere, image_href=text, thumbnail=None, failure=text),
+                    item(**everywhere, image_href=None, thumbnail=None, failure=text),
+                ],
+            )
+        )
+
+    hostile, harmless = filled(payload), filled("harmless")
+    assert hostile.tags == harmless.tags
+    assert "script" not in hostile.tags
+    assert [(t, n) for t, n, _ in hostile.attributes] == [(t, n) for t, n, _ in harmless.attributes]
+    for _, name, value in hostile.attributes:
+        assert not name.startswith("on")
+        if name in ("href", "src"):
+            assert not re.match(r"\s*(?:(?!data:image/webp;)[a-z]+:|//|\\)", value, re.IGNORECASE)
+
+
+def test_the_policy_names_the_style_and_allows_no_script():
+    """The hash is the style's; nothing else may load but embedded pictures and those beside the page."""
+    body = page("t", [item()]).decode()
+    style = re.search(r"<style>(.*?)</style>", body, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    [policy] = [value for tag, name, value in Reader(body.encode()).attributes if "default-src" in value]
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+
+
+def test_a_page_tells_what_happened():
+    """Prompt, seed and settings; failures in words; the counts of the batch."""
+    failed = item(
+        id="dog", image_href=None, thumbnail=None, seed=None, status="failed", failure="no such model"
+    )
+    read = Reader(page("cats & dogs", [item(), failed], counts=BatchCounts(total=2, succeeded=1, failed=1)))
+    for words in (
+        "cats & dogs",
+        "a red circle",
+        "seed 5",
+        "20 steps",
+        "cfg 7",
+        "no such model",
+        "1 picture ·",
+    ):
+        assert words in read.text
+    assert "2 requests: 1 succeeded, 1 failed" in read.text
+    assert ("a", "href", "cat/0.png") in read.attributes
+    assert [value for tag, name, value in read.attributes if name == "alt"] == ["a red circle"]
+
+
+def test_strange_names_make_working_links():
+    """Spaces, percent signs, question and hash marks are coded."""
+    read = Reader(page("t", [item(image_href="a b/50%?#é.png")]))
+    assert ("a", "href", "a%20b/50%25%3F%23%C3%A9.png") in read.attributes
+
+
+def test_small_pictures_are_enlarged_sharply():
+    """Those of few pixels are marked for it, and their thumbnails lose nothing."""
+    read = Reader(page("t", [item(), item(thumbnail=thumbnail(drawn((300, 200))))]))
+    assert [value for tag, name, value in read.attributes if (tag, name) == ("img", "class")] == ["small"]
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG")
+    with Image.open(io.BytesIO(thumbnail(buffer.getvalue()))) as small:
+        assert small.convert("RGB").tobytes() == noise.tobytes()
+
+
+def test_a_thumbnail_keeps_the_shape():
+    """The longer side has the size asked for; nothing is enlarged."""
+    with Image.open(io.BytesIO(thumbnail(drawn((1024, 512)), 256))) as small:
+        assert (small.format, small.size) == ("WEBP", (256, 128))
+    with Image.open(io.BytesIO(thumbnail(drawn((40, 30))))) as small:
+        assert small.size == (40, 30)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9])
+def test_a_contact_sheet_shows_all_in_order(count: int):
+    """Eight a row, from the top left."""
+    colours = ["red", "lime", "blue"]
+    sheet = contact_sheet([thumbnail(drawn((64, 64), colours[i % 3])) for i in range(count)], cell=64)
+    with Image.open(io.BytesIO(sheet)) as image:
+        assert image.format == "PNG"
+        for i in range(count):
+            x, y = 38 + i % 8 * 70, 38 + i // 8 * 70
+            pixel = image.getpixel((x, y))
+            assert isinstance(pixel, tuple)
+            assert pixel.index(max(pixel)) == i % 3
+
+
+def test_an_empty_batch_has_a_page():
+    """No picture is no error."""
+    assert "0 pictures" in Reader(page("nothing", [])).text
