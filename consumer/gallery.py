@@ -28,9 +28,9 @@ _FEW_PIXELS = 128  # a side
 _TOLD = {  # how a gallery says them
     "model": "{}",
     "scheduler": "{}",
-    "steps": "{} steps",
-    "cfg_scale": "cfg {:g}",
-    "strength": "strength {:g}",
+    "steps": "{}\u00a0steps",
+    "cfg_scale": "cfg\u00a0{:g}",
+    "strength": "strength\u00a0{:g}",
 }
 
 # ruff: noqa: E501 - a style sheet

@@ -23,9 +23,9 @@ RECIPE: dict[str, Any] = {
 }
 
 hard = st.text(st.sampled_from('ab,:"\\\n <>{}赤é😀#(0)')).map(str.strip)
-prompts = (hard | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=80)).filter(
-    lambda text: "Negative prompt:" not in text and "<lora:" not in text
-)
+prompts = (
+    hard | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=80)
+).filter(lambda text: "Negative prompt:" not in text and "<lora:" not in text)
 recipes = st.fixed_dictionaries(
     {
         "prompt": prompts.map(str.strip),
