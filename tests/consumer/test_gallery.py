@@ -127,8 +127,8 @@ def test_a_page_tells_what_happened():
         "cats & dogs",
         "a red circle",
         "seed 5",
-        "20 steps",
-        "cfg 7",
+        "20\u00a0steps",
+        "cfg\u00a07",
         "no such model",
         "1 picture ·",
     ):
