@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from consumer import picture
+from consumer.picture import encode
 from consumer.intake import utc_now
 from schemas.errors import StoreUnavailable
 from schemas.result import ModelUsed, Note
@@ -56,7 +56,7 @@ class Delivery:
             job.note(Note(code=code, message=message, field="prompt" if "prompt" in code else None))
         job.seconds["render"] = max(job.seconds.get("render", 0.0), drawn.seconds)
         body, content_type, extension = await asyncio.to_thread(
-            picture.encode, drawn.picture, job.plan.output, job.recipe(drawn.index)
+            encode, drawn.picture, job.plan.output, job.recipe(drawn.index)
         )
         encoded = self._clock()
         job.spent("encode", encoded - began)

@@ -30,6 +30,7 @@ STICKY = 75  # exit status of a child whose device is lost
 _SECRET = re.compile(r"^AWS_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 _BACK_OFF = (0.2, 10.0)  # seconds before a new child: first, longest
 _LOAD = 600.0  # seconds that a child may take to fetch and load a model, at its start or later
+_LAST_BREATHS = (2.0, 10.0)  # seconds to end by itself, then by being killed; then it is given up on
 _MODULES = {"diffusers": "consumer.renderer_child", "null": "consumer.null_renderer"}
 
 
@@ -272,11 +273,14 @@ class Renderer:
         process, self._process = self._process, None
         if process is None:
             return
-        if process.returncode is None:
+        if process.stdin is not None:
+            process.stdin.close()  # a child whose parent is silent for good ends by itself
+        for patience in _LAST_BREATHS:  # killing one that is ending would lose its exit status
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.wait(), patience)
+                return
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(process.wait(), 10)  # one that cannot be killed is given up on
 
 
 def _scrubbed(environment: Mapping[str, str]) -> dict[str, str]:

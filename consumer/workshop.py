@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from consumer import picture
+import consumer.picture as picture
 from consumer.dispatch import Dispatch
 from consumer.intake import has_expired
 from consumer.job import Job
