@@ -10,8 +10,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from consumer.picture import encode
 from consumer.intake import utc_now
+from consumer.picture import encode
 from schemas.errors import StoreUnavailable
 from schemas.result import ModelUsed, Note
 

@@ -41,8 +41,18 @@ DRAWINGS: dict[str, dict[str, Any]] = {
     },
     "two": {"prompt": "a red circle and a blue square on a white background", "seed": 7},
 }
+
+
+def _article(words: str) -> str:
+    return "an" if words[0] in "aeiou" else "a"
+
+
 ROWS: list[dict[str, Any]] = [
-    {"custom_id": prompt.replace(" ", "-"), "prompt": f"a {prompt} on a {ground} background", "seed": 20 + k}
+    {
+        "custom_id": prompt.replace(" ", "-"),
+        "prompt": f"{_article(prompt)} {prompt} on a {ground} background",
+        "seed": 20 + k,
+    }
     for k, (prompt, ground) in enumerate(
         (
             ("red circle", "white"),
