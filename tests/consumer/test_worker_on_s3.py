@@ -1,0 +1,80 @@
+"""A worker on a bucket: the same job as on a directory, through boto3's own variables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+
+from tests.servers.s3_front import Fault
+from tests.worker_process import worker
+
+if TYPE_CHECKING:
+    from tests.servers.s3_front import S3Front
+
+
+@pytest.fixture
+def bucket(s3_front: S3Front) -> Any:
+    """What a user has: boto3 and the same variables."""
+    return boto3.resource("s3", endpoint_url=s3_front.url, region_name="us-east-1").Bucket("bucket")
+
+
+def test_an_uploaded_manifest_becomes_images_and_a_result(bucket: Any):
+    """Keys with spaces and plus signs too; images carry their digest as metadata."""
+    with worker("s3://bucket"):
+        bucket.put_object(Key="requests/cat.json", Body=b'{"prompt": "a cat", "steps": 1, "seed": 3}')
+        bucket.put_object(Key="requests/a b+c.json", Body=b'{"prompt": "x", "steps": 1}')
+        answer = _result(bucket, "results/cat/result.json")
+        from schemas.layout import request_id
+
+        other = _result(bucket, f"results/{request_id('requests/a b+c.json')}/result.json")
+    assert answer["status"] == other["status"] == "succeeded"
+    image = bucket.Object(answer["images"][0]["key"]).get()
+    assert image["Metadata"]["sha256"] == answer["images"][0]["sha256"]
+
+
+def test_a_batch_runs_on_a_bucket(bucket: Any):
+    """Rows, summary files and the page lie beside each other."""
+    rows = b"".join(json.dumps({"prompt": "x", "steps": 1, "seed": i}).encode() + b"\n" for i in range(3))
+    with worker("s3://bucket"):
+        bucket.put_object(Key="requests/many.jsonl", Body=rows)
+        answer = _result(bucket, "results/many/result.json")
+    assert answer["batch"]["counts"]["succeeded"] == 3
+    names = {o.key.removeprefix("results/many/") for o in bucket.objects.filter(Prefix="results/many/")}
+    assert {"results.jsonl", "errors.jsonl", "batch.json", "gallery.html", "contact-sheet.png"} <= names
+
+
+def test_lost_answers_double_and_lose_nothing(bucket: Any, s3_front: S3Front):
+    """Writes whose answers are lost on the way are read back, not repeated into a second result."""
+    s3_front.faults.append(Fault("cut_after", prefix="results/", times=3))
+    s3_front.faults.append(Fault("cut_after", prefix="claims/", times=2))
+    with worker("s3://bucket"):
+        for i in range(3):
+            bucket.put_object(Key=f"requests/r{i}.json", Body=b'{"prompt": "x", "steps": 1}')
+        answers = [_result(bucket, f"results/r{i}/result.json") for i in range(3)]
+    assert {a["status"] for a in answers} == {"succeeded"}
+    assert len([o for o in bucket.objects.filter(Prefix="results/") if o.key.endswith(".png")]) == 3
+
+
+def test_a_store_that_cannot_create_conditionally_is_refused_at_start(s3_front: S3Front):
+    """The worker ends at once and says why; nothing is claimed."""
+    s3_front.faults.append(Fault("ignore_condition"))
+    command = [sys.executable, "-m", "consumer", "--store", "s3://bucket", "--renderer", "null"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 3
+    assert "If-None-Match" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def _result(bucket: Any, key: str, seconds: float = 30.0) -> dict[str, Any]:
+    ends = time.monotonic() + seconds
+    while not list(bucket.objects.filter(Prefix=key)):
+        assert time.monotonic() < ends, f"no {key}"
+        time.sleep(0.05)
+    found: dict[str, Any] = json.loads(bucket.Object(key).get()["Body"].read())
+    return found
