@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer.adapters import Adapters
-from consumer.cards import Cards, ModelCard
+from consumer.cards import BUNDLED, Cards, ModelCard
 from consumer.devices import Offload, pick_dtype, place, set_attention
 from consumer.faults import free_memory
 from consumer.model_files import Found, ModelUnavailable, find
@@ -179,7 +179,7 @@ class ModelRegistry:
             record={
                 "name": card.name,
                 "revision": found.revision,
-                "source": found.source,
+                "source": "bundled" if found.source.startswith(str(BUNDLED)) else found.source,
                 "licence": card.licence,
                 "dtype": str(dtype).removeprefix("torch."),
             },

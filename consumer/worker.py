@@ -20,7 +20,7 @@ from consumer.delivery import Delivery
 from consumer.intake import Intake
 from consumer.workshop import Workshop
 from infra.claims import Claims, Timing
-from infra.inbox import changes
+from infra.inbox import IDLE, changes
 from schemas import layout
 from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
@@ -94,7 +94,11 @@ class Worker:
         await self._beat()  # before the first claim: a claim without a heartbeat looks abandoned
         loops = [self._guarded(loop) for loop in (self._beats(), self._sweeps(), self._watches())]
         try:
-            async for _ in changes(self.store, self.stop, found_work=lambda: self._found, shortest=_SHORTEST):
+            longest = _SHORTEST if self.settings.once else IDLE
+            looks = changes(
+                self.store, self.stop, found_work=lambda: self._found, shortest=_SHORTEST, longest=longest
+            )
+            async for _ in looks:
                 await self._look()
                 if self.settings.once and await self._is_done():
                     break
