@@ -56,6 +56,7 @@ class Claims:
         rng: random.Random,
         timing: Timing = Timing(),  # frozen
         stamp: Callable[[], str] = str,
+        may_forget: Callable[[str], bool] = lambda _id: True,
     ) -> None:
         """Join in.
 
@@ -63,12 +64,16 @@ class Claims:
             session: an id that no other start of any worker ever had.
             clock: monotonic seconds.
             stamp: the date and time for people, ISO 8601; nothing else reads it.
+            may_forget: asked before the last trace of an ended request but its result is removed.
+                While it says no, the trace stays, and whoever sweeps asks again: so an
+                announcement of the result outlives the worker that should have made it.
         """
         self.session = session
         self.timing = timing
+        self.may_forget = may_forget
         self._store = store
         self._seq = 0
-        self._ledger = Ledger(store, session, rng, timing)
+        self._ledger = Ledger(store, session, rng, timing, may_forget)
         self._sweep = Sweep(self._ledger, Watch(timing, rng), clock, stamp)
 
     # Being alive ---------------------------------------------------------------------------
@@ -93,9 +98,13 @@ class Claims:
     # Taking --------------------------------------------------------------------------------
 
     async def take(
-        self, source: Info, body: bytes, *, id: str, plan: dict[str, Any] | None, batch: bool = False
+        self, source: Info | None, body: bytes, *, id: str, plan: dict[str, Any] | None, batch: bool = False
     ) -> Held | None:
-        """Claim a request object, or learn that somebody has it or that it is over.
+        """Claim a request, or learn that somebody has it or that it is over.
+
+        Args:
+            source: the request object; None when a queue's message brought the body, which the
+                caller deletes once the result exists.
 
         Returns:
             None when there is nothing to do; the request object is tidied away if it is safe.
@@ -116,13 +125,15 @@ class Claims:
                     epoch=1,
                     attempt=1,
                     batch=batch,
-                    source=source.key,
+                    source=source.key if source else None,
                 )
                 verdict = await self._claim_first(claim)
                 if verdict == "limbo":
                     limbo.append(target)
                 if verdict in ("limbo", "other body"):
                     continue
+                if verdict == "over" and not self.may_forget(target):
+                    return None
                 if verdict != "unclear":
                     await self._ledger.drop_request(source)
                     for there in limbo:
@@ -140,7 +151,7 @@ class Claims:
         there = claim if made else await self._ledger.claim(key)
         found = await self._ledger.answered(claim.id)
         if found is not None and answers(found, claim.fingerprint):
-            if made:
+            if made and self.may_forget(claim.id):
                 await self._ledger.drop_claim(claim.id, 1)
             return "over"
         if found is not None:
@@ -152,9 +163,12 @@ class Claims:
         return "taken" if there.fingerprint == claim.fingerprint else "other body"
 
     async def answer(
-        self, source: Info, fingerprint: str, *, id: str, result: Callable[[str], Result]
+        self, source: Info | None, fingerprint: str, *, id: str, result: Callable[[str], Result]
     ) -> str:
         """Answer a request that can never succeed, and tidy it away.
+
+        Args:
+            source: the request object, or None as in `take`.
 
         Returns:
             The id answered: of the first result for this body, which may be somebody else's.
@@ -166,9 +180,10 @@ class Claims:
                 found = await self._ledger.answered(target)
                 if found is None or not answers(found, fingerprint):
                     continue  # the id is another body's
-            await self._ledger.drop_request(source)
+            if self.may_forget(target):
+                await self._ledger.drop_request(source)
             return target
-        raise StoreUnavailable(f"no free id to answer {source.key!r} under; drop it again under another name")
+        raise StoreUnavailable(f"no free id to answer {id!r} under; send it again under another name")
 
     # Looking -------------------------------------------------------------------------------
 
@@ -176,6 +191,18 @@ class Claims:
         """The result, or None; `ValueError` when somebody wrote one that cannot be read."""
         body = await self._ledger.result_body(id)
         return None if body is None else Result.model_validate_json(body)
+
+    async def ended(self, id: str, fingerprint: str) -> str | None:
+        """The id whose result answers this body, which may be one of the body's own; None while there is none."""
+        for target in _ids(id, fingerprint):
+            found = await self._ledger.answered(target)
+            if found is not None and answers(found, fingerprint):
+                return target
+        return None
+
+    async def is_claimed(self, id: str) -> bool:
+        """Whether anybody has a claim of this id."""
+        return bool((await self._ledger.groups(layout.claims_prefix(id))).get(id))
 
     async def is_over(self, id: str) -> bool:
         """Whether the request has its result, perhaps a cancellation; then it is not held any more."""
@@ -263,6 +290,8 @@ class Claims:
                 if winner is None or not answers(fingerprint_in(winner), claim.fingerprint):
                     continue  # the id answers another body
             self._let_go(held)
+            if not self.may_forget(target):
+                return made  # a sweep tidies up
             if claim.epoch == 1:
                 await self._ledger.drop_claim(claim.id, 1)
             else:

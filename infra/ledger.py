@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -53,6 +53,7 @@ class Ledger:
     session: str
     rng: random.Random
     timing: Timing
+    may_forget: Callable[[str], bool] = lambda _id: True
     held: dict[str, Held] = field(default_factory=dict)  # by id
     _busy: set[str] = field(default_factory=set)  # ids in the middle of a take or a takeover
     _notes: dict[tuple[str, str], Note | None] = field(default_factory=dict)  # by (key, etag)
@@ -128,8 +129,10 @@ class Ledger:
         body = await self.result_body(id)
         return None if body is None else fingerprint_in(body)
 
-    async def drop_request(self, source: Info) -> None:
+    async def drop_request(self, source: Info | None) -> None:
         """Delete a request object, in the version that was read. Failing is harmless: it is found again."""
+        if source is None:
+            return
         with contextlib.suppress(StoreUnavailable):
             await self.store.delete(source.key, etag=source.etag)
 
@@ -144,6 +147,8 @@ class Ledger:
         Claims of another body under the same id stay. Failing midway is harmless: the result
         exists, so whoever sweeps next goes on here.
         """
+        if not self.may_forget(id):
+            return
         with contextlib.suppress(StoreUnavailable):
             if group is None:
                 group = (await self.groups(layout.claims_prefix(id))).get(id, Group())
