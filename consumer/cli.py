@@ -14,6 +14,12 @@ def worker(
     store: Annotated[
         str, typer.Option(envvar="DREAMDROP_STORE", help="A directory, s3://bucket[/prefix].")
     ] = "./dreamdrop-data",
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DREAMDROP_QUEUE", help="URL of an SQS queue that announces work; the first is express."
+        ),
+    ] = None,
     model: Annotated[
         str, typer.Option(envvar="DREAMDROP_MODEL", help="Default model; auto: doodle, with CUDA sd21.")
     ] = "auto",
@@ -99,6 +105,7 @@ def worker(
 
     options = Options(
         store=store,
+        queues=tuple(queue or ()),
         model=model,
         models=tuple(models or ()),
         loras=tuple(loras or ()),

@@ -34,6 +34,16 @@ SETTLED = 2.0  # seconds that a broken file must stay unchanged before it is ans
 _REPEATED = 65_536  # bytes of a request that is repeated in the answer to one that is over the size limit
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of a look at a request."""
+
+    id: str
+    fingerprint: str = ""  # of its body; "" when the object was gone
+    held: Held | None = None  # when it is ours to work on
+    settling: bool = False  # it is broken, and may still be half copied: look again
+
+
 @dataclass
 class Intake:
     """Takes requests for one worker."""
@@ -47,8 +57,8 @@ class Intake:
     rng: random.Random
     _broken: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, first seen)
 
-    async def take(self, info: Info) -> Held | None:
-        """Claim the request of a listed object; None when there is nothing to work on.
+    async def take(self, info: Info) -> Taken:
+        """Claim the request of a listed object, or answer it, or learn that there is nothing to do.
 
         Raises:
             StoreUnavailable: it will be found again.
@@ -59,13 +69,24 @@ class Intake:
         try:
             stored = await self.store.get(info.key, max_bytes=limit)
         except NotFound:
-            return None  # somebody else was faster
+            return Taken(id)  # somebody else was faster
         except TooLarge as error:
-            name = f"{info.key} {info.size} {info.etag}".encode()
-            await self._answer(info, error, b"", id, fingerprint=layout.fingerprint(name))
-            return None
-        body = stored.body
+            name = layout.fingerprint(f"{info.key} {info.size} {info.etag}".encode())
+            return await self._answer(info, error, b"", id, fingerprint=name)
+        return await self.take_body(stored.body, id=id, source=stored.info, batch=batch)
+
+    async def take_body(
+        self, body: bytes, *, id: str, source: Info | None = None, batch: bool = False
+    ) -> Taken:
+        """Claim or answer a request whose body is at hand. Raises `StoreUnavailable`.
+
+        Args:
+            id: unless the manifest names its own.
+            source: the object that held the body; None when a message did.
+        """
         try:
+            if source is None and len(body) > self.limits.max_body_bytes:
+                raise TooLarge("the message", len(body), self.limits.max_body_bytes)
             if batch:
                 split_rows(id, body, self.limits)
                 planned, id_ = None, id
@@ -73,16 +94,16 @@ class Intake:
                 manifest = parse_manifest(body, self.limits)
                 id_ = manifest.id or id
                 if has_expired(manifest):
-                    await self._answer(stored.info, _expired(manifest), body, id_)
-                    return None
+                    return await self._answer(source, _expired(manifest), body, id_)
                 planned = self.plan(manifest).document()
         except Rejected as error:
-            if error.code == "invalid_json" and not self._is_settled(stored.info):
-                return None
-            await self._answer(stored.info, error, body, _chosen_id(body) or id)
-            return None
-        self._broken.pop(info.key, None)
-        return await self.claims.take(stored.info, body, id=id_, plan=planned, batch=batch)
+            if error.code == "invalid_json" and source is not None and not self._is_settled(source):
+                return Taken(id, settling=True)
+            return await self._answer(source, error, body, _chosen_id(body) or id)
+        if source is not None:
+            self._broken.pop(source.key, None)
+        held = await self.claims.take(source, body, id=id_, plan=planned, batch=batch)
+        return Taken(id_, layout.fingerprint(body), held)
 
     def plan(self, manifest: Manifest) -> Plan:
         """Resolve a manifest's names and defaults. Raises `Rejected` for names that nobody knows."""
@@ -101,10 +122,6 @@ class Intake:
             notes=tuple(notes),
         )
 
-    def waits_for(self, key: str) -> bool:
-        """Whether a broken file of this key is still given time."""
-        return key in self._broken
-
     def _is_settled(self, info: Info) -> bool:
         """Whether a file that does not parse has stayed the same for long enough to be judged."""
         now = self.clock()
@@ -118,8 +135,8 @@ class Intake:
         return True
 
     async def _answer(
-        self, info: Info, error: Rejected, body: bytes, id: str, *, fingerprint: str = ""
-    ) -> None:
+        self, source: Info | None, error: Rejected, body: bytes, id: str, *, fingerprint: str = ""
+    ) -> Taken:
         fingerprint = fingerprint or layout.fingerprint(body)
         failure = Failure.model_validate(
             {"code": error.code, "message": error.message, "field": error.field}
@@ -141,8 +158,9 @@ class Intake:
                 request=Frozen.of(body, keep=_REPEATED if fingerprint != layout.fingerprint(body) else None),
             )
 
-        answered = await self.claims.answer(info, fingerprint, id=id, result=result)
+        answered = await self.claims.answer(source, fingerprint, id=id, result=result)
         log.info("refused", extra={"id": answered, "code": error.code, "field": error.field})
+        return Taken(id, fingerprint)
 
 
 def has_expired(manifest: Manifest) -> bool:

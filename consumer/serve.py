@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -24,12 +25,14 @@ from consumer.intake import utc_now
 from consumer.renderer import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra.claims import Claims, Timing
+from infra.doorbell import Doorbell
 from infra.place import open_store
 from infra.probe import probe
 from schemas.errors import DreamError
 from schemas.limits import Limits
 
 if TYPE_CHECKING:
+    from infra.sqs import Queue
     from infra.store import Store
 
 log = logging.getLogger("dreamdrop.worker")
@@ -40,6 +43,7 @@ class Options:
     """What the command line says; see `consumer/cli.py` for the words."""
 
     store: str
+    queues: tuple[str, ...]
     model: str
     models: tuple[str, ...]
     loras: tuple[str, ...]
@@ -80,12 +84,16 @@ async def _serve(options: Options) -> int:
     devices = await asyncio.to_thread(_devices, options)
     model, why = _default_model(options.model, devices)
     cards.get(model)
-    async with open_store(options.store) as store:
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(options.store))
+        queues = [await stack.enter_async_context(queue) for queue in _queues(options.queues)]
         verdict = await probe(store)
         session = f"{platform.node().split('.')[0][:30] or 'worker'}-{secrets.token_hex(6)}"
         log.info("store", extra={"url": store.url, "level": verdict.level, "note": verdict.reason})
         log.info("model", extra={"default": model, "why": why, "serves": ",".join(cards.known())})
-        worker = _worker(options, store, cards, session, model, devices)
+        for queue in queues:
+            log.info("queue", extra={"url": queue.url})
+        worker = _worker(options, store, queues, cards, session, model, devices)
         _heed_signals(worker)
         await worker.claims.beat({"state": "loading", "models": cards.known(), "default_model": model})
         starts = [asyncio.create_task(renderer.start()) for renderer in worker.renderers]
@@ -108,7 +116,13 @@ async def _serve(options: Options) -> int:
 
 
 def _worker(
-    options: Options, store: Store, cards: Cards, session: str, model: str, devices: list[str]
+    options: Options,
+    store: Store,
+    queues: list[Queue],
+    cards: Cards,
+    session: str,
+    model: str,
+    devices: list[str],
 ) -> Worker:
     rng = random.Random(secrets.randbits(64))
     short = options.lease / 3
@@ -142,7 +156,16 @@ def _worker(
         clock=time.monotonic,
         rng=rng,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
+        bells=[Doorbell(queue, time.monotonic, rng) for queue in queues],
     )
+
+
+def _queues(urls: tuple[str, ...]) -> list[Queue]:
+    if not urls:
+        return []
+    from infra.sqs import Queue  # a directory's worker needs no AWS library
+
+    return [Queue(url) for url in urls]
 
 
 def _renderer_settings(options: Options, device: str, model: str) -> RendererSettings:

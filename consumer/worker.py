@@ -28,7 +28,9 @@ from schemas.limits import Limits
 if TYPE_CHECKING:
     from consumer.cards import Cards
     from consumer.inputs import Inputs
+    from consumer.messages import Messages
     from consumer.renderer import RendererSettings
+    from infra.doorbell import Doorbell
     from infra.store import Info, Store
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 _TAKING = 8  # requests being claimed at a time
 _PAGE = 64  # request objects whose order is shuffled
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
+_UNHEARD = 60.0  # with a queue: seconds after which a request that lies in the inbox was not announced
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Worker:
         clock: Callable[[], float],
         rng: random.Random,
         versions: dict[str, str],
+        bells: Sequence[Doorbell] = (),
     ) -> None:
         self.stop = asyncio.Event()  # set it to drain
         self.store = store
@@ -88,13 +92,30 @@ class Worker:
             clock=clock,
         )
         self.renderers = self.workshop.renderers
+        self._seen: dict[str, tuple[str, float]] = {}  # with a queue: key to (etag, when first listed)
+        self.messages: Messages | None = None
+        if bells:
+            from consumer.messages import Messages
+
+            self.messages = Messages(
+                bells,
+                store=store,
+                intake=self._intake,
+                claims=claims,
+                begin=self.workshop.begin,
+                room=lambda: self.workshop.room if any(r.ready for r in self.renderers) else 0,
+                ahead=settings.ahead * len(renderers),
+                stop=self.stop,
+            )
 
     async def run(self) -> None:
         """Work until `stop` is set (or, with `once`, until all is done), then drain."""
         await self._beat()  # before the first claim: a claim without a heartbeat looks abandoned
         loops = [self._guarded(loop) for loop in (self._beats(), self._sweeps(), self._watches())]
+        if self.messages is not None:
+            loops.append(self._guarded(self.messages.run()))
         try:
-            longest = _SHORTEST if self.settings.once else IDLE
+            longest = _SHORTEST if self.settings.once else _UNHEARD if self.messages else IDLE
             looks = changes(
                 self.store, self.stop, found_work=lambda: self._found, shortest=_SHORTEST, longest=longest
             )
@@ -104,6 +125,8 @@ class Worker:
                     break
         finally:
             await self._drain()
+            if self.messages is not None:
+                await self.messages.close()
             for task in [*loops, *self.workshop.tasks]:
                 task.cancel()
             await asyncio.gather(*loops, *self.workshop.tasks, return_exceptions=True)
@@ -113,23 +136,32 @@ class Worker:
     # Hearing of work -------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """List the inbox and claim what there is room for."""
-        self._found = False
+        """List the inbox and claim what there is room for.
+
+        With a queue a listing only reconciles: it takes what has lain there for so long that its
+        message must be lost, and the rows of batches in hand, which nobody announces.
+        """
         self.workshop.feed()
+        listed: set[str] = set()
+        eager = self.messages is None or bool(self.workshop.batches)
+        self._found = eager and self.messages is not None
         if self.workshop.room <= 0 or not any(r.ready for r in self.renderers):
-            self._found = True  # look again soon
+            self._found = eager  # look again soon
             return
         try:
             async for page in self._pages():
+                listed |= {info.key for info in page}
+                page = page if self.messages is None else self._unheard(page)
                 self._rng.shuffle(page)  # so that workers do not all begin with the same request
                 while page:
                     room = self.workshop.room
                     if room <= 0 or self.stop.is_set():
-                        self._found = True
+                        self._found = eager
                         return
                     size = min(_TAKING, room)
                     now, page = page[:size], page[size:]
                     await asyncio.gather(*(self._take(info) for info in now))
+            self._seen = {key: seen for key, seen in self._seen.items() if key in listed}
         except StoreUnavailable as error:
             log.warning("the inbox cannot be listed", extra={"why": str(error)})
 
@@ -147,15 +179,28 @@ class Worker:
             if page:
                 yield page
 
+    def _unheard(self, page: list[Info]) -> list[Info]:
+        """Of listed requests, those that no message will bring."""
+        now = self._clock()
+        found = []
+        for info in page:
+            seen = self._seen.setdefault(info.key, (info.etag, now))
+            if seen[0] != info.etag:
+                seen = self._seen[info.key] = (info.etag, now)
+            ours = any(info.key.startswith(layout.request_key(id, "/")) for id in self.workshop.batches)
+            if ours or now - seen[1] >= _UNHEARD:
+                found.append(info)
+        return found
+
     async def _take(self, info: Info) -> None:
         try:
-            held = await self._intake.take(info)
+            taken = await self._intake.take(info)
         except StoreUnavailable as error:
             log.warning("a request is left for later", extra={"key": info.key, "why": str(error)})
             return
-        self._found = self._found or held is not None or self._intake.waits_for(info.key)
-        if held is not None:
-            self.workshop.begin(held)
+        self._found = self._found or taken.held is not None or taken.settling
+        if taken.held is not None:
+            self.workshop.begin(taken.held)
 
     async def _sweeps(self) -> None:
         while not self.stop.is_set():
@@ -173,7 +218,7 @@ class Worker:
 
     async def _is_done(self) -> bool:
         """Whether nothing is left, for two looks: no request in hand and none in the inbox."""
-        busy = self.workshop.busy
+        busy = self.workshop.busy or (self.messages is not None and not self.messages.idle)
         if not busy:
             async for info in self.store.list(layout.REQUESTS):
                 busy = busy or layout.is_request(info.key)

@@ -214,6 +214,7 @@ class Claims:
         found = await self._ledger.answered(id)
         if found is None or not answers(found, held.claim.fingerprint):
             return False  # another body's: ours goes under an id of its own, by `commit`
+        held.over = id
         self._let_go(held)
         await self._ledger.tidy(id, found)
         return True
@@ -289,6 +290,7 @@ class Claims:
                 made = winner in held.sent  # an earlier call's, whose answer was lost
                 if winner is None or not answers(fingerprint_in(winner), claim.fingerprint):
                     continue  # the id answers another body
+            held.over = target
             self._let_go(held)
             if not self.may_forget(target):
                 return made  # a sweep tidies up

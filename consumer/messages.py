@@ -1,0 +1,303 @@
+"""From a queue's messages to claimed requests, and back: a message goes when its result exists.
+
+A message may name an object in the bucket (an event, a claim check) or be a manifest itself. Each
+is judged alone. What nobody understands is left where it is: the queue's redrive policy moves it
+to the dead-letter queue, and the log says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from infra.doorbell import BATCH, Doorbell
+from schemas import layout
+from schemas.errors import Rejected, StoreUnavailable, Unavailable
+from schemas.events import Created, Direct, Ignored, Reference, Unknown, decode
+
+if TYPE_CHECKING:
+    from consumer.intake import Intake, Taken
+    from infra.claims import Claims, Held
+    from infra.sqs import Message
+    from infra.store import Info, Store
+    from schemas.events import Item
+
+log = logging.getLogger(__name__)
+
+LONG = 20.0  # seconds that a receive waits for a message
+_TICK = 0.2  # seconds between two looks at what has ended
+_SETTLES = 3.0  # seconds after which a broken object is judged again
+_NOT_OURS = 15.0  # seconds, times the receives so far, until a message nobody understands is shown again
+
+
+@dataclass(eq=False)
+class Asked:
+    """A message in hand, and the requests that it waits for."""
+
+    message: Message
+    bell: Doorbell
+    requests: list[Taken] = field(default_factory=list)
+
+
+class Left(Exception):
+    """This message is not for us to answer now: show it again later."""
+
+    def __init__(self, why: str, seconds: float | None = None) -> None:
+        super().__init__(why)
+        self.seconds = seconds  # None: as long as another worker may need
+
+
+class Messages:
+    """What one worker hears from its queues. For one event loop."""
+
+    def __init__(
+        self,
+        bells: Sequence[Doorbell],
+        *,
+        store: Store,
+        intake: Intake,
+        claims: Claims,
+        begin: Callable[[Held], None],
+        room: Callable[[], int],
+        ahead: int,
+        stop: asyncio.Event,
+    ) -> None:
+        """
+        Args:
+            bells: the queues, express first. While several have work, the first gets three
+                quarters of the room, the others share the rest; one that is empty lends its part.
+            begin: works on what was claimed.
+            room: how many more images to take on.
+            ahead: images that the worker holds when it is full.
+        """
+        self.dropped: Counter[str] = Counter()  # messages and records that asked for nothing, by reason
+        self._bells = bells
+        self._store = store
+        self._intake = intake
+        self._claims = claims
+        self._begin = begin
+        self._room = room
+        self._ahead = ahead
+        self._stop = stop
+        self._home = _bucket_of(store.url)
+        self._dry = [True for _ in bells]  # whether its last receive found nothing
+        self._asked = [0 for _ in bells]  # messages asked for, or being looked at
+        self._waiting: dict[str, Asked] = {}  # by receipt
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in hand, and every queue was empty when last asked."""
+        return not self._waiting and all(self._dry) and not any(bell.in_hand for bell in self._bells)
+
+    async def run(self) -> None:
+        """Receive until `stop` is set; then keep what is in hand, and delete what ends, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for lane, bell in enumerate(self._bells):
+                tasks.create_task(bell.renewals())
+                tasks.create_task(self._listen(lane))
+            tasks.create_task(self._settle())
+
+    async def close(self) -> None:
+        """Delete what has ended, and give the rest back at once."""
+        await self._look()
+        await asyncio.gather(*(bell.close() for bell in self._bells))
+
+    # Hearing ---------------------------------------------------------------------------------
+
+    async def _listen(self, lane: int) -> None:
+        pause = 1.0
+        while not self._stop.is_set():
+            most = self._share(lane)
+            if most <= 0:
+                await asyncio.sleep(_TICK / 4)
+                continue
+            self._asked[lane] = most
+            try:
+                await self._receive(lane, most)
+                pause = 1.0
+            except Unavailable as error:
+                log.warning("the queue does not answer", extra={"why": str(error), "again_in": pause})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 30.0)
+            finally:
+                self._asked[lane] = 0
+
+    async def _receive(self, lane: int, most: int) -> None:
+        """One receive, cut short by `stop`; then judge each message alone."""
+        bell = self._bells[lane]
+        call = asyncio.ensure_future(bell.receive(most, LONG))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([call, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                return
+            found = call.result()
+        finally:
+            call.cancel()
+            stopped.cancel()
+        self._dry[lane] = not found
+        await asyncio.gather(*(self._hear(Asked(message, bell)) for message in found))
+
+    def _share(self, lane: int) -> int:
+        """How many messages a lane may ask for now.
+
+        Room is gathered until it is worth a call; a message is never taken only to wait here while
+        another worker is idle.
+        """
+        part = self._ahead // 4
+        busy = [other for other, dry in enumerate(self._dry) if other != lane and not dry]
+        quota = self._ahead if not busy else self._ahead - part if lane == 0 else max(1, part)
+        free = min(
+            self._room() - sum(self._asked[other] for other in busy),
+            quota - len(self._bells[lane].in_hand),
+        )
+        worth = min(BATCH, max(1, self._ahead // 2), quota)
+        return min(free, worth) if free >= worth or not self._waiting else 0
+
+    async def _hear(self, asked: Asked) -> None:
+        message = asked.message
+        try:
+            for number, item in enumerate(decode(message.body)):
+                taken = await self._judge(item, message, number)
+                if taken is not None:
+                    asked.requests.append(taken)
+                    if taken.held is not None:
+                        self._begin(taken.held)
+        except Left as left:
+            if left.seconds is None:
+                await asked.bell.leave_elsewhere(message)
+            else:
+                await asked.bell.leave(message, left.seconds)
+        except StoreUnavailable as error:
+            log.warning("a message is left for later", extra={"message": message.id, "why": str(error)})
+            await asked.bell.leave(message, _SETTLES)
+        else:
+            self._waiting[message.receipt] = asked
+
+    async def _judge(self, item: Item, message: Message, number: int) -> Taken | None:
+        """Take what an item asks for; None when it asks for nothing. Raises `Left`."""
+        match item:
+            case Ignored(reason=reason):
+                self._drop(reason, message)
+                return None
+            case Direct(body=body):
+                name = f"queue/{message.id}" + (f"-{number}" if number else "")
+                return await self._intake.take_body(body, id=layout.safe_id(name))
+            case Created(bucket=bucket, keys=keys):
+                if self._home is None or bucket != self._home[0]:
+                    raise self._not_ours(
+                        message, f"the event is of bucket {bucket!r}, not of {self._store.url}"
+                    )
+                return await self._object([self._inside(key) for key in keys], message)
+            case Reference(key=key):
+                inside = self._referred(key)
+                if inside is None or not layout.is_request(inside):
+                    raise self._not_ours(
+                        message, f"the reference names no request of {self._store.url}: a key under requests/"
+                    )
+                return await self._object([inside], message)
+            case Unknown(reason=reason):
+                raise self._not_ours(message, reason)
+
+    async def _object(self, keys: list[str | None], message: Message) -> Taken | None:
+        requests = [key for key in keys if key is not None and layout.is_request(key)]
+        if not requests:
+            self._drop("not a request", message)
+            return None
+        info = await self._first(requests)
+        if info is not None:
+            taken = await self._intake.take(info)
+            if taken.settling:
+                raise Left("the object may be half copied", _SETTLES)
+            return taken
+        for key in requests:  # it is gone: taken, or over, or removed by its owner
+            id = layout.request_id(key)
+            if await self._claims.is_claimed(id):
+                raise Left("somebody has claimed it")
+            if await self._store.head(layout.result_key(id)) is not None:
+                self._drop("over", message)
+                return None
+        self._drop("vanished", message)
+        return None
+
+    async def _first(self, keys: list[str]) -> Info | None:
+        """The object under the first reading of a key that there is."""
+        for key in keys:
+            info = await self._store.head(key)
+            if info is not None:
+                return info
+        return None
+
+    def _drop(self, reason: str, message: Message) -> None:
+        self.dropped[reason] += 1
+        log.info("a message asks for nothing", extra={"message": message.id, "why": reason})
+
+    def _not_ours(self, message: Message, why: str) -> Left:
+        facts = {"message": message.id, "why": why, "receives": message.receives}
+        log.warning("a message cannot be used; it is left to the dead-letter queue", extra=facts)
+        return Left(why, min(600.0, _NOT_OURS * message.receives))
+
+    def _inside(self, key: str) -> str | None:
+        """A bucket's key as the store's; None when it lies outside."""
+        prefix = self._home[1] if self._home else ""
+        return key.removeprefix(prefix) if key.startswith(prefix) else None
+
+    def _referred(self, key: str) -> str | None:
+        """A claim check's key as the store's: it is written with or without the bucket."""
+        if not key.startswith("s3://"):
+            return key
+        bucket, _, rest = key.removeprefix("s3://").partition("/")
+        return self._inside(rest) if self._home and bucket == self._home[0] else None
+
+    # Letting go ------------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            await self._look()
+            await asyncio.gather(*(bell.flush() for bell in self._bells))
+
+    async def _look(self) -> None:
+        """Finish the messages whose requests are all over, leave those that others draw."""
+        ready = [asked for asked in self._waiting.values() if not any(map(self._holds, asked.requests))]
+        for start in range(0, len(ready), BATCH):
+            await asyncio.gather(*map(self._close, ready[start : start + BATCH]))
+
+    async def _close(self, asked: Asked) -> None:
+        try:
+            ends = [await self._end_of(taken) for taken in asked.requests]
+        except (StoreUnavailable, Rejected) as error:
+            log.warning("a message waits for the store", extra={"why": str(error)})
+            return
+        if all(end is not None and self._claims.may_forget(end) for end in ends):
+            asked.bell.finish(asked.message)
+        elif None in ends:
+            if any(self._holds(taken) for taken in asked.requests):
+                return  # taken over by us meanwhile
+            await asked.bell.leave_elsewhere(asked.message)
+        else:
+            return  # it is being announced
+        self._waiting.pop(asked.message.receipt, None)
+
+    async def _end_of(self, taken: Taken) -> str | None:
+        """The id of the result that ends a request; None while there is none."""
+        if taken.held is not None and taken.held.over:
+            return taken.held.over
+        return await self._claims.ended(taken.id, taken.fingerprint)
+
+    def _holds(self, taken: Taken) -> bool:
+        return self._claims.holds(taken.id) or self._claims.holds(
+            layout.other_body_id(taken.id, taken.fingerprint)
+        )
+
+
+def _bucket_of(url: str) -> tuple[str, str] | None:
+    """(bucket, prefix with its slash or "") of a store on S3; None of any other."""
+    if not url.startswith("s3://"):
+        return None
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""
