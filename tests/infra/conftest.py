@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
-import subprocess
-import sys
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -20,35 +17,6 @@ from tests.conftest import pretend_credentials
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture(scope="session")
-def moto_url() -> Iterator[str]:
-    """A moto server in a process of its own, started once."""
-    pytest.importorskip("moto.server", reason="moto's server is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_open(server, port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
-
-
-def _wait_until_open(server: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            with pytest.raises(subprocess.TimeoutExpired):
-                server.wait(timeout=0.1)
-        else:
-            return
-    pytest.fail("moto's server did not start within 30 s")
 
 
 KINDS = ["memory", "directory", "s3", "moto"]
