@@ -75,6 +75,14 @@ def worker(
         float,
         typer.Option(envvar="DREAMDROP_GRACE", help="Seconds to finish what is being drawn after SIGTERM."),
     ] = 25.0,
+    reconcile: Annotated[
+        float,
+        typer.Option(
+            envvar="DREAMDROP_RECONCILE",
+            min=0.1,
+            help="With a queue: seconds until a request whose message was lost is looked for.",
+        ),
+    ] = 60.0,
     max_steps: Annotated[int, typer.Option(envvar="DREAMDROP_MAX_STEPS", help="Limit on steps.")] = 150,
     max_side: Annotated[
         int, typer.Option(envvar="DREAMDROP_MAX_SIDE", help="Limit on width, height.")
@@ -120,6 +128,7 @@ def worker(
         max_attempts=max_attempts,
         patience=patience,
         grace=grace,
+        reconcile=reconcile,
         max_steps=max_steps,
         max_side=max_side,
         max_images=max_images,

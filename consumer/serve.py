@@ -58,6 +58,7 @@ class Options:
     max_attempts: int
     patience: float
     grace: float
+    reconcile: float
     max_steps: int
     max_side: int
     max_images: int
@@ -143,6 +144,7 @@ def _worker(
         timing=timing,
         limits=limits,
         grace=options.grace,
+        reconcile=options.reconcile,
         ahead=2 * options.max_rows,
         once=options.once,
     )

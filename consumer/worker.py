@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 _TAKING = 8  # requests being claimed at a time
 _PAGE = 64  # request objects whose order is shuffled
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
-_UNHEARD = 60.0  # with a queue: seconds after which a request that lies in the inbox was not announced
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,7 @@ class WorkerSettings:
     limits: Limits = field(default_factory=Limits)
     grace: float = 25.0  # seconds to finish what is being drawn after SIGTERM
     ahead: int = 32  # images that a renderer may hold
+    reconcile: float = 60.0  # with a queue: a request that lies in the inbox for so long was not announced
     once: bool = False  # stop when there is nothing left to do
 
 
@@ -115,7 +115,7 @@ class Worker:
         if self.messages is not None:
             loops.append(self._guarded(self.messages.run()))
         try:
-            longest = _SHORTEST if self.settings.once else _UNHEARD if self.messages else IDLE
+            longest = _SHORTEST if self.settings.once else self.settings.reconcile if self.messages else IDLE
             looks = changes(
                 self.store, self.stop, found_work=lambda: self._found, shortest=_SHORTEST, longest=longest
             )
@@ -188,7 +188,7 @@ class Worker:
             if seen[0] != info.etag:
                 seen = self._seen[info.key] = (info.etag, now)
             ours = any(info.key.startswith(layout.request_key(id, "/")) for id in self.workshop.batches)
-            if ours or now - seen[1] >= _UNHEARD:
+            if ours or now - seen[1] >= self.settings.reconcile:
                 found.append(info)
         return found
 
