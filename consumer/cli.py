@@ -75,6 +75,10 @@ def worker(
         float,
         typer.Option(envvar="DREAMDROP_GRACE", help="Seconds to finish what is being drawn after SIGTERM."),
     ] = 25.0,
+    spot: Annotated[
+        bool,
+        typer.Option(envvar="DREAMDROP_SPOT", help="Drain when EC2 announces that it takes the machine."),
+    ] = False,
     reconcile: Annotated[
         float,
         typer.Option(
@@ -128,6 +132,7 @@ def worker(
         max_attempts=max_attempts,
         patience=patience,
         grace=grace,
+        spot=spot,
         reconcile=reconcile,
         max_steps=max_steps,
         max_side=max_side,

@@ -58,6 +58,7 @@ class Options:
     max_attempts: int
     patience: float
     grace: float
+    spot: bool
     reconcile: float
     max_steps: int
     max_side: int
@@ -144,6 +145,7 @@ def _worker(
         timing=timing,
         limits=limits,
         grace=options.grace,
+        spot=options.spot,
         reconcile=options.reconcile,
         ahead=2 * options.max_rows,
         once=options.once,

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from consumer import spot
 from consumer.batches import Batches
 from consumer.delivery import Delivery
 from consumer.intake import Intake
@@ -50,6 +51,7 @@ class WorkerSettings:
     grace: float = 25.0  # seconds to finish what is being drawn after SIGTERM
     ahead: int = 32  # images that a renderer may hold
     reconcile: float = 60.0  # with a queue: a request that lies in the inbox for so long was not announced
+    spot: bool = False  # look out for the notice that this machine is taken away
     once: bool = False  # stop when there is nothing left to do
 
 
@@ -112,6 +114,8 @@ class Worker:
         """Work until `stop` is set (or, with `once`, until all is done), then drain."""
         await self._beat()  # before the first claim: a claim without a heartbeat looks abandoned
         loops = [self._guarded(loop) for loop in (self._beats(), self._sweeps(), self._watches())]
+        if self.settings.spot:
+            loops.append(self._guarded(spot.watch(self.stop)))
         if self.messages is not None:
             loops.append(self._guarded(self.messages.run()))
         try:
