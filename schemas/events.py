@@ -58,6 +58,7 @@ _MARKS = ("Records", "records", "Message", "TopicArn", "detail-type", "EventName
 _PROMPT = re.compile(r'"prompt"\s*:')
 _MARK_IN_TEXT = re.compile(rf'"(?:{"|".join(map(re.escape, _MARKS))})"\s*:')
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,23}")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # no key holds one: it cannot be written as UTF-8
 _CONFIRMATIONS = ("SubscriptionConfirmation", "UnsubscribeConfirmation")
 #: First words of the claim check that Amazon's extended client libraries send, new and old.
 _POINTERS = (
@@ -195,7 +196,7 @@ def _is_manifest(value: dict[str, Any]) -> bool:
 
 
 def _reference(key: Any) -> Item:
-    if not isinstance(key, str) or not key or len(key) > 2048 or not key.isprintable():
+    if not isinstance(key, str) or not key or len(key) > 2048 or _HALF_PAIR.search(key):
         return Unknown("the field 'reference' is not the key of an object")
     return Reference(key)
 

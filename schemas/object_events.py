@@ -57,14 +57,14 @@ class Ignored:
 class Unknown:
     """Not understood: it must not be lost silently."""
 
-    reason: str  # a sentence for the log; quotes no value of the message but an event's own name
+    reason: str  # a sentence for the log; never quotes the message's values
 
 
 def read_record(record: dict[str, Any], around: dict[str, Any]) -> Created | Ignored | Unknown:
     """Read one `Records` entry; `around` is the message that held it ({} when there was none)."""
     version = _first(record, "eventVersion", "event_version")
-    if isinstance(version, str) and version.split(".")[0] != "2":
-        return Unknown(f"an S3 event of version {shown(version)!r}; only version 2 is known")
+    if isinstance(version, str) and not version.startswith("2."):
+        return Unknown("an S3 event whose eventVersion is not 2.x; only those are known")
     name = _first(record, "eventName", "event_name") or _first(around, "EventName", "event_name")
     if not isinstance(name, str) or not name:
         return Unknown("an S3 event without an eventName")
