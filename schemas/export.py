@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from schemas.completion import Completion
 from schemas.manifest import Img2Img, Inpainting, Manifest, Text2Img
 from schemas.result import Progress, Result
 
@@ -32,6 +33,7 @@ def documents() -> dict[str, dict[str, Any]]:
     found["batch-line"] = _batch_line()
     found["result"] = Result.model_json_schema(mode="serialization")
     found["progress"] = Progress.model_json_schema(mode="serialization")
+    found["completion"] = Completion.model_json_schema(mode="serialization")
     return {name: {"$schema": _DIALECT, **schema} for name, schema in found.items()}
 
 

@@ -1,0 +1,170 @@
+"""What is announced when a request is over: one event, in the shape of CloudEvents 1.0.
+
+The event says that there is a result and where, so nobody has to poll. It is made from the result
+alone, and so is its id: whoever announces a result again, after a crash or a lost answer, says the
+same event again, and a receiver that remembers ids hears each once. No prompt is in it.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas import layout
+from schemas.result import BatchResult, Failure, FailureCode, ImageResult, Result, Status, Timings
+
+SPEC_VERSION = "1.0"
+TYPE_PREFIX = "dreamdrop.request."
+CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
+MAX_BYTES = 128 << 10  # of an event; a topic takes 256 KiB, and some of it is for its own envelope
+
+#: Failures whose words may repeat what was asked for.
+_TELLING_FIELDS = ("prompt", "negative_prompt", "image", "mask_image")
+_TELLING_CODES = ("render_error",)
+_MESSAGE_CHARS = 500
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AnnouncedFailure(_Part):
+    """Why there is no picture; the result says more."""
+
+    code: FailureCode
+    message: str | None = Field(None, description="Left out where it could repeat a prompt.")
+    field: str | None = None
+    line: int | None = None
+    column: int | None = None
+    index: int | None = None
+
+
+class CompletionData(_Part):
+    """What an announced result says."""
+
+    id: str = Field(description="The request's id.")
+    status: Status
+    task: str | None = Field(
+        None, description='"batch" for a .jsonl file; its rows are requests of their own.'
+    )
+    result: str = Field(description="Key of the result manifest.")
+    images: tuple[ImageResult, ...] = ()
+    failure: AnnouncedFailure | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict, description="The request's, unchanged.")
+    timings: Timings | None = None
+    batch: BatchResult | None = None
+    worker: str = ""
+    attempts: int = 1
+    fingerprint: str = Field(description="SHA-256 of the request's bytes.")
+    omitted: tuple[Literal["images", "metadata", "failure"], ...] = Field(
+        (), description="What was left out because the event was too large; the result has it."
+    )
+
+
+class Completion(_Part):
+    """A CloudEvents 1.0 event: a request is over."""
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str = Field(description="The same each time that this result is announced: discard repeats by it.")
+    source: str = Field(min_length=1, description="Which deployment says so; a URI reference.")
+    type: Literal[
+        "dreamdrop.request.succeeded",
+        "dreamdrop.request.partial",
+        "dreamdrop.request.failed",
+        "dreamdrop.request.canceled",
+        "dreamdrop.request.expired",
+    ]
+    subject: str = Field(description="The request's id.")
+    time: str | None = Field(
+        None,
+        description="RFC 3339: when it ended, by the worker's clock.",
+        json_schema_extra={"format": "date-time"},
+    )
+    datacontenttype: Literal["application/json"] = "application/json"
+    data: CompletionData
+
+    def to_json(self) -> bytes:
+        """The event in structured mode, in ASCII, for a queue refuses some of Unicode."""
+        document = self.model_dump(mode="json")
+        if self.time is None:
+            del document["time"]  # CloudEvents knows no null at its top
+        return json.dumps(document, separators=(",", ":")).encode("ascii")
+
+
+def completion(result: Result, *, source: str) -> Completion:
+    """The event that announces a result.
+
+    Args:
+        source: names the deployment, such as the bucket's URL; a URI reference.
+    """
+    data = CompletionData(
+        id=result.id,
+        status=result.status,
+        task=result.task,
+        result=layout.result_key(result.id),
+        images=result.images,
+        failure=None if result.failure is None else _failure(result.failure),
+        metadata=result.metadata,
+        timings=result.timings,
+        batch=result.batch,
+        worker=result.worker,
+        attempts=result.attempts,
+        fingerprint=result.fingerprint,
+    )
+    event = Completion(
+        id=event_id(result),
+        source=source,
+        type=f"{TYPE_PREFIX}{result.status}",
+        subject=result.id,
+        time=_time(result.finished_at),
+        data=data,
+    )
+    return _fitting(event)
+
+
+def event_id(result: Result) -> str:
+    """32 hex digits: a function of the result's facts that a re-made result would not share.
+
+    Not of its bytes: two releases of this program may write the same result differently.
+    """
+    facts = [
+        result.id,
+        result.fingerprint,
+        result.status,
+        result.finished_at,
+        result.worker,
+        result.attempts,
+    ]
+    return sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _failure(failure: Failure) -> AnnouncedFailure:
+    top = (failure.field or "").partition(".")[0]
+    telling = top in _TELLING_FIELDS or failure.code in _TELLING_CODES
+    facts = failure.model_dump(exclude={"message"})
+    return AnnouncedFailure(**facts, message=None if telling else failure.message[:_MESSAGE_CHARS])
+
+
+def _time(text: str) -> str | None:
+    """A time stamp that is one."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return text if "T" in text and moment.tzinfo is not None else None
+
+
+def _fitting(event: Completion) -> Completion:
+    """The event, without its longest parts if it is too large for a queue."""
+    empty: dict[str, Any] = {"images": (), "metadata": {}, "failure": None}
+    for part, nothing in empty.items():
+        if len(event.to_json()) <= MAX_BYTES:
+            break
+        omitted = (*event.data.omitted, part)
+        data = event.data.model_copy(update={part: nothing, "omitted": omitted})
+        event = event.model_copy(update={"data": data})
+    return event
