@@ -22,6 +22,11 @@ from schemas.events import (
 from schemas.manifest import Img2Img, Inpainting, Text2Img, parse_manifest
 
 KEY = "requests/a b+c%d=é.json"
+EVENTBRIDGE = {
+    "source": "aws.s3",
+    "detail-type": "Object Created",
+    "detail": {"bucket": {"name": "pictures"}, "object": {"key": "a+b%2F"}},
+}
 
 
 def s3_record(key: object = "requests/a.json", **changed: object) -> dict[str, object]:
@@ -68,6 +73,7 @@ def test_a_manifest_is_handed_on_byte_for_byte():
         '{"prompt": "a cat", "metadata": ' + "[" * 100_000,
         '{"steps": 5, "prompt" : "a cat" "seed": 1}',
         b'{"prompt": "a c\xe4t"}',
+        '{"prompt": "half a pair: \ud800"}',
     ],
     ids=lambda body: repr(body[:40]),
 )
@@ -173,11 +179,7 @@ def test_an_encoded_key_is_read_as_a_form_first(key: str, read: list[str]):
 
 def test_a_key_that_is_not_encoded_is_read_as_it_is_first():
     """EventBridge, Ceph and MinIO's short form say it plainly; the form's reading comes second."""
-    bridge = {"source": "aws.s3", "detail-type": "Object Created"}
-    assert keys(bridge | {"detail": {"bucket": {"name": "b"}, "object": {"key": "a+b%2F"}}})[:2] == (
-        "a+b%2F",
-        "a b/",
-    )
+    assert keys(EVENTBRIDGE)[:2] == ("a+b%2F", "a b/")
     assert keys({"Records": [s3_record("a+b", eventSource="ceph:s3")]}) == ("a+b", "a b")
     assert keys({"Records": [s3_record("a+b", eventId="1", opaqueData="")]}) == ("a+b", "a b")
     assert keys({"EventName": "s3:ObjectCreated:Put", "Key": "b/a+b"}) == ("a+b", "a b")
@@ -186,7 +188,14 @@ def test_a_key_that_is_not_encoded_is_read_as_it_is_first():
 def test_an_inner_key_that_is_missing_is_taken_from_without():
     """MinIO and RustFS name the object twice."""
     message = {"EventName": "s3:ObjectCreated:Put", "Key": "b/x/a+b", "Records": [s3_record("")]}
-    assert keys(message) == ("x/a+b", "x/a b")
+    assert keys(message) == keys(message | {"Records": []}) == ("x/a+b", "x/a b")
+
+
+def test_a_sequencer_is_kept_as_it_is_or_not_at_all():
+    """It orders the events of a key; what is far too long, or no text, orders nothing."""
+    for written, kept in (("0055AED6", "0055AED6"), ("0" * 65, ""), (5, ""), (None, "")):
+        inside = {"bucket": {"name": "pictures"}, "object": {"key": "a", "sequencer": written}}
+        assert decode(json.dumps({"Records": [s3_record(s3=inside)]})) == [Created("pictures", ("a",), kept)]
 
 
 def test_one_record_without_its_envelope_is_read():
@@ -223,9 +232,10 @@ def test_an_event_of_nothing_is_dropped():
 @pytest.mark.parametrize(
     "message",
     [
-        "", "  ", "hello", "5", "null", '"text"', "NaN", "{", "[" * 100_000, '{"a": 1}', b"\xff\xfe", b"\x00",
+        "", "  ", 'a "prompt": 5', "\ud800", "hello", '[{"Event": []}]',
+        json.dumps([{"Event": [{"Event": [s3_record()]}]}]), json.dumps(EVENTBRIDGE | {"source": "my.app"}),
+        "5", "null", '"text"', "NaN", "{", "[" * 100_000, '{"a": 1}', b"\xff\xfe", b"\x00",
         '{"Records": [{"s3": {"prompt": 5', '{"Type": "Notification"}', '{"Message": "hello"}', '{"Records": 5}',
-        '{"source": "my.app", "detail-type": "Object Created", "detail": {}}',
         '{"source": "aws.s3", "detail-type": "Object Created", "detail": {"bucket": {}}}',
         '{"source": "aws.s3", "detail-type": 5}', '{"EventName": "s3:ObjectCreated:Put", "Key": 5}',
         '{"EventName": "s3:ObjectCreated:Put", "Key": "bucket"}',
