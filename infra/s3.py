@@ -14,14 +14,12 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
-import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NotConnected
-from botocore.parsers import ResponseParserError
 
 from infra.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
 from infra.s3_config import READ_TIMEOUT, config_for, is_on_aws, new_session, region_of
-from infra.s3_errors import code_of, status_of, translated
+from infra.s3_errors import FOREIGN, code_of, status_of, translated
 from infra.store import Info, InvalidKey, Stored
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from aiobotocore.session import AioSession
 
 NONCE = "dreamdrop-nonce"  # metadata name
-FOREIGN = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
 
 
 class S3Store:

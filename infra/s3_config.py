@@ -37,13 +37,19 @@ def region_of(session: AioSession) -> str:
 
 
 def is_on_aws(session: AioSession) -> bool:
-    """Whether no endpoint but Amazon's is configured, by the SDK's own rules."""
-    if session.get_config_variable("ignore_configured_endpoint_urls"):
-        return True
-    endpoint = ConfiguredEndpointProvider(
-        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
-    ).provide()
+    """Whether no endpoint for S3 but Amazon's is configured."""
+    endpoint = endpoint_of(session, "s3")
     return endpoint is None or is_aws(endpoint)
+
+
+def endpoint_of(session: AioSession, service: str) -> str | None:
+    """The endpoint that is configured for a service, by the SDK's own rules; None for Amazon's."""
+    if session.get_config_variable("ignore_configured_endpoint_urls"):
+        return None
+    found = ConfiguredEndpointProvider(
+        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name=service
+    ).provide()
+    return None if found is None else str(found)
 
 
 def config_for(session: AioSession, *, tries: int, read_timeout: float) -> AioConfig:

@@ -8,21 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import aiohttp
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from schemas.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_CREDENTIALS = (
+#: Whatever the AWS library raises when a call does not succeed.
+FOREIGN = (boto.ClientError, boto.BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
+CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
     boto.CredentialRetrievalError,
     boto.TokenRetrievalError,
     boto.SSOError,
 )
-_HOW_TO_SIGN_IN = (
+HOW_TO_SIGN_IN = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run on a machine with a role"
 )
 _BY_CODE: Mapping[str, str] = {
@@ -72,8 +76,8 @@ def _shown(endpoint: str) -> str:
 
 
 def _reason(error: Exception, bucket: str, endpoint: str) -> str:
-    if isinstance(error, _CREDENTIALS):
-        return f"no usable AWS credentials: {_HOW_TO_SIGN_IN}"
+    if isinstance(error, CREDENTIALS):
+        return f"no usable AWS credentials: {HOW_TO_SIGN_IN}"
     if isinstance(error, boto.ProfileNotFound):
         return "AWS_PROFILE names a profile that is not in ~/.aws/config: correct it or unset it"
     if isinstance(error, boto.ClientError):

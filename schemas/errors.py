@@ -4,7 +4,7 @@
     ├── Rejected       the manifest can never succeed as written: answer it once, do not retry
     │   └── (every code below; raised by schemas, the model registry and the decoders)
     └── Unavailable    the manifest is fine, the world is not: leave it to a retry
-        └── StoreUnavailable, Unsupported   (raised by the stores)
+        └── StoreUnavailable, QueueUnavailable, Unsupported   (raised by the stores and queues)
 
 A worker has two `except` clauses, one per branch. A `Rejected` carries the facts that the
 `failed` result shows to its author: what, where, and what to do.
@@ -43,6 +43,10 @@ class Unavailable(DreamError):
 
 class StoreUnavailable(Unavailable):
     """The store did not answer in time, or answered that it cannot just now."""
+
+
+class QueueUnavailable(Unavailable):
+    """The queue did not answer in time, or answered that it cannot just now."""
 
 
 class Unsupported(DreamError):

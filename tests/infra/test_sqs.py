@@ -1,0 +1,427 @@
+"""A queue as the worker and the clients use it, on a queue server of its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
+import pytest
+
+from infra.s3_config import new_session
+from infra.sqs import Queue
+from infra.sqs_batches import fitting, is_sendable, size_of
+from infra.sqs_config import where
+from schemas.errors import QueueUnavailable, Rejected, TooLarge, Unsupported
+from tests.conftest import pretend_credentials
+from tests.servers.relay import Relay
+
+pytestmark = pytest.mark.anyio
+
+Make = Callable[..., str]
+
+
+@pytest.fixture
+def make(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """`make(Attribute="value")`: a new queue's URL. Nothing but the URL says where the server is."""
+    pretend_credentials(monkeypatch, moto_url)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    sqs = boto3.client("sqs", endpoint_url=moto_url, region_name="us-east-1")
+
+    def queue(**attributes: str) -> str:
+        return str(sqs.create_queue(QueueName=secrets.token_hex(8), Attributes=attributes)["QueueUrl"])
+
+    return queue
+
+
+@pytest.fixture
+async def queue(make: Make) -> AsyncIterator[Queue]:
+    """An open, empty queue."""
+    async with Queue(make()) as opened:
+        yield opened
+
+
+# The verbs ----------------------------------------------------------------------------------------
+
+
+async def test_what_is_sent_is_received_and_deleted(queue: Queue):
+    """A message keeps its text and attributes; once deleted it does not come again."""
+    body = json.dumps({"prompt": "kätze 🐈"}, ensure_ascii=False)
+    (id,) = await queue.send([body], attributes={"lane": "express"})
+
+    (message,) = await queue.receive(10, wait=1)
+    assert (message.id, message.body, message.receives) == (id, body, 1)
+    assert message.attributes == {"lane": "express"}
+    assert await queue.delete([message]) == []
+    facts = await queue.facts()
+    assert (facts.visible, facts.in_flight) == (0, 0)
+
+
+async def test_more_than_ten_go_in_batches(queue: Queue):
+    """Sending, renewing and deleting take any number; a receive takes ten at most."""
+    ids = await queue.send([f"message {n}" for n in range(25)])
+    assert len(set(ids)) == 25
+
+    found = [message for _ in range(3) for message in await queue.receive(10, wait=0)]
+    assert {message.id for message in found} == set(ids)
+    assert await queue.renew(found, 120) == []
+    assert (await queue.facts()).in_flight == 25
+    assert await queue.delete(found) == []
+    assert (await queue.facts()).in_flight == 0
+
+
+async def test_an_empty_queue_answers_after_the_wait(queue: Queue):
+    """No message is no error."""
+    assert await queue.receive(1, wait=0) == []
+    assert await queue.receive(1, wait=1) == []
+
+
+async def test_nothing_asks_for_nothing(queue: Queue):
+    """Empty lists cost no call."""
+    assert await queue.renew([], 60) == []
+    assert await queue.delete([]) == []
+    assert await queue.send([]) == []
+
+
+async def test_a_message_given_back_is_received_again_at_once(queue: Queue):
+    """Visibility 0 shows it to others; the count of receives goes up."""
+    await queue.send(["work"])
+    (first,) = await queue.receive(1, wait=1)
+    assert await queue.receive(1, wait=0) == []
+    assert await queue.renew([first], 0) == []
+
+    (again,) = await queue.receive(1, wait=1)
+    assert (again.id, again.receives) == (first.id, 2)
+    assert again.receipt != first.receipt
+
+
+async def test_a_receipt_that_is_no_longer_good_is_named(queue: Queue):
+    """Of three messages one was deleted meanwhile: only that one comes back from renewing."""
+    await queue.send(["a", "b", "c"])
+    found = await queue.receive(3, wait=1)
+    await queue.delete(found[:1])
+
+    assert await queue.renew(found, 60) == found[:1]
+    assert await queue.renew([replace(found[1], receipt="made up")], 60) != []
+
+
+async def test_facts_tell_how_the_queue_is_set_up(make: Make):
+    """Seconds, bytes, the dead-letter queue and where it is."""
+    async with Queue(make()) as dead:
+        arn = (await dead.facts()).arn
+    redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "7"})
+    settings = {"VisibilityTimeout": "90", "MessageRetentionPeriod": "3600", "MaximumMessageSize": "2048"}
+    async with Queue(make(RedrivePolicy=redrive, **settings)) as queue:
+        facts = await queue.facts()
+        assert (facts.visibility, facts.retention, facts.max_bytes) == (90, 3600, 2048)
+        assert (facts.dead_letters, facts.max_receives) == (arn, 7)
+        assert (await queue.url_of(arn)).rsplit("/", 1)[-1] == dead.url.rsplit("/", 1)[-1]
+
+
+async def test_a_queue_without_dead_letters_says_so(queue: Queue):
+    """None, not a made-up default."""
+    facts = await queue.facts()
+    assert (facts.dead_letters, facts.max_receives, facts.policy) == (None, None, "")
+
+
+# Sizes --------------------------------------------------------------------------------------------
+
+
+async def test_a_message_over_the_limit_is_refused_before_anything_is_sent(make: Make):
+    """The queue's own limit counts, with attributes; the small message before it stays here, too."""
+    async with Queue(make(MaximumMessageSize="1024")) as queue:
+        with pytest.raises(TooLarge, match=r"message 2 of 2 is 1,025 bytes; the limit is 1,024 bytes"):
+            await queue.send(["small", "x" * 1025])
+        with pytest.raises(TooLarge):
+            await queue.send(["x" * 1020], attributes={"lane": "express"})
+        assert (await queue.facts()).visible == 0
+        assert len(await queue.send(["x" * 1024] * 12)) == 12
+
+
+async def test_a_batch_is_never_over_the_limit(queue: Queue):
+    """Four messages of 400 KB do not fit in one call of 1 MiB."""
+    ids = await queue.send([letter * 400_000 for letter in "abcd"])
+    assert len(set(ids)) == 4
+
+
+async def test_what_a_queue_cannot_carry_is_refused_in_words(queue: Queue):
+    """Control characters would be refused by the queue; they are named before anything is sent."""
+    assert [text for text in ("\x00", "\uffff", "") if is_sendable(text)] == []
+    assert is_sendable('{"prompt": "a\tb\n🐈"}')
+    with pytest.raises(Rejected, match="control character"):
+        await queue.send(["fine", "not \x01 fine"])
+    assert (await queue.facts()).visible == 0
+
+
+def test_neighbours_share_a_call():
+    """Ten at most, and no more bytes than one call takes."""
+    assert list(fitting([1] * 12, 100)) == [list(range(10)), [10, 11]]
+    assert list(fitting([60, 60, 40, 1], 100)) == [[0], [1, 2], [3]]
+    assert size_of("ä", {"k": "v"}) == 2 + len("kvString")
+
+
+# Faults -------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_comes_back_is_asked_again(
+    make: Make, moto_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A long poll is cut in the middle and connections are refused for a while: nobody notices."""
+    url = make()
+    async with Relay(moto_url) as relay:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", relay.url)
+        async with Queue(url) as queue:
+            before = relay.connections
+            # the poll that is cut may swallow the message, as real ones do: it is shown again after 1 s
+            waiting = asyncio.create_task(queue.receive(1, wait=5, visibility=1))
+            await asyncio.sleep(0.2)
+            await relay.shut()
+            sending = asyncio.create_task(queue.send(["hello"]))
+            await asyncio.sleep(0.3)
+            await relay.open()
+
+            assert len(await sending) == 1
+            (message,) = await waiting
+            assert message.body == "hello"
+            assert relay.connections > before
+
+
+async def test_a_server_that_stays_away_is_told_in_words(make: Make):
+    """After the patience: what failed, why, and which variable to look at; never a password."""
+    far = Queue("http://user:hunter2@127.0.0.1:9/000/away", patience=0.2)
+    with pytest.raises(QueueUnavailable, match=r"cannot be reached: check AWS_ENDPOINT_URL_SQS") as caught:
+        await far.open()
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_sending_says_how_many_are_left(make: Make):
+    """The third of three calls fails: twenty were sent, five were not."""
+    calls: list[str] = []
+
+    def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if verb != "SendMessageBatch":
+            return 200, {"Attributes": {}}
+        calls.append(verb)
+        done = [{"Id": e["Id"], "MessageId": "m", "MD5OfMessageBody": ""} for e in request["Entries"]]
+        return (200, {"Successful": done}) if len(calls) < 3 else (500, {"__type": "InternalError"})
+
+    with scripted(answer) as url:
+        async with Queue(url, patience=0.1) as queue:
+            with pytest.raises(QueueUnavailable, match=r"answered 500.*\(5 of 25 not sent\)"):
+                await queue.send(["hello"] * 25)
+
+
+async def test_a_queue_that_does_not_exist_is_refused_at_once(make: Make):
+    """The message says what to correct, and how to make a queue."""
+    with pytest.raises(Unsupported, match=r"there is no queue .*gone.*DREAMDROP_QUEUE.*setup queue"):
+        await Queue(make() + "-gone").open()
+
+
+@pytest.mark.parametrize("url", ["", "dreamdrop", "s3://bucket/queue", "https://sqs.eu-west-1.amazonaws.com"])
+def test_what_names_no_queue_is_refused(url: str):
+    """The message shows what a queue's URL looks like."""
+    with pytest.raises(Unsupported, match="give an SQS queue's URL"):
+        Queue(url)
+
+
+async def test_a_long_poll_can_be_cancelled(queue: Queue):
+    """A worker that stops does not wait for the end of its poll."""
+    waiting = asyncio.create_task(queue.receive(1, wait=20))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (await queue.facts()).visible == 0
+
+
+@contextmanager
+def scripted(answer: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]) -> Iterator[str]:
+    """A queue server that answers as told: (verb, request) to (status, answer). Yields a queue's URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            verb = self.headers["X-Amz-Target"].rpartition(".")[2]
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, document = answer(verb, request)
+            body = json.dumps(document).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/x-amz-json-1.0")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/000000000000/q"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def failing(entry: dict[str, Any], code: str, *, fault: bool) -> dict[str, Any]:
+    return {"Id": entry["Id"], "Code": code, "SenderFault": fault}
+
+
+async def test_only_the_entries_that_failed_are_sent_again(make: Make):
+    """The queue drops every second entry once: each message is taken exactly once, ids in order."""
+    taken: list[str] = []
+    seen: set[str] = set()
+
+    def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if verb != "SendMessageBatch":
+            return 200, {"Attributes": {}}
+        done, failed = [], []
+        for entry in request["Entries"]:
+            body = entry["MessageBody"]
+            if body not in seen and int(body) % 2:
+                seen.add(body)
+                failed.append(failing(entry, "InternalError", fault=False))
+            else:
+                taken.append(body)
+                done.append({"Id": entry["Id"], "MessageId": f"id-{body}", "MD5OfMessageBody": ""})
+        return 200, {"Successful": done, "Failed": failed}
+
+    with scripted(answer) as url:
+        async with Queue(url, rng=random.Random(1)) as queue:
+            assert await queue.send([str(n) for n in range(12)]) == [f"id-{n}" for n in range(12)]
+    assert sorted(taken, key=int) == [str(n) for n in range(12)]
+
+
+async def test_deleting_tells_refused_from_overloaded(make: Make):
+    """An expired receipt is not tried again, an overloaded queue is; what stays is named."""
+    tries: dict[str, int] = {}
+
+    def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if verb == "ReceiveMessage":
+            names = ("good", "expired", "slow", "stuck")
+            return 200, {"Messages": [{"MessageId": n, "ReceiptHandle": n, "Body": n} for n in names]}
+        failed = []
+        for entry in request.get("Entries", ()):
+            name = entry["ReceiptHandle"]
+            tries[name] = tries.get(name, 0) + 1
+            if name == "expired":
+                failed.append(failing(entry, "ReceiptHandleIsInvalid", fault=True))
+            elif name == "stuck" or (name == "slow" and tries[name] < 3):
+                failed.append(failing(entry, "ServiceUnavailable", fault=False))
+        return 200, {"Failed": failed} if verb == "DeleteMessageBatch" else {"Attributes": {}}
+
+    with scripted(answer) as url:
+        async with Queue(url, rng=random.Random(2)) as queue:
+            messages = await queue.receive(10, wait=0)
+            assert [m.id for m in await queue.delete(messages)] == ["expired", "stuck"]
+    assert (tries["good"], tries["expired"], tries["slow"]) == (1, 1, 3)
+
+
+async def test_renewing_tells_expired_from_overloaded(make: Make):
+    """An expired message is named; one that the queue could not serve is an error, for it is still ours."""
+
+    def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if verb == "ReceiveMessage":
+            return 200, {
+                "Messages": [{"MessageId": n, "ReceiptHandle": n, "Body": n} for n in ("old", "stuck")]
+            }
+        failed = []
+        for entry in request.get("Entries", ()):
+            old = entry["ReceiptHandle"] == "old"
+            code = "InvalidParameterValue" if old else "InternalError"
+            failed.append(failing(entry, code, fault=old))
+        return 200, {"Failed": failed} if verb == "ChangeMessageVisibilityBatch" else {"Attributes": {}}
+
+    with scripted(answer) as url:
+        async with Queue(url, rng=random.Random(3)) as queue:
+            old, stuck = await queue.receive(10, wait=0)
+            assert await queue.renew([old], 60) == [old]
+            with pytest.raises(QueueUnavailable, match="did not renew 1 of 2 messages"):
+                await queue.renew([old, stuck], 60)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+async def test_a_queue_that_is_overloaded_is_asked_again(make: Make, status: int):
+    """Three refusals in a row, then the answer."""
+    calls: list[str] = []
+
+    def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        calls.append(verb)
+        bad = len(calls) <= 3
+        return (
+            (status, {"__type": "com.amazonaws.sqs#RequestThrottled"}) if bad else (200, {"Attributes": {}})
+        )
+
+    with scripted(answer) as url:
+        async with Queue(url, rng=random.Random(4)):
+            pass
+    assert len(calls) == 4
+
+
+async def test_a_client_that_may_only_send_can_send(make: Make):
+    """Looking at the queue is denied: that is no reason not to open it, nor not to send."""
+
+    def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if verb != "SendMessageBatch":
+            return 403, {"__type": "com.amazonaws.sqs#AccessDeniedException", "message": "secret policy"}
+        done = [{"Id": e["Id"], "MessageId": "m", "MD5OfMessageBody": ""} for e in request["Entries"]]
+        return 200, {"Successful": done}
+
+    with scripted(answer) as url:
+        async with Queue(url) as queue:
+            assert await queue.send(["hello"]) == ["m"]
+            with pytest.raises(
+                Unsupported, match=r"access denied: give this identity sqs:ReceiveMessage"
+            ) as caught:
+                await queue.receive(1)
+    assert "secret" not in str(caught.value)
+
+
+async def test_refused_keys_are_not_tried_again(make: Make):
+    """Whoever has wrong keys hears it at once, in words."""
+    calls: list[str] = []
+
+    def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        calls.append(verb)
+        return 403, {"__type": "com.amazonaws.sqs#InvalidClientTokenId"}
+
+    with scripted(answer) as url, pytest.raises(QueueUnavailable, match="keys are refused"):
+        await Queue(url).open()
+    assert len(calls) == 1
+
+
+# Where a queue is ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://sqs.eu-west-1.amazonaws.com/1/q", ("eu-west-1", None)),
+        ("https://sqs-fips.us-gov-west-1.amazonaws.com/1/q", ("us-gov-west-1", None)),
+        ("https://eu-central-1.queue.amazonaws.com/1/q", ("eu-central-1", None)),
+        ("https://queue.amazonaws.com/1/q", ("us-east-1", None)),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/1/q", ("cn-north-1", None)),
+        ("http://127.0.0.1:4566/0/q", ("us-west-2", "http://127.0.0.1:4566")),
+        ("http://[::1]:4566/0/q", ("us-west-2", "http://[::1]:4566")),
+        ("https://u:p@queues.example/0/q", ("us-west-2", "https://queues.example")),
+        (
+            "https://vpce-1-2.sqs.eu-west-1.vpce.amazonaws.com/1/q",
+            ("eu-west-1", "https://vpce-1-2.sqs.eu-west-1.vpce.amazonaws.com"),
+        ),
+    ],
+)
+def test_a_queues_address_tells_where_to_ask(
+    make: Make, monkeypatch: pytest.MonkeyPatch, url: str, expected: Any
+):
+    """Amazon's addresses tell the region; any other address is the endpoint itself."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
+    assert where(url, new_session()) == expected
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere:1")
+    assert where(url, new_session())[1] is None, "what is configured counts for more than the address"
