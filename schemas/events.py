@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from schemas.completion import TYPE_PREFIX
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img
 from schemas.object_events import Created, Ignored, Unknown, read_eventbridge, read_record, read_short, shown
 
@@ -54,7 +55,18 @@ Item = Created | Direct | Reference | Ignored | Unknown
 _FIELDS = frozenset(name for body in (Text2Img, Img2Img, Inpainting) for name in body.model_fields)
 _ANYBODYS = frozenset({"id", "image", "width", "height", "model", "task", "output", "metadata", "strict"})
 _TELLING = _FIELDS - _ANYBODYS - {"expires_at"}
-_MARKS = ("Records", "records", "Message", "TopicArn", "detail-type", "EventName", "Event", "s3", "Sns")
+_MARKS = (
+    "Records",
+    "records",
+    "EventName",
+    "Event",
+    "s3",
+    "Message",
+    "TopicArn",
+    "Sns",
+    "detail-type",
+    "specversion",
+)
 _PROMPT = re.compile(r'"prompt"\s*:')
 _MARK_IN_TEXT = re.compile(rf'"(?:{"|".join(map(re.escape, _MARKS))})"\s*:')
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,23}")
@@ -154,6 +166,10 @@ def _envelope(value: dict[str, Any], wrappings: int) -> Iterator[Item]:
             yield Ignored("test_event", shown(value.get("Bucket")))
         case {"Type": str(kind)} if kind in _CONFIRMATIONS:
             yield Ignored("confirmation", shown(value.get("TopicArn")))
+        case {"specversion": _, "type": str(kind)} if kind.startswith(TYPE_PREFIX):
+            yield Ignored(
+                "announcement", shown(value.get("subject"))
+            )  # our own, by a topic that feeds the queue
         case {"Message": str(text)}:
             yield from _read(text, wrappings + 1)
         case {"detail-type": _}:

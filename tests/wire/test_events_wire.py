@@ -63,6 +63,8 @@ MEANINGS: dict[str, list[object]] = {
     "ceph-rgw-2.2": [created("F7E6D75DC742D108")],
     "ceph-rgw-synced": [created("F7E6D75DC742D108")],
     "ceph-rgw-expired": [Ignored("removed", "ObjectLifecycle:Expiration:Current")],
+    "announcement": [Ignored("announcement", "cats/a")],
+    "sns-announcement": [Ignored("announcement", "cats/a")],
     "manifest": [Direct(MANIFEST + b"\n")],
     "manifest-misspelt": [Direct(b'{"promt": "a red circle", "stepps": 5}\n')],
     "manifest-field-twice": [Direct(b'{"prompt": "a cat", "prompt": "a dog", "cfg_scale": NaN}\n')],
