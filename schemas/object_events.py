@@ -114,6 +114,8 @@ def readings(key: str, *, encoded: bool) -> tuple[str, ...]:
         encoded: whether this kind of event should have its keys encoded as a form. A text that no
             encoder writes (a blank, a letter beyond ASCII, a lone "%") is read as it is all the same.
     """
+    if len(key) > 3 * MAX_KEY_BYTES:  # with every byte encoded it would be shorter
+        return ()
     as_form, as_path = _decoded(unquote_plus, key), _decoded(unquote, key)
     by_likelihood = (
         (as_form, key, as_path) if encoded and _ENCODED.fullmatch(key) else (key, as_form, as_path)

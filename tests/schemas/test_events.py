@@ -177,6 +177,11 @@ def test_an_encoded_key_is_read_as_a_form_first(key: str, read: list[str]):
     assert key in found
 
 
+def test_the_longest_key_that_s3_allows_is_read_when_every_byte_is_encoded():
+    """1,024 bytes of UTF-8 are 3,072 signs."""
+    assert keys({"Records": [s3_record("%C3%A9" * 512)]}) == ("é" * 512,)
+
+
 def test_a_key_that_is_not_encoded_is_read_as_it_is_first():
     """EventBridge, Ceph and MinIO's short form say it plainly; the form's reading comes second."""
     assert keys(EVENTBRIDGE)[:2] == ("a+b%2F", "a b/")
