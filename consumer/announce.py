@@ -77,6 +77,7 @@ class Announcer:
         *,
         source: str = "dreamdrop",
         session: str = "",
+        when_told: Callable[[str], None] = lambda _id: None,
         patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> None:
         """
@@ -85,6 +86,8 @@ class Announcer:
                 `ValueError` for one that cannot be read.
             clock: monotonic seconds.
             source: names this deployment in every event: a URI reference, such as the bucket's URL.
+            when_told: called once for each id that may be forgotten from now on, so that nobody has to
+                wait for a sweep to find out. It must not raise.
             session: this worker's. What another worker ended is left to it for a while; "": nothing is.
         """
         self._read = read
@@ -92,6 +95,7 @@ class Announcer:
         self._rng = rng
         self._source = source
         self._session = session
+        self._when_told = when_told
         self._outboxes = [
             Outbox(target, self._event_of, self._over, clock, rng, patience) for target in targets
         ]
@@ -232,3 +236,4 @@ class Announcer:
         self._at_hand.pop(id, None)
         self._others.pop(id, None)
         self._told.keep(id, _Told(event))
+        self._when_told(id)

@@ -15,30 +15,25 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import aiohttp
-from aiobotocore.config import AioConfig
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
 
 from consumer.addresses import Hosts
 from consumer.outbox import Undelivered
 from consumer.webhook import Secrets, Webhook
-from infra.s3_config import CONNECT_TIMEOUT, new_session, region_of
-from infra.s3_errors import code_of, status_of
-from schemas.errors import Unsupported
+from infra.s3_config import new_session
+from infra.s3_errors import FOREIGN, code_of, status_of
+from infra.sqs import Queue
+from infra.sqs_config import config
+from schemas.errors import DreamError, Unsupported
 
 if TYPE_CHECKING:
     from consumer.outbox import Target
     from schemas.completion import Completion
 
-_READ_TIMEOUT = 8.0  # seconds of silence; the whole try has ten
-_FOREIGN = (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
 _AWS_QUEUE = re.compile(
-    r"https://(?P<host>(?:[a-z0-9-]+\.)*(?:sqs(?:-fips)?\.(?P<region>[a-z0-9-]+)|(?P<old>[a-z0-9-]+)\.queue)"
-    r"\.(?:vpce\.)?(?:amazonaws\.com(?:\.cn)?|api\.aws))/\d{12}/[A-Za-z0-9_-]{1,80}(?:\.fifo)?"
+    r"https://(?:[a-z0-9-]+\.)*(?:sqs(?:-fips)?\.[a-z0-9-]+|[a-z0-9-]+\.queue|queue)"
+    r"\.(?:vpce\.)?(?:amazonaws\.com(?:\.cn)?|api\.aws)/\d{12}/[A-Za-z0-9_-]{1,80}(?:\.fifo)?"
 )
 _LIKE_A_QUEUE = re.compile(r"/\d{12}/[A-Za-z0-9_-]+(?:\.fifo)?$")
 _TOPIC = re.compile(r"arn:aws[a-z-]*:sns:(?P<region>[a-z0-9-]+):\d{12}:[A-Za-z0-9_-]{1,256}(?:\.fifo)?")
@@ -62,17 +57,15 @@ def targets(words: Sequence[str], *, secrets: str, hosts: str, now: Callable[[],
 
 def _target(word: str, secrets: Secrets, hosts: Hosts, now: Callable[[], float]) -> Target:
     if topic := _TOPIC.fullmatch(word):
-        return MessageTarget("sns", word, region=topic["region"])
-    if queue := _AWS_QUEUE.fullmatch(word):
-        host, region = queue["host"], queue["region"] or queue["old"]
-        usual = queue["old"] or host.startswith(f"sqs.{region}.amazonaws.")  # the SDK's own choice then
-        return MessageTarget("sqs", word, region=region, endpoint="" if usual else f"https://{host}")
+        return TopicTarget(word, topic["region"])
+    if _AWS_QUEUE.fullmatch(word):
+        return QueueTarget(word)
     if word.startswith(("sqs+http://", "sqs+https://")):
         url = word.removeprefix("sqs+")
         parts = urlsplit(url)
         if not parts.hostname or not parts.path.strip("/") or parts.username or parts.query:
             raise Unsupported("a queue to announce to is written sqs+http://host:port/account/name")
-        return MessageTarget("sqs", url, endpoint=f"{parts.scheme}://{parts.netloc}")
+        return QueueTarget(url)
     if word.startswith("arn:"):
         raise Unsupported(
             f"{word[:100]!r} is not the ARN of an SNS topic; a queue is named by its URL, not its ARN"
@@ -92,61 +85,69 @@ def _target(word: str, secrets: Secrets, hosts: Hosts, now: Callable[[], float])
     )
 
 
-class MessageTarget:
-    """One queue or topic; belongs to the event loop that first uses it."""
+class QueueTarget:
+    """An SQS queue."""
 
-    def __init__(
-        self, service: Literal["sqs", "sns"], address: str, *, region: str = "", endpoint: str = ""
-    ) -> None:
-        self.name = f"{service} {address.rpartition('/')[2]}"
-        self._service = service
-        self._address = address
+    def __init__(self, url: str) -> None:
+        if url.endswith(".fifo"):
+            raise Unsupported(
+                f"the queue {url.rpartition('/')[2]} keeps an order, which announcements do not have; "
+                "announce to a standard queue"
+            )
+        self.name = f"sqs {url.rpartition('/')[2]}"
+        self._queue = Queue(url, patience=0.0)  # the outbox tries again
+
+    async def deliver(self, event: Completion) -> None:
+        """Send it once. Raises `Undelivered`."""
+        try:
+            await self._queue.send([event.to_json().decode()], attributes=_facts(event))
+        except DreamError as error:  # in words that may be logged
+            raise Undelivered(str(error)) from error
+
+    async def close(self) -> None:
+        await self._queue.close()
+
+
+class TopicTarget:
+    """An SNS topic; belongs to the event loop that first uses it."""
+
+    def __init__(self, arn: str, region: str) -> None:
+        self.name = f"sns {arn.rpartition(':')[2]}"
+        self._arn = arn
         self._region = region
-        self._endpoint = endpoint
         self._exits = AsyncExitStack()
         self._lock = asyncio.Lock()
         self._client: Any = None
 
     async def deliver(self, event: Completion) -> None:
-        """Send it once. Raises `Undelivered`."""
-        facts = {"type": event.type, "status": event.data.status, "task": event.data.task or "none"}
+        """Publish it once. Raises `Undelivered`."""
         fields: dict[str, Any] = {
-            "MessageAttributes": {k: {"DataType": "String", "StringValue": v} for k, v in facts.items()}
+            "MessageAttributes": {
+                name: {"DataType": "String", "StringValue": value} for name, value in _facts(event).items()
+            }
         }
-        if self._address.endswith(".fifo"):  # no order is promised, but repeats can be told
+        if self._arn.endswith(".fifo"):  # no order is promised, but repeats are told by the id
             fields |= {"MessageGroupId": event.id, "MessageDeduplicationId": event.id}
-        text = event.to_json().decode()
         try:
-            client = await self._opened()
-            if self._service == "sqs":
-                await client.send_message(QueueUrl=self._address, MessageBody=text, **fields)
-            else:
-                await client.publish(TopicArn=self._address, Message=text, **fields)
-        except _FOREIGN as error:
-            reason = f"{status_of(error)} {code_of(error)}" if status_of(error) else type(error).__name__
-            raise Undelivered(f"{self._service} answered {reason}") from error
+            client = await self._connected()
+            await client.publish(TopicArn=self._arn, Message=event.to_json().decode(), **fields)
+        except FOREIGN as error:
+            status = status_of(error)
+            reason = f"answered {status} {code_of(error)}" if status else f"failed: {type(error).__name__}"
+            raise Undelivered(f"{self.name} {reason}") from error
 
     async def close(self) -> None:
         self._client = None
         await self._exits.aclose()
 
-    async def _opened(self) -> Any:
+    async def _connected(self) -> Any:
         async with self._lock:
             if self._client is None:
-                session = new_session()
-                config = AioConfig(
-                    connect_timeout=CONNECT_TIMEOUT,
-                    read_timeout=_READ_TIMEOUT,
-                    retries={"mode": "standard", "total_max_attempts": 1},  # the outbox tries again
-                    max_pool_connections=16,
-                    tcp_keepalive=True,
-                )
-                self._client = await self._exits.enter_async_context(
-                    session.create_client(
-                        self._service,
-                        region_name=self._region or region_of(session),
-                        endpoint_url=self._endpoint or None,
-                        config=config,
-                    )
-                )
+                made: Any = new_session().create_client("sns", region_name=self._region, config=config())
+                self._client = await self._exits.enter_async_context(made)
             return self._client
+
+
+def _facts(event: Completion) -> dict[str, str]:
+    """What a subscription can filter by."""
+    return {"type": event.type, "status": event.data.status, "task": event.data.task or "none"}

@@ -133,6 +133,24 @@ async def test_an_ended_request_is_announced_and_then_forgotten(desk: Desk):
     assert [event.subject for event in box.got] == ["a"]
 
 
+async def test_the_worker_hears_at_once_that_it_may_forget(desk: Desk):
+    """Once for each request, when it is true; no sweep has to find it out."""
+    heard: list[tuple[str, bool]] = []
+
+    def hear(id: str) -> None:
+        heard.append((id, announcer.may_forget(id)))
+
+    desk.end("a", "b")
+    announcer = Announcer(
+        [Mailbox(), Mailbox("other")], desk.read, desk.clock, random.Random(1), patience=FAST, when_told=hear
+    )
+    async with running(announcer):
+        assert not announcer.may_forget("a")
+        assert not announcer.may_forget("b")
+        await until(lambda: announcer.owed == 0)
+    assert sorted(heard) == [("a", True), ("b", True)]
+
+
 async def test_without_targets_nothing_is_kept(desk: Desk):
     """Who announces nothing may forget at once."""
     assert desk.announcer().may_forget("a")

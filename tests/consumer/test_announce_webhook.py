@@ -8,9 +8,13 @@ import hashlib
 import hmac
 import logging
 import random
+import shutil
 import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from email.utils import formatdate
+from pathlib import Path
 from threading import Event, current_thread
 from typing import Any
 
@@ -336,6 +340,46 @@ async def test_a_name_that_does_not_exist_is_a_trouble_to_try_again():
     with pytest.raises(Undelivered, match="no connection"):
         await hook.deliver(event())
     await hook.close()
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """A server's context with a certificate that nobody vouches for."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += [
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1,DNS:localhost",
+    ]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+async def test_a_server_that_nobody_vouches_for_hears_nothing(tmp_path: Path):
+    """An event goes only to who the address names, not to who answers there."""
+    async with receiving(self_signed(tmp_path)) as receiver:
+        hook = webhook(receiver)
+        with pytest.raises(Undelivered, match="Certificate"):
+            await hook.deliver(event())
+        await hook.close()
+    assert receiver.received == []
 
 
 async def test_a_proxy_in_the_environment_is_not_used(

@@ -13,6 +13,7 @@ from aiohttp import web
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from ssl import SSLContext
 
 KINDS = {
     "hang": "no answer at all",
@@ -75,7 +76,7 @@ async def _drip(request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def receiving() -> AsyncIterator[Receiver]:
+async def receiving(tls: SSLContext | None = None) -> AsyncIterator[Receiver]:
     """A receiver on loopback, on a port of its own."""
     receiver = Receiver()
     app = web.Application()
@@ -83,9 +84,9 @@ async def receiving() -> AsyncIterator[Receiver]:
     runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         receiver.port = runner.addresses[0][1]
-        receiver.url = f"http://127.0.0.1:{receiver.port}"
+        receiver.url = f"{'https' if tls else 'http'}://127.0.0.1:{receiver.port}"
         yield receiver
     finally:
         await runner.cleanup()
