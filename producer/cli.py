@@ -24,7 +24,7 @@ app = typer.Typer(
     name="dreamdrop",
     help="Drop a request, collect a picture.",
     epilog="Exit codes: 0 done; 1 a request did not succeed; 2 wrong as written, nothing was sent; "
-    "3 the store cannot be used; 4 not over in the given time.",
+    "3 the store or queue cannot be used; 4 not over in the given time.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts hold brackets, and plain help is twice as fast

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from infra.place import open_store
-from producer import catalogue, collect, lookup
+from producer import catalogue, collect, lookup, sending
 from producer.errors import Conflict, StillWorking, UnknownRequest
 from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
 from producer.waiting import Waiting
@@ -58,6 +58,7 @@ class AsyncClient:
         self._limits = limits
         self._opening: asyncio.Lock | None = None
         self._waiting: Waiting | None = None
+        self._queues = sending.Queues()
         self._closed = False
 
     async def open(self) -> None:
@@ -67,6 +68,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Let connections go; whoever still waits is told."""
         self._closed = True
+        await self._queues.close()
         if self._waiting is not None:
             await self._waiting.close()
             self._waiting = None
@@ -99,6 +101,32 @@ class AsyncClient:
     ) -> Ticket:
         """Drop many requests at once: JSON Lines, as bytes or a file's path. Raises as `submit` does."""
         return await self._drop(batch_parcel(rows, id=id, express=express, limits=self._limits))
+
+    async def send(
+        self, requests: Request | Iterable[Request], *, queue: str, id: str | None = None
+    ) -> list[Ticket]:
+        """Send one request or many to an SQS queue, each as a message of its own.
+
+        All are checked before one is sent. A request that no message carries is dropped into the store first.
+        The tickets' ids are in the messages, so `wait` works at once; `status`, when a worker has one.
+
+        Args:
+            requests: as `submit` takes them.
+            queue: its URL.
+            id: of a single request; else each one's own, or a fresh one.
+
+        Raises:
+            Rejected: one can never succeed; nothing was sent.
+            Conflict: an id stands for another request that is being drawn or over.
+            QueueUnavailable: the message says how many were not sent.
+        """
+        return await self._send(sending.parcels(requests, id=id, limits=self._limits), queue)
+
+    async def send_batch(
+        self, rows: bytes | str | os.PathLike[str], *, queue: str, id: str | None = None
+    ) -> Ticket:
+        """Drop many requests at once, as `submit_batch` does, and announce them by a message."""
+        return (await self._send([batch_parcel(rows, id=id, express=False, limits=self._limits)], queue))[0]
 
     async def status(self, request: Ticket | str) -> lookup.State:
         """How far a request is. Raises `UnknownRequest`."""
@@ -207,6 +235,15 @@ class AsyncClient:
     def _waiter(self) -> Waiting:
         assert self._waiting is not None, "opened by every verb"
         return self._waiting
+
+    async def _send(self, parcels: list[Parcel], queue: str) -> list[Ticket]:
+        await self._open()
+        return await sending.send(
+            parcels,
+            await self._queues.get(queue),
+            drop=self._drop,
+            is_there=lambda parcel: self._is_there(parcel.ticket),
+        )
 
     async def _drop(self, parcel: Parcel) -> Ticket:
         store, ticket = await self._open(), parcel.ticket

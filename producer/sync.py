@@ -71,6 +71,18 @@ class Client:
         """See `AsyncClient.submit_batch`."""
         return self._call(self._core.submit_batch(rows, id=id, express=express))
 
+    def send(
+        self, requests: Request | Iterable[Request], *, queue: str, id: str | None = None
+    ) -> list[Ticket]:
+        """See `AsyncClient.send`."""
+        return self._call(self._core.send(requests, queue=queue, id=id))
+
+    def send_batch(
+        self, rows: bytes | str | os.PathLike[str], *, queue: str, id: str | None = None
+    ) -> Ticket:
+        """See `AsyncClient.send_batch`."""
+        return self._call(self._core.send_batch(rows, queue=queue, id=id))
+
     def status(self, request: Ticket | str) -> State:
         """See `AsyncClient.status`."""
         return self._call(self._core.status(request))

@@ -3,7 +3,7 @@
 0  everything asked for was done
 1  a request ended without success, or a stored picture is damaged
 2  the command or a request is wrong as written; nothing was sent
-3  the store cannot be reached or used
+3  the store or the queue cannot be reached or used
 4  not over when the given time was
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from schemas.errors import DreamError, Rejected, StoreUnavailable, Unsupported
+from schemas.errors import DreamError, Rejected, StoreUnavailable, Unavailable, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -35,6 +35,14 @@ StoreUrl = Annotated[
         envvar="DREAMDROP_STORE",
         help="A directory, s3://bucket or s3://bucket/prefix (credentials as AWS tools know them).",
         show_default=True,
+    ),
+]
+QueueUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--queue",
+        envvar="DREAMDROP_QUEUE",
+        help="URL of an SQS queue; of two, the first is the express lane.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
@@ -62,7 +70,7 @@ def spoken(*, as_json: bool) -> Iterator[None]:
 
 def code_of(error: DreamError) -> int:
     """The exit code that fits an error."""
-    if isinstance(error, (StoreUnavailable, Unsupported)):
+    if isinstance(error, (Unavailable, Unsupported)):
         return NO_STORE
     if isinstance(error, TimeoutError):
         return TOO_LATE

@@ -12,6 +12,7 @@ from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,
     AsJson,
+    QueueUrl,
     StoreUrl,
     Timeout,
     code_of,
@@ -38,6 +39,7 @@ def submit(
         ),
     ],
     store: StoreUrl = DEFAULT_STORE,
+    queue: QueueUrl = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until all are over, with a progress bar.")
     ] = False,
@@ -52,12 +54,18 @@ def submit(
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit files of requests. Everything is checked first; one fault, and nothing is sent."""
+    """Submit files of requests. Everything is checked first; one fault, and nothing is sent.
+
+    With --queue each request is a message; what no message carries is dropped into the store and referred to.
+    """
     from producer.intake import gather
 
     with spoken(as_json=as_json):
         items = gather(files, id=id)
-    errand = Errand(store, items, wait or out is not None, out, express, concurrency, timeout, as_json)
+    lane = queue[0 if express else -1] if queue else None
+    errand = Errand(
+        store, items, wait or out is not None, out, express, concurrency, timeout, as_json, queue=lane
+    )
     raise typer.Exit(run(errand.go(), as_json=as_json))
 
 
@@ -74,6 +82,7 @@ class Errand:
     timeout: float | None  # seconds
     as_json: bool
     flat: bool = False  # save beside each other, not in a folder for each request
+    queue: str | None = None  # send there, not into the store
 
     async def go(self) -> int:
         """Do it all. Returns the exit code."""
@@ -87,11 +96,25 @@ class Errand:
             return await self._collect(client, tickets)
 
     async def _send(self, client: AsyncClient) -> list[Ticket]:
+        if self.queue is not None:
+            return await self._send_to(self.queue, client)
+
         async def send(item: Item) -> Ticket:
             drop = client.submit_batch if item.batch else client.submit
             return await drop(item.body, id=item.id, express=self.express)
 
         return await self._each(send, self.items)
+
+    async def _send_to(self, queue: str, client: AsyncClient) -> list[Ticket]:
+        single = [item for item in self.items if not item.batch]
+        id = single[0].id if single else None
+        sent = iter(await client.send([item.body for item in single], queue=queue, id=id))
+
+        async def send(item: Item) -> Ticket:
+            return await client.send_batch(item.body, queue=queue, id=item.id)
+
+        batches = iter(await self._each(send, [item for item in self.items if item.batch]))
+        return [next(batches if item.batch else sent) for item in self.items]
 
     def _tell_ids(self, tickets: list[Ticket]) -> None:
         if self.as_json:

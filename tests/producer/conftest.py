@@ -17,6 +17,8 @@ from PIL import Image
 from producer import AsyncClient, cli
 from schemas.layout import fingerprint, image_key, request_id, result_key
 from schemas.result import Failure, Frozen, ImageResult, Result
+from tests.cloud import Cloud
+from tests.conftest import pretend_credentials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -80,6 +82,17 @@ async def draw(store: Store, key: str, **fields: Any) -> Result:
     await store.create(result_key(id), result.to_json())
     await store.delete(key)
     return result
+
+
+@pytest.fixture
+def cloud(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """A bucket and queues on a server of its own, which the AWS variables point to."""
+    pretend_credentials(monkeypatch, moto_url)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    cloud = Cloud(moto_url)
+    for name, value in cloud.environment().items():
+        monkeypatch.setenv(name, value)
+    return cloud
 
 
 @pytest.fixture

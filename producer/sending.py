@@ -1,0 +1,124 @@
+"""Requests by queue: the manifest itself is the message, or a note of where in the store it lies.
+
+A message carries its id inside the manifest, so that the sender can ask for the result before
+anybody has received it. What a queue cannot carry (too big, a batch, an id that is a path) is
+dropped into the store first; the message then only refers to it: a *claim check*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from producer.requests import Parcel, Request, Ticket, parcel
+from schemas.errors import Rejected
+from schemas.events import reference
+from schemas.layout import CHOSEN_ID, is_batch
+from schemas.strictjson import load_object
+
+if TYPE_CHECKING:
+    from infra.sqs import Queue
+    from schemas.limits import Limits
+
+AT_ONCE = 16  # objects dropped at the same time
+Post = Callable[[Parcel], Awaitable[Any]]
+
+
+class Queues:
+    """The queues that a client has sent to; each is opened once."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Queue] = {}
+        self._lock = asyncio.Lock()
+        self._exits = AsyncExitStack()
+
+    async def get(self, url: str) -> Queue:
+        """The open queue at a URL. Raises `QueueUnavailable`, `Unsupported`."""
+        async with self._lock:
+            if url not in self._open:
+                from infra.sqs import Queue  # a client without queues need not load it
+
+                self._open[url] = await self._exits.enter_async_context(Queue(url))
+            return self._open[url]
+
+    async def close(self) -> None:
+        self._open.clear()
+        await self._exits.aclose()
+
+
+def parcels(requests: Request | Iterable[Request], *, id: str | None, limits: Limits) -> list[Parcel]:
+    """Check one request or many, each with an id of its own.
+
+    Raises:
+        Rejected: one can never succeed; of several, the message says which.
+        Conflict: it carries one id and is sent under another.
+    """
+    one = isinstance(requests, (Mapping, BaseModel, bytes, str, os.PathLike))
+    many: list[Request] = [requests] if one else list(requests)  # type: ignore[list-item, arg-type]
+    if id is not None and len(many) != 1:
+        raise Rejected("invalid_manifest", f"the id names one request, and these are {len(many)}", field="id")
+    made = []
+    for number, request in enumerate(many):
+        try:
+            made.append(_named(parcel(request, id=id, express=False, limits=limits), limits))
+        except Rejected as fault:
+            if one or len(many) == 1:
+                raise
+            raise Rejected(
+                fault.code, f"request {number + 1} of {len(many)}: {fault.message}", field=fault.field
+            ) from fault
+    return made
+
+
+async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there: Post) -> list[Ticket]:
+    """Send checked requests, in as few calls as they fit in.
+
+    Args:
+        drop: puts a parcel into the store, before a message refers to it.
+        is_there: whether this very request is being drawn or over; raises `Conflict` for another one.
+
+    Raises:
+        QueueUnavailable: it says how many messages were not sent; sending all again is harmless where
+            the requests name their ids.
+    """
+    limit = await queue.max_bytes()
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def message(parcel: Parcel) -> str | None:
+        async with gate:
+            if parcel.chosen and await is_there(parcel):
+                return None
+            text = None if is_batch(parcel.ticket.key) else _carried(parcel, limit)
+            if text is None:
+                await drop(parcel)
+            return text or reference(parcel.ticket.key)
+
+    texts = await asyncio.gather(*map(message, parcels))
+    await queue.send([text for text in texts if text is not None])
+    return [parcel.ticket for parcel in parcels]
+
+
+def _carried(parcel: Parcel, limit: int) -> str | None:
+    """A request as a message; None when it must travel by claim check."""
+    from infra.sqs_batches import is_sendable, size_of
+
+    if len(parcel.body) > limit or not CHOSEN_ID.fullmatch(parcel.ticket.id):
+        return None
+    text = parcel.body.decode()
+    return text if is_sendable(text) and size_of(text) <= limit else None
+
+
+def _named(made: Parcel, limits: Limits) -> Parcel:
+    """Write the id into the manifest, where it has none and may have one."""
+    document = load_object(made.body)
+    if document.get("id") is not None or not CHOSEN_ID.fullmatch(made.ticket.id):
+        return made
+    body = json.dumps({**document, "id": made.ticket.id}, ensure_ascii=False).encode()
+    again = parcel(body, id=None, express=False, limits=limits)
+    return Parcel(again.ticket, body, made.chosen)
