@@ -355,6 +355,18 @@ async def test_a_drain_waits_for_no_second_chance(desk: Desk):
         assert [announcer.may_forget(e.subject) for e in box.got] == [True]
 
 
+async def test_a_worker_that_goes_on_after_a_drain_delivers_the_rest(desk: Desk):
+    """What the drain could not deliver has its turn again."""
+    box = Mailbox(always=Undelivered("500"))
+    desk.end("a")
+    async with running(desk.announcer(box, patience=Patience(first=0.01, longest=0.01))) as announcer:
+        announcer.may_forget("a")
+        await announcer.drain(10.0)
+        assert announcer.owed == 1
+        box.always = None
+        await until(lambda: announcer.may_forget("a"))
+
+
 async def test_a_drain_is_bounded(desk: Desk):
     """A target that hangs does not keep a worker from stopping; its event stays owed."""
     desk.end("a")

@@ -6,12 +6,15 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import json
 import logging
 import random
+import re
 import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from email.utils import formatdate
 from pathlib import Path
@@ -98,6 +101,37 @@ def test_the_signature_is_the_specifications():
     content = b"msg_1.1614265330.{}"
     expected = base64.b64encode(hmac.new(b"k" * 24, content, hashlib.sha256).digest()).decode()
     assert secrets.signature("msg_1", 1614265330, b"{}") == f"v1,{expected}"
+
+
+def in_the_docs(language: str) -> list[str]:
+    """The examples of one language that docs/completion.md shows."""
+    page = (Path(__file__).parents[2] / "docs" / "completion.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+async def test_the_documented_receiver_believes_us_and_nobody_else(receiver: Receiver):
+    """The example that people will copy tells a genuine event from a changed, a forged and an old one."""
+    told: dict[str, Any] = {}
+    exec(in_the_docs("python")[0], told)
+    is_genuine = told["is_genuine"]
+    for secrets, now in ((" ".join(SECRETS), time.time), (SECRETS[0], lambda: time.time() - 600)):
+        hosts = Hosts(f"127.0.0.1:{receiver.port}")
+        hook = Webhook(receiver.url, Secrets(secrets), hosts, now=now)
+        await hook.deliver(event())
+        await hook.close()
+    fresh, old = receiver.received
+    assert all(is_genuine(fresh.headers, fresh.body, secret) for secret in SECRETS)
+    assert not is_genuine(fresh.headers, fresh.body + b" ", SECRETS[0])
+    assert not is_genuine(fresh.headers, fresh.body, "whsec_" + base64.b64encode(bytes(24)).decode())
+    assert not is_genuine(dict(fresh.headers) | {"webhook-id": "other"}, fresh.body, SECRETS[0])
+    assert not is_genuine(old.headers, old.body, SECRETS[0])
+
+
+def test_the_documented_event_is_one():
+    """It has every field that an event has, and no other."""
+    shown = json.loads(in_the_docs("json")[0])
+    made = Completion.model_validate(shown)
+    assert json.loads(made.to_json()) == shown
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
