@@ -14,6 +14,7 @@ HEAVY = ("torch", "diffusers", "accelerate", "transformers")
 PARENT = (
     *("cli", "worker", "serve", "intake", "dispatch", "delivery", "job"),
     *("batches", "gallery", "inputs", "picture", "renderer", "tasks"),
+    *("announce", "outbox", "targets", "webhook", "addresses"),
 )
 
 

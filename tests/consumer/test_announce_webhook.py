@@ -326,6 +326,16 @@ def test_a_name_that_leads_inside_is_not_followed(address: str):
         hosts.check_address(url, address)
 
 
+def test_a_name_of_this_machine_that_leads_elsewhere_is_not_spoken_to_in_the_clear():
+    """Plain http is for loopback, whatever a hosts file makes of its name."""
+    hosts = Hosts("localhost:8080")
+    url = hosts.checked("http://localhost:8080/x")
+    hosts.check_address(url, "127.0.0.1")
+    for address in ("10.0.0.5", "93.184.215.14"):
+        with pytest.raises(OSError, match="not this machine"):
+            hosts.check_address(url, address)
+
+
 async def test_a_listed_name_without_its_port_does_not_open_this_machine():
     """The real resolver says that localhost is 127.0.0.1; nothing is connected to."""
     secrets, hosts = Secrets(SECRETS[0]), Hosts("localhost")
