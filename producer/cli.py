@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from producer.commands import look, replay, submit
+from producer.commands import look, replay, setup, submit
 from producer.commands.session import WRONG, say
 
 GROUP = "dreamdrop.commands"
@@ -37,6 +37,7 @@ app.command()(look.fetch)
 app.command()(look.cancel)
 app.command()(look.models)
 app.command()(replay.replay)
+app.add_typer(setup.app, name="setup")
 
 
 def _print_version(asked: bool) -> None:

@@ -22,6 +22,7 @@ from producer.lookup import read_progress, workers_alive
 from schemas.errors import Unavailable
 
 if TYPE_CHECKING:
+    from infra.wiring_check import Finding
     from producer.catalogue import Overview
     from producer.client import AsyncClient
     from producer.lookup import State
@@ -35,6 +36,7 @@ COLOURS = {
     "canceled": "magenta",
     "expired": "magenta",
 }
+_SIGNAL = {"pass": "green", "warn": "yellow", "fail": "red"}
 HINT_AFTER = 3.0  # seconds without a worker before it is said
 LOOK, LOOK_S3 = 0.5, 2.0  # seconds between two looks at the progress of single requests
 FEW = 8  # requests whose steps are shown
@@ -164,6 +166,15 @@ def summary(results: Iterable[Result], names: Mapping[str, str]) -> None:
         people.print(table)
         if len(bad) > 50:
             people.print(f"and {len(bad) - 50} more")
+
+
+def findings(rows: Iterable[Finding]) -> Table:
+    """A table of what was looked at; what to do stands below what is wrong."""
+    table = Table("", "check", "found", box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        text = escape(row.found) + (f"\n[bold]→[/] {escape(row.fix)}" if row.fix else "")
+        table.add_row(f"[{_SIGNAL[row.status]}]{row.status}[/]", escape(row.check), text)
+    return table
 
 
 def states(rows: Iterable[State]) -> Table:

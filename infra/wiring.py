@@ -1,0 +1,150 @@
+"""How a bucket's notifications reach a worker: the documents that wire them.
+
+Two queues and one notification: S3 announces each new object under `requests/` to a queue, which its
+policy must allow; what was received too often goes to a second queue, for dead letters.
+Nothing here talks to anybody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.layout import BATCH, REQUESTS, SINGLE
+
+VISIBILITY = 60  # seconds; workers renew every 20
+RECEIVES = 10  # until a message is a dead letter; a worker's own attempts end long before
+LEAST_RECEIVES = 5  # fewer, and a slow or scaled-in fleet makes dead letters of healthy requests
+LONG_POLL = 20  # seconds
+RETENTION = 7 * 86_400  # seconds
+DEAD_RETENTION = 14 * 86_400  # seconds; the longest there is: its clock goes on from the first queue's
+MAX_BYTES = 1 << 20  # of a message
+SID = "DreamdropBucketNotifications"  # of our statement in the queue's policy
+IDS = {SINGLE: "dreamdrop-json", BATCH: "dreamdrop-jsonl"}  # of our notifications, by suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What is to be wired: a store's bucket, and a queue's name."""
+
+    bucket: str
+    prefix: str  # of the store inside the bucket; "" or with its slash
+    queue: str
+    account: str
+    region: str
+    partition: str = "aws"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.queue}-dead"
+
+    def arn(self, queue: str) -> str:
+        return f"arn:{self.partition}:sqs:{self.region}:{self.account}:{queue}"
+
+    def attributes(self) -> dict[str, str]:
+        """Of the queue."""
+        return {
+            "VisibilityTimeout": str(VISIBILITY),
+            "ReceiveMessageWaitTimeSeconds": str(LONG_POLL),
+            "MessageRetentionPeriod": str(RETENTION),
+            "MaximumMessageSize": str(MAX_BYTES),
+            "RedrivePolicy": _json(
+                {"deadLetterTargetArn": self.arn(self.dead), "maxReceiveCount": str(RECEIVES)}
+            ),
+            "Policy": _json({"Version": "2012-10-17", "Statement": [self.statement()]}),
+        }
+
+    def dead_attributes(self) -> dict[str, str]:
+        """Of the queue for dead letters."""
+        return {
+            "VisibilityTimeout": str(VISIBILITY),
+            "ReceiveMessageWaitTimeSeconds": str(LONG_POLL),
+            "MessageRetentionPeriod": str(DEAD_RETENTION),
+            "MaximumMessageSize": str(MAX_BYTES),
+        }
+
+    def statement(self) -> dict[str, Any]:
+        """The part of the queue's policy that lets this bucket, and nobody else's, send events."""
+        return {
+            "Sid": SID,
+            "Effect": "Allow",
+            "Principal": {"Service": "s3.amazonaws.com"},
+            "Action": "sqs:SendMessage",
+            "Resource": self.arn(self.queue),
+            "Condition": {
+                "ArnEquals": {"aws:SourceArn": bucket_arn(self.bucket, self.partition)},
+                "StringEquals": {"aws:SourceAccount": self.account},
+            },
+        }
+
+    def notifications(self) -> list[dict[str, Any]]:
+        """One for each suffix: a filter takes only one."""
+        return [
+            {
+                "Id": id,
+                "QueueArn": self.arn(self.queue),
+                "Events": ["s3:ObjectCreated:*"],
+                "Filter": {
+                    "Key": {
+                        "FilterRules": [
+                            {"Name": "prefix", "Value": self.prefix + REQUESTS},
+                            {"Name": "suffix", "Value": suffix},
+                        ]
+                    }
+                },
+            }
+            for suffix, id in IDS.items()
+        ]
+
+
+def changes(has: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """What must change in a queue that exists: numbers only grow, others' settings and statements stay."""
+    new = {}
+    for name, value in wanted.items():
+        if name == "Policy":
+            policy = json.loads(has.get(name) or "{}")
+            ours = json.loads(value)
+            theirs = [s for s in listed(policy.get("Statement")) if s.get("Sid") != SID]
+            value = _json({**ours, **policy, "Statement": [*theirs, *ours["Statement"]]})
+        elif name == "RedrivePolicy":
+            redrive = json.loads(has.get(name) or "{}")
+            value = _json({**json.loads(value), **redrive}) if redrive else value
+            if int(redrive.get("maxReceiveCount", RECEIVES)) < LEAST_RECEIVES:
+                value = _json({**redrive, "maxReceiveCount": str(RECEIVES)})
+        elif int(has.get(name, 0)) >= int(value):
+            continue
+        if _differ(has.get(name, ""), value):
+            new[name] = value
+    return new
+
+
+def listed(value: Any) -> list[Any]:
+    """What a policy writes as one thing or as a list of them."""
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def bucket_arn(bucket: str, partition: str) -> str:
+    """How policies call a bucket."""
+    return f"arn:{partition}:s3:::{bucket}"
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _differ(one: str, other: str) -> bool:
+    """Two attributes; JSON in another spelling is the same, and numbers may be written as texts."""
+    try:
+        return bool(_plain(json.loads(one)) != _plain(json.loads(other)))
+    except json.JSONDecodeError:
+        return one != other
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return str(value)

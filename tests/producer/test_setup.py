@@ -1,0 +1,111 @@
+"""`dreamdrop setup queue` on an account of its own: print, make, check."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from tests.cloud import Cloud, wait_for
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def setup(dreamdrop: Cli, cloud: Cloud) -> Cli:
+    """Run `dreamdrop setup queue` on the account's bucket."""
+
+    def run(*options: str, store: str = "") -> subprocess.CompletedProcess[str]:
+        where = ["--store", store or cloud.store, "--name", cloud.bucket]
+        return dreamdrop("setup", "queue", *where, *options, **cloud.environment())
+
+    return run
+
+
+def test_what_was_made_passes_its_own_check_and_announces_files(setup: Cli, cloud: Cloud):
+    """After --apply a dropped request is in the queue, a result is not; a second --apply changes nothing."""
+    done = setup("--apply", "--json")
+    assert done.returncode == 0, done.stderr
+    queue = json.loads(done.stdout)["queue"]
+
+    for key in ("requests/a b.json", "requests/c.jsonl", "requests/notes.txt", "results/a/result.json"):
+        cloud.s3.put_object(Bucket=cloud.bucket, Key=key, Body=b"{}")
+    bodies = wait_for(lambda: [b for b in cloud.take(queue) if "Records" in b], "no event came")
+    assert len(bodies) == 2
+
+    check = setup("--check", "--json")
+    told = json.loads(check.stdout)
+    assert (check.returncode, told["ok"], told["queue"]) == (0, True, queue)
+    assert {c["status"] for c in told["checks"]} == {"pass"}
+    assert json.loads(setup("--apply", "--json").stdout)["changed"] == []
+
+
+def test_what_others_set_up_stays(setup: Cli, cloud: Cloud):
+    """A notification of somebody else's is still there afterwards."""
+    other = cloud.queue()
+    theirs = {"Id": "theirs", "QueueArn": cloud.arn(other), "Events": ["s3:ObjectRemoved:*"]}
+    cloud.s3.put_bucket_notification_configuration(
+        Bucket=cloud.bucket, NotificationConfiguration={"QueueConfigurations": [theirs]}
+    )
+    assert setup("--apply").returncode == 0
+    found = cloud.s3.get_bucket_notification_configuration(Bucket=cloud.bucket)["QueueConfigurations"]
+    assert [entry["Id"] for entry in found] == ["theirs", "dreamdrop-json", "dreamdrop-jsonl"]
+
+
+def test_what_is_missing_is_named_with_what_to_do(setup: Cli, cloud: Cloud):
+    """A bare queue fails three checks, and each says how to mend it."""
+    queue = cloud.queue()
+    done = setup("--check", "--queue", queue, "--json")
+    failed = {c["check"]: c["fix"] for c in json.loads(done.stdout)["checks"] if c["status"] == "fail"}
+    assert done.returncode == 1
+    assert failed.keys() == {"queue policy", "notifications", "dead letters"}
+    assert all("setup queue" in fix for fix in failed.values())
+    assert "there is no dead-letter queue" in setup("--check", "--queue", queue).stdout
+
+    missing = setup("--check")
+    assert missing.returncode == 3
+    assert "there is no queue" in missing.stderr
+
+
+def test_a_dead_letter_queue_that_is_gone_is_noticed(setup: Cli, cloud: Cloud):
+    """The redrive policy names it, and messages would vanish there."""
+    queue, dead = cloud.pair()
+    cloud.sqs.delete_queue(QueueUrl=dead)
+    checks = json.loads(setup("--check", "--queue", queue, "--json").stdout)["checks"]
+    assert [c["found"] for c in checks if c["check"] == "dead letters"] == [
+        f"there is no queue {dead.rpartition('/')[2]}"
+    ]
+
+
+def test_what_is_printed_can_be_run(setup: Cli, cloud: Cloud):
+    """Without an account nothing is asked: the commands hold valid JSON, and the JSON form the same."""
+    done = setup("--account", "123456789012", store=f"{cloud.store}/studio")
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("aws ")]
+    assert [command[2] for command in commands] == [
+        "create-queue",
+        "create-queue",
+        "put-bucket-notification-configuration",
+    ]
+    notifications = json.loads(commands[2][-1])
+    told = json.loads(setup("--account", "123456789012", "--json", store=f"{cloud.store}/studio").stdout)
+    assert notifications["QueueConfigurations"] == told["notifications"]["QueueConfigurations"]
+    assert json.loads(commands[1][-1]) == told["queue"]["attributes"]
+    assert "studio/requests/" in commands[2][-1]
+
+
+@pytest.mark.parametrize("store", ["./folder", "memory://"])
+def test_only_a_bucket_has_notifications(setup: Cli, store: str):
+    """A directory needs no queue; the sentence says what to give."""
+    done = setup(store=store)
+    assert done.returncode == 3
+    assert "give --store s3://bucket" in done.stderr
+
+
+def test_a_bucket_that_is_not_there_is_told(setup: Cli, cloud: Cloud):
+    """The error is one line."""
+    done = setup("--apply", store="s3://no-such-bucket-here")
+    assert done.returncode == 3
+    assert "there is no bucket 'no-such-bucket-here'" in done.stderr
