@@ -22,7 +22,7 @@ class NullRenderer:
     """Draws one task after the other.
 
     Settings (under `null`): `seconds_per_step`; `crash_on`, `hang_on`, `fail_on`: texts; a prompt that
-    holds one has that effect.
+    holds one has that effect; `diary`: a file that gets a line for each image drawn to its end.
     """
 
     def __init__(self, null: dict[str, Any], out: BinaryIO) -> None:
@@ -75,6 +75,9 @@ class NullRenderer:
         if self._is_told("fail_on", task):
             self.say(Undrawable(task.request, task.index, "render_error", "told to fail", False))
             return
+        if "diary" in self._null:
+            with open(self._null["diary"], "a") as diary:
+                diary.write(f"{task.request} {task.index}\n")
         seen = f"{task.seed} {task.prompt}".encode()
         colour = hashlib.sha256(seen).digest()[:3]
         picture = RawPicture(task.width, task.height, 3, colour * (task.width * task.height))

@@ -89,7 +89,10 @@ class S3Front:
         self.requests.append((request.method, path))
         if bucket not in self.buckets:
             return _error(404, "NoSuchBucket")
-        body = await request.read()
+        try:
+            body = await request.read()
+        except ConnectionError:  # it broke off: nothing is done
+            return _cut(request)
         fault = self._fault(request.method, key)
         match fault.kind if fault else "":
             case "slow_down":
