@@ -138,18 +138,18 @@ class World:
             body = (await self.store.get(info.key)).body
             id = layout.request_id(info.key)
             if body == b"refused":
-                refusal = partial(self.ended, body=body, status="failed", claims=claims)
+                refusal = partial(self.ended, body=body, status="failed", session=claims.session)
                 await claims.answer(info, layout.fingerprint(body), id=id, result=refusal)
                 continue
             held = await claims.take(info, body, id=id, plan={})
             if held is not None:
-                await claims.commit(held, self.ended(id, body, "succeeded", claims))
+                await claims.commit(held, self.ended(id, body, "succeeded", claims.session))
         for held in await claims.sweep():
             body = held.claim.frozen.body()
-            await claims.commit(held, self.ended(held.claim.id, body, "succeeded", claims))
+            await claims.commit(held, self.ended(held.claim.id, body, "succeeded", claims.session))
 
-    def ended(self, id: str, body: bytes, status: str, claims: Claims) -> Result:
-        facts = {"id": id, "status": status, "worker": claims.session, "finished_at": "2026-01-31T12:00:00Z"}
+    def ended(self, id: str, body: bytes, status: str, session: str = "") -> Result:
+        facts = {"id": id, "status": status, "worker": session, "finished_at": "2026-01-31T12:00:00Z"}
         return Result.model_validate(
             facts | {"fingerprint": layout.fingerprint(body), "request": Frozen.of(body)}
         )
@@ -167,8 +167,10 @@ async def test_no_request_is_forgotten_before_its_end_was_heard(seed: int):
     ids = [f"r{number}" for number in range(REQUESTS)]
     for id in ids:
         body = b"refused" if id in ("r3", "r4") else f'{{"prompt": "{id}"}}'.encode()
-        with contextlib.suppress(StoreUnavailable):
-            await MemoryStore.create(world.store, layout.request_key(id), body)
+        await MemoryStore.create(world.store, layout.request_key(id), body)
+        if id == "r5":  # its client thought better of it
+            canceled = world.ended(id, body, "canceled").to_json()
+            await MemoryStore.create(world.store, layout.result_key(id), canceled)
     for _ in range(8):
         lives = [asyncio.create_task(world.live()) for _ in range(2)]
         for _ in range(world.rng.randrange(200)):
