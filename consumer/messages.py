@@ -8,19 +8,22 @@ to the dead-letter queue, and the log says why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from consumer.intake import Taken
 from infra.doorbell import BATCH, Doorbell
+from infra.store import InvalidKey
 from schemas import layout
 from schemas.errors import Rejected, StoreUnavailable, Unavailable
 from schemas.events import Created, Direct, Ignored, Reference, Unknown, decode
 
 if TYPE_CHECKING:
-    from consumer.intake import Intake, Taken
+    from consumer.intake import Intake
     from infra.claims import Claims, Held
     from infra.sqs import Message
     from infra.store import Info, Store
@@ -30,8 +33,10 @@ log = logging.getLogger(__name__)
 
 LONG = 20.0  # seconds that a receive waits for a message
 _TICK = 0.2  # seconds between two looks at what has ended
+_LOOKS = 3  # at a request that is not ours, a second apart; for it may be given back, or its worker dead
+_PENDING = 2.0  # seconds that a receive under way is given when the worker stops
 _SETTLES = 3.0  # seconds after which a broken object is judged again
-_NOT_OURS = 15.0  # seconds, times the receives so far, until a message nobody understands is shown again
+_NOT_OURS = 5.0  # seconds, times the receives so far, until a message nobody understands is shown again
 
 
 @dataclass(eq=False)
@@ -41,14 +46,16 @@ class Asked:
     message: Message
     bell: Doorbell
     requests: list[Taken] = field(default_factory=list)
+    looks: int = 0  # at what has become of them
+    again: float = 0.0  # when to look next, by our clock
 
 
 class Left(Exception):
     """This message is not for us to answer now: show it again later."""
 
-    def __init__(self, why: str, seconds: float | None = None) -> None:
+    def __init__(self, why: str, seconds: float) -> None:
         super().__init__(why)
-        self.seconds = seconds  # None: as long as another worker may need
+        self.seconds = seconds
 
 
 class Messages:
@@ -65,6 +72,7 @@ class Messages:
         room: Callable[[], int],
         ahead: int,
         stop: asyncio.Event,
+        clock: Callable[[], float],
     ) -> None:
         """
         Args:
@@ -74,6 +82,8 @@ class Messages:
             room: how many more images to take on.
             ahead: images that the worker holds when it is full.
         """
+        self.doubt = asyncio.Event()  # a request that we have a message for is nobody's, perhaps: sweep soon
+        self.heard = 0  # messages received
         self.dropped: Counter[str] = Counter()  # messages and records that asked for nothing, by reason
         self._bells = bells
         self._store = store
@@ -83,6 +93,7 @@ class Messages:
         self._room = room
         self._ahead = ahead
         self._stop = stop
+        self._clock = clock
         self._home = _bucket_of(store.url)
         self._dry = [True for _ in bells]  # whether its last receive found nothing
         self._asked = [0 for _ in bells]  # messages asked for, or being looked at
@@ -102,9 +113,17 @@ class Messages:
             tasks.create_task(self._settle())
 
     async def close(self) -> None:
-        """Delete what has ended, and give the rest back at once."""
+        """Delete what has ended, and give the rest back at once.
+
+        A receive that is under way gets some of that back, and gives it back again.
+        """
         await self._look()
         await asyncio.gather(*(bell.close() for bell in self._bells))
+        ends = self._clock() + _PENDING
+        while any(self._asked) and self._clock() < ends:
+            await asyncio.sleep(_TICK / 4)
+        facts = {"messages": self.heard, "calls": sum(bell.calls for bell in self._bells)}
+        log.info("queues left", extra={**facts, **{f"dropped_{k}": n for k, n in self.dropped.items()}})
 
     # Hearing ---------------------------------------------------------------------------------
 
@@ -127,20 +146,19 @@ class Messages:
                 self._asked[lane] = 0
 
     async def _receive(self, lane: int, most: int) -> None:
-        """One receive, cut short by `stop`; then judge each message alone."""
+        """One receive; then judge each message alone, or give all back if the worker stops meanwhile.
+
+        Nobody hangs up on a receive in mid-air: what the queue hands to a closed line stays
+        invisible to everybody for as long as to us.
+        """
         bell = self._bells[lane]
-        call = asyncio.ensure_future(bell.receive(most, LONG))
-        stopped = asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait([call, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if not call.done():
-                return
-            found = call.result()
-        finally:
-            call.cancel()
-            stopped.cancel()
+        found = await bell.receive(most, LONG)
         self._dry[lane] = not found
-        await asyncio.gather(*(self._hear(Asked(message, bell)) for message in found))
+        self.heard += len(found)
+        if self._stop.is_set():
+            await bell.give_back(found)
+        else:
+            await asyncio.gather(*(self._hear(Asked(message, bell)) for message in found))
 
     def _share(self, lane: int) -> int:
         """How many messages a lane may ask for now.
@@ -160,23 +178,29 @@ class Messages:
 
     async def _hear(self, asked: Asked) -> None:
         message = asked.message
+        left: Left | None = None
         try:
             for number, item in enumerate(decode(message.body)):
-                taken = await self._judge(item, message, number)
+                try:
+                    taken = await self._judge(item, message, number)
+                except Left as reason:  # the other items are judged all the same
+                    left = reason
+                    continue
                 if taken is not None:
                     asked.requests.append(taken)
                     if taken.held is not None:
                         self._begin(taken.held)
-        except Left as left:
-            if left.seconds is None:
-                await asked.bell.leave_elsewhere(message)
-            else:
-                await asked.bell.leave(message, left.seconds)
         except StoreUnavailable as error:
-            log.warning("a message is left for later", extra={"message": message.id, "why": str(error)})
+            log.warning("a message is left for later", extra={"message_id": message.id, "why": str(error)})
             await asked.bell.leave(message, _SETTLES)
+        except Exception:  # each message alone: what nobody foresaw in one is no other's problem
+            log.exception("a message failed in an unforeseen way", extra={"message_id": message.id})
+            await asked.bell.leave(message, _NOT_OURS)
         else:
-            self._waiting[message.receipt] = asked
+            if left is not None:
+                await asked.bell.leave(message, left.seconds)
+            else:
+                self._waiting[message.receipt] = asked
 
     async def _judge(self, item: Item, message: Message, number: int) -> Taken | None:
         """Take what an item asks for; None when it asks for nothing. Raises `Left`."""
@@ -217,7 +241,7 @@ class Messages:
         for key in requests:  # it is gone: taken, or over, or removed by its owner
             id = layout.request_id(key)
             if await self._claims.is_claimed(id):
-                raise Left("somebody has claimed it")
+                return Taken(id)
             if await self._store.head(layout.result_key(id)) is not None:
                 self._drop("over", message)
                 return None
@@ -227,17 +251,18 @@ class Messages:
     async def _first(self, keys: list[str]) -> Info | None:
         """The object under the first reading of a key that there is."""
         for key in keys:
-            info = await self._store.head(key)
-            if info is not None:
-                return info
+            with contextlib.suppress(InvalidKey):
+                info = await self._store.head(key)
+                if info is not None:
+                    return info
         return None
 
     def _drop(self, reason: str, message: Message) -> None:
         self.dropped[reason] += 1
-        log.info("a message asks for nothing", extra={"message": message.id, "why": reason})
+        log.info("a message asks for nothing", extra={"message_id": message.id, "why": reason})
 
     def _not_ours(self, message: Message, why: str) -> Left:
-        facts = {"message": message.id, "why": why, "receives": message.receives}
+        facts = {"message_id": message.id, "why": why, "receives": message.receives}
         log.warning("a message cannot be used; it is left to the dead-letter queue", extra=facts)
         return Left(why, min(600.0, _NOT_OURS * message.receives))
 
@@ -263,7 +288,12 @@ class Messages:
 
     async def _look(self) -> None:
         """Finish the messages whose requests are all over, leave those that others draw."""
-        ready = [asked for asked in self._waiting.values() if not any(map(self._holds, asked.requests))]
+        now = self._clock()
+        ready = [
+            asked
+            for asked in self._waiting.values()
+            if asked.again <= now and not any(map(self._holds, asked.requests))
+        ]
         for start in range(0, len(ready), BATCH):
             await asyncio.gather(*map(self._close, ready[start : start + BATCH]))
 
@@ -278,8 +308,17 @@ class Messages:
         elif None in ends:
             if any(self._holds(taken) for taken in asked.requests):
                 return  # taken over by us meanwhile
+            if self._stop.is_set():
+                await asked.bell.give_back([asked.message])
+                self._waiting.pop(asked.message.receipt, None)
+                return
+            asked.looks, asked.again = asked.looks + 1, self._clock() + 1.0
+            self.doubt.set()
+            if asked.looks < _LOOKS:
+                return
             await asked.bell.leave_elsewhere(asked.message)
         else:
+            asked.again = self._clock() + 1.0
             return  # it is being announced
         self._waiting.pop(asked.message.receipt, None)
 
@@ -287,6 +326,8 @@ class Messages:
         """The id of the result that ends a request; None while there is none."""
         if taken.held is not None and taken.held.over:
             return taken.held.over
+        if not taken.fingerprint:  # the object was gone when we came
+            return taken.id if await self._store.head(layout.result_key(taken.id)) else None
         return await self._claims.ended(taken.id, taken.fingerprint)
 
     def _holds(self, taken: Taken) -> bool:

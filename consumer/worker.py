@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _TAKING = 8  # requests being claimed at a time
 _PAGE = 64  # request objects whose order is shuffled
+_BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more of them
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
 
 
@@ -108,6 +109,7 @@ class Worker:
                 room=lambda: self.workshop.room if any(r.ready for r in self.renderers) else 0,
                 ahead=settings.ahead * len(renderers),
                 stop=self.stop,
+                clock=clock,
             )
 
     async def run(self) -> None:
@@ -218,7 +220,18 @@ class Worker:
                 self.workshop.drop_lost()
             except StoreUnavailable as error:
                 log.warning("the sweep is put off", extra={"why": str(error)})
-            await asyncio.sleep(self.claims.until_sweep())
+            await self._until_sweep()
+
+    async def _until_sweep(self) -> None:
+        """Wait for the next sweep's time, or for a doubt that it can settle."""
+        seconds = self.claims.until_sweep()
+        if self.messages is None or seconds <= _BETWEEN_SWEEPS:
+            await asyncio.sleep(seconds)
+            return
+        self.messages.doubt.clear()
+        await asyncio.sleep(_BETWEEN_SWEEPS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.messages.doubt.wait(), seconds - _BETWEEN_SWEEPS)
 
     async def _is_done(self) -> bool:
         """Whether nothing is left, for two looks: no request in hand and none in the inbox."""

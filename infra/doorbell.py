@@ -90,7 +90,7 @@ class Doorbell:
         for message in gone:  # shown again, to us or to others; the claim keeps the work single
             self.in_hand.pop(message.receipt, None)
             self._finished.pop(message.receipt, None)
-            log.info("a message's receipt has expired", extra={"message": message.id})
+            log.info("a message's receipt has expired", extra={"message_id": message.id})
 
     async def flush(self, *, at_once: bool = False) -> None:
         """Delete what is finished, when ten are or the first has waited long enough."""
@@ -112,11 +112,13 @@ class Doorbell:
     async def close(self) -> None:
         """Delete what is finished, and give everything else back at once."""
         await self.flush(at_once=True)
-        await self._give_back(self.in_hand.values())
-        self.in_hand.clear()
+        await self.give_back(self.in_hand.values())
 
-    async def _give_back(self, messages: Iterable[Message]) -> None:
+    async def give_back(self, messages: Iterable[Message]) -> None:
+        """Let others see these at once."""
         left = list(messages)
+        for message in left:
+            self.in_hand.pop(message.receipt, None)
         try:
             if left:
                 await self.queue.renew(left, 0)

@@ -35,7 +35,7 @@ def measure(place: Path, table: Table, quick: bool) -> None:
     """Requests a second with few and with many pending, on a directory and on S3."""
     depths = (100, 1000) if quick else (100, 10_000)
     window = 100 if quick else 400  # results that are timed
-    for name, kind in (("a directory", _directory), ("S3 on loopback", _s3)):
+    for name, kind in (("a directory", _directory), ("S3 on loopback", s3_on_loopback)):
         table.head(f"Protocol on {name}", "null renderer, one 64 x 64 image a request, one worker")
         rates = {}
         for depth in depths:
@@ -93,7 +93,7 @@ def _directory(root: Path, pending: int) -> Iterator[tuple[str, Callable[[], int
 
 
 @contextlib.contextmanager
-def _s3(_: Path, pending: int) -> Iterator[tuple[str, Callable[[], int], Callable[[], int]]]:
+def s3_on_loopback(_: Path, pending: int) -> Iterator[tuple[str, Callable[[], int], Callable[[], int]]]:
     front = S3Front()
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a killed worker hangs up in mid-sentence
     tag = hashlib.md5(_BODY, usedforsecurity=False).hexdigest()
