@@ -27,7 +27,7 @@ __all__ = ["Announcer", "Patience", "Target"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-REMEMBERED = 10_000  # announced requests whose event ids are kept in memory
+REMEMBERED = 50_000  # announced requests whose event ids are kept in memory
 OWED = 50_000  # announcements under way; what is beyond stays in the bucket until the next sweep
 _AT_HAND = 256  # events kept for the next target, or the next try
 _READING = 8  # results read at a time
@@ -86,9 +86,9 @@ class Announcer:
                 `ValueError` for one that cannot be read.
             clock: monotonic seconds.
             source: names this deployment in every event: a URI reference, such as the bucket's URL.
+            session: this worker's. What another worker ended is left to it for a while; "": nothing is.
             when_told: called once for each id that may be forgotten from now on, so that nobody has to
                 wait for a sweep to find out. It must not raise.
-            session: this worker's. What another worker ended is left to it for a while; "": nothing is.
         """
         self._read = read
         self._clock = clock

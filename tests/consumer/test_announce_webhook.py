@@ -8,12 +8,14 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 import random
 import re
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from email.utils import formatdate
@@ -424,6 +426,30 @@ async def test_a_server_that_nobody_vouches_for_hears_nothing(tmp_path: Path):
             await hook.deliver(event())
         await hook.close()
     assert receiver.received == []
+
+
+async def test_an_authority_of_ones_own_is_believed(tmp_path: Path):
+    """SSL_CERT_FILE names it, as the docs say; it is read when a process starts."""
+    code = (
+        "import asyncio, sys, time\n"
+        "from consumer.addresses import Hosts\n"
+        "from consumer.webhook import Secrets, Webhook\n"
+        "from schemas.completion import Completion\n"
+        "async def main(url, secret, host, event):\n"
+        "    hook = Webhook(url, Secrets(secret), Hosts(host), now=time.time)\n"
+        "    await hook.deliver(Completion.model_validate_json(event))\n"
+        "    await hook.close()\n"
+        "asyncio.run(main(*sys.argv[1:]))"
+    )
+    async with receiving(self_signed(tmp_path)) as receiver:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", code, receiver.url, SECRETS[0], f"127.0.0.1:{receiver.port}"),
+            event().to_json().decode(),
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "SSL_CERT_FILE": str(tmp_path / "certificate.pem")},
+        )
+        assert await process.wait() == 0
+    assert [got.body for got in receiver.received] == [event().to_json()]
 
 
 async def test_a_proxy_in_the_environment_is_not_used(
