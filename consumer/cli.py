@@ -20,6 +20,13 @@ def worker(
             envvar="DREAMDROP_QUEUE", help="URL of an SQS queue that announces work; the first is express."
         ),
     ] = None,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DREAMDROP_ANNOUNCE",
+            help="Where to tell of ended requests: SQS queue URL, SNS topic ARN, https webhook; repeatable.",
+        ),
+    ] = None,
     model: Annotated[
         str, typer.Option(envvar="DREAMDROP_MODEL", help="Default model; auto: doodle, with CUDA sd21.")
     ] = "auto",
@@ -118,6 +125,7 @@ def worker(
     options = Options(
         store=store,
         queues=tuple(queue or ()),
+        announce=tuple(announce or ()),
         model=model,
         models=tuple(models or ()),
         loras=tuple(loras or ()),

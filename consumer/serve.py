@@ -32,8 +32,12 @@ from schemas.errors import DreamError
 from schemas.limits import Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from consumer.announce import Announcer
     from infra.sqs import Queue
     from infra.store import Store
+    from schemas.result import Result
 
 log = logging.getLogger("dreamdrop.worker")
 
@@ -44,6 +48,7 @@ class Options:
 
     store: str
     queues: tuple[str, ...]
+    announce: tuple[str, ...]
     model: str
     models: tuple[str, ...]
     loras: tuple[str, ...]
@@ -150,9 +155,19 @@ def _worker(
         ahead=2 * options.max_rows,
         once=options.once,
     )
+    announcer = _announcer(options, store.url, session, rng, lambda id: claims.result(id))
+    claims = Claims(
+        store,
+        session=session,
+        clock=time.monotonic,
+        rng=rng,
+        timing=timing,
+        stamp=utc_now,
+        may_forget=announcer.may_forget if announcer else lambda _id: True,
+    )
     return Worker(
         store=store,
-        claims=Claims(store, session=session, clock=time.monotonic, rng=rng, timing=timing, stamp=utc_now),
+        claims=claims,
         renderers=[_renderer_settings(options, device, model) for device in devices],
         cards=cards,
         settings=settings,
@@ -161,7 +176,30 @@ def _worker(
         rng=rng,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
         bells=[Doorbell(queue, time.monotonic, rng) for queue in queues],
+        announcer=announcer,
     )
+
+
+def _announcer(
+    options: Options,
+    source: str,
+    session: str,
+    rng: random.Random,
+    read: Callable[[str], Awaitable[Result | None]],
+) -> Announcer | None:
+    """Who tells of ended requests. Its secrets come by the environment only, never by the command line."""
+    if not options.announce:
+        return None
+    from consumer.announce import Announcer
+    from consumer.targets import targets
+
+    places = targets(
+        options.announce,
+        secrets=os.environ.get("DREAMDROP_WEBHOOK_SECRET", ""),
+        hosts=os.environ.get("DREAMDROP_WEBHOOK_HOSTS", ""),
+        now=time.time,
+    )
+    return Announcer(places, read, time.monotonic, rng, source=source, session=session)
 
 
 def _queues(urls: tuple[str, ...]) -> list[Queue]:

@@ -27,6 +27,7 @@ from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
 
 if TYPE_CHECKING:
+    from consumer.announce import Announcer
     from consumer.cards import Cards
     from consumer.inputs import Inputs
     from consumer.messages import Messages
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _TAKING = 8  # requests being claimed at a time
 _PAGE = 64  # request objects whose order is shuffled
 _BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more of them
+_LAST_WORDS = 5.0  # seconds for announcements that wait when the worker stops
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
 
 
@@ -71,6 +73,7 @@ class Worker:
         rng: random.Random,
         versions: dict[str, str],
         bells: Sequence[Doorbell] = (),
+        announcer: Announcer | None = None,
     ) -> None:
         self.stop = asyncio.Event()  # set it to drain
         self.store = store
@@ -95,6 +98,7 @@ class Worker:
             clock=clock,
         )
         self.renderers = self.workshop.renderers
+        self._announcer = announcer
         self._seen: dict[str, tuple[str, float]] = {}  # with a queue: key to (etag, when first listed)
         self.messages: Messages | None = None
         if bells:
@@ -118,6 +122,8 @@ class Worker:
         loops = [self._guarded(loop) for loop in (self._beats(), self._sweeps(), self._watches())]
         if self.settings.spot:
             loops.append(self._guarded(spot.watch(self.stop)))
+        if self._announcer is not None:
+            loops.append(self._guarded(self._announcer.run()))
         if self.messages is not None:
             loops.append(self._guarded(self.messages.run()))
         try:
@@ -133,6 +139,9 @@ class Worker:
             await self._drain()
             if self.messages is not None:
                 await self.messages.close()
+            if self._announcer is not None:
+                await self._announcer.drain(min(_LAST_WORDS, self.settings.grace))
+                await self._announcer.close()
             for task in [*loops, *self.workshop.tasks]:
                 task.cancel()
             await asyncio.gather(*loops, *self.workshop.tasks, return_exceptions=True)
