@@ -24,6 +24,7 @@ from consumer.inputs import Inputs
 from consumer.intake import utc_now
 from consumer.renderer import RendererSettings
 from consumer.worker import Worker, WorkerSettings
+from infra import telemetry
 from infra.claims import Claims, Timing
 from infra.doorbell import Doorbell
 from infra.place import open_store
@@ -78,7 +79,7 @@ class Options:
 
 def serve(options: Options) -> int:
     """Run a worker to its end; returns the process's exit code."""
-    _log_lines(options.log_level)
+    telemetry.log_lines(options.log_level, "consumer", "infra", "dreamdrop")
     try:
         return asyncio.run(_serve(options))
     except DreamError as error:
@@ -284,29 +285,3 @@ def _heed_signals(worker: Worker) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, heed)
-
-
-class _Line(logging.Formatter):
-    """`12:00:01 info  request ended id=cat status=succeeded`: an event and its facts."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        usual = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
-        facts = " ".join(f"{k}={_plain(v)}" for k, v in record.__dict__.items() if k not in usual)
-        when, level = self.formatTime(record, "%H:%M:%S"), record.levelname.lower()
-        text = f"{when} {level:<7} {_plain(record.getMessage(), 2000)}"
-        line = f"{text} {facts}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-
-
-def _plain(value: object, longest: int = 300) -> str:
-    """One line, printable, short: a log entry cannot be forged by what it quotes."""
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
-    return text if len(text) <= longest else text[: longest - 3] + "..."
-
-
-def _log_lines(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in ("consumer", "infra", "dreamdrop"):
-        logging.getLogger(name).setLevel(level.upper())
