@@ -243,7 +243,7 @@ class Queue:
             QueueName=name,
             QueueOwnerAWSAccountId=account,
         )
-        return str(answer["QueueUrl"])
+        return urlsplit(self.url)._replace(path=urlsplit(str(answer["QueueUrl"])).path).geturl()
 
     async def _attributes(self, *names: str) -> dict[str, str]:
         answer = await self._call("get_queue_attributes", "look at", ANSWER, AttributeNames=list(names))

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from infra.place import open_store
-from producer import catalogue, collect, lookup, sending
-from producer.errors import Conflict, StillWorking, UnknownRequest
+from producer import canceling, catalogue, collect, lookup, retrying, sending
+from producer.errors import Conflict, StillWorking
 from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
 from producer.waiting import Waiting
 from schemas.errors import NotFound
-from schemas.layout import CLAIMS, REQUESTS, fingerprint, is_batch, parse_claim, request_id, result_key
+from schemas.layout import is_batch
 from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS
-from schemas.result import Failure, Frozen, Result
+from schemas.result import Result
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from infra.place import OpenableStore
-    from infra.store import Info, Store
+    from infra.store import Store
 
 TRIES = 5  # an id's request object is taken by a worker between two looks; more often is no accident
 
@@ -197,19 +196,28 @@ class AsyncClient:
 
         Cancelling is winning the race for the result: if a worker was first, its result stands.
         """
-        store, id = await self._open(), _id(request)
-        state = await lookup.state(store, id)
-        if state.over:
-            return state
-        source = await lookup.find_request(store, id)
-        claim = await lookup.read_claim(store, id)
-        body = claim.frozen if claim is not None else await self._frozen(source)
-        won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
-        if source is not None:
-            await store.delete(source.key, etag=source.etag)
-        if won and ((source is not None and is_batch(source.key)) or (claim is not None and claim.batch)):
-            await self._cancel_rows(id)
-        return await lookup.state(store, id)
+        return await canceling.cancel(await self._open(), _id(request), keep=self._limits.max_body_bytes)
+
+    async def retry(self, request: Ticket | str, *, queue: str | None = None) -> retrying.Retry:
+        """Ask again for a request that did not succeed; of a batch, for the rows that did not.
+
+        Results are written once, so it goes under a new id, `<id>-r2` and so on. A retry that is
+        waiting, being drawn or drawn already is not repeated.
+
+        Raises:
+            NothingToRetry: it succeeded, is not over, or its result does not hold all of the request.
+            Rejected: as written it can never succeed.
+        """
+        store = await self._open()
+        again = await retrying.prepare(store, _id(request), self._limits)
+        ticket: Ticket | None = None
+        if queue is not None and not again.there:
+            post = self.send_batch(again.body, queue=queue, id=again.id) if again.batch else None
+            ticket = await post if post else (await self.send(again.body, queue=queue, id=again.id))[0]
+        elif not again.there:
+            drop = self.submit_batch if again.batch else self.submit
+            ticket = await drop(again.body, id=again.id)
+        return retrying.Retry(again.id, again.was, ticket)
 
     async def known(self) -> catalogue.Overview:
         """What is in the store: what waits, what is being drawn, what ended last."""
@@ -275,28 +283,6 @@ class AsyncClient:
             raise Conflict(ticket.id, f"it {result.status}" if result.status != "partial" else "it is over")
         return False
 
-    async def _frozen(self, source: Info | None) -> Frozen:
-        """The request's bytes; nothing of one that nobody can read: a row that is not dropped yet."""
-        if source is not None:
-            with contextlib.suppress(NotFound):
-                return Frozen.of((await self.store.get(source.key)).body, keep=self._limits.max_body_bytes)
-        return Frozen(text="", cut=True)
-
-    async def _cancel_rows(self, batch: str) -> None:
-        rows: set[str] = set()
-        async for info in self.store.list(f"{REQUESTS}{batch}/"):
-            rows.add(request_id(info.key))
-        async for info in self.store.list(f"{CLAIMS}{batch}/"):
-            found = parse_claim(info.key)
-            if found:
-                rows.add(found[0])
-        rows.discard(batch)
-        for row in sorted(rows):
-            try:
-                await self.cancel(row)
-            except UnknownRequest:
-                continue  # it went while we looked
-
 
 def _id(request: Ticket | str) -> str:
     return request if isinstance(request, str) else request.id
@@ -304,15 +290,3 @@ def _id(request: Ticket | str) -> str:
 
 def _content_type(key: str) -> str:
     return "application/jsonl" if is_batch(key) else "application/json"
-
-
-def _canceled(id: str, frozen: Frozen) -> bytes:
-    body = frozen.body()
-    return Result(
-        id=id,
-        status="canceled",
-        failure=Failure(code="canceled", message="canceled on request"),
-        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        fingerprint=fingerprint(body) if not frozen.cut else "",
-        request=frozen,
-    ).to_json()

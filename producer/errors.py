@@ -49,3 +49,11 @@ class Damaged(DreamError):
     def __init__(self, key: str, why: str) -> None:
         super().__init__(f"{key} {why}: somebody changed it after it was written; ask for the picture again")
         self.key = key
+
+
+class NothingToRetry(DreamError):
+    """There is no reason to ask for this again, or no way to."""
+
+    def __init__(self, id: str, why: str) -> None:
+        super().__init__(f"{id} {why}")
+        self.id = id

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from infra.wiring_check import Finding
     from producer.catalogue import Overview
     from producer.client import AsyncClient
+    from producer.dead_letters import DeadLetter
     from producer.lookup import State
     from producer.requests import Ticket
     from schemas.result import Failure, Result
@@ -174,6 +175,19 @@ def findings(rows: Iterable[Finding]) -> Table:
     for row in rows:
         text = escape(row.found) + (f"\n[bold]→[/] {escape(row.fix)}" if row.fix else "")
         table.add_row(f"[{_SIGNAL[row.status]}]{row.status}[/]", escape(row.check), text)
+    return table
+
+
+def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
+    """A table of messages that were received too often."""
+    if not rows:
+        return "there are no dead letters"
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("message", no_wrap=True)
+    for name in ("received", "what", "why"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(row.message.id, str(row.message.receives), escape(row.what), escape(row.why))
     return table
 
 

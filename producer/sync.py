@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from producer.catalogue import ModelName, Overview
     from producer.lookup import State
     from producer.requests import Request, Ticket
+    from producer.retrying import Retry
     from schemas.limits import Limits
     from schemas.result import Result
 
@@ -120,6 +121,10 @@ class Client:
     def cancel(self, request: Ticket | str) -> State:
         """See `AsyncClient.cancel`."""
         return self._call(self._core.cancel(request))
+
+    def retry(self, request: Ticket | str, *, queue: str | None = None) -> Retry:
+        """See `AsyncClient.retry`."""
+        return self._call(self._core.retry(request, queue=queue))
 
     def known(self) -> Overview:
         """See `AsyncClient.known`."""

@@ -35,7 +35,7 @@ Id = Annotated[
 def status(id: AnyId = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """How far a request is, or what the store holds."""
     id = None if id is None else named(id)
-    run(_with(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
+    run(with_client(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
 
 
 def watch(
@@ -47,7 +47,9 @@ def watch(
     """Follow a request until it is over, or the store until Ctrl-C. With --json: a line for each change."""
     id = None if id is None else named(id)
     raise typer.Exit(
-        run(_with(store, as_json, lambda client: _watch(client, id, interval, as_json)), as_json=as_json)
+        run(
+            with_client(store, as_json, lambda client: _watch(client, id, interval, as_json)), as_json=as_json
+        )
     )
 
 
@@ -76,7 +78,7 @@ def fetch(
             say(f"{id} {result.status} and left no images; {why(result.failure)}".rstrip("; "))
         return OK if paths else 1
 
-    raise typer.Exit(run(_with(store, as_json, work), as_json=as_json))
+    raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
 
 
 def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
@@ -98,7 +100,7 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
             say(f"{id} is canceled" if state.status == "canceled" else f"{id} was over first: {state.status}")
         return OK
 
-    raise typer.Exit(run(_with(store, as_json, work), as_json=as_json))
+    raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
 
 
 def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
@@ -117,7 +119,7 @@ def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
         if not any(model.workers for model in found):
             say(f"no worker has announced itself; start one with: dreamdrop worker --store {store}")
 
-    run(_with(store, as_json, work), as_json=as_json)
+    run(with_client(store, as_json, work), as_json=as_json)
 
 
 def named(text: str) -> str:
@@ -130,7 +132,7 @@ def named(text: str) -> str:
     return request_id(REQUESTS + path + ("" if path.lower().endswith((SINGLE, BATCH)) else SINGLE))
 
 
-async def _with(store: str, as_json: bool, work: Any) -> Any:
+async def with_client(store: str, as_json: bool, work: Any) -> Any:
     """Do something with a client of a store that is there."""
     with spoken(as_json=as_json):
         existing(store)

@@ -1,0 +1,178 @@
+"""`dead-letters` and `retry`: look after what did not succeed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from producer.commands.look import Id, named, with_client
+from producer.commands.session import (
+    DEFAULT_STORE,
+    FAILED,
+    OK,
+    AsJson,
+    QueueUrl,
+    StoreUrl,
+    print_json,
+    run,
+    say,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from producer.client import AsyncClient
+    from producer.dead_letters import Box, DeadLetter
+
+dead_letters = typer.Typer(
+    help="Messages that were received too often: look at them, put them back.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+LetterId = Annotated[str, typer.Argument(metavar="ID", help="A message's id, or its beginning.")]
+
+
+def retry(
+    id: Id,
+    store: StoreUrl = DEFAULT_STORE,
+    queue: QueueUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask again for a request that did not succeed, under a new id: results are written once.
+
+    Of a batch only the rows go again that did not succeed.
+    """
+    id = named(id)
+
+    async def work(client: AsyncClient) -> None:
+        again = await client.retry(id, queue=queue[-1] if queue else None)
+        if as_json:
+            print_json({"id": again.id, "of": id, "was": again.was, "submitted": again.ticket is not None})
+            return
+        if again.ticket is None:
+            say(f"{id} was retried already: see {again.id}")
+        else:
+            ended = "ended partly" if again.was == "partial" else again.was
+            say(f"{id} {ended}; its result stays, and it goes again under a new id")
+        typer.echo(again.id)
+
+    run(with_client(store, as_json, work), as_json=as_json)
+
+
+@dead_letters.command("list")
+def list_(queue: QueueUrl = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """What each one is, and why nobody could use it."""
+    found = run(_found(queue, store), as_json=as_json)
+    if as_json:
+        print_json({"messages": [_document(letter) for letter in found]})
+        return
+    from rich.console import Console
+
+    from producer.show import dead_letters
+
+    Console().print(dead_letters(found))
+
+
+@dead_letters.command()
+def show(
+    id: LetterId, queue: QueueUrl = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False
+) -> None:
+    """One of them, with its whole text."""
+
+    async def work() -> DeadLetter:
+        from producer.dead_letters import chosen
+
+        return chosen(await _found(queue, store), id)
+
+    letter = run(work(), as_json=as_json)
+    if as_json:
+        print_json(_document(letter) | {"body": letter.message.body})
+        return
+    times = letter.message.receives
+    say(
+        f"{letter.what}; received {times} time{'s' * (times != 1)}"
+        + (f"; {letter.why}" if letter.why else "")
+    )
+    typer.echo(_pretty(letter.message.body))
+
+
+@dead_letters.command("retry")
+def retry_letters(
+    id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="A message's id, or its beginning.")
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    queue: QueueUrl = None,
+    store: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Put one back into its queue, or all; each is first sent there, then deleted here."""
+    if (id is None) == (not all):
+        raise typer.BadParameter("give a message's id, or --all")
+    back, doubled = run(_put_back(queue, store, id), as_json=as_json)
+    if as_json:
+        print_json({"put_back": [letter.message.id for letter in back], "doubled": doubled})
+    else:
+        for letter in back:
+            note = "; it could not be deleted, so it is there twice" if letter.message.id in doubled else ""
+            say(f"{letter.message.id} is back in its queue{note}")
+        if not back:
+            say("there are no dead letters")
+    raise typer.Exit(FAILED if doubled else OK)
+
+
+async def _found(queues: list[str] | None, store: str) -> list[DeadLetter]:
+    return [letter async for box in _boxes(queues, store) for letter in box.letters]
+
+
+async def _put_back(
+    queues: list[str] | None, store: str, id: str | None
+) -> tuple[list[DeadLetter], list[str]]:
+    """(those that are back, the ids of those that could not be deleted)."""
+    from producer.dead_letters import chosen
+
+    exact = None if id is None else chosen(await _found(queues, store), id).message.id
+    back: list[DeadLetter] = []
+    doubled: list[str] = []
+    async for box in _boxes(queues, store):
+        letters = [letter for letter in box.letters if exact in (None, letter.message.id)]
+        doubled += [letter.message.id for letter in await box.put_back(letters)]
+        back += letters
+    return back, doubled
+
+
+async def _boxes(queues: list[str] | None, store: str) -> AsyncIterator[Box]:
+    """Each queue's dead letters; of queues that share theirs, once."""
+    from producer.dead_letters import look
+
+    if not queues:
+        raise typer.BadParameter("give the workers' queue with --queue or DREAMDROP_QUEUE")
+    bucket = store.removeprefix("s3://").partition("/")[0] if store.startswith("s3://") else ""
+    seen: set[str] = set()
+    for url in queues:
+        async with look(url, bucket) as box:
+            if box.dead.url not in seen:
+                seen.add(box.dead.url)
+                yield box
+
+
+def _document(letter: DeadLetter) -> dict[str, Any]:
+    message = letter.message
+    return {
+        "id": message.id,
+        "receives": message.receives,
+        "what": letter.what,
+        "why": letter.why,
+        "request": letter.request,
+        "bytes": len(message.body.encode()),
+    }
+
+
+def _pretty(text: str) -> str:
+    """JSON laid out, anything else as it is."""
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text

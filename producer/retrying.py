@@ -1,0 +1,132 @@
+"""Asking again for what did not succeed, under a new id: a result is written once, and so stays.
+
+The request comes out of its result, byte for byte, so nothing else has to be kept. Of a batch only
+the rows that did not succeed go again; the lines of the others are left blank, because a row without
+a name is named after its line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from producer import lookup
+from producer.errors import NothingToRetry, UnknownRequest
+from producer.requests import Ticket
+from schemas.batch import split_rows
+from schemas.errors import Rejected
+from schemas.layout import MAX_SEGMENT_BYTES
+from schemas.manifest import parse_manifest
+from schemas.strictjson import load_object
+
+if TYPE_CHECKING:
+    from infra.store import Store
+    from schemas.limits import Limits
+
+AT_ONCE = 16  # rows' results read at the same time
+_AGAIN = re.compile(r"-r(\d{1,4})$")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A request that goes again."""
+
+    id: str  # under which it is answered
+    was: str  # how the first one ended
+    ticket: Ticket | None  # None: somebody has asked for it already, and nothing was submitted
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What to submit."""
+
+    id: str
+    body: bytes
+    batch: bool
+    was: str
+    there: bool = False  # this retry waits, is being drawn or has succeeded: submit nothing
+
+
+async def prepare(store: Store, id: str, limits: Limits) -> Again:
+    """What to submit so that `id` is drawn again. Raises as `AsyncClient.retry` does."""
+    state = await lookup.state(store, id)
+    result = state.result
+    if result is None:
+        raise NothingToRetry(
+            id, f"is not over: it is {state.status}; wait for it, or `dreamdrop cancel {id}` first"
+        )
+    if result.status == "succeeded":
+        raise NothingToRetry(id, "succeeded: submit it under another id to have it drawn once more")
+    if result.request.cut:
+        raise NothingToRetry(
+            id, "cannot be retried: its result keeps only the request's beginning; submit the file again"
+        )
+    body = result.request.body()
+    batch = result.batch is not None or await _is_batch(id, body, limits)
+    if batch:
+        body = await _open_rows(store, id, body, limits)
+    for number in range(_number(id) + 1, 10_000):
+        new = _new_id(id, number)
+        try:
+            there = await lookup.state(store, new)
+        except UnknownRequest:
+            return Again(new, body if batch else _renamed(body, new), batch, result.status)
+        if there.result is None or there.result.status == "succeeded":
+            return Again(new, b"", batch, result.status, there=True)
+    raise NothingToRetry(id, "was retried too often: submit it under another id")
+
+
+def _number(id: str) -> int:
+    found = _AGAIN.search(id)
+    return int(found[1]) if found else 1
+
+
+def _new_id(id: str, number: int) -> str:
+    """`a` to `a-r2`; what only our own ids may hold is replaced."""
+    ending = f"-r{number}"
+    parts = [re.sub(r"^[._~-]+", "", part).replace("~", "-") or "request" for part in id.split("/")]
+    last = _AGAIN.sub("", parts[-1])[: MAX_SEGMENT_BYTES - len(ending)]
+    return "/".join([*parts[:-1], last + ending])
+
+
+def _renamed(body: bytes, id: str) -> bytes:
+    """A manifest that names itself must carry the new name. Raises `Rejected`."""
+    document = load_object(body)
+    if document.get("id") is None:
+        return body
+    return json.dumps({**document, "id": id}, ensure_ascii=False).encode()
+
+
+async def _is_batch(id: str, body: bytes, limits: Limits) -> bool:
+    """Whether a canceled or refused request was a batch: it is no manifest, but its lines are."""
+    try:
+        parse_manifest(body, limits)
+    except Rejected:
+        try:
+            return len(split_rows(id, body, limits)) > 1
+        except Rejected:
+            return False
+    return False
+
+
+async def _open_rows(store: Store, batch: str, body: bytes, limits: Limits) -> bytes:
+    """The batch with only those rows that did not succeed."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def succeeded(id: str) -> bool:
+        async with gate:
+            result = await lookup.read_result(store, id)
+        return result is not None and result.status == "succeeded"
+
+    rows = split_rows(batch, body, limits)
+    done = await asyncio.gather(*(succeeded(row.id) for row in rows))
+    if all(done):
+        raise NothingToRetry(batch, "has no row that did not succeed")
+    lines = body.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for row, over in zip(rows, done, strict=True):
+        if over:
+            lines[row.line - 1] = b""
+    return b"\n".join(lines)
