@@ -156,7 +156,8 @@ def _worker(
         ahead=2 * options.max_rows,
         once=options.once,
     )
-    announcer = _announcer(options, store.url, session, rng, lambda id: claims.result(id))
+    told: asyncio.Queue[str] = asyncio.Queue()
+    announcer = _announcer(options, store.url, session, rng, lambda id: claims.result(id), told.put_nowait)
     claims = Claims(
         store,
         session=session,
@@ -178,6 +179,7 @@ def _worker(
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
         bells=[Doorbell(queue, time.monotonic, rng) for queue in queues],
         announcer=announcer,
+        told=told,
     )
 
 
@@ -187,6 +189,7 @@ def _announcer(
     session: str,
     rng: random.Random,
     read: Callable[[str], Awaitable[Result | None]],
+    when_told: Callable[[str], None],
 ) -> Announcer | None:
     """Who tells of ended requests. Its secrets come by the environment only, never by the command line."""
     if not options.announce:
@@ -200,7 +203,7 @@ def _announcer(
         hosts=os.environ.get("DREAMDROP_WEBHOOK_HOSTS", ""),
         now=time.time,
     )
-    return Announcer(places, read, time.monotonic, rng, source=source, session=session)
+    return Announcer(places, read, time.monotonic, rng, source=source, session=session, when_told=when_told)
 
 
 def _queues(urls: tuple[str, ...]) -> list[Queue]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ from consumer import spot
 from consumer.batches import Batches
 from consumer.delivery import Delivery
 from consumer.intake import Intake
+from consumer.listing import Listing
 from consumer.workshop import Workshop
 from infra.claims import Claims, Timing
 from infra.inbox import IDLE, changes
-from schemas import layout
 from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
 
@@ -33,12 +33,10 @@ if TYPE_CHECKING:
     from consumer.messages import Messages
     from consumer.renderer import RendererSettings
     from infra.doorbell import Doorbell
-    from infra.store import Info, Store
+    from infra.store import Store
 
 log = logging.getLogger(__name__)
 
-_TAKING = 8  # requests being claimed at a time
-_PAGE = 64  # request objects whose order is shuffled
 _BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more of them
 _LAST_WORDS = 5.0  # seconds for announcements that wait when the worker stops
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
@@ -74,17 +72,20 @@ class Worker:
         versions: dict[str, str],
         bells: Sequence[Doorbell] = (),
         announcer: Announcer | None = None,
+        told: asyncio.Queue[str] | None = None,
     ) -> None:
+        """
+        Args:
+            told: the ids of ended requests that the announcer has announced.
+        """
         self.stop = asyncio.Event()  # set it to drain
         self.store = store
         self.claims = claims
         self.settings = settings
         self._cards = cards
         self._clock = clock
-        self._rng = rng
         self._idle_looks = 0
-        self._found = False  # whether the last look found work
-        self._intake = Intake(store, claims, cards, settings.default_model, settings.limits, clock, rng)
+        intake = Intake(store, claims, cards, settings.default_model, settings.limits, clock, rng)
         self.workshop = Workshop(
             store=store,
             claims=claims,
@@ -99,7 +100,11 @@ class Worker:
         )
         self.renderers = self.workshop.renderers
         self._announcer = announcer
-        self._seen: dict[str, tuple[str, float]] = {}  # with a queue: key to (etag, when first listed)
+        self._told = told
+        room = self._room
+        self._listing = Listing(
+            store, intake, self.workshop, room, self.stop, clock, rng, settings.reconcile if bells else None
+        )
         self.messages: Messages | None = None
         if bells:
             from consumer.messages import Messages
@@ -107,14 +112,18 @@ class Worker:
             self.messages = Messages(
                 bells,
                 store=store,
-                intake=self._intake,
+                intake=intake,
                 claims=claims,
                 begin=self.workshop.begin,
-                room=lambda: self.workshop.room if any(r.ready for r in self.renderers) else 0,
+                room=room,
                 ahead=settings.ahead * len(renderers),
                 stop=self.stop,
                 clock=clock,
             )
+
+    def _room(self) -> int:
+        """How many more images to claim now; none before a renderer is ready."""
+        return self.workshop.room if any(renderer.ready for renderer in self.renderers) else 0
 
     async def run(self) -> None:
         """Work until `stop` is set (or, with `once`, until all is done), then drain."""
@@ -123,16 +132,20 @@ class Worker:
         if self.settings.spot:
             loops.append(self._guarded(spot.watch(self.stop)))
         if self._announcer is not None:
-            loops.append(self._guarded(self._announcer.run()))
+            loops += [self._guarded(self._announcer.run()), self._guarded(self._forgets())]
         if self.messages is not None:
             loops.append(self._guarded(self.messages.run()))
         try:
             longest = _SHORTEST if self.settings.once else self.settings.reconcile if self.messages else IDLE
             looks = changes(
-                self.store, self.stop, found_work=lambda: self._found, shortest=_SHORTEST, longest=longest
+                self.store,
+                self.stop,
+                found_work=lambda: self._listing.found,
+                shortest=_SHORTEST,
+                longest=longest,
             )
             async for _ in looks:
-                await self._look()
+                await self._listing.look()
                 if self.settings.once and await self._is_done():
                     break
         finally:
@@ -148,74 +161,7 @@ class Worker:
             with contextlib.suppress(StoreUnavailable):
                 await self.claims.retire()
 
-    # Hearing of work -------------------------------------------------------------------------
-
-    async def _look(self) -> None:
-        """List the inbox and claim what there is room for.
-
-        With a queue a listing only reconciles: it takes what has lain there for so long that its
-        message must be lost, and the rows of batches in hand, which nobody announces.
-        """
-        self.workshop.feed()
-        listed: set[str] = set()
-        eager = self.messages is None or bool(self.workshop.batches)
-        self._found = eager and self.messages is not None
-        if self.workshop.room <= 0 or not any(r.ready for r in self.renderers):
-            self._found = eager  # look again soon
-            return
-        try:
-            async for page in self._pages():
-                listed |= {info.key for info in page}
-                page = page if self.messages is None else self._unheard(page)
-                self._rng.shuffle(page)  # so that workers do not all begin with the same request
-                while page:
-                    room = self.workshop.room
-                    if room <= 0 or self.stop.is_set():
-                        self._found = eager
-                        return
-                    size = min(_TAKING, room)
-                    now, page = page[:size], page[size:]
-                    await asyncio.gather(*(self._take(info) for info in now))
-            self._seen = {key: seen for key, seen in self._seen.items() if key in listed}
-        except StoreUnavailable as error:
-            log.warning("the inbox cannot be listed", extra={"why": str(error)})
-
-    async def _pages(self) -> AsyncIterator[list[Info]]:
-        """The request objects, express ones first, a page at a time."""
-        for prefix in (layout.EXPRESS, layout.REQUESTS):
-            page: list[Info] = []
-            async for info in self.store.list(prefix):
-                twice = prefix == layout.REQUESTS and info.key.startswith(layout.EXPRESS)
-                if layout.is_request(info.key) and not twice:
-                    page.append(info)
-                if len(page) >= _PAGE:
-                    yield page
-                    page = []
-            if page:
-                yield page
-
-    def _unheard(self, page: list[Info]) -> list[Info]:
-        """Of listed requests, those that no message will bring."""
-        now = self._clock()
-        found = []
-        for info in page:
-            seen = self._seen.setdefault(info.key, (info.etag, now))
-            if seen[0] != info.etag:
-                seen = self._seen[info.key] = (info.etag, now)
-            ours = any(info.key.startswith(layout.request_key(id, "/")) for id in self.workshop.batches)
-            if ours or now - seen[1] >= self.settings.reconcile:
-                found.append(info)
-        return found
-
-    async def _take(self, info: Info) -> None:
-        try:
-            taken = await self._intake.take(info)
-        except StoreUnavailable as error:
-            log.warning("a request is left for later", extra={"key": info.key, "why": str(error)})
-            return
-        self._found = self._found or taken.held is not None or taken.settling
-        if taken.held is not None:
-            self.workshop.begin(taken.held)
+    # Nothing stays with the dead -------------------------------------------------------------
 
     async def _sweeps(self) -> None:
         while not self.stop.is_set():
@@ -242,12 +188,21 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.messages.doubt.wait(), seconds - _BETWEEN_SWEEPS)
 
+    async def _forgets(self) -> None:
+        """Remove the traces of what is announced; a sweep finds what fails here."""
+        assert self._told is not None, "given with the announcer"
+        while True:
+            id = await self._told.get()
+            with contextlib.suppress(StoreUnavailable):
+                await self.claims.forget(id)
+
     async def _is_done(self) -> bool:
         """Whether nothing is left, for two looks: no request in hand and none in the inbox."""
         busy = self.workshop.busy or (self.messages is not None and not self.messages.idle)
-        if not busy:
-            async for info in self.store.list(layout.REQUESTS):
-                busy = busy or layout.is_request(info.key)
+        if not busy and not (
+            self._announcer is not None and self._announcer.owed and not self._listing.found
+        ):
+            busy = not await self._listing.is_empty()  # what is only to be announced may stay
         self._idle_looks = 0 if busy else self._idle_looks + 1
         return self._idle_looks >= 2
 

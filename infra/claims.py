@@ -219,6 +219,12 @@ class Claims:
         await self._ledger.tidy(id, found)
         return True
 
+    async def forget(self, id: str) -> None:
+        """B9 of an ended request that `may_forget` kept: remove its claims."""
+        found = await self._ledger.answered(id)
+        if found is not None and not self._ledger.is_busy(id) and id not in self._ledger.held:
+            await self._ledger.tidy(id, found)
+
     # Working -------------------------------------------------------------------------------
 
     async def stored_image(self, held: Held, index: int, extension: str) -> ImageResult | None:

@@ -1,0 +1,114 @@
+"""Finding requests by listing the inbox: the whole of discovery without a queue, the safety net with one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from schemas import layout
+from schemas.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from consumer.intake import Intake
+    from consumer.workshop import Workshop
+    from infra.store import Info, Store
+
+log = logging.getLogger(__name__)
+
+_TAKING = 8  # requests being claimed at a time
+_PAGE = 64  # request objects whose order is shuffled
+
+
+@dataclass
+class Listing:
+    """One worker's looks at the inbox.
+
+    With a queue (`reconcile` is seconds, not None) a look only makes up for what the queue lost:
+    it takes what has lain in the inbox for so long that its message must be gone, and the rows of
+    the batches in hand, which nobody announces.
+    """
+
+    store: Store
+    intake: Intake
+    workshop: Workshop
+    room: Callable[[], int]
+    stop: asyncio.Event
+    clock: Callable[[], float]
+    rng: random.Random
+    reconcile: float | None
+    found: bool = False  # whether the last look found work, so that the next should come soon
+    _seen: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, when first listed)
+
+    async def look(self) -> None:
+        """List the inbox and claim what there is room for."""
+        self.workshop.feed()
+        eager = self.reconcile is None or bool(self.workshop.batches)
+        self.found = eager and self.reconcile is not None
+        listed: set[str] = set()
+        if self.room() <= 0:
+            self.found = eager
+            return
+        try:
+            async for page in self._pages():
+                listed |= {info.key for info in page}
+                page = page if self.reconcile is None else self._unheard(page, self.reconcile)
+                self.rng.shuffle(page)  # so that workers do not all begin with the same request
+                while page:
+                    room = self.room()
+                    if room <= 0 or self.stop.is_set():
+                        self.found = eager
+                        return
+                    size = min(_TAKING, room)
+                    now, page = page[:size], page[size:]
+                    await asyncio.gather(*(self._take(info) for info in now))
+            self._seen = {key: seen for key, seen in self._seen.items() if key in listed}
+        except StoreUnavailable as error:
+            log.warning("the inbox cannot be listed", extra={"why": str(error)})
+
+    async def is_empty(self) -> bool:
+        """Whether the inbox holds no request. Raises `StoreUnavailable`."""
+        async for info in self.store.list(layout.REQUESTS):
+            if layout.is_request(info.key):
+                return False
+        return True
+
+    async def _pages(self) -> AsyncIterator[list[Info]]:
+        """The request objects, express ones first, a page at a time."""
+        for prefix in (layout.EXPRESS, layout.REQUESTS):
+            page: list[Info] = []
+            async for info in self.store.list(prefix):
+                twice = prefix == layout.REQUESTS and info.key.startswith(layout.EXPRESS)
+                if layout.is_request(info.key) and not twice:
+                    page.append(info)
+                if len(page) >= _PAGE:
+                    yield page
+                    page = []
+            if page:
+                yield page
+
+    def _unheard(self, page: list[Info], after: float) -> list[Info]:
+        """Of listed requests, those that no message will bring."""
+        now = self.clock()
+        found = []
+        for info in page:
+            seen = self._seen.get(info.key)
+            if seen is None or seen[0] != info.etag:
+                seen = self._seen[info.key] = (info.etag, now)
+            ours = any(info.key.startswith(layout.request_key(id, "/")) for id in self.workshop.batches)
+            if ours or now - seen[1] >= after:
+                found.append(info)
+        return found
+
+    async def _take(self, info: Info) -> None:
+        try:
+            taken = await self.intake.take(info)
+        except StoreUnavailable as error:
+            log.warning("a request is left for later", extra={"key": info.key, "why": str(error)})
+            return
+        self.found = self.found or taken.held is not None or taken.settling
+        if taken.held is not None:
+            self.workshop.begin(taken.held)
