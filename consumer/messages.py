@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from consumer.intake import Taken
+from consumer.lanes import Lanes
 from infra.doorbell import BATCH, Doorbell
 from infra.store import InvalidKey
 from schemas import layout
@@ -76,8 +77,7 @@ class Messages:
     ) -> None:
         """
         Args:
-            bells: the queues, express first. While several have work, the first gets three
-                quarters of the room, the others share the rest; one that is empty lends its part.
+            bells: the queues, express first; see `Lanes` for who gets how much.
             begin: works on what was claimed.
             room: how many more images to take on.
             ahead: images that the worker holds when it is full.
@@ -91,18 +91,16 @@ class Messages:
         self._claims = claims
         self._begin = begin
         self._room = room
-        self._ahead = ahead
         self._stop = stop
         self._clock = clock
         self._home = _bucket_of(store.url)
-        self._dry = [True for _ in bells]  # whether its last receive found nothing
-        self._asked = [0 for _ in bells]  # messages asked for, or being looked at
+        self._lanes = Lanes(bells, ahead)
         self._waiting: dict[str, Asked] = {}  # by receipt
 
     @property
     def idle(self) -> bool:
         """Whether nothing is in hand, and every queue was empty when last asked."""
-        return not self._waiting and all(self._dry) and not any(bell.in_hand for bell in self._bells)
+        return not self._waiting and self._lanes.idle
 
     async def run(self) -> None:
         """Receive until `stop` is set; then keep what is in hand, and delete what ends, until cancelled."""
@@ -120,7 +118,7 @@ class Messages:
         await self._look()
         await asyncio.gather(*(bell.close() for bell in self._bells))
         ends = self._clock() + _PENDING
-        while any(self._asked) and self._clock() < ends:
+        while any(self._lanes.asked) and self._clock() < ends:
             await asyncio.sleep(_TICK / 4)
         facts = {"messages": self.heard, "calls": sum(bell.calls for bell in self._bells)}
         log.info("queues left", extra={**facts, **{f"dropped_{k}": n for k, n in self.dropped.items()}})
@@ -130,11 +128,11 @@ class Messages:
     async def _listen(self, lane: int) -> None:
         pause = 1.0
         while not self._stop.is_set():
-            most = self._share(lane)
+            most = self._lanes.share(lane, self._room(), full=bool(self._waiting))
             if most <= 0:
                 await asyncio.sleep(_TICK / 4)
                 continue
-            self._asked[lane] = most
+            self._lanes.asked[lane] = most
             try:
                 await self._receive(lane, most)
                 pause = 1.0
@@ -143,7 +141,7 @@ class Messages:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 30.0)
             finally:
-                self._asked[lane] = 0
+                self._lanes.asked[lane] = 0
 
     async def _receive(self, lane: int, most: int) -> None:
         """One receive; then judge each message alone, or give all back if the worker stops meanwhile.
@@ -153,28 +151,12 @@ class Messages:
         """
         bell = self._bells[lane]
         found = await bell.receive(most, LONG)
-        self._dry[lane] = not found
+        self._lanes.dry[lane] = not found
         self.heard += len(found)
         if self._stop.is_set():
             await bell.give_back(found)
         else:
             await asyncio.gather(*(self._hear(Asked(message, bell)) for message in found))
-
-    def _share(self, lane: int) -> int:
-        """How many messages a lane may ask for now.
-
-        Room is gathered until it is worth a call; a message is never taken only to wait here while
-        another worker is idle.
-        """
-        part = self._ahead // 4
-        busy = [other for other, dry in enumerate(self._dry) if other != lane and not dry]
-        quota = self._ahead if not busy else self._ahead - part if lane == 0 else max(1, part)
-        free = min(
-            self._room() - sum(self._asked[other] for other in busy),
-            quota - len(self._bells[lane].in_hand),
-        )
-        worth = min(BATCH, max(1, self._ahead // 2), quota)
-        return min(free, worth) if free >= worth or not self._waiting else 0
 
     async def _hear(self, asked: Asked) -> None:
         message = asked.message
