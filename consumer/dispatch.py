@@ -1,8 +1,11 @@
-"""Which job's images go to which renderer, and what a lost renderer means for whom.
+"""Which job's images go to which renderer, how far ahead, and what a lost renderer means for whom.
 
 A renderer that dies takes its company's work along, and nobody knows whose fault it was. So each
 request that was in it becomes a *suspect* and is drawn alone; one that then dies again is known
 to be the cause. Others wait for a moment, and lose nothing.
+
+Images are handed out one by one, and fewer while pictures wait for a slow store: what is being
+drawn and what is not yet stored share one *allowance*, so the memory that they take is bounded.
 """
 
 from __future__ import annotations
@@ -30,6 +33,16 @@ class Lane:
         """Whether it draws a suspect."""
         return any(job.suspect for job in self.jobs.values())
 
+    @property
+    def held_back(self) -> list[Job]:
+        """Its jobs of which the renderer does not have every image yet."""
+        return [job for job in self.jobs.values() if job.not_handed()]
+
+    @property
+    def missing(self) -> int:
+        """Images that are to be drawn here."""
+        return sum(len(job.missing()) for job in self.jobs.values())
+
 
 class Dispatch:
     """Feeds the renderers of one worker."""
@@ -37,22 +50,34 @@ class Dispatch:
     def __init__(self, renderers: Sequence[Renderer], ahead: int) -> None:
         """
         Args:
-            ahead: images that a renderer may hold; enough for two calls, so that it never waits.
+            ahead: images that a renderer may hold; enough for two calls, so that it never waits. As
+                many again may wait for the store.
         """
         self.lanes = [Lane(renderer) for renderer in renderers]
+        self.unstored = 0  # pictures that are drawn and not yet in the store
         self._ahead = ahead
         self._waiting: deque[Job] = deque()
 
     @property
     def room(self) -> int:
-        """How many more images this worker should take on."""
-        held = sum(lane.renderer.pending for lane in self.lanes)
-        return self._ahead * len(self.lanes) - held - sum(len(job.missing()) for job in self._waiting)
+        """How many more images this worker should take on; negative when it has too many."""
+        ready = sum(lane.renderer.ready is not None for lane in self.lanes)
+        undrawn = sum(lane.missing for lane in self.lanes) + sum(len(job.missing()) for job in self._waiting)
+        return min(ready * self._ahead, 2 * ready * self._ahead - self.unstored) - undrawn
 
     @property
     def waiting(self) -> list[Job]:
         """The jobs that no renderer has seen yet."""
         return list(self._waiting)
+
+    def drawn(self) -> None:
+        """A picture is in memory from now on."""
+        self.unstored += 1
+
+    def stored(self) -> None:
+        """A picture has left memory."""
+        self.unstored -= 1
+        self.feed()
 
     def add(self, job: Job) -> None:
         self._waiting.append(job)
@@ -61,24 +86,42 @@ class Dispatch:
     def feed(self) -> None:
         """Hand out what can be handed out now."""
         for lane in self.lanes:
+            self._continue(lane)
+        for lane in self.lanes:
             if lane.renderer.ready is None or lane.alone:
                 continue
             suspects = [job for job in self._waiting if job.suspect]
             if suspects:
                 if not lane.jobs:
-                    self._hand(lane, suspects[0])
+                    self._begin(lane, suspects[0])
                 continue  # let this renderer run empty for it
-            while self._waiting and lane.renderer.pending < self._ahead:
-                self._hand(min(self._free(), key=lambda other: other.renderer.pending), self._waiting[0])
+            while self._waiting and self._may_have(lane):
+                self._begin(min(self._free(), key=lambda other: other.renderer.pending), self._waiting[0])
 
     def _free(self) -> list[Lane]:
         return [lane for lane in self.lanes if lane.renderer.ready is not None and not lane.alone]
 
-    def _hand(self, lane: Lane, job: Job) -> None:
+    def _may_have(self, lane: Lane) -> bool:
+        """Whether a renderer may be given another image, by its own bound and by the allowance of all."""
+        drawing = sum(other.renderer.pending for other in self.lanes)
+        allowance = 2 * self._ahead * len(self.lanes)
+        return lane.renderer.pending < self._ahead and drawing + self.unstored < allowance
+
+    def _begin(self, lane: Lane, job: Job) -> None:
         self._waiting.remove(job)
         lane.jobs[job.id] = job
-        for task in job.tasks():
-            lane.renderer.submit(task)
+        self._continue(lane)
+
+    def _continue(self, lane: Lane) -> None:
+        """Hand over more images of the lane's jobs, in the order in which they came."""
+        if lane.renderer.ready is None:
+            return
+        for job in lane.held_back:
+            for index in job.not_handed():
+                if not self._may_have(lane):
+                    return
+                job.handed.add(index)
+                lane.renderer.submit(job.task(index))
 
     def drop(self, job: Job) -> None:
         """Draw no more of a job; it is over, or given back."""
@@ -96,5 +139,7 @@ class Dispatch:
             if lane.renderer is renderer:
                 jobs = [job for job in lane.jobs.values() if job.missing()]
                 lane.jobs.clear()
+                for job in jobs:
+                    job.handed.clear()
                 return jobs
         return []

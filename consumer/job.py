@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.tasks import ImageTask, Lora, RawPicture
-from schemas.result import Failure, ImageResult, ModelUsed, Note, Result, Status, Timings
+from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,7 @@ class Job:
     progress: dict[int, tuple[int, int]] = field(default_factory=dict)
     losses: int = 0  # renderers that died while drawing it, here
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    handed: set[int] = field(default_factory=set)  # images that a renderer was given
     finishing: set[int] = field(default_factory=set)  # drawn, not yet stored
     told: bool = False  # whether a status object was written
 
@@ -63,6 +64,10 @@ class Job:
         done = self.images.keys() | self.failures.keys() | self.finishing
         return [index for index in range(len(self.plan.seeds)) if index not in done]
 
+    def not_handed(self) -> list[int]:
+        """The missing images that no renderer has been given."""
+        return [index for index in self.missing() if index not in self.handed]
+
     @property
     def complete(self) -> bool:
         return len(self.images) + len(self.failures) == len(self.plan.seeds)
@@ -77,32 +82,29 @@ class Job:
             return picture.width, picture.height
         return self.plan.width or 0, self.plan.height or 0
 
-    def tasks(self) -> list[ImageTask]:
-        """What the renderer has to draw."""
+    def task(self, index: int) -> ImageTask:
+        """What the renderer has to know to draw an image."""
         plan, (width, height) = self.plan, self.size()
-        return [
-            ImageTask(
-                request=self.id,
-                index=index,
-                task=plan.task,
-                model=plan.model,
-                prompt=plan.prompt,
-                negative_prompt=plan.negative_prompt,
-                width=width,
-                height=height,
-                steps=plan.steps,
-                cfg_scale=plan.cfg_scale,
-                seed=plan.seeds[index],
-                scheduler=plan.scheduler,
-                strength=plan.strength,
-                clip_skip=plan.clip_skip,
-                loras=tuple(Lora(choice.name, choice.weight) for choice in plan.loras),
-                image=self.inputs[0],
-                mask=self.inputs[1],
-                solo=self.suspect,
-            )
-            for index in self.missing()
-        ]
+        return ImageTask(
+            request=self.id,
+            index=index,
+            task=plan.task,
+            model=plan.model,
+            prompt=plan.prompt,
+            negative_prompt=plan.negative_prompt,
+            width=width,
+            height=height,
+            steps=plan.steps,
+            cfg_scale=plan.cfg_scale,
+            seed=plan.seeds[index],
+            scheduler=plan.scheduler,
+            strength=plan.strength,
+            clip_skip=plan.clip_skip,
+            loras=tuple(Lora(choice.name, choice.weight) for choice in plan.loras),
+            image=self.inputs[0],
+            mask=self.inputs[1],
+            solo=self.suspect,
+        )
 
     def recipe(self, index: int) -> dict[str, Any]:
         """What is embedded into a picture, so that it can be drawn again."""
@@ -120,6 +122,20 @@ class Job:
     def note(self, note: Note) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+    def status(self, worker: str) -> Progress:
+        """How far it is, for people."""
+        count = len(self.plan.seeds)
+        total = sum(total for _, total in self.progress.values())
+        return Progress(
+            id=self.id,
+            steps_done=sum(done for done, _ in self.progress.values()),
+            steps_total=max(total, self.plan.steps * count),
+            images_done=len(self.images),
+            images_total=count,
+            worker=worker,
+            attempts=self.attempt,
+        )
 
     def result(self, *, worker: str, now: float, finished_at: str, versions: Mapping[str, str]) -> Result:
         """What is committed, from what has happened so far."""

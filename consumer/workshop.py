@@ -12,17 +12,13 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-import consumer.picture as picture
 from consumer.dispatch import Dispatch
-from consumer.intake import has_expired
-from consumer.job import Job
+from consumer.preparation import Preparation, failure_of
 from consumer.renderer import Loss, Renderer, RendererSettings
-from consumer.tasks import Drawn, Event, RawPicture, Ready, Stepped, Undrawable
+from consumer.tasks import Drawn, Event, Ready, Stepped, Undrawable
 from schemas import layout
 from schemas.errors import DreamError, Rejected, StoreUnavailable
-from schemas.manifest import Img2Img, Inpainting, parse_manifest
-from schemas.plan import Plan
-from schemas.result import Failure, Progress, Result
+from schemas.result import Failure, Result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +26,7 @@ if TYPE_CHECKING:
     from consumer.batches import Batches
     from consumer.delivery import Delivery
     from consumer.inputs import Inputs
+    from consumer.job import Job
     from infra.claims import Claims, Held
     from infra.store import Store
     from schemas.limits import Limits
@@ -66,16 +63,15 @@ class Workshop:
         self._dispatch = Dispatch(self.renderers, ahead)
         self._delivery = delivery
         self._rollup = batches
-        self._inputs = inputs
-        self._limits = limits
+        self._preparation = Preparation(delivery, inputs, limits, clock)
         self._max_attempts = max_attempts
         self._clock = clock
-        self._preparing: set[str] = set()  # claimed, not yet with the dispatch
+        self._preparing: dict[str, int] = {}  # claimed, not yet with the dispatch: images, by id
 
     @property
     def room(self) -> int:
-        """How many more images to claim now."""
-        return self._dispatch.room - len(self._preparing)
+        """How many more images to claim now; 0 or less while no renderer is ready, or the store is behind."""
+        return self._dispatch.room - sum(self._preparing.values())
 
     @property
     def busy(self) -> bool:
@@ -99,12 +95,14 @@ class Workshop:
     def begin(self, held: Held) -> None:
         """Work on a claim until it has ended."""
         id = held.claim.id
-        if held.claim.batch:
+        if self.closing:
+            self._spawn(held, self.release(held))  # claimed while the drain began
+        elif held.claim.batch:
             self.batches[id] = (held, self._spawn(held, self._batch(held)))
         else:
-            self._preparing.add(id)
+            self._preparing[id] = len((held.claim.plan or {}).get("seeds", ())) or 1
             task = self._spawn(held, self._prepare(held))
-            task.add_done_callback(lambda _: self._preparing.discard(id))
+            task.add_done_callback(lambda _: self._preparing.pop(id, None))
 
     def feed(self) -> None:
         """Hand out what can be handed out now."""
@@ -117,37 +115,29 @@ class Workshop:
         self.batches.pop(held.claim.id, None)
 
     async def _prepare(self, held: Held) -> None:
-        """Decode what was sent in, adopt what is drawn already, and queue the rest."""
-        began = self._clock()
+        """Make a job of a claim, and have drawn what is not there yet."""
         try:
-            manifest = parse_manifest(held.claim.frozen.body(), self._limits)
-            plan = Plan.model_validate(held.claim.plan)
+            job = self._preparation.read(held)
         except (Rejected, ValueError) as error:
             await self._refuse(held, error)
             return
-        job = Job(held, manifest, plan, began, notes=list(plan.notes))
+        if (lost := self.jobs.get(job.id)) is not None:
+            self.forget(lost)  # it was taken over, and has come back to us
         self.jobs[job.id] = job
-        await self._delivery.adopt(job)
-        if has_expired(manifest) and not job.images:
-            expired = Failure(code="expired", message="expires_at had passed before the work began")
-            job.failures = dict.fromkeys(job.missing(), expired)
-        elif isinstance(manifest, Img2Img | Inpainting) and job.missing():
-            try:
-                job.inputs = await self._decode(manifest, job)
-            except Rejected as error:
-                job.failures = dict.fromkeys(job.missing(), _failure(error))
-            job.spent("decode", self._clock() - began)
-        if job.manifest.strict and job.notes:
-            failure = Failure(code="invalid_manifest", message="strict is set")
-            job.failures = dict.fromkeys(job.missing(), failure)
+        await self._preparation.make_ready(job)
+        if self.jobs.get(job.id) is not job:
+            return
         if job.complete:
             await self._finish(job)
-        elif self.jobs.get(job.id) is job and not self.closing:
+        elif self.closing:
+            await self.give_back(job)
+        else:
+            self._preparing.pop(job.id, None)
             self._dispatch.add(job)
 
     async def _refuse(self, held: Held, error: Exception) -> None:
         """A claim whose request cannot be read, such as one by a worker with other limits."""
-        failure = _failure(error) if isinstance(error, Rejected) else None
+        failure = failure_of(error) if isinstance(error, Rejected) else None
         result = Result(
             id=held.claim.id,
             status="failed",
@@ -158,27 +148,6 @@ class Workshop:
             request=held.claim.frozen,
         )
         await self._delivery.insist(lambda: self._claims.commit(held, result))
-
-    async def _decode(
-        self, manifest: Img2Img | Inpainting, job: Job
-    ) -> tuple[RawPicture | None, RawPicture | None]:
-        """The input picture and mask, at the size that will be drawn."""
-        mask_text = manifest.mask_image if isinstance(manifest, Inpainting) else None
-        image_bytes = await self._inputs.read(manifest.image, "image")
-        mask_bytes = await self._inputs.read(mask_text, "mask_image") if mask_text else None
-
-        def decode() -> tuple[RawPicture | None, RawPicture | None]:
-            image, notes = picture.decode_picture(image_bytes, "image", self._limits)
-            mask = None
-            if mask_bytes is not None:
-                mask, more = picture.decode_picture(mask_bytes, "mask_image", self._limits, mask=True)
-                notes += more
-            image, mask, more = picture.fit(image, mask, self._limits)
-            for note in notes + more:
-                job.note(note)
-            return image, mask
-
-        return await asyncio.to_thread(decode)
 
     # What the renderers say ------------------------------------------------------------------
 
@@ -194,12 +163,14 @@ class Workshop:
         elif (job := self.jobs.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
-                self._spawn(job.held, self._deliver(job, event))
+                self._dispatch.drawn()  # at once, or the next image is begun in the meantime
+                task = self._spawn(job.held, self._deliver(job, event))
+                task.add_done_callback(lambda _: self._dispatch.stored())
             else:
                 self._spawn(job.held, self._fail(job, event))
 
     async def _deliver(self, job: Job, drawn: Drawn) -> None:
-        self._let_on(job)
+        self._make_way(job)
         await self._delivery.image(job, drawn)
         job.finishing.discard(drawn.index)
         if job.complete:
@@ -214,11 +185,11 @@ class Workshop:
             await self._delivery.insist(lambda: self._claims.release(job.held, "retry", failure))
             return
         job.failures[event.index] = failure
-        self._let_on(job)
+        self._make_way(job)
         if job.complete:
             await self._finish(job)
 
-    def _let_on(self, job: Job) -> None:
+    def _make_way(self, job: Job) -> None:
         """A job of which all is drawn makes way for the next."""
         if not job.missing():
             self._dispatch.drop(job)
@@ -295,21 +266,9 @@ class Workshop:
                 await self._tell(job)
 
     async def _tell(self, job: Job) -> None:
-        """Write how far a request is, for people."""
-        count = len(job.plan.seeds)
-        done = sum(done for done, _ in job.progress.values())
-        total = sum(total for _, total in job.progress.values())
-        progress = Progress(
-            id=job.id,
-            steps_done=done,
-            steps_total=max(total, job.plan.steps * count),
-            images_done=len(job.images),
-            images_total=count,
-            worker=self._claims.session,
-            attempts=job.attempt,
-        )
         job.told = True
-        await self._store.put(layout.status_key(job.id), progress.model_dump_json().encode())
+        status = job.status(self._claims.session).model_dump_json().encode()
+        await self._store.put(layout.status_key(job.id), status)
 
     # Tasks -----------------------------------------------------------------------------------
 
@@ -331,7 +290,3 @@ class Workshop:
             text = f"the worker failed in a way that nobody foresaw ({type(error).__name__}); see its log"
             failure = Failure(code="render_error", message=text)
             await self._delivery.insist(lambda: self._claims.release(held, "retry", failure))
-
-
-def _failure(error: Rejected) -> Failure:
-    return Failure.model_validate({"code": error.code, "message": error.message, "field": error.field})

@@ -1,0 +1,66 @@
+"""A worker inside the test's own process, so that what it holds can be looked at; its renderers are real children."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from consumer.cards import Cards
+from consumer.inputs import Inputs
+from consumer.intake import utc_now
+from consumer.renderer import RendererSettings
+from consumer.worker import Worker, WorkerSettings
+from infra.claims import Claims, Timing
+from schemas.limits import Limits
+
+if TYPE_CHECKING:
+    from infra.store import Store
+
+TIMING = Timing(beat=0.5, lease=2.0, sweep=(0.3, 0.6), retry_after=(0.1,))
+
+
+def make_worker(
+    store: Store, *, renderers: int = 1, null: dict[str, Any] | None = None, **settings: Any
+) -> Worker:
+    """A worker that was not started yet."""
+    rng = random.Random(1)
+    chosen = WorkerSettings(**{"timing": TIMING, "grace": 5.0, "ahead": 4, **settings})
+    return Worker(
+        store=store,
+        claims=Claims(
+            store, session="inside", clock=time.monotonic, rng=rng, timing=chosen.timing, stamp=utc_now
+        ),
+        renderers=[RendererSettings(kind="null", null=null or {}) for _ in range(renderers)],
+        cards=Cards.of(),
+        settings=chosen,
+        inputs=Inputs(store, Limits(), ("uploads/",)),
+        clock=time.monotonic,
+        rng=rng,
+        versions={},
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator[Worker]:
+    """Start its renderers and let it work until the block is left; then it drains."""
+    for renderer in worker.renderers:
+        await renderer.start()
+    work = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop.set()
+        await asyncio.wait_for(work, 30)
+        for renderer in worker.renderers:
+            await renderer.close()
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait for it; fail when it does not come."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
