@@ -9,6 +9,7 @@ from typing import Any
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 
 from infra.s3_errors import is_aws
@@ -30,6 +31,15 @@ def new_session() -> AioSession:
 @cache
 def _tables(data_path: str | None) -> Loader:
     return create_loader(data_path)
+
+
+async def credentials() -> str | None:
+    """Where the SDK finds credentials, such as "env" or "iam-role"; None when it finds none."""
+    try:
+        found = await new_session().get_credentials()
+    except BotoCoreError:
+        return None
+    return str(found.method) if found is not None else None
 
 
 def region_of(session: AioSession) -> str:

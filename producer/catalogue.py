@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from producer.lookup import ALIVE, read_progress, read_result
+from producer.lookup import is_alive, read_progress, read_result
 from schemas.errors import NotFound
 from schemas.layout import (
     CLAIMS,
@@ -77,7 +77,7 @@ async def heartbeats(store: Store) -> list[dict[str, Any]]:
     now = time.time()
     found = []
     async for info in store.list(WORKERS):
-        if now - info.modified > ALIVE:
+        if not is_alive(info, now):
             continue
         said: object = {}
         with contextlib.suppress(NotFound, ValueError):

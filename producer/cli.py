@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from producer.commands import look, mend, replay, setup, submit
+from producer.commands import doctor, look, mend, replay, setup, submit
 from producer.commands.session import WRONG, say
 
 GROUP = "dreamdrop.commands"
@@ -37,6 +37,7 @@ app.command()(look.fetch)
 app.command()(look.cancel)
 app.command()(look.models)
 app.command()(mend.retry)
+app.command()(doctor.doctor)
 app.command()(replay.replay)
 app.add_typer(mend.dead_letters, name="dead-letters")
 app.add_typer(setup.app, name="setup")

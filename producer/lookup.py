@@ -94,7 +94,7 @@ async def find_request(store: Store, id: str) -> Info | None:
         if info is not None:
             return info
     if _MADE_SAFE.search(id):  # the file's name was not an id, so the key does not follow from it
-        async for info in _first(store.list(REQUESTS), MOST):
+        async for info in first(store.list(REQUESTS), MOST):
             if is_request(info.key) and request_id(info.key) == id:
                 return info
     return None
@@ -150,7 +150,7 @@ async def position(store: Store, request: Info) -> int:
     """About how many requests are ahead: those of its lane that were dropped earlier."""
     lane = EXPRESS if request.key.startswith(EXPRESS) else REQUESTS
     ahead = 0
-    async for info in _first(store.list(lane), MOST):
+    async for info in first(store.list(lane), MOST):
         ahead += is_request(info.key) and (info.modified, info.key) < (request.modified, request.key)
     return ahead
 
@@ -158,13 +158,13 @@ async def position(store: Store, request: Info) -> int:
 async def known_ids(store: Store) -> list[str]:
     """Some ids that exist, for a hint."""
     ids: dict[str, None] = {}
-    async for info in _first(store.list(REQUESTS), MOST):
+    async for info in first(store.list(REQUESTS), MOST):
         ids[request_id(info.key)] = None
-    async for info in _first(store.list(CLAIMS), MOST):
+    async for info in first(store.list(CLAIMS), MOST):
         found = parse_claim(info.key)
         if found:
             ids[found[0]] = None
-    async for info in _first(store.list(RESULTS), MOST):
+    async for info in first(store.list(RESULTS), MOST):
         if info.key.endswith(f"/{COMMIT}"):
             ids[info.key[len(RESULTS) : -len(COMMIT) - 1]] = None
     return list(ids)
@@ -173,10 +173,16 @@ async def known_ids(store: Store) -> list[str]:
 async def workers_alive(store: Store) -> int:
     """About how many workers have said lately that they live (by the store's clock: for people)."""
     now = time.time()
-    return sum([now - info.modified < ALIVE async for info in store.list(WORKERS)])
+    return sum([is_alive(info, now) async for info in store.list(WORKERS)])
 
 
-async def _first(infos: AsyncIterator[Info], most: int) -> AsyncIterator[Info]:
+def is_alive(beat: Info, now: float) -> bool:
+    """Whether an object is a heartbeat, and a late one at most."""
+    return now - beat.modified < ALIVE and not beat.key.startswith(f"{WORKERS}.")
+
+
+async def first(infos: AsyncIterator[Info], most: int) -> AsyncIterator[Info]:
+    """At most so many of them."""
     count = 0
     async for info in infos:
         yield info

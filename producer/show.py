@@ -171,11 +171,19 @@ def summary(results: Iterable[Result], names: Mapping[str, str]) -> None:
 
 def findings(rows: Iterable[Finding]) -> Table:
     """A table of what was looked at; what to do stands below what is wrong."""
-    table = Table("", "check", "found", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(width=4)
+    table.add_column(min_width=16)
+    table.add_column()
     for row in rows:
         text = escape(row.found) + (f"\n[bold]→[/] {escape(row.fix)}" if row.fix else "")
         table.add_row(f"[{_SIGNAL[row.status]}]{row.status}[/]", escape(row.check), text)
     return table
+
+
+def finding(row: Finding) -> Table:
+    """One row of that table, as soon as it is known."""
+    return findings([row])
 
 
 def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
