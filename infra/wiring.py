@@ -43,6 +43,12 @@ class Wiring:
     def arn(self, queue: str) -> str:
         return f"arn:{self.partition}:sqs:{self.region}:{self.account}:{queue}"
 
+    @property
+    def url(self) -> str:
+        """The queue's, on AWS."""
+        domain = "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
+        return f"https://sqs.{self.region}.{domain}/{self.account}/{self.queue}"
+
     def attributes(self) -> dict[str, str]:
         """Of the queue."""
         return {
@@ -97,6 +103,12 @@ class Wiring:
             }
             for suffix, id in IDS.items()
         ]
+
+
+def partition_of(region: str) -> str:
+    """Which of Amazon's worlds a region belongs to."""
+    beginnings = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
+    return next((name for beginning, name in beginnings.items() if region.startswith(beginning)), "aws")
 
 
 def changes(has: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:

@@ -76,10 +76,11 @@ def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
 
 def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> int:
     from infra.s3_config import new_session, region_of
-    from infra.wiring import Wiring
+    from infra.wiring import Wiring, partition_of
 
     bucket, prefix = _bucket(store)
-    wish = Wiring(bucket, prefix, name, account, region_of(new_session()))
+    region = region_of(new_session())
+    wish = Wiring(bucket, prefix, name, account, region, partition_of(region))
     if not apply:
         if as_json:
             print_json(_documents(wish))
@@ -146,6 +147,6 @@ def _commands(wish: Wiring) -> str:
         f"--notification-configuration {quoted(notifications)}",
         "",
         "# Then, for workers and clients",
-        f"export DREAMDROP_QUEUE=https://sqs.{wish.region}.amazonaws.com/{wish.account}/{wish.queue}",
+        f"export DREAMDROP_QUEUE={wish.url}",
     ]
     return "\n".join(lines)

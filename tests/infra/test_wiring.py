@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from infra.wiring import Wiring, changes
+from infra.wiring import Wiring, changes, partition_of
 from infra.wiring_check import Finding, judge_notifications, judge_queue
 
 WISH = Wiring("art", "studio/", "dreamdrop", "123456789012", "eu-west-1")
 ARN = "arn:aws:sqs:eu-west-1:123456789012:dreamdrop"
 GOOD = {"QueueArn": ARN, **WISH.attributes()}
+
+
+@pytest.mark.parametrize(
+    ("region", "arn", "host"),
+    [
+        ("eu-west-1", "arn:aws:s3:::art", "sqs.eu-west-1.amazonaws.com"),
+        ("cn-north-1", "arn:aws-cn:s3:::art", "sqs.cn-north-1.amazonaws.com.cn"),
+        ("us-gov-west-1", "arn:aws-us-gov:s3:::art", "sqs.us-gov-west-1.amazonaws.com"),
+    ],
+)
+def test_other_partitions_have_other_names(region: str, arn: str, host: str):
+    """China and GovCloud spell ARNs, and China addresses, in their own way."""
+    wish = replace(WISH, region=region, partition=partition_of(region))
+    assert wish.statement()["Condition"]["ArnEquals"]["aws:SourceArn"] == arn
+    assert wish.url == f"https://{host}/123456789012/dreamdrop"
 
 
 def judged(check: str, bucket: str = "art", attempts: int = 3, **attributes: Any) -> Finding:
