@@ -7,6 +7,7 @@ process id; when its input ends, it ends what is left.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib
@@ -16,9 +17,10 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ class Nursery:
     process: subprocess.Popen[str]
     logs: Path
     started: int = 0
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def start(
         self, *options: str, environment: Mapping[str, str] | None = None, spoil: str = "", **facts: Any
@@ -70,15 +73,16 @@ class Nursery:
         Args:
             spoil: a module whose `spoil(**facts)` is called in the new process first.
         """
-        self.started += 1
-        log = self.logs / f"worker-{self.started:05d}.log"
-        order = {"options": options, "environment": dict(environment or {}), "log": str(log)}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({**order, "spoil": spoil, "facts": facts}) + "\n")
-        self.process.stdin.flush()
-        pid = int(self.process.stdout.readline())
-        return Child(pid, log, os.pidfd_open(pid))
+        with self._turn:
+            self.started += 1
+            log = self.logs / f"worker-{self.started:05d}.log"
+            order = {"options": options, "environment": dict(environment or {}), "log": str(log)}
+            self.process.stdin.write(json.dumps({**order, "spoil": spoil, "facts": facts}) + "\n")
+            self.process.stdin.flush()
+            pid = int(self.process.stdout.readline())
+            return Child(pid, log, os.pidfd_open(pid))
 
 
 @contextlib.contextmanager
@@ -98,6 +102,18 @@ def nursery(logs: Path) -> Iterator[Nursery]:
         yield Nursery(process, logs)
 
 
+async def _warm() -> None:
+    """Read the AWS library's large tables, which every fork then has."""
+    from infra.s3_config import config_for, new_session
+
+    for service in ("s3", "sqs"):
+        session = new_session()
+        config = config_for(session, tries=1, read_timeout=1)
+        keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s"}
+        async with session.create_client(service, region_name="us-east-1", config=config, **keys):
+            pass
+
+
 def main() -> None:
     import consumer.cli
     import consumer.messages
@@ -105,6 +121,7 @@ def main() -> None:
     import infra.s3
     import infra.sqs  # noqa: F401
 
+    asyncio.run(_warm())
     # What is tested here is not the store, which is known: a few creates instead of a hundred and thirty.
     consumer.serve.probe = functools.partial(consumer.serve.probe, racers=2, rounds=1)
     children: set[int] = set()

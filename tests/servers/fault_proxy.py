@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from tests.servers.loopback import serving
@@ -100,6 +100,7 @@ class FaultProxy:
     calls: Counter[str] = field(default_factory=Counter)  # by verb
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
+    _talks: set[Any] = field(default_factory=set)  # tasks that nothing else may hold on to
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -112,11 +113,15 @@ class FaultProxy:
             yield f"http://{host}:{port}"
         finally:
             server.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
                 task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.sleep(0.05)  # seconds in which the connections close
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client's connection, and one of ours to the server beside it."""
+        self._talks.add(asyncio.current_task())
         line = Upstream(self.upstream)
         gently = False
         try:
@@ -130,6 +135,7 @@ class FaultProxy:
         except (OSError, EOFError, asyncio.CancelledError):
             pass  # the client went away, or we did
         finally:
+            self._talks.discard(asyncio.current_task())
             line.close()
             with contextlib.suppress(OSError):
                 writer.close() if gently else _reset(writer)
