@@ -66,7 +66,8 @@ class ModelRegistry:
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
         offline: never ask the hub.
-        on_load: told a model's name before it is looked for or loaded, which may take minutes.
+        on_load: told a model's name and source before it is looked for or loaded, which may take minutes.
+        on_loaded: told of each model once it is loaded.
     """
 
     cards: Cards
@@ -79,7 +80,8 @@ class ModelRegistry:
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
     cache: Path | None = None  # of downloads; None: the hub's own
-    on_load: Callable[[str], None] | None = None
+    on_load: Callable[[str, str], None] = lambda _name, _source: None
+    on_loaded: Callable[[Loaded], None] = lambda _model: None
     embeddings: Embeddings = field(default_factory=Embeddings)
     loads: int = 0  # models loaded since the start
     offloading: Offload = field(default_factory=Offload)
@@ -105,25 +107,23 @@ class ModelRegistry:
             self._loaded.move_to_end(name)
             return self._loaded[name]
         found = self._find(name)
-        self._announce(name)
+        self.on_load(name, _named(found.source))
         self._make_room(name, found, in_use)
         loaded = self._load(self.cards.get(name), found)
         self._loaded[name] = loaded
         self.loads += 1
+        self.on_loaded(loaded)
         return loaded
 
     def loaded(self) -> list[str]:
         """Names of the models in memory, the one used longest ago first."""
         return list(self._loaded)
 
-    def _announce(self, name: str) -> None:
-        if self.on_load is not None:
-            self.on_load(name)
-
     def _find(self, name: str) -> Found:
         if name not in self._found:
-            self._announce(name)
-            self._found[name] = find(self.cards.get(name), offline=self.offline, cache=self.cache)
+            card = self.cards.get(name)
+            self.on_load(name, " or ".join(map(_named, card.sources)))
+            self._found[name] = find(card, offline=self.offline, cache=self.cache)
         return self._found[name]
 
     def _dtype(self, card: ModelCard) -> torch.dtype:
@@ -179,7 +179,7 @@ class ModelRegistry:
             record={
                 "name": card.name,
                 "revision": found.revision,
-                "source": "bundled" if found.source.startswith(str(BUNDLED)) else found.source,
+                "source": _named(found.source),
                 "licence": card.licence,
                 "dtype": str(dtype).removeprefix("torch."),
             },
@@ -201,6 +201,11 @@ class ModelRegistry:
             if module is not None:
                 setattr(stood, name, StandIn(module, self.embeddings if name.startswith("text") else None))
         return stood
+
+
+def _named(source: str) -> str:
+    """A source as results and logs call it."""
+    return "bundled" if source.startswith(str(BUNDLED)) else source
 
 
 def quiet() -> None:

@@ -22,7 +22,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from consumer import frames
+from consumer.last_words import LastWords, aloud
+from consumer.loads import Loads
 from consumer.tasks import Drawn, Event, ImageTask, Ready, Stepped, Undrawable
+from schemas.errors import DreamError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ STICKY = 75  # exit status of a child whose device is lost
 _SECRET = re.compile(r"^AWS_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 _BACK_OFF = (0.2, 10.0)  # seconds before a new child: first, longest
 _LOAD = 600.0  # seconds that a child may take to fetch and load a model, at its start or later
+_STILLBORN = 3  # children in a row that ended before they could draw; then the device is as good as lost
 _LAST_BREATHS = (2.0, 10.0)  # seconds to end by itself, then by being killed; then it is given up on
 _MODULES = {"diffusers": "consumer.renderer_child", "null": "consumer.null_renderer"}
 
@@ -58,8 +62,13 @@ class Loss:
     """A child is gone, and these tasks with it."""
 
     why: Literal["crashed", "hung", "lost its device"]
-    detail: str  # the last that it said
+    detail: str  # the last that it said, word for word: not for every log
+    aloud: str  # the same without anybody's words
     tasks: list[ImageTask]
+
+
+class NotStarted(DreamError):
+    """The first child ended before it could draw."""
 
 
 class Renderer:
@@ -81,7 +90,9 @@ class Renderer:
         self._first: asyncio.Future[Ready] | None = None
         self._moved = time.monotonic()  # when progress was last seen
         self._gaps: deque[float] = deque(maxlen=50)  # seconds between two signs of progress
-        self._last_words: deque[str] = deque(maxlen=20)
+        self._last_words = LastWords()
+        self._loads = Loads(settings.device)
+        self._stillborn = 0
         self._hung = False
         self._loading = False  # since the last event: slow, and not to be taken for hung
 
@@ -97,7 +108,7 @@ class Renderer:
     @property
     def healthy(self) -> bool:
         """Whether the child is idle, starting, or makes progress: a worker shows life only then."""
-        return self.ready is None or not self._is_late()
+        return self._stillborn < _STILLBORN if self.ready is None else not self._is_late()
 
     def _is_late(self) -> bool:
         usual = statistics.median(self._gaps) if self._gaps else 0.0
@@ -108,7 +119,7 @@ class Renderer:
         """Start the first child and wait until it can draw.
 
         Raises:
-            RuntimeError: it ended before that; the message holds its last words.
+            NotStarted: it ended before that; the message holds its last words.
         """
         self._first = asyncio.get_running_loop().create_future()
         self._life = asyncio.create_task(self._live())
@@ -152,16 +163,17 @@ class Renderer:
         while True:
             began = time.monotonic()
             why, first = await self._one_life()
-            detail = "\n".join(self._last_words)
+            words = self._last_words
             if self._first is not None and not self._first.done():
-                self._first.set_exception(RuntimeError(f"the renderer did not start: {detail or why}"))
+                self._first.set_exception(NotStarted(f"the renderer did not start: {words.last or why}"))
                 return
+            self._stillborn = 0 if self.ready is not None else self._stillborn + 1
             self.ready = None
             lost, self._held = list(self._held.values()), {}
             try:
-                self._on_loss(Loss(why, detail, lost))
-            except Exception:  # whatever came of it, there must be a next child
-                log.exception("a loss could not be handled")
+                self._on_loss(Loss(why, words.whole, words.aloud, lost))
+            except Exception as error:  # whatever came of it, there must be a next child
+                self._complain("a loss could not be handled", error)
             if time.monotonic() - began > 60 or first:
                 pause = _BACK_OFF[0]
             await asyncio.sleep(pause)
@@ -170,11 +182,11 @@ class Renderer:
     async def _one_life(self) -> tuple[Literal["crashed", "hung", "lost its device"], bool]:
         """Start a child and listen until it ends; says why, and whether it had answered anything."""
         self._hung = self._loading = answered = False
-        self._last_words.clear()
+        self._last_words = LastWords()
         try:
             process = self._process = await self._spawn()
         except OSError as error:  # no memory or no process to be had: later, perhaps
-            self._last_words.append(f"no child could be started: {error}")
+            self._last_words.saw(f"no child could be started: {error}")
             return "crashed", False
         assert process.stdout is not None
         assert process.stderr is not None
@@ -183,7 +195,7 @@ class Renderer:
         for task in self._held.values():
             self._send(frames.pack(task))
         watch = asyncio.create_task(self._watch(process))
-        words = asyncio.create_task(self._listen(process.stderr))
+        words = asyncio.create_task(self._last_words.listen(process.stderr))
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
@@ -191,8 +203,9 @@ class Renderer:
                     answered = answered or isinstance(event, Drawn)
                     self._hear(event)
         except frames.BadFrame as error:
-            self._last_words.append(f"noise on the pipe: {error}")
+            self._last_words.saw(f"noise on the pipe: {error}")
         finally:
+            self._loads.end()
             watch.cancel()
             await self._end()
             await asyncio.wait({words}, timeout=1)  # its last words; whoever inherited its stderr may live on
@@ -200,8 +213,7 @@ class Renderer:
             await asyncio.gather(watch, words, return_exceptions=True)
         why: Literal["crashed", "hung", "lost its device"]
         why = "hung" if self._hung else "lost its device" if process.returncode == STICKY else "crashed"
-        if not self._last_words:
-            self._last_words.append(f"exit status {process.returncode}")
+        self._last_words.saw(f"exit status {process.returncode}")
         return why, answered
 
     async def _spawn(self) -> asyncio.subprocess.Process:
@@ -217,14 +229,16 @@ class Renderer:
             start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
         )
 
-    def _hear(self, event: Event | dict[str, str]) -> None:
+    def _hear(self, event: Event | dict[str, Any]) -> None:
         now = time.monotonic()
         if self._held and isinstance(event, Stepped) and not self._loading:
             self._gaps.append(now - self._moved)
         self._moved = now
         self._loading = isinstance(event, dict) and "loading" in event
         if isinstance(event, dict):
+            self._hear_of_loads(event)
             return
+        self._loads.end()
         if isinstance(event, Ready):
             self.ready = event
             if self._first is not None and not self._first.done():
@@ -237,8 +251,21 @@ class Renderer:
             raise frames.BadFrame("a message that a child does not send")
         try:
             self._on_event(event)
-        except Exception:  # the listener's fault, not the child's: the other images go on
-            log.exception("an event of the renderer could not be handled")
+        except Exception as error:  # the listener's fault, not the child's: the other images go on
+            self._complain("an event of the renderer could not be handled", error)
+
+    def _hear_of_loads(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"loading": str(name), "source": str(source)}:
+                self._loads.begin(name, source)
+            case {"loaded": str(name), "source": str(source), "dtype": str(dtype), "bytes": int(size)}:
+                self._loads.done(name, source=source, dtype=dtype, size=size)
+            case _:
+                raise frames.BadFrame("a message that a child does not send")
+
+    def _complain(self, text: str, error: Exception) -> None:
+        log.error(text, extra={"error": aloud(error)})
+        log.debug(text, exc_info=error)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Kill a child that makes no progress although it has work, or that does not get ready."""
@@ -248,26 +275,10 @@ class Renderer:
             starting = self.ready is None and time.monotonic() - began > _LOAD
             if starting or (self.ready is not None and self._is_late()):
                 self._hung = True
-                self._last_words.append(f"no progress for {time.monotonic() - self._moved:.0f} s")
+                self._last_words.saw(f"no progress for {time.monotonic() - self._moved:.0f} s")
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 return
-
-    async def _listen(self, stderr: asyncio.StreamReader) -> None:
-        """Read on whatever comes, or the child would block; progress bars end no line."""
-        rest = b""
-        with contextlib.suppress(ConnectionError):
-            while chunk := await stderr.read(1 << 16):
-                *lines, rest = re.split(rb"[\r\n]+", rest[-4096:] + chunk)
-                for line in lines:
-                    self._note(line)
-        self._note(rest)
-
-    def _note(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").strip()[-500:]
-        if text:
-            self._last_words.append(text)
-            log.debug("renderer says", extra={"line": text})
 
     async def _end(self) -> None:
         process, self._process = self._process, None

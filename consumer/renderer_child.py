@@ -66,7 +66,8 @@ def _draw(settings: dict[str, Any], messages: queue.SimpleQueue[Any], out: Binar
         memory_budget=settings["memory_budget"],
         loras={name: Path(file) for name, file in settings["loras"]},
         offline=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
-        on_load=lambda name: write({"loading": name}),
+        on_load=lambda name, source: write({"loading": name, "source": source}),
+        on_loaded=lambda model: write({"loaded": model.card.name, "bytes": model.bytes, **_of(model.record)}),
     )
     engine = Engine(registry, emit=write, max_rows=settings["max_rows"], exact=settings["exact"])
     dtype = settings["dtype"]
@@ -94,6 +95,10 @@ def _heed(engine: Any, messages: queue.SimpleQueue[Any], *, block: bool) -> None
             engine.submit(message)
         elif "cancel" in message:
             engine.cancel(message["cancel"])
+
+
+def _of(record: dict[str, str]) -> dict[str, str]:
+    return {"source": record["source"], "dtype": record["dtype"]}
 
 
 def _versions(torch: Any) -> dict[str, str]:

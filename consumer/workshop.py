@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from consumer.dispatch import Dispatch
+from consumer.last_words import aloud
 from consumer.preparation import Preparation, failure_of
 from consumer.renderer import Loss, Renderer, RendererSettings
 from consumer.tasks import Drawn, Event, Ready, Stepped, Undrawable
@@ -181,7 +182,7 @@ class Workshop:
         failure = Failure.model_validate(facts)
         if event.retry and job.attempt < self._max_attempts:
             self.forget(job)
-            log.warning("given back for another try", extra={"id": job.id, "why": event.message})
+            log.warning("given back for another try", extra={"id": job.id, "code": event.code})
             await self._delivery.insist(lambda: self._claims.release(job.held, "retry", failure))
             return
         job.failures[event.index] = failure
@@ -197,7 +198,8 @@ class Workshop:
 
     def on_loss(self, renderer: Renderer, loss: Loss) -> None:
         """A renderer died: whoever was in it is tried again, alone, as often as is allowed."""
-        log.error("renderer lost", extra={"why": loss.why, "detail": loss.detail[-300:]})
+        facts = {"device": renderer.settings.device, "why": loss.why}
+        log.error("renderer lost", extra={**facts, "error": loss.aloud})
         for job in self._dispatch.lost(renderer):
             job.losses += 1
             if job.attempt <= self._max_attempts:
@@ -283,7 +285,9 @@ class Workshop:
         try:
             await work
         except Exception as error:
-            log.exception("a request failed in an unforeseen way", extra={"id": held.claim.id})
+            text, facts = "a request failed in an unforeseen way", {"id": held.claim.id}
+            log.error(text, extra={**facts, "error": aloud(error)})
+            log.debug(text, extra=facts, exc_info=error)
             if (job := self.jobs.get(held.claim.id)) is not None:
                 self.forget(job)
             self.batches.pop(held.claim.id, None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from consumer import frames
-from consumer.renderer import Loss, Renderer, RendererSettings
+from consumer.renderer import Loss, NotStarted, Renderer, RendererSettings
 from consumer.tasks import Drawn, ImageTask, Lora, RawPicture, Ready, Stepped, Undrawable
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def test_a_lost_device_is_told_apart_from_a_crash(tmp_path: Path, monkeypatch: p
         return listener
 
     (loss,) = asyncio.run(story()).losses
-    assert (loss.why, loss.detail) == ("lost its device", "device-side assert")
+    assert (loss.why, loss.detail) == ("lost its device", "device-side assert\nexit status 75")
 
 
 def test_a_child_that_talks_nonsense_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -377,7 +377,7 @@ def test_loading_a_model_is_not_taken_for_hanging(tmp_path: Path, monkeypatch: p
     code = f"""
         say(Ready("d", "t", {{}}))
         t = frames.read(sys.stdin.buffer)
-        say({{"loading": "m"}})
+        say({{"loading": "m", "source": "a folder"}})
         time.sleep(0.6)
         {_DRAW}
         frames.read(sys.stdin.buffer)
@@ -402,7 +402,7 @@ def test_a_child_that_cannot_start_is_named_at_once(tmp_path: Path, monkeypatch:
         async with running():
             raise AssertionError("unreachable")
 
-    with pytest.raises(RuntimeError, match="no model of that name"):
+    with pytest.raises(NotStarted, match="no model of that name"):
         asyncio.run(story())
 
 

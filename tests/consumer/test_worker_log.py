@@ -1,0 +1,185 @@
+"""What a worker's log says at its usual level: enough to find a fault, and nobody's words."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumer.last_words import LastWords, aloud
+from consumer.loads import Loads
+from consumer.tasks import Ready
+from infra.memory import MemoryStore
+from tests.worker_inside import make_worker, running, until
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "the unannounced product"
+
+
+def with_child(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have null renderers start this program as their child."""
+    (tmp_path / "odd_child.py").write_text(
+        "import os, sys, time\nfrom consumer import frames\nfrom consumer.tasks import *\n"
+        "def say(m):\n    sys.stdout.buffer.write(frames.pack(m)); sys.stdout.buffer.flush()\n"
+        "frames.read(sys.stdin.buffer)\n" + textwrap.dedent(code)
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
+    monkeypatch.setattr("consumer.renderer._MODULES", {"null": "odd_child"})
+
+
+async def end(store: MemoryStore, prompt: str) -> dict[str, Any]:
+    """Let a worker with one attempt see a request through."""
+    await store.create("requests/r.json", json.dumps({"prompt": prompt, "steps": 1}).encode())
+    async with running(make_worker(store)):
+        async with asyncio.timeout(30):
+            while await store.head("results/r/result.json") is None:
+                await asyncio.sleep(0.02)
+    found: dict[str, Any] = json.loads((await store.get("results/r/result.json")).body)
+    return found
+
+
+def told(caplog: pytest.LogCaptureFixture) -> str:
+    """Everything that was logged, facts and tracebacks included."""
+    usual = logging.makeLogRecord({}).__dict__.keys()
+    lines = []
+    for record in caplog.records:
+        facts = {k: v for k, v in record.__dict__.items() if k not in usual}
+        lines.append(f"{record.levelname} {record.getMessage()} {facts} {record.exc_info}")
+    return "\n".join(lines)
+
+
+async def test_a_child_that_dies_with_a_prompt_on_its_lips_is_quoted_only_at_debug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The usual log names the kind of error and its place; the prompt in its text stays out."""
+    code = """
+        say(Ready("d", "t", {}))
+        t = frames.read(sys.stdin.buffer)
+        print("drawing", t.prompt, file=sys.stderr)
+        raise ValueError(f"cannot draw {t.prompt}")
+    """
+    with_child(tmp_path, code, monkeypatch)
+    with caplog.at_level(logging.INFO):
+        answer = await end(MemoryStore(), SECRET)
+    assert answer["failure"]["code"] == "worker_crashed"
+    assert "renderer lost" in told(caplog)
+    assert "ValueError at odd_child.py" in told(caplog)
+    assert SECRET not in told(caplog)
+
+
+async def test_an_image_that_cannot_be_drawn_is_logged_by_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A pipeline's error text goes to who asked, into the result, and not into the log."""
+    code = """
+        say(Ready("d", "t", {}))
+        while True:
+            t = frames.read(sys.stdin.buffer)
+            if hasattr(t, "prompt"):
+                say(Undrawable(t.request, t.index, "render_error", f"no {t.prompt}", True))
+    """
+    with_child(tmp_path, code, monkeypatch)
+    with caplog.at_level(logging.INFO):
+        answer = await end(MemoryStore(), SECRET)
+    assert SECRET in answer["failure"]["message"]
+    assert "given back for another try" in told(caplog)
+    assert SECRET not in told(caplog)
+
+
+async def test_an_error_that_nobody_foresaw_is_logged_by_its_kind_and_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Whatever its text repeats; the traceback is there at debug."""
+
+    def broken(*_: object) -> None:
+        raise KeyError(SECRET)
+
+    monkeypatch.setattr("consumer.delivery.encode", broken)
+    with caplog.at_level(logging.INFO):
+        answer = await end(MemoryStore(), SECRET)
+    assert answer["status"] == "failed"
+    assert "KeyError at test_worker_log.py" in told(caplog)
+    assert SECRET not in told(caplog)
+
+
+async def test_last_words_name_the_last_error_of_a_chain():
+    """Frames and kinds are taken from a traceback only: a line that looks like an error is somebody's prompt."""
+    words, stderr = LastWords(), asyncio.StreamReader()
+    stderr.feed_data(
+        b"SecretError: a prompt\r 10 %\r\nTraceback (most recent call last):\n"
+        b'  File "/a/one.py", line 3, in first\n    x()\nKeyError: 1\n'
+        b"The above exception was the direct cause:\n"
+        b'  File "/a/two.py", line 7, in <module>\n    y()\n    ^^^\n'
+        b"schemas.errors.StoreUnavailable: a prompt"
+    )
+    stderr.feed_eof()
+    await words.listen(stderr)
+    words.saw("exit status 1")
+    assert words.aloud == "StoreUnavailable at two.py:7 in <module>; exit status 1"
+    assert "a prompt" in words.whole
+    assert words.last == "schemas.errors.StoreUnavailable: a prompt"
+
+
+def test_an_error_without_a_traceback_has_a_kind():
+    """It was made, and never raised."""
+    assert aloud(ValueError("a prompt")) == "ValueError at an unknown place"
+
+
+# Loading ----------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_a_load_is_told_when_it_begins_and_when_it_has_ended(caplog: pytest.LogCaptureFixture):
+    """Name and source first; then seconds and size. Two announcements of one load are one."""
+    loads = Loads("cpu", io.StringIO())
+    with caplog.at_level(logging.INFO):
+        loads.begin("sd21", "a folder or the hub")
+        loads.begin("sd21", "the hub")
+        loads.done("sd21", source="the hub", dtype="float16", size=5 << 20)
+    first, second = caplog.records
+    assert (first.getMessage(), first.__dict__["source"]) == ("loading model", "a folder or the hub")
+    assert second.getMessage() == "model loaded"
+    assert second.__dict__["mib"] == 5
+    assert second.__dict__["seconds"] < 60
+
+
+async def test_a_terminal_counts_the_seconds_of_a_load(monkeypatch: pytest.MonkeyPatch):
+    """The line is renewed in place, and gone when the load has ended, well or not."""
+    monkeypatch.setattr("consumer.loads._COUNT", 0.01)
+    terminal = Terminal()
+    loads = Loads("cpu", terminal)
+    loads.begin("sd21", "the hub")
+    await until(lambda: terminal.getvalue().count("loading sd21 from the hub: 0 s") >= 2)
+    loads.end()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixture, tiny_folder: Path):
+    """A worker that preloads a model says so, with where it came from and how large it is."""
+    from consumer.renderer import Renderer, RendererSettings
+
+    models = (("tiny", str(tiny_folder)),)
+    renderer = Renderer(
+        RendererSettings(models=models, preload="tiny"), lambda _event: None, lambda _loss: None
+    )
+    with caplog.at_level(logging.INFO):
+        assert isinstance(await renderer.start(), Ready)
+        await renderer.close()
+    said = {record.getMessage(): record.__dict__ for record in caplog.records}
+    assert said["loading model"]["model"] == "tiny"
+    assert said["model loaded"]["source"] == str(tiny_folder)
+    assert said["model loaded"]["dtype"] == "float32"
