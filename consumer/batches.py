@@ -122,7 +122,9 @@ class Batches:
         status: Status = "succeeded" if not failed else "partial" if good else "failed"
         failure = None
         if failed:
-            text = f"{failed} of {counts.total} rows did not succeed; errors.jsonl says why"
+            where = "errors.jsonl says why" if bad else "results.jsonl says why"
+            where += ", and results.jsonl of those with some images" if bad and counts.partial else ""
+            text = f"{failed} of {counts.total} rows did not succeed; {where}"
             failure = Failure(code="some_rows_failed", message=text)
         return self._result(held, began, status, failure=failure, batch=summary)
 
@@ -147,7 +149,7 @@ class Batches:
                 href = image.key.removeprefix(layout.result_folder(batch))
                 items.append(
                     gallery.GalleryItem(
-                        **common, seed=image.seed, image_href=href, thumbnail=small, failure=None
+                        **common, seed=image.seed, image_href=href, thumbnail=small, failure=why
                     )
                 )
         return items

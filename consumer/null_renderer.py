@@ -22,7 +22,8 @@ class NullRenderer:
     """Draws one task after the other.
 
     Settings (under `null`): `seconds_per_step`; `crash_on`, `hang_on`, `fail_on`: texts; a prompt that
-    holds one has that effect; `diary`: a file that gets a line for each image drawn to its end.
+    holds one has that effect; `fail_seeds`: numbers; the images of these seeds fail; `diary`: a file that
+    gets a line for each image drawn to its end.
     """
 
     def __init__(self, null: dict[str, Any], out: BinaryIO) -> None:
@@ -72,7 +73,7 @@ class NullRenderer:
                 return
             self._calls += 1
             self.say(Stepped(self._calls, {(task.request, task.index): (step, task.steps)}))
-        if self._is_told("fail_on", task):
+        if self._is_told("fail_on", task) or task.seed in self._null.get("fail_seeds", ()):
             self.say(Undrawable(task.request, task.index, "render_error", "told to fail", False))
             return
         if "diary" in self._null:
