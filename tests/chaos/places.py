@@ -20,7 +20,7 @@ from tests.chaos import weather
 from tests.chaos.history import Verdict, Wish, WitnessedStore, files, judge
 from tests.servers.fault_proxy import FaultProxy, failing
 from tests.servers.s3_front import S3Front, running
-from tests.servers.sqs_front import SqsFront, answering
+from tests.servers.sqs_front import Habits, SqsFront, answering
 
 BUCKET = "bucket"
 QUEUE = "work"
@@ -148,21 +148,24 @@ def _send(url: str, method: str, path: str, body: bytes, target: str = "") -> No
 
 
 @contextlib.contextmanager
-def place(tier: str, folder: Path, seed: int) -> Iterator[Place]:
-    """A fresh place of a tier: directory, s3 or queue."""
+def place(tier: str, folder: Path, seed: int, *, kind: bool = False) -> Iterator[Place]:
+    """A fresh place of a tier: directory, s3 or queue; a kind one has a good network."""
     if tier == "directory":
         yield Folder(folder / "store")
         return
     with contextlib.ExitStack() as stack:
         queue: SqsFront | None = None
         if tier == "queue":
-            queue = stack.enter_context(answering(SqsFront(weather.of_the_queue(), seed)))
+            queue = stack.enter_context(
+                answering(SqsFront(Habits() if kind else weather.of_the_queue(), seed))
+            )
             queue.add(QUEUE)
         store = WitnessedStore(on_request=lambda key: queue and queue.announce(QUEUE, BUCKET, key))
         front = stack.enter_context(running(S3Front(store, {BUCKET})))
-        network = [FaultProxy(front.url, weather.on_the_way_to_the_bucket(), seed)]
+        network = [FaultProxy(front.url, [] if kind else weather.on_the_way_to_the_bucket(), seed)]
         if queue is not None:
-            network.append(FaultProxy(queue.url, weather.on_the_way_to_the_queue(), seed + 1))
+            rules = [] if kind else weather.on_the_way_to_the_queue()
+            network.append(FaultProxy(queue.url, rules, seed + 1))
         for proxy in network:
             stack.enter_context(failing(proxy))
         yield Bucket(store, front, network, queue)

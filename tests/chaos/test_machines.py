@@ -1,0 +1,139 @@
+"""Machines that are not as they should be: a full disk, clocks that are wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+
+import pytest
+
+from tests.chaos.history import IMAGES, Wish, renderings, takeovers
+from tests.chaos.nursery import Nursery, nursery
+from tests.chaos.places import Folder, Place, place
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Nursery]:
+    """Where the workers come from."""
+    with nursery(tmp_path / "logs") as cradle:
+        yield cradle
+
+
+def wish(number: int, steps: int) -> Wish:
+    body = {"prompt": f"p{number}", "steps": steps, "number_of_images": IMAGES, "width": 64, "height": 64}
+    return Wish(f"r{number}", json.dumps(body).encode())
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, what
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own, in memory."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        made = subprocess.run(mount, capture_output=True, text=True, timeout=10, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if made.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], timeout=10, check=True)
+
+
+def fill(ballast: Path) -> None:
+    """Take the last byte."""
+    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+
+def test_a_full_disk_tears_nothing_and_the_worker_goes_on_when_there_is_room(home: Nursery, tmp_path: Path):
+    """It says what is wrong, stays alive, and stores what it has drawn once space is freed."""
+    disk = tmp_path / "disk"
+    with small_disk(disk, "300k"):
+        here = Folder(disk / "store")
+        for number in range(3):
+            here.drop(wish(number, steps=8))
+        null = json.dumps({"seconds_per_step": 0.02})
+        worker = home.start(*here.options, "--renderer", "null", "--lease", "2", "--null", null)
+        until(lambda: list((disk / "store" / "claims").glob("*/0*")), "nothing is claimed")
+        fill(disk / "ballast")
+        until(
+            lambda: "the disk is full" in worker.log.read_text() or _complains(worker.log), "it says nothing"
+        )
+        for _ in range(20):
+            time.sleep(0.05)
+            assert worker.alive
+            fill(disk / "ballast")
+        torn = [path for path in (disk / "store" / "results").rglob("*.json") if not _is_whole(path)]
+        assert not torn
+        (disk / "ballast").unlink()
+        until(lambda: here.open_wishes() == 0 and here.is_tidy(), "it does not recover")
+        verdict = here.judge()
+        worker.send(SIGTERM)
+        assert worker.wait(20)
+    assert verdict.is_good, str(verdict)
+
+
+def _complains(log: Path) -> bool:
+    return re.search("No space|full|space", log.read_text()) is not None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def _start(home: Nursery, here: Place, diary: Path, *, lease: float, seed: int):  # type: ignore[no-untyped-def]
+    null = json.dumps({"seconds_per_step": 0.02, "diary": str(diary)})
+    options = [*here.options, "--renderer", "null", "--lease", str(lease), "--null", null]
+    facts = {"seed": seed, "since": 3600.0 * seed}
+    return home.start(*options, environment=here.environment, spoil="tests.chaos.clocks", **facts)
+
+
+@pytest.mark.parametrize("tier", ["directory", "s3"])
+def test_wrong_clocks_steal_nothing_and_strand_nothing(tier: str, home: Nursery, tmp_path: Path):
+    """Wall clocks jump by days, monotonic ones differ by hours: nobody alive is robbed, the dead are."""
+    diary = tmp_path / "diary"
+    with place(tier, tmp_path / "place", 0, kind=True) as here:
+        workers = [_start(home, here, diary, lease=4, seed=seed) for seed in range(3)]
+        for number in range(12):
+            here.drop(wish(number, steps=20))
+        until(lambda: here.open_wishes() == 0, "they do not end")
+        assert not takeovers(tmp_path / "logs")
+        assert set(renderings(diary).values()) == {1}
+
+        for number in range(12, 20):
+            here.drop(wish(number, steps=20))
+        until(lambda: "done" if here.open_wishes() < 7 else "", "nothing ends")
+        workers[0].send(SIGKILL)
+        until(lambda: here.open_wishes() == 0 and here.is_tidy(), "what the dead had is not taken over")
+        verdict = here.judge()
+        for worker in workers[1:]:
+            worker.send(SIGTERM)
+            assert worker.wait(20)
+    assert verdict.is_good, str(verdict)
