@@ -201,7 +201,7 @@ def _synchronize(module: nn.Module) -> None:
 
 def finite_picture(call: Call, answer: Any) -> Any | Failure:
     """A decoded picture, or why there is none: never a black square without a word."""
-    if _is_finite(answer):
+    if _is_finite(answer) and not _is_black(answer):
         return answer
     if not _is_finite(call.arguments):
         return Failure(
@@ -213,9 +213,16 @@ def finite_picture(call: Call, answer: Any) -> Any | Failure:
         if faults.is_sticky(error):
             raise
         again = None
-    if again is None:
-        return Failure("non_finite", "the decoder produced numbers that are not finite (NaN)", False)
-    return again
+    if again is not None:
+        return again
+    if _is_finite(answer):
+        return Failure(
+            "non_finite",
+            "the picture came out black all over, which is how a model shows that its numbers ran over; "
+            "try another scheduler, a lower cfg_scale, or a worker with --dtype float32",
+            False,
+        )
+    return Failure("non_finite", "the decoder produced numbers that are not finite (NaN)", False)
 
 
 def _decode_in_float32(call: Call) -> Any | None:
@@ -231,9 +238,18 @@ def _decode_in_float32(call: Call) -> Any | None:
         )
     finally:
         module.to(before)
-    return answer if _is_finite(answer) else None
+    return answer if _is_finite(answer) and not _is_black(answer) else None
 
 
 def _is_finite(value: Any) -> bool:
     """Whether every number in an answer is one."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in rows.tensors_in(value))
+
+
+def _is_black(answer: Any) -> bool:
+    """Whether a decoded picture, in [-1, 1], shows nothing: no drawing is that dark and that even."""
+    for tensor in rows.tensors_in(answer):
+        levels = (tensor.float() + 1).clamp(0, 2) * 127.5  # grey levels
+        if bool((levels.mean() < 2) & (levels.std() < 1)):
+            return True
+    return False

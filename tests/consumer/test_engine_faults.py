@@ -151,6 +151,27 @@ def test_numbers_that_are_not_finite_are_no_picture(registry, studio, task):
     assert isinstance(ended["second", 0], Drawn)
 
 
+def test_a_picture_that_is_black_all_over_is_no_success(registry, studio, task):
+    """It fails and says so; a dark picture that shows something is drawn."""
+
+    def black(real, *args, **kwargs):
+        return torch.full_like(real(*args, **kwargs), -1.0)
+
+    def dark(real, *args, **kwargs):
+        picture = black(real, *args, **kwargs)
+        picture[..., :8, :8] = -0.8
+        return picture
+
+    decoder = registry.get("tiny").plain["text2img"].vae.decoder
+    with broken(decoder, black):
+        ended = studio(registry).draw(task("one", steps=1))
+    assert ended["one", 0].code == "non_finite"
+    assert "black" in ended["one", 0].message
+    with broken(decoder, dark):
+        ended = studio(registry).draw(task("one", steps=1))
+    assert isinstance(ended["one", 0], Drawn)
+
+
 def test_a_decoder_that_overflows_in_half_precision_decodes_again_in_float32(make_registry, studio, task):
     """NaN from a bfloat16 VAE costs one more decode in float32; afterwards the VAE is in bfloat16 again."""
     registry = make_registry(dtype="bfloat16")
