@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -59,13 +57,11 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 def fill(ballast: Path) -> None:
     """Take the last byte."""
-    with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+    with ballast.open("ab", buffering=0) as file:
         for size in (4096, 1):
-            try:
+            with pytest.raises(OSError, match="No space left"):
                 while True:
                     file.write(b"x" * size)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
 
 
 def test_a_full_disk_tears_nothing_and_the_worker_goes_on_when_there_is_room(home: Nursery, tmp_path: Path):
@@ -79,9 +75,7 @@ def test_a_full_disk_tears_nothing_and_the_worker_goes_on_when_there_is_room(hom
         worker = home.start(*here.options, "--renderer", "null", "--lease", "2", "--null", null)
         until(lambda: list((disk / "store" / "claims").glob("*/0*")), "nothing is claimed")
         fill(disk / "ballast")
-        until(
-            lambda: "the disk is full" in worker.log.read_text() or _complains(worker.log), "it says nothing"
-        )
+        until(lambda: "No space left" in worker.log.read_text(), "it says nothing")
         for _ in range(20):
             time.sleep(0.05)
             assert worker.alive
@@ -94,10 +88,6 @@ def test_a_full_disk_tears_nothing_and_the_worker_goes_on_when_there_is_room(hom
         worker.send(SIGTERM)
         assert worker.wait(20)
     assert verdict.is_good, str(verdict)
-
-
-def _complains(log: Path) -> bool:
-    return re.search("No space|full|space", log.read_text()) is not None
 
 
 def _is_whole(path: Path) -> bool:
@@ -120,16 +110,16 @@ def test_wrong_clocks_steal_nothing_and_strand_nothing(tier: str, home: Nursery,
     """Wall clocks jump by days, monotonic ones differ by hours: nobody alive is robbed, the dead are."""
     diary = tmp_path / "diary"
     with place(tier, tmp_path / "place", 0, kind=True) as here:
-        workers = [_start(home, here, diary, lease=4, seed=seed) for seed in range(3)]
+        workers = [_start(home, here, diary, lease=3, seed=seed) for seed in range(3)]
         for number in range(12):
-            here.drop(wish(number, steps=20))
+            here.drop(wish(number, steps=8))
         until(lambda: here.open_wishes() == 0, "they do not end")
         assert not takeovers(tmp_path / "logs")
         assert set(renderings(diary).values()) == {1}
 
         for number in range(12, 20):
-            here.drop(wish(number, steps=20))
-        until(lambda: "done" if here.open_wishes() < 7 else "", "nothing ends")
+            here.drop(wish(number, steps=8))
+        until(lambda: here.open_wishes() < 8, "nothing ends")
         workers[0].send(SIGKILL)
         until(lambda: here.open_wishes() == 0 and here.is_tidy(), "what the dead had is not taken over")
         verdict = here.judge()
