@@ -12,14 +12,14 @@ import boto3
 from botocore.exceptions import ClientError
 
 from infra.s3_config import config_for, new_session, region_of
-from infra.s3_errors import FOREIGN, code_of
+from infra.s3_errors import FOREIGN, code_of, status_of
 from infra.s3_errors import translated as store_error
 from infra.sqs_config import where
 from infra.sqs_errors import is_denied, is_missing
 from infra.sqs_errors import translated as queue_error
 from infra.wiring import IDS, Wiring, changes
 from infra.wiring_check import Finding, judge_notifications, judge_queue
-from schemas.errors import DreamError, Unsupported
+from schemas.errors import DreamError, StoreUnavailable, Unsupported
 
 T = TypeVar("T")
 
@@ -67,6 +67,12 @@ class Account:
             Unsupported: it is denied, or the bucket has a notification that stands in the way.
             StoreUnavailable, QueueUnavailable: as their names say.
         """
+        region = self._region_of(wish.bucket)
+        if region and region != self.region:
+            raise Unsupported(
+                f"the bucket {wish.bucket} is in {region}, and the queue would be in {self.region}: S3 announces only "
+                f"within a region; set AWS_REGION={region}"
+            )
         changed: list[str] = []
         there = self.url_of(wish.queue)
         has = self._attributes(self._sqs, there) if there else {}
@@ -109,7 +115,24 @@ class Account:
             findings = judge_queue(attributes, bucket, attempts=attempts, dead=dead)
         if bucket and not any(finding.check == "queue" for finding in findings):
             findings.insert(1, self._notifications(attributes["QueueArn"], bucket, prefix))
+            home, away = self._region_of(bucket), attributes["QueueArn"].split(":")[3]
+            if home and home != away:
+                why = f"the bucket is in {home}, the queue in {away}: S3 announces only within a region"
+                findings.insert(0, Finding("region", "fail", why, f"make a queue in {home}"))
         return findings
+
+    def _region_of(self, bucket: str) -> str:
+        """Where a bucket is; "" when we are not told. Raises `StoreUnavailable`: there is none."""
+        try:
+            return str(self._s3.head_bucket(Bucket=bucket).get("BucketRegion") or "")
+        except FOREIGN as error:
+            if status_of(error) == 404:
+                raise StoreUnavailable(
+                    f"there is no bucket {bucket!r}: create it, or correct the name"
+                ) from error
+            if status_of(error) in (301, 400, 403):
+                return ""  # we may not look, or it is elsewhere; the calls that matter will say
+            raise _wrong(error, "look at the bucket", bucket=bucket) from error
 
     def _dead(self, sqs: Any, arn: str) -> dict[str, str] | None:
         """The dead-letter queue's attributes; None when it is gone, {} when we may not look."""

@@ -9,50 +9,24 @@ jittered waits until `patience` is used up, and may be cancelled at any time.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from infra.s3_config import new_session
 from infra.s3_errors import FOREIGN
+from infra.sqs_answers import Failed, Message, QueueFacts, facts_of, failed_of, message_of
 from infra.sqs_batches import BATCH, MAX_BYTES, fitting, is_sendable, size_of, tens
 from infra.sqs_config import ANSWER, config, where
 from infra.sqs_errors import is_denied, is_transient, shown, translated
 from schemas.errors import QueueUnavailable, Rejected, TooLarge, Unsupported
 
+__all__ = ["Message", "Queue", "QueueFacts"]
+
 TRIES = 4  # of a single entry that the queue could not serve, in a call that it did
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One delivery of a message."""
-
-    id: str  # the same at every delivery
-    receipt: str  # of this delivery
-    body: str
-    receives: int  # deliveries so far, this one included; approximate
-    attributes: Mapping[str, str] = field(default_factory=dict)  # those of type String
-
-
-@dataclass(frozen=True, slots=True)
-class QueueFacts:
-    """How a queue is set up, and about how full it is."""
-
-    visibility: float  # seconds
-    retention: float  # seconds
-    max_bytes: int  # of one message
-    dead_letters: str | None  # ARN of the queue for what was received too often
-    max_receives: int | None  # receives after which a message goes there
-    visible: int  # messages that wait; approximate, as the next
-    in_flight: int  # messages that were received and neither deleted nor shown again
-    arn: str
-    wait: float = 0.0  # seconds that a receive waits when it does not say
-    policy: str = ""  # JSON: who else may do what
 
 
 class Queue:
@@ -124,7 +98,7 @@ class Queue:
             MessageSystemAttributeNames=["ApproximateReceiveCount"],
             MessageAttributeNames=["All"],
         )
-        return [_message(entry) for entry in answer.get("Messages", ())]
+        return [message_of(entry) for entry in answer.get("Messages", ())]
 
     async def renew(self, messages: Sequence[Message], visibility: float) -> list[Message]:
         """Keep messages invisible for `visibility` seconds from now; 0 gives them back at once.
@@ -141,8 +115,8 @@ class Queue:
                 {"ReceiptHandle": message.receipt, "VisibilityTimeout": int(visibility)} for message in batch
             ]
             failed = await self._batch("change_message_visibility_batch", "renew messages of", entries)
-            gone += [batch[number] for number, refused in failed.items() if refused]
-            left += sum(not refused for refused in failed.values())
+            gone += [batch[number] for number, failure in failed.items() if failure.refused]
+            left += sum(not failure.refused for failure in failed.values())
         if left:
             raise QueueUnavailable(f"{shown(self.url)} did not renew {left} of {len(messages)} messages")
         return gone
@@ -197,8 +171,9 @@ class Queue:
                 ids[numbers[place]] = id
             sent += len(told)
             if failed:
+                codes = ", ".join(sorted({failure.code for failure in failed.values()}))
                 raise QueueUnavailable(
-                    f"{shown(self.url)} did not take {len(bodies) - sent} of {len(bodies)} messages"
+                    f"{shown(self.url)} did not take {len(bodies) - sent} of {len(bodies)} messages ({codes})"
                 )
         return ids
 
@@ -216,21 +191,7 @@ class Queue:
 
     async def facts(self) -> QueueFacts:
         """How the queue is set up, and about how full it is."""
-        found = await self._attributes("All")
-        redrive = json.loads(found.get("RedrivePolicy") or "{}")
-        receives = redrive.get("maxReceiveCount")
-        return QueueFacts(
-            visibility=float(found.get("VisibilityTimeout", 30)),
-            retention=float(found.get("MessageRetentionPeriod", 345_600)),
-            max_bytes=int(found.get("MaximumMessageSize", MAX_BYTES)),
-            dead_letters=redrive.get("deadLetterTargetArn"),
-            max_receives=None if receives is None else int(receives),
-            visible=int(found.get("ApproximateNumberOfMessages", 0)),
-            in_flight=int(found.get("ApproximateNumberOfMessagesNotVisible", 0)),
-            arn=found.get("QueueArn", ""),
-            wait=float(found.get("ReceiveMessageWaitTimeSeconds", 0)),
-            policy=found.get("Policy", ""),
-        )
+        return facts_of(await self._attributes("All"))
 
     async def url_of(self, arn: str) -> str:
         """The URL of another queue in the same place, such as the one for dead letters."""
@@ -251,26 +212,27 @@ class Queue:
 
     async def _batch(
         self, verb: str, what: str, entries: Sequence[Mapping[str, Any]], told: dict[int, str] | None = None
-    ) -> dict[int, bool]:
+    ) -> dict[int, Failed]:
         """Send up to ten entries, and those that the queue could not serve again, a few times.
 
         Returns:
-            The places of the entries that failed: True where the queue refused, False where it could not.
+            What failed, by the place of its entry.
         """
         left = list(range(len(entries)))
-        refused: dict[int, bool] = {}
+        refused: dict[int, Failed] = {}
         for last in [False] * (TRIES - 1) + [True]:
             numbered = [{"Id": str(place), **entries[place]} for place in left]
             answer = await self._call(verb, what, ANSWER, Entries=numbered)
             if told is not None:
                 told |= {int(entry["Id"]): entry["MessageId"] for entry in answer.get("Successful", ())}
-            failed = {int(entry["Id"]): bool(entry.get("SenderFault")) for entry in answer.get("Failed", ())}
-            refused |= {place: fault for place, fault in failed.items() if fault}
-            left = [place for place, fault in failed.items() if not fault]
-            if not left or last:
+            failed = {int(entry["Id"]): failed_of(entry) for entry in answer.get("Failed", ())}
+            refused |= {place: failure for place, failure in failed.items() if failure.refused}
+            busy = {place: failure for place, failure in failed.items() if not failure.refused}
+            if not busy or last:
                 break
+            left = list(busy)
             await asyncio.sleep(self._rng.uniform(0, 0.4))
-        return refused | dict.fromkeys(left, False)
+        return refused | busy
 
     async def _call(
         self, verb: str, what: str, seconds: float, *, of: bool = True, **fields: Any
@@ -306,16 +268,6 @@ class Queue:
                     )
                     self._client = await self._exits.enter_async_context(made)
         return self._client
-
-
-def _message(entry: Mapping[str, Any]) -> Message:
-    attributes = {
-        name: str(value["StringValue"])
-        for name, value in entry.get("MessageAttributes", {}).items()
-        if value.get("DataType", "").startswith("String") and "StringValue" in value
-    }
-    receives = int(entry.get("Attributes", {}).get("ApproximateReceiveCount", 1))
-    return Message(entry["MessageId"], entry["ReceiptHandle"], entry.get("Body", ""), receives, attributes)
 
 
 def _is_denied(error: Unsupported) -> bool:

@@ -15,17 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
-    from producer.errors import Conflict, StillWorking, UnknownRequest
+    from producer.errors import Conflict, NothingToRetry, StillWorking, UnknownRequest
     from producer.lookup import State
     from producer.requests import Ticket
     from producer.sync import Client
 
-__all__ = ["AsyncClient", "Client", "Conflict", "State", "StillWorking", "Ticket", "UnknownRequest"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Conflict",
+    "NothingToRetry",
+    "State",
+    "StillWorking",
+    "Ticket",
+    "UnknownRequest",
+]
 
 _HOME = {
     "AsyncClient": "client",
     "Client": "sync",
     "Conflict": "errors",
+    "NothingToRetry": "errors",
     "State": "lookup",
     "StillWorking": "errors",
     "Ticket": "requests",

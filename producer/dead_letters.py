@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infra.sqs import Queue
+from infra.sqs_batches import tens
 from schemas.errors import QueueUnavailable, Rejected, Unsupported
 from schemas.events import Created, Direct, Ignored, Item, Reference, Unknown, decode
 from schemas.layout import is_request, request_id
@@ -45,18 +46,25 @@ class Box:
     dead: Queue
     letters: list[DeadLetter]
 
-    async def put_back(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+    async def put_back(self, letters: Sequence[DeadLetter]) -> tuple[list[DeadLetter], list[DeadLetter]]:
         """Send letters to their queue again, then delete them here.
 
         Returns:
-            Those that are back in their queue, but could not be deleted here.
+            (those that are back in their queue, those of them that could not be deleted here). One that
+            somebody else has received meanwhile is in neither: an old receipt would delete nothing.
         """
+        back: list[DeadLetter] = []
         stayed: set[str] = set()
-        for letter in letters:  # one at a time: after a failure it is known which went
-            await self.source.send([letter.message.body], attributes=letter.message.attributes)
-            stayed |= {message.id for message in await self.dead.delete([letter.message])}
-            self.letters.remove(letter)
-        return [letter for letter in letters if letter.message.id in stayed]
+        for ten in tens(letters):
+            lost = {message.id for message in await self.dead.renew([one.message for one in ten], HIDDEN)}
+            for letter in ten:  # one at a time: after a failure it is known which went
+                self.letters.remove(letter)
+                if letter.message.id in lost:
+                    continue
+                await self.source.send([letter.message.body], attributes=letter.message.attributes)
+                stayed |= {message.id for message in await self.dead.delete([letter.message])}
+                back.append(letter)
+        return back, [letter for letter in back if letter.message.id in stayed]
 
 
 @asynccontextmanager
@@ -93,9 +101,14 @@ def read(message: Message, bucket: str = "") -> DeadLetter:
     items = decode(message.body)
     what, why, request = _item(items[0], bucket, message.id)
     if len(items) > 1:
-        faults = [reason for item in items[1:] if (reason := _item(item, bucket, message.id)[1])]
-        return DeadLetter(message, f"{what}, and {len(items) - 1} more", why or next(iter(faults), ""))
-    return DeadLetter(message, what, why, request)
+        faults = (reason for item in items[1:] if (reason := _item(item, bucket, message.id)[1]))
+        what, why, request = f"{what}, and {len(items) - 1} more", why or next(faults, ""), None
+    return DeadLetter(message, printable(what), printable(why), request)
+
+
+def printable(text: str) -> str:
+    """A stranger's text, fit for a terminal: without the signs that move its cursor."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _item(item: Item, bucket: str, message: str) -> tuple[str, str, str | None]:

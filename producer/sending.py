@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from producer.errors import Conflict
 from producer.requests import Parcel, Request, Ticket, parcel
 from schemas.errors import Rejected
 from schemas.events import reference
@@ -73,6 +74,7 @@ def parcels(requests: Request | Iterable[Request], *, id: str | None, limits: Li
             raise Rejected(
                 fault.code, f"request {number + 1} of {len(many)}: {fault.message}", field=fault.field
             ) from fault
+    _expect_one_body_for_each_id(made)
     return made
 
 
@@ -90,18 +92,29 @@ async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there:
     limit = await queue.max_bytes()
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def message(parcel: Parcel) -> str | None:
+    async def over(parcel: Parcel) -> bool:
         async with gate:
-            if parcel.chosen and await is_there(parcel):
-                return None
-            text = None if is_batch(parcel.ticket.key) else _carried(parcel, limit)
-            if text is None:
-                await drop(parcel)
-            return text or reference(parcel.ticket.key)
+            return parcel.chosen and bool(await is_there(parcel))
 
-    texts = await asyncio.gather(*map(message, parcels))
-    await queue.send([text for text in texts if text is not None])
+    async def message(parcel: Parcel) -> str:
+        text = None if is_batch(parcel.ticket.key) else _carried(parcel, limit)
+        if text is not None:
+            return text
+        async with gate:
+            await drop(parcel)
+        return reference(parcel.ticket.key)
+
+    known = await asyncio.gather(*map(over, parcels))  # a conflict is found before anything is dropped
+    left = {parcel.ticket: parcel for parcel, there in zip(parcels, known, strict=True) if not there}
+    await queue.send(await asyncio.gather(*map(message, left.values())))
     return [parcel.ticket for parcel in parcels]
+
+
+def _expect_one_body_for_each_id(parcels: Sequence[Parcel]) -> None:
+    bodies: dict[str, str] = {}
+    for ticket in (one.ticket for one in parcels):
+        if bodies.setdefault(ticket.id, ticket.fingerprint) != ticket.fingerprint:
+            raise Conflict(ticket.id, "it is given twice here")
 
 
 def _carried(parcel: Parcel, limit: int) -> str | None:

@@ -70,9 +70,12 @@ def list_(queue: QueueUrl = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJs
         return
     from rich.console import Console
 
+    from producer.dead_letters import MOST
     from producer.show import dead_letters
 
     Console().print(dead_letters(found))
+    if len(found) >= MOST:
+        say(f"only the first {MOST:,} were looked at")
 
 
 @dead_letters.command()
@@ -138,8 +141,9 @@ async def _put_back(
     doubled: list[str] = []
     async for box in _boxes(queues, store):
         letters = [letter for letter in box.letters if exact in (None, letter.message.id)]
-        doubled += [letter.message.id for letter in await box.put_back(letters)]
-        back += letters
+        went, stayed = await box.put_back(letters)
+        back += went
+        doubled += [letter.message.id for letter in stayed]
     return back, doubled
 
 
@@ -172,7 +176,9 @@ def _document(letter: DeadLetter) -> dict[str, Any]:
 
 def _pretty(text: str) -> str:
     """JSON laid out, anything else as it is."""
+    from producer.dead_letters import printable
+
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+        return printable(json.dumps(json.loads(text), ensure_ascii=False, indent=2))
     except (ValueError, RecursionError):
-        return text
+        return printable(text)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from infra.sqs import Message
 from producer import AsyncClient
 from producer.dead_letters import read
 from producer.errors import NothingToRetry
@@ -23,6 +26,9 @@ from tests.worker_process import worker as worker_process
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Worker = Callable[..., Any]
 CAT = {"prompt": "a cat", "steps": 1, "seed": 3}
+WORDS = st.sampled_from(
+    ["Records", "s3", "bucket", "name", "object", "key", "reference", "prompt", "Message", "x"]
+)
 
 
 def event(bucket: str, key: str) -> str:
@@ -145,15 +151,23 @@ def test_a_put_back_request_is_drawn(letters: Letters, tmp_path: Path):
         wait_for(lambda: letters.cloud.keys("results/back/result.json"), "no result", 60)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"Records": []}', '{"Event": "s3:TestEvent"}', "\x7f", "[1, 2]"]
-)
-def test_anything_can_be_described(text: str):
-    """No message makes looking fail."""
-    from infra.sqs import Message
+JSON = st.recursive(st.text(max_size=9) | st.integers(), lambda v: st.dictionaries(WORDS, v, max_size=4))
 
+
+@given(st.text() | JSON.map(json.dumps))
+def test_anything_can_be_described(text: str):
+    """No message makes looking fail, and none can move the terminal's cursor."""
     letter = read(Message("id", "receipt", text, 1))
     assert letter.what
+    assert all(c.isprintable() or c in "\n\t" for c in letter.what + letter.why)
+
+
+def test_a_strangers_text_cannot_move_the_cursor(letters: Letters):
+    """Escape sequences in keys and texts are shown as a sign that something was there."""
+    (key, text) = letters.add(event("b\x1b[2J", "requests/\x1b[31m.json"), "C1 is \x85 here")
+    assert "\x1b[2J" not in letters.run("list").stdout
+    assert "C1 is \N{REPLACEMENT CHARACTER} here" in letters.run("show", text).stdout
+    assert "\x1b" not in letters.run("show", key).stdout
 
 
 # Requests -----------------------------------------------------------------------------------------

@@ -115,6 +115,26 @@ async def test_the_same_request_is_not_sent_when_it_is_over(
 
 
 @pytest.mark.anyio
+async def test_a_conflict_is_found_before_anything_is_dropped(
+    dream: AsyncClient, cloud: Cloud, worker: Callable[..., object]
+):
+    """Of two requests one is over under another body: the other one is not dropped or sent either."""
+    queue = cloud.queue(MaximumMessageSize="1024")
+    ticket = await dream.submit(CAT | {"id": "mine"})
+    await worker(dream.store, ticket.key)  # type: ignore[misc]
+    big = CAT | {"metadata": {"text": "x" * 2000}}
+    with pytest.raises(Conflict):
+        await dream.send([big, CAT | {"id": "mine", "seed": 4}], queue=queue)
+    with pytest.raises(Conflict, match="given twice"):
+        await dream.send([CAT | {"id": "two"}, CAT | {"id": "two", "seed": 4}], queue=queue)
+    assert (cloud.keys("requests/"), cloud.depth(queue)) == ([], 0)
+
+    twice = await dream.send([CAT | {"id": "two"}, CAT | {"id": "two"}], queue=queue)
+    assert twice[0] == twice[1]
+    assert cloud.depth(queue) == 1
+
+
+@pytest.mark.anyio
 async def test_a_queue_that_is_not_there_is_told_at_once(dream: AsyncClient, cloud: Cloud):
     """Before anything is dropped or sent."""
     with pytest.raises(Unsupported, match="there is no queue"):

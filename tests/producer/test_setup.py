@@ -109,3 +109,18 @@ def test_a_bucket_that_is_not_there_is_told(setup: Cli, cloud: Cloud):
     done = setup("--apply", store="s3://no-such-bucket-here")
     assert done.returncode == 3
     assert "there is no bucket 'no-such-bucket-here'" in done.stderr
+    names = [url.rpartition("/")[2] for url in cloud.sqs.list_queues().get("QueueUrls", [])]
+    assert [name for name in names if name.startswith(cloud.bucket)] == [], "nothing was made"
+
+
+def test_a_bucket_in_another_region_is_told_before_anything_is_made(setup: Cli, cloud: Cloud):
+    """S3 announces only within a region; the sentence names the variable to set."""
+    far = f"far-{cloud.bucket}"
+    cloud.s3.create_bucket(Bucket=far, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    done = setup("--apply", store=f"s3://{far}")
+    assert done.returncode == 3
+    assert "set AWS_REGION=eu-west-1" in done.stderr
+    checks = json.loads(setup("--check", "--queue", cloud.queue(), "--json", store=f"s3://{far}").stdout)[
+        "checks"
+    ]
+    assert (checks[0]["check"], checks[0]["status"]) == ("region", "fail")
