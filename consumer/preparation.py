@@ -16,7 +16,7 @@ from consumer.job import Job
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, parse_manifest
 from schemas.plan import Plan
-from schemas.result import Failure
+from schemas.result import Failure, Result
 
 if TYPE_CHECKING:
     from consumer.delivery import Delivery
@@ -58,7 +58,7 @@ class Preparation:
             try:
                 job.inputs = await self._decode(manifest, job)
             except Rejected as error:
-                _give_up(job, failure_of(error))
+                _give_up(job, _failure_of(error))
             job.spent("decode", self.clock() - began)
         if manifest.strict and job.notes:
             _give_up(job, Failure(code="invalid_manifest", message="strict is set"))
@@ -93,6 +93,20 @@ def _give_up(job: Job, failure: Failure) -> None:
     job.failures |= dict.fromkeys(job.missing(), failure)
 
 
-def failure_of(error: Rejected) -> Failure:
-    """A refusal as the result tells it."""
+def _failure_of(error: Rejected) -> Failure:
     return Failure.model_validate({"code": error.code, "message": error.message, "field": error.field})
+
+
+def refusal(held: Held, error: Rejected | ValueError, worker: str) -> Result:
+    """How a claim ends that cannot become a job."""
+    return Result(
+        id=held.claim.id,
+        status="failed",
+        failure=_failure_of(error)
+        if isinstance(error, Rejected)
+        else Failure(code="invalid_manifest", message=str(error)),
+        worker=worker,
+        attempts=held.claim.attempt,
+        fingerprint=held.claim.fingerprint,
+        request=held.claim.frozen,
+    )

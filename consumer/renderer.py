@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from consumer import frames
+from consumer.environment import scrubbed
 from consumer.last_words import LastWords, aloud
 from consumer.loads import Loads
 from consumer.tasks import Drawn, Event, ImageTask, Ready, Stepped, Undrawable
@@ -30,7 +30,6 @@ from schemas.errors import DreamError
 log = logging.getLogger(__name__)
 
 STICKY = 75  # exit status of a child whose device is lost
-_SECRET = re.compile(r"^AWS_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 _BACK_OFF = (0.2, 10.0)  # seconds before a new child: first, longest
 _LOAD = 600.0  # seconds that a child may take to fetch and load a model, at its start or later
 _STILLBORN = 3  # children in a row that ended before they could draw; then the device is as good as lost
@@ -108,7 +107,12 @@ class Renderer:
     @property
     def healthy(self) -> bool:
         """Whether the child is idle, starting, or makes progress: a worker shows life only then."""
-        return self._stillborn < _STILLBORN if self.ready is None else not self._is_late()
+        return not self.hopeless if self.ready is None else not self._is_late()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether one child after another ended before it could draw; tries go on all the same."""
+        return self._stillborn >= _STILLBORN
 
     def _is_late(self) -> bool:
         usual = statistics.median(self._gaps) if self._gaps else 0.0
@@ -167,7 +171,7 @@ class Renderer:
             if self._first is not None and not self._first.done():
                 self._first.set_exception(NotStarted(f"the renderer did not start: {words.last or why}"))
                 return
-            self._stillborn = 0 if self.ready is not None else self._stillborn + 1
+            self._stillborn += self.ready is None
             self.ready = None
             lost, self._held = list(self._held.values()), {}
             try:
@@ -225,7 +229,7 @@ class Renderer:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=1 << 22,
-            env=_scrubbed(os.environ),
+            env=scrubbed(os.environ),
             start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
         )
 
@@ -240,7 +244,7 @@ class Renderer:
             return
         self._loads.end()
         if isinstance(event, Ready):
-            self.ready = event
+            self.ready, self._stillborn = event, 0
             if self._first is not None and not self._first.done():
                 self._first.set_result(event)
         elif isinstance(event, Drawn | Undrawable):
@@ -292,8 +296,3 @@ class Renderer:
                 return
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-
-
-def _scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without anything that looks like a secret."""
-    return {name: value for name, value in environment.items() if not _SECRET.search(name)}

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from consumer.dispatch import Dispatch
 from consumer.last_words import aloud
-from consumer.preparation import Preparation, failure_of
+from consumer.preparation import Preparation, refusal
 from consumer.renderer import Loss, Renderer, RendererSettings
 from consumer.tasks import Drawn, Event, Ready, Stepped, Undrawable
 from schemas import layout
 from schemas.errors import DreamError, Rejected, StoreUnavailable
-from schemas.result import Failure, Result
+from schemas.result import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,7 +120,8 @@ class Workshop:
         try:
             job = self._preparation.read(held)
         except (Rejected, ValueError) as error:
-            await self._refuse(held, error)
+            result = refusal(held, error, self._claims.session)
+            await self._delivery.insist(lambda: self._claims.commit(held, result))
             return
         if (lost := self.jobs.get(job.id)) is not None:
             self.forget(lost)  # it was taken over, and has come back to us
@@ -135,20 +136,6 @@ class Workshop:
         else:
             self._preparing.pop(job.id, None)
             self._dispatch.add(job)
-
-    async def _refuse(self, held: Held, error: Exception) -> None:
-        """A claim whose request cannot be read, such as one by a worker with other limits."""
-        failure = failure_of(error) if isinstance(error, Rejected) else None
-        result = Result(
-            id=held.claim.id,
-            status="failed",
-            failure=failure or Failure(code="invalid_manifest", message=str(error)),
-            worker=self._claims.session,
-            attempts=held.claim.attempt,
-            fingerprint=held.claim.fingerprint,
-            request=held.claim.frozen,
-        )
-        await self._delivery.insist(lambda: self._claims.commit(held, result))
 
     # What the renderers say ------------------------------------------------------------------
 
@@ -211,6 +198,19 @@ class Workshop:
             job.failures |= dict.fromkeys(job.missing(), Failure(code="worker_crashed", message=text))
             if job.complete:
                 self._spawn(job.held, self._finish(job))
+        if all(one.hopeless for one in self.renderers):
+            for job in self._dispatch.waiting:
+                self.forget(job)
+                self._spawn(job.held, self._hand_on(job, loss.why))
+
+    async def _hand_on(self, job: Job, why: str) -> None:
+        """No device is left here. It costs an attempt of those only that a renderer died with."""
+        if not job.losses:
+            await self.release(job.held)
+            return
+        text = f"the renderer {why} with this request, and no other could be started there"
+        failure = Failure(code="worker_crashed", message=text)
+        await self._delivery.insist(lambda: self._claims.release(job.held, "retry", failure))
 
     # How a request leaves --------------------------------------------------------------------
 

@@ -1,0 +1,122 @@
+"""How a worker stops: orderly, hurried, and without its store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.worker_process import drop, result, worker
+
+SLOW = {"seconds_per_step": 0.1}
+
+
+def test_sigterm_releases_what_is_not_begun_before_the_rest_is_drawn(tmp_path: Path):
+    """The next worker need not wait for a drawing to end, which ends in its own time."""
+    with worker(tmp_path, null=SLOW) as process:
+        for i in range(4):
+            drop(tmp_path, f"r{i}.json", {"prompt": "x", "steps": 40})
+        until(lambda: len(claims(tmp_path)) == 4 and statuses(tmp_path))
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        until(lambda: len(released(tmp_path)) == 3, seconds=10)
+        assert not results(tmp_path), f"the drawing ended within {time.monotonic() - asked:.1f} s"
+        assert process.poll() is None
+        assert process.wait(20) == 0
+    assert len(results(tmp_path)) == 1
+    assert len(released(tmp_path)) == 3
+
+
+def test_what_outlasts_the_grace_period_is_given_back(tmp_path: Path):
+    """It is no attempt; the next worker draws it at once, with the same seed."""
+    with worker(tmp_path, "--grace", "0.3", null=SLOW) as process:
+        drop(tmp_path, "long.json", {"prompt": "x", "steps": 100, "seed": 9})
+        until(lambda: statuses(tmp_path))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert len(released(tmp_path)) == 1
+    with worker(tmp_path):
+        answer = result(tmp_path, "long")
+    assert (answer["status"], answer["attempts"]) == ("succeeded", 1)
+    assert answer["images"][0]["seed"] == 9
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_worker_at_once(tmp_path: Path, number: signal.Signals):
+    """Its renderer goes with it; what it drew is taken over when its lease has run out, and ends."""
+    with worker(tmp_path, null=SLOW) as process:
+        for i in range(3):
+            drop(tmp_path, f"r{i}.json", {"prompt": "x", "steps": 120, "seed": i})
+        until(lambda: len(claims(tmp_path)) == 3 and statuses(tmp_path))
+        children = [
+            int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        ]
+        assert children
+        process.send_signal(number)
+        until(lambda: len(released(tmp_path)) == 2)
+        process.send_signal(number)
+        assert process.wait(5) == 130
+        until(lambda: not any(alive(pid) for pid in children))
+    assert not results(tmp_path)
+    with worker(tmp_path):
+        answers = [result(tmp_path, f"r{i}") for i in range(3)]
+    assert {answer["status"] for answer in answers} == {"succeeded"}
+    assert sorted(answer["attempts"] for answer in answers) == [1, 1, 2]
+
+
+def test_a_file_overwritten_while_it_is_drawn_gets_two_results(tmp_path: Path):
+    """The claim has frozen the first body; the second one is a request of its own."""
+    with worker(tmp_path, null={"seconds_per_step": 0.05}):
+        drop(tmp_path, "same.json", {"prompt": "one", "steps": 30, "seed": 1})
+        until(lambda: claims(tmp_path) and statuses(tmp_path))
+        drop(tmp_path, "same.json", {"prompt": "two", "steps": 1, "seed": 2})
+        first = result(tmp_path, "same")
+        until(lambda: len(results(tmp_path)) == 2)
+        (other,) = [path.parent.name for path in results(tmp_path) if path.parent.name != "same"]
+        second = result(tmp_path, other)
+    assert other.startswith("same~")
+    assert [answer["parameters"]["prompt"] for answer in (first, second)] == ["one", "two"]
+    assert [answer["images"][0]["seed"] for answer in (first, second)] == [1, 2]
+    assert [answer["images"][0]["key"] for answer in (first, second)] == [
+        "results/same/0.png",
+        f"results/{other}/0.png",
+    ]
+    assert not list((tmp_path / "requests").glob("*.json"))
+    until(lambda: not claims(tmp_path))
+
+
+def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.02)
+
+
+def claims(store: Path) -> list[Path]:
+    return list((store / "claims").rglob("00000?"))
+
+
+def released(store: Path) -> list[Path]:
+    return list((store / "claims").rglob("*.released"))
+
+
+def results(store: Path) -> list[Path]:
+    return list((store / "results").rglob("result.json"))
+
+
+def statuses(store: Path) -> list[Path]:
+    """Written after a second of work."""
+    return list((store / "status").rglob("*.json"))
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
