@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -15,6 +16,8 @@ from tests.servers.s3_front import Fault
 from tests.worker_process import worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.servers.s3_front import S3Front
 
 
@@ -61,6 +64,25 @@ def test_lost_answers_double_and_lose_nothing(bucket: Any, s3_front: S3Front):
     assert len([o for o in bucket.objects.filter(Prefix="results/") if o.key.endswith(".png")]) == 3
 
 
+@pytest.mark.parametrize("kind", ["slow_down", "refused"])
+def test_a_store_that_is_away_for_seconds_costs_nobody_anything(bucket: Any, s3_front: S3Front, kind: str):
+    """The worker waits, draws on as far as it may, and ends everything once, at the first attempt."""
+    names = [f"r{i}" for i in range(8)]
+    with worker("s3://bucket", null={"seconds_per_step": 0.05}) as process:
+        for name in names:
+            bucket.put_object(Key=f"requests/{name}.json", Body=b'{"prompt": "x", "steps": 4}')
+        _until(lambda: any(key.endswith("/result.json") for _, key in s3_front.requests))
+        with _outage(s3_front, kind):
+            back = time.monotonic() + 3
+            _until(lambda: time.monotonic() > back)
+            assert process.poll() is None
+        answers = [_result(bucket, f"results/{name}/result.json", 60) for name in names]
+        assert process.poll() is None
+    assert {(answer["status"], answer["attempts"]) for answer in answers} == {("succeeded", 1)}
+    assert len([o for o in bucket.objects.filter(Prefix="results/") if o.key.endswith(".png")]) == 8
+    _until(lambda: not list(bucket.objects.filter(Prefix="claims/")))
+
+
 def test_a_store_that_cannot_create_conditionally_is_refused_at_start(s3_front: S3Front):
     """The worker ends at once and says why; nothing is claimed."""
     s3_front.faults.append(Fault("ignore_condition"))
@@ -78,3 +100,21 @@ def _result(bucket: Any, key: str, seconds: float = 30.0) -> dict[str, Any]:
         time.sleep(0.05)
     found: dict[str, Any] = json.loads(bucket.Object(key).get()["Body"].read())
     return found
+
+
+def _until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.05)
+
+
+def _outage(front: S3Front, kind: str) -> AbstractContextManager[object]:
+    """While the block lasts, nothing can be had from the bucket."""
+    if kind == "refused":
+        return front.away()
+    fault = Fault(kind, method="any")
+    front.faults.append(fault)
+    stack = ExitStack()
+    stack.callback(front.faults.remove, fault)
+    return stack

@@ -53,7 +53,7 @@ KINDS = {
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests of `method` whose key begins with `prefix`."""
+    """What goes wrong with the next `times` requests of `method` ("any" for all) whose key begins with `prefix`."""
 
     kind: str  # one of `KINDS`
     method: str = "PUT"
@@ -77,6 +77,20 @@ class S3Front:
     page: int = 1000  # keys of a listing's page, at most
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
+    _is_away: bool = False
+    _doors: Doors | None = None
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Refuse connections, and cut those that are open, until the block ends."""
+        assert self._doors is not None, "it is running"
+        self._is_away = True
+        self._doors.move("close")
+        try:
+            yield
+        finally:
+            self._is_away = False
+            self._doors.move("open")
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30)
@@ -86,6 +100,8 @@ class S3Front:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         path = unquote(request.rel_url.raw_path.lstrip("/"))
         bucket, _, key = path.partition("/")
+        if self._is_away:
+            return _cut(request)
         self.requests.append((request.method, path))
         if bucket not in self.buckets:
             return _error(404, "NoSuchBucket")
@@ -125,7 +141,7 @@ class S3Front:
 
     def _fault(self, method: str, key: str) -> Fault | None:
         for fault in self.faults:
-            if fault.times > 0 and fault.method == method and key.startswith(fault.prefix):
+            if fault.times > 0 and fault.method in (method, "any") and key.startswith(fault.prefix):
                 fault.times -= 1
                 return fault
         return None
@@ -281,6 +297,29 @@ async def _half(request: web.Request, answer: web.Response) -> web.StreamRespons
     return _cut(request)
 
 
+@dataclass
+class Doors:
+    """Where a server listens; used from other threads than its own."""
+
+    runner: web.AppRunner
+    loop: asyncio.AbstractEventLoop
+    port: int
+    site: web.TCPSite | None = None
+
+    def move(self, how: str) -> None:
+        work = self.open() if how == "open" else self.close()
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=10)
+
+    async def open(self) -> None:
+        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port)
+        await self.site.start()
+        self.port = self.runner.addresses[0][1]
+
+    async def close(self) -> None:
+        assert self.site is not None
+        await self.site.stop()
+
+
 @contextmanager
 def running(front: S3Front, port: int = 0) -> Iterator[S3Front]:
     """Serve on loopback in a thread until the block ends; `front.url` says where."""
@@ -291,10 +330,9 @@ def running(front: S3Front, port: int = 0) -> Iterator[S3Front]:
     async def serve() -> None:
         runner = web.AppRunner(front.app(), access_log=None, handler_cancellation=False, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port)
-        await site.start()
-        host, bound = runner.addresses[0][:2]
-        started.set_result(f"http://{host}:{bound}")
+        doors = front._doors = Doors(runner, loop, port)
+        await doors.open()
+        started.set_result(f"http://127.0.0.1:{doors.port}")
         await stop.wait()
         await runner.cleanup()
         await front.store.close()
