@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class Law:
 
     promised: dict[tuple[str, str], bytes] = field(default_factory=dict)  # (id, fingerprint) to request
     late_claims: set[str] = field(default_factory=set)  # nonces of claims made after their request's end
+    is_carried: Callable[[str, str], bool] = lambda _id, _fingerprint: False  # whether a message brings it
 
     def dropped(self, id: str, body: bytes, objects: Mapping[str, Stored]) -> None:
         """A client wrote a request; a body that it replaced unread is withdrawn."""
@@ -48,7 +49,7 @@ class Law:
             if key.endswith("/result.json") and key in after:
                 self._check_result(key, after, log)
         for id, fingerprint in self.promised:
-            if not is_kept(id, fingerprint, after):
+            if not is_kept(id, fingerprint, after) and not self.is_carried(id, fingerprint):
                 raise _broken(3, f"{id} ({fingerprint[:8]}) is forgotten", log)
 
     def working(self, nonce: str, log: list[str]) -> None:

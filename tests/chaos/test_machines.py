@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
@@ -60,8 +61,12 @@ def fill(ballast: Path) -> None:
     with ballast.open("ab", buffering=0) as file:
         for size in (4096, 1):
             with pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(b"x" * size)
+                _write_for_ever(file, b"x" * size)
+
+
+def _write_for_ever(file: FileIO, block: bytes) -> None:
+    while True:
+        file.write(block)
 
 
 def test_a_full_disk_tears_nothing_and_the_worker_goes_on_when_there_is_room(home: Nursery, tmp_path: Path):

@@ -16,10 +16,12 @@ from tests.chaos.depth import is_long
 from tests.chaos.law import Broken
 from tests.chaos.mutants import MUTANTS, KeepsWhatIsLost, OneIdOneBody
 from tests.chaos.simulation import run
+from tests.chaos.still import live
 from tests.infra.claims_bench import BODY, Bench, success
 
 Story = Callable[[type[Claims]], Coroutine[None, None, bool]]
-HISTORIES = 4000 if is_long() else 80
+HISTORIES = 4000 if is_long() else 2000
+STEPS = 500 if is_long() else 200  # of chaos, before all must come to its end
 pytestmark = pytest.mark.timeout(0 if is_long() else 120)
 
 
@@ -27,12 +29,12 @@ pytestmark = pytest.mark.timeout(0 if is_long() else 120)
 def test_no_history_breaks_the_law(block: int) -> None:
     """Crashes, pauses, lost answers, late writes and zombies leave one true result per request."""
     size = HISTORIES // 8
-    _live_through(range(block * size, (block + 1) * size))
+    _live_through(range(block * size, (block + 1) * size), steps=STEPS)
 
 
 def test_the_same_number_gives_the_same_history() -> None:
     """Nothing but the seed decides: two runs agree line for line, so every failure can be replayed."""
-    assert asyncio.run(run(7)) == asyncio.run(run(7))
+    assert live(run(7)) == live(run(7))
 
 
 @pytest.mark.parametrize("make", MUTANTS.values(), ids=MUTANTS.keys())
@@ -73,6 +75,10 @@ def test_a_broken_rule_that_chance_seldom_meets(story: Story, mutant: type[Claim
     assert not asyncio.run(story(mutant))
 
 
-def _live_through(seeds: Iterable[int], make: type[Claims] = Claims) -> None:
+def _live_through(seeds: Iterable[int], make: type[Claims] = Claims, steps: int = 500) -> None:
     for seed in seeds:
-        asyncio.run(run(seed, make))
+        try:
+            live(run(seed, make, steps))
+        except BaseException as error:
+            error.add_note(f"replay it: live(run({seed}, steps={steps}))")
+            raise

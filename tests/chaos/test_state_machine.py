@@ -6,7 +6,6 @@ it picks which waiting store call happens next, how, and what befalls its caller
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.chaos.depth import QUICK, is_long
 from tests.chaos.simulation import IDS, KINDS, Simulation
+from tests.chaos.still import StillLoop
 
 pytestmark = pytest.mark.timeout(0 if is_long() else 120)
 ids = st.sampled_from(IDS)
@@ -26,7 +26,7 @@ class Bucket(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
+        self.loop = StillLoop()
         self.live: Simulation
 
     @initialize(seed=st.integers(0, 3), kind=st.sampled_from(KINDS))

@@ -9,6 +9,7 @@ choices give the same history, line for line.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from infra.memory import MemoryStore
 from infra.store import Info, Stored
 from schemas.errors import DreamError, StoreUnavailable
 from tests.chaos.law import Law
+from tests.chaos.still import StillLoop
 
 Outcome = Literal["done", "answer lost", "refused", "ghost"]
 PAGE = 3  # keys per page of a listing: others write between two pages
@@ -46,13 +48,18 @@ class World:
     paused: dict[str, float] = field(default_factory=dict)  # session to when it goes on, seconds
     dead: set[str] = field(default_factory=set)
     log: list[str] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop | None = None  # in which the world was last settled
 
     def clock(self) -> float:
         return self.now
 
     async def settle(self) -> None:
-        """Let everybody run up to their next store call."""
-        for _ in range(4):  # from a call's answer through a gather to the next call takes three
+        """Let everybody run up to their next call."""
+        loop = self.loop = asyncio.get_running_loop()
+        assert isinstance(loop, StillLoop)
+        loop.clock = self.clock
+        await asyncio.sleep(0)
+        while loop.is_busy:
             await asyncio.sleep(0)
 
     def ready(self) -> list[Call]:
@@ -61,7 +68,10 @@ class World:
 
     def skip_to_next(self) -> None:
         """Nothing is ready: let time pass until something is."""
-        self.now = max(self.now, min(map(self._ripe_at, self.waiting), default=self.now))
+        timers = [self.loop.next_timer()] if isinstance(self.loop, StillLoop) else []
+        soonest = min([*timers, *map(self._ripe_at, self.waiting)], default=math.inf)
+        if soonest < math.inf:
+            self.now = max(self.now, soonest)
 
     def _ripe_at(self, call: Call) -> float:
         return max(call.at, self.paused.get(call.owner, 0.0))
