@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consumer.cards import Cards
 from consumer.inputs import Inputs
@@ -29,7 +29,7 @@ from infra.claims import Claims, Timing
 from infra.doorbell import Doorbell
 from infra.place import open_store
 from infra.probe import probe
-from schemas.errors import DreamError
+from schemas.errors import DreamError, StoreUnavailable
 from schemas.limits import Limits
 
 if TYPE_CHECKING:
@@ -104,20 +104,21 @@ async def _serve(options: Options) -> int:
         worker = _worker(options, store, queues, cards, session, model, devices)
         _heed_signals(worker)
         await worker.claims.beat({"state": "loading", "models": cards.known(), "default_model": model})
-        starts = [asyncio.create_task(renderer.start()) for renderer in worker.renderers]
+        starts = asyncio.gather(*(renderer.start() for renderer in worker.renderers))
         stopped = asyncio.create_task(worker.stop.wait())
         try:
-            await asyncio.wait([stopped, *starts], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [stopped, starts]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not worker.stop.is_set():
-                for start in starts:
-                    ready = await start
-                    log.info(
-                        "ready", extra={"device": ready.device, "dtype": ready.dtype, "session": session}
-                    )
+                for ready in starts.result():
+                    facts = {"device": ready.device, "dtype": ready.dtype, "session": session}
+                    log.info("ready", extra=facts)
                 await worker.run()
         finally:
-            for task in (stopped, *starts):
-                task.cancel()
+            stopped.cancel()
+            starts.cancel()
+            with contextlib.suppress(StoreUnavailable):
+                await worker.claims.retire()  # again, if it has worked: nobody then waits for a lease
             await asyncio.gather(*(renderer.close() for renderer in worker.renderers))
         log.info("stopped", extra={"session": session})
     return 0

@@ -47,6 +47,15 @@ def test_what_outlasts_the_grace_period_is_given_back(tmp_path: Path):
     assert answer["images"][0]["seed"] == 9
 
 
+def test_sigterm_while_a_renderer_is_being_started_ends_the_worker(tmp_path: Path):
+    """Nobody waits for a model that will draw nothing, and no heartbeat stays behind."""
+    with worker(tmp_path, "--renderer", "diffusers", "--model", "doodle") as process:
+        until(lambda: any("loading" in beat.read_text() for beat in (tmp_path / "workers").glob("*-*")))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    assert not list((tmp_path / "workers").glob("*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_worker_at_once(tmp_path: Path, number: signal.Signals):
     """Its renderer goes with it; what it drew is taken over when its lease has run out, and ends."""
