@@ -47,7 +47,12 @@ class Queue:
                 f"{shown(url)} is no queue: give an SQS queue's URL, such as "
                 "https://sqs.eu-west-1.amazonaws.com/123456789012/dreamdrop"
             )
-        self.url = url
+        if parts.path.endswith(".fifo"):
+            raise Unsupported(
+                f"{shown(url)} is a FIFO queue: S3 sends to none, and one request would hold up the others; "
+                "make a standard queue"
+            )
+        self.url = shown(url)  # no password that stands in it is ever sent or told
         self._patience = patience  # seconds that a call is tried before it gives up
         self._rng = rng or random.Random()
         self._exits = AsyncExitStack()

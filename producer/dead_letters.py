@@ -83,7 +83,7 @@ async def look(url: str, bucket: str = "") -> AsyncIterator[Box]:
         arn = (await source.facts()).dead_letters
         if arn is None:
             raise Unsupported(
-                f"the queue {url} has no dead-letter queue: `dreamdrop setup queue --apply` makes one"
+                f"the queue {source.url} has no dead-letter queue: `dreamdrop setup queue --apply` makes one"
             )
         async with Queue(await source.url_of(arn)) as dead:
             box = Box(source, dead, [])

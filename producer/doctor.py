@@ -24,6 +24,7 @@ from producer.catalogue import heartbeats
 from producer.lookup import ALIVE, MOST, first, read_result
 from schemas.errors import DreamError
 from schemas.layout import COMMIT, RESULTS, WORKERS
+from schemas.result import Result
 
 if TYPE_CHECKING:
     from infra.sqs import QueueFacts
@@ -148,7 +149,8 @@ async def _workers(store: Store, place: str) -> list[Finding]:
     states = sorted(str(one.get("state", "alive")) for one in said)
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     alive = Finding("workers", "pass", counts)
-    served = {str(name) for one in said for name in one.get("models") or ()}
+    lists = [one["models"] for one in said if isinstance(one.get("models"), list)]
+    served = {str(name) for names in lists for name in names}
     defaults = {str(one.get("default_model", "")) for one in said} - {""}
     unknown = sorted(default for default in defaults if default not in served)
     if unknown:
@@ -172,10 +174,10 @@ async def _slowest(store: Store) -> float | None:
     commits = [info async for info in first(store.list(RESULTS), MOST) if info.key.endswith(f"/{COMMIT}")]
     newest = heapq.nlargest(TIMED, commits, key=lambda info: info.modified)
     ids = [info.key[len(RESULTS) : -len(COMMIT) - 1] for info in newest]
-    results = await asyncio.gather(*(read_result(store, id) for id in ids))
-    seconds = [
-        result.timings.total for result in results if result is not None and result.timings is not None
-    ]
+    seconds = []
+    for result in await asyncio.gather(*(read_result(store, id) for id in ids), return_exceptions=True):
+        if isinstance(result, Result) and result.timings is not None:  # not what strangers put there
+            seconds.append(result.timings.total)
     return max(seconds, default=None)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from producer import lookup
-from producer.errors import NothingToRetry, UnknownRequest
+from producer.errors import NothingToRetry
 from producer.requests import Ticket
 from schemas.batch import split_rows
 from schemas.errors import Rejected
@@ -70,13 +70,19 @@ async def prepare(store: Store, id: str, limits: Limits) -> Again:
         body = await _open_rows(store, id, body, limits)
     for number in range(_number(id) + 1, 10_000):
         new = _new_id(id, number)
-        try:
-            there = await lookup.state(store, new)
-        except UnknownRequest:
-            return Again(new, body if batch else _renamed(body, new), batch, result.status)
-        if there.result is None or there.result.status == "succeeded":
+        earlier = await lookup.read_result(store, new)
+        if earlier is not None and earlier.status != "succeeded":
+            continue
+        if earlier is not None or await _is_under_way(store, new):
             return Again(new, b"", batch, result.status, there=True)
+        return Again(new, body if batch else _renamed(body, new), batch, result.status)
     raise NothingToRetry(id, "was retried too often: submit it under another id")
+
+
+async def _is_under_way(store: Store, id: str) -> bool:
+    """Whether this very id waits or is being drawn; a row of a batch that is on its way has another one."""
+    waits = await lookup.find_request(store, id) is not None
+    return waits or await lookup.read_claim(store, id) is not None
 
 
 def _number(id: str) -> int:

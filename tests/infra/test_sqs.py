@@ -199,7 +199,7 @@ async def test_a_server_that_stays_away_is_told_in_words(make: Make):
     far = Queue("http://user:hunter2@127.0.0.1:9/000/away", patience=0.2)
     with pytest.raises(QueueUnavailable, match=r"cannot be reached: check AWS_ENDPOINT_URL_SQS") as caught:
         await far.open()
-    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in str(caught.value) + far.url
 
 
 async def test_sending_says_how_many_are_left(make: Make):
@@ -230,6 +230,12 @@ def test_what_names_no_queue_is_refused(url: str):
     """The message shows what a queue's URL looks like."""
     with pytest.raises(Unsupported, match="give an SQS queue's URL"):
         Queue(url)
+
+
+def test_a_fifo_queue_is_refused():
+    """S3 sends to none, and one stuck request would hold up its whole group."""
+    with pytest.raises(Unsupported, match="make a standard queue"):
+        Queue("https://sqs.eu-west-1.amazonaws.com/1/q.fifo")
 
 
 async def test_a_long_poll_can_be_cancelled(queue: Queue):

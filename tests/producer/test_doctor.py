@@ -110,7 +110,8 @@ def examine(dreamdrop: Cli, cloud: Cloud) -> Callable[..., dict[str, Any]]:
     """Run `dreamdrop doctor` on the account's bucket."""
 
     def run(*options: str) -> dict[str, Any]:
-        return report(dreamdrop("doctor", "--store", cloud.store, "--json", *options, **cloud.environment()))
+        where = ["--store", f"{cloud.store}/studio", "--json"]
+        return report(dreamdrop("doctor", *where, *options, **cloud.environment()))
 
     return run
 
@@ -118,7 +119,7 @@ def examine(dreamdrop: Cli, cloud: Cloud) -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def wired(dreamdrop: Cli, cloud: Cloud) -> str:
     """A queue that is wired to the bucket."""
-    options = ["--store", cloud.store, "--name", cloud.bucket, "--apply", "--json"]
+    options = ["--store", f"{cloud.store}/studio", "--name", cloud.bucket, "--apply", "--json"]
     return str(json.loads(dreamdrop("setup", "queue", *options, **cloud.environment()).stdout)["queue"])
 
 
@@ -126,8 +127,8 @@ def test_a_wired_bucket_passes_from_drop_to_picture(
     examine: Callable[..., dict[str, Any]], wired: str, cloud: Cloud
 ):
     """The notification of a nasty key reaches a worker at once."""
-    with worker_process(cloud.store, "--queue", wired, "--reconcile", "600"):
-        wait_for(lambda: [k for k in cloud.keys(WORKERS) if ".probe" not in k], "no worker")
+    with worker_process(f"{cloud.store}/studio", "--queue", wired, "--reconcile", "600"):
+        wait_for(lambda: [k for k in cloud.keys(f"studio/{WORKERS}") if ".probe" not in k], "no worker")
         found = examine("--queue", wired, "--timeout", "40")
     assert found["ok"], found
     wrong = {check for check, status in statuses(found["checks"]).items() if status != "pass"}
@@ -136,7 +137,7 @@ def test_a_wired_bucket_passes_from_drop_to_picture(
         check["check"] for check in found["checks"]
     }
     assert set(statuses(found["canary"]).values()) == {"pass"}
-    assert cloud.keys("requests/") == []
+    assert cloud.keys("studio/requests/") == []
 
 
 def test_a_notification_without_a_worker_is_told_from_none(
@@ -147,7 +148,7 @@ def test_a_notification_without_a_worker_is_told_from_none(
     hops = statuses(found["canary"])
     assert (hops["canary heard"], hops["canary claimed"]) == ("pass", "fail")
     assert "--queue" in found["canary"][-1]["fix"]
-    assert cloud.keys("requests/") == []
+    assert cloud.keys("studio/requests/") == []
     assert cloud.depth(wired) >= 1
 
 
@@ -244,6 +245,18 @@ async def test_models_are_those_that_workers_announce(
     found = {f.check: f async for f in doctor.examine(str(tmp_path), [])}
     assert (found["models"].status, words in found["models"].found) == (status, True)
     assert found["workers"].found == f"{len(said)} idle"
+
+
+@pytest.mark.anyio
+async def test_what_strangers_left_in_a_store_does_not_stop_the_doctor(tmp_path: Path):
+    """Broken results and heartbeats are passed over."""
+    for name in ("results/a/result.json", "workers/odd", "workers/list"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "results/a/result.json").write_text("{")
+    (tmp_path / "workers/odd").write_text('{"models": 5, "default_model": [], "state": {}}')
+    (tmp_path / "workers/list").write_text("[1]")
+    checks = [finding.check async for finding in doctor.examine(str(tmp_path), [])]
+    assert {"store", "promises", "workers", "models"} <= set(checks)
 
 
 # The canary's hops --------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from producer.errors import NothingToRetry
 from producer.requests import Ticket
 from schemas.errors import Rejected
 from schemas.events import reference
-from schemas.result import Frozen
+from schemas.layout import fingerprint
+from schemas.result import Frozen, Result
 from tests.cloud import Cloud, wait_for
 from tests.worker_process import worker as worker_process
 
@@ -214,6 +215,41 @@ async def test_a_retry_is_not_repeated_while_it_works_or_when_it_succeeded(home:
     assert again.ticket is not None
     await worker(home.store, again.ticket.key)
     assert (await home.retry("a")).ticket is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("id", "new"),
+    [
+        ("a", "a-r2"),
+        ("cats/a-r9", "cats/a-r10"),
+        ("express/a", "express/a-r2"),
+        ("a~0123abcd", "a-0123abcd-r2"),
+        ("_odd/_x", "odd/x-r2"),
+        ("x" * 100, "x" * 97 + "-r2"),
+        ("queue/1b2c-3", "queue/1b2c-3-r2"),
+    ],
+)
+async def test_any_id_has_a_next_one(home: AsyncClient, id: str, new: str):
+    """Also those that only we make: what a client may not choose in them is replaced."""
+    body = json.dumps(CAT).encode()
+    result = Result(id=id, status="failed", fingerprint=fingerprint(body), request=Frozen.of(body))
+    await home.store.create(f"results/{id}/result.json", result.to_json())
+    again = await home.retry(id)
+    assert again.id == new
+    assert again.ticket is not None
+    assert (again.ticket.id, (await home.store.get(again.ticket.key)).body) == (new, body)
+
+
+@pytest.mark.anyio
+async def test_a_row_goes_again_while_its_batch_is_still_on_its_way(home: AsyncClient, worker: Worker):
+    """A name below a running batch is not a retry that exists."""
+    rows = b"\n".join(json.dumps(CAT | {"custom_id": name}).encode() for name in ("a", "b"))
+    await home.submit_batch(rows, id="two")
+    await home.store.create("requests/two/b.json", json.dumps(CAT).encode())
+    await worker(home.store, "requests/two/b.json", status="failed")
+    again = await home.retry("two/b")
+    assert (again.id, again.ticket is not None) == ("two/b-r2", True)
 
 
 @pytest.mark.anyio

@@ -147,7 +147,8 @@ def test_sent_requests_are_drawn_and_waited_for(cloud: Cloud, tmp_path: Path):
     queue = cloud.queue(MaximumMessageSize="1024")
     big = CAT | {"width": 64, "height": 64, "metadata": {"text": "x" * 2000}}
     small = [CAT | {"width": 64, "height": 64, "seed": n} for n in range(3)]
-    with worker(cloud.store, "--queue", queue), Client(cloud.store) as client:
+    store = f"{cloud.store}/a/studio"  # references name keys as the store does, without its prefix
+    with worker(store, "--queue", queue), Client(store) as client:
         tickets = client.send([big, *small], queue=queue)
         results = {result.id: result.status for result in client.results(tickets, timeout=60)}
         assert results == {ticket.id: "succeeded" for ticket in tickets}
