@@ -16,8 +16,8 @@ from consumer.dispatch import Dispatch
 from consumer.last_words import aloud
 from consumer.preparation import Preparation, refusal
 from consumer.renderer import Loss, Renderer, RendererSettings
+from consumer.status_board import StatusBoard
 from consumer.tasks import Drawn, Event, Ready, Stepped, Undrawable
-from schemas import layout
 from schemas.errors import DreamError, Rejected, StoreUnavailable
 from schemas.result import Failure
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
 
 log = logging.getLogger(__name__)
-
-_STATUS_AFTER = 1.0  # seconds of work before a request gets a status object
 
 
 class Workshop:
@@ -58,7 +56,7 @@ class Workshop:
         self.jobs: dict[str, Job] = {}  # by id
         self.batches: dict[str, tuple[Held, asyncio.Task[None]]] = {}  # by id
         self.tasks: set[asyncio.Task[None]] = set()
-        self._store = store
+        self._board = StatusBoard(store, claims.session, clock)
         self._claims = claims
         self.renderers = [self._renderer(settings) for settings in renderers]
         self._dispatch = Dispatch(self.renderers, ahead)
@@ -66,7 +64,6 @@ class Workshop:
         self._rollup = batches
         self._preparation = Preparation(delivery, inputs, limits, clock)
         self._max_attempts = max_attempts
-        self._clock = clock
         self._preparing: dict[str, int] = {}  # claimed, not yet with the dispatch: images, by id
 
     @property
@@ -220,9 +217,7 @@ class Workshop:
             return
         self.forget(job)
         await self._delivery.commit(job)
-        if job.told:
-            with contextlib.suppress(StoreUnavailable):
-                await self._store.delete(layout.status_key(job.id))
+        await self._board.wipe(job)
 
     def forget(self, job: Job) -> None:
         """Draw no more of it; its claim is somebody else's, or about to be given back."""
@@ -248,6 +243,10 @@ class Workshop:
             if job.held.lost:
                 log.warning("another worker took this request over", extra={"id": job.id})
                 self.forget(job)
+        for id, (held, task) in list(self.batches.items()):
+            if held.lost:
+                log.warning("another worker took this batch over", extra={"id": id})
+                self._drop_batch(id, task)
 
     async def watch(self) -> None:
         """See who was cancelled, and tell how far the others are."""
@@ -256,21 +255,21 @@ class Workshop:
             with contextlib.suppress(StoreUnavailable):
                 if not task.done() and await self._claims.is_over(id):
                     log.info("batch ended by somebody else", extra={"id": id})
-                    self.batches.pop(id, None)
-                    task.cancel()
+                    self._drop_batch(id, task)
+
+    def _drop_batch(self, id: str, task: asyncio.Task[None]) -> None:
+        self.batches.pop(id, None)
+        task.cancel()
 
     async def _watch(self, job: Job) -> None:
         with contextlib.suppress(StoreUnavailable):
             if await self._claims.is_over(job.id) and job.id in self.jobs:
                 log.info("ended by somebody else", extra={"id": job.id})
                 self.forget(job)
-            elif self._clock() - job.began > _STATUS_AFTER and job.id in self.jobs:
-                await self._tell(job)
-
-    async def _tell(self, job: Job) -> None:
-        job.told = True
-        status = job.status(self._claims.session).model_dump_json().encode()
-        await self._store.put(layout.status_key(job.id), status)
+            elif job.id in self.jobs:
+                await self._board.tell(job)
+            if job.id not in self.jobs:  # it may have ended while its status was on the way
+                await self._board.wipe(job)
 
     # Tasks -----------------------------------------------------------------------------------
 
