@@ -23,6 +23,7 @@ from consumer.device_call import Counters, DeviceCaller, Failure, finite_picture
 from consumer.in_flight import Image
 from consumer.model_registry import ModelRegistry
 from consumer.pace import Pace
+from consumer.sampler import Samplers
 from consumer.stand_in import Call
 from consumer.tasks import Drawn, Event, ImageTask, Stepped, Undrawable
 from consumer.waiting import WaitingLine, company, rows_of
@@ -69,6 +70,7 @@ class Engine:
         self._progress_every = progress_every
         self._line = WaitingLine(patience, most=_COMPANIES * max_rows)
         self._images: list[Image] = []
+        self._samplers = Samplers()
         self._tickets = 0
         self._told = float("-inf")
 
@@ -153,7 +155,7 @@ class Engine:
                 model = self.registry.get(task.model, in_use=in_use)
                 model.adapters.ensure(task.loras)
             template = model.template(task.task)
-            pipe = pipelines.prepare(template, task, model.scheduler_config)
+            pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
             notes = pipelines.notes(task, model.tokenizers)
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))

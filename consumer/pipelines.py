@@ -18,15 +18,21 @@ from consumer import schedulers
 from consumer.tasks import ImageTask, RawPicture
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Note = tuple[str, str]  # (code, message)
 
 
-def prepare(template: Any, task: ImageTask, scheduler_config: Mapping[str, Any]) -> Any:
+def prepare(
+    template: Any,
+    task: ImageTask,
+    scheduler_config: Mapping[str, Any],
+    build: Callable[[schedulers.SchedulerChoice, Mapping[str, Any]], Any] = schedulers.build,
+) -> Any:
     """A pipeline of this image's own: the template's models, a scheduler that nobody shares."""
     pipe = copy.copy(template)  # shallow: models and processors are shared, state is not
-    pipe.scheduler = schedulers.build(schedulers.resolve(task.scheduler), scheduler_config)
+    scheduler = build(schedulers.resolve(task.scheduler), scheduler_config)
+    vars(pipe)["scheduler"] = scheduler  # not by the pipeline's setter, which would rewrite its config
     return pipe
 
 
