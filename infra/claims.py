@@ -135,7 +135,7 @@ class Claims:
                 if verdict == "over" and not self.may_forget(target):
                     return None
                 if verdict != "unclear":
-                    await self._ledger.drop_request(source)
+                    await self._ledger.drop_request(source)  # B6
                     for there in limbo:
                         await self._ledger.drop_claim(there, 1)
                 if verdict != "mine":
@@ -228,7 +228,7 @@ class Claims:
     # Working -------------------------------------------------------------------------------
 
     async def stored_image(self, held: Held, index: int, extension: str) -> ImageResult | None:
-        """Adopt an image that an earlier attempt stored, or None."""
+        """B7 adopt an image that an earlier attempt stored, or None."""
         for key in stored_image.keys(held.claim, index, extension):
             info = await self._store.head(key)
             if info is None:
@@ -251,7 +251,7 @@ class Claims:
         height: int,
         content_type: str,
     ) -> ImageResult:
-        """Create an image, or adopt the one that is there; the answer tells what *is* stored.
+        """B7 create an image, or adopt the one that is there; the answer tells what *is* stored.
 
         An image of another plan (a leftover of a removed request) is passed by.
         """

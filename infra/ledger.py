@@ -142,7 +142,7 @@ class Ledger:
             await self.store.delete(layout.claim_key(id, epoch))
 
     async def tidy(self, id: str, fingerprint: str, group: Group | None = None) -> None:
-        """Delete the claims of an ended request: lower epochs first, each after its marker.
+        """B9 delete the claims of an ended request: lower epochs first, each after its marker.
 
         Claims of another body under the same id stay. Failing midway is harmless: the result
         exists, so whoever sweeps next goes on here.

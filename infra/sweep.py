@@ -50,9 +50,9 @@ class Sweep:
         asked = self.clock()
         beats = {
             info.key.removeprefix(layout.WORKERS): info
-            async for info in self.ledger.store.list(layout.WORKERS)
+            async for info in self.ledger.store.list(layout.WORKERS)  # S1
         }
-        groups = await self.ledger.groups()
+        groups = await self.ledger.groups()  # S2
         found = await self._candidates(groups, {s: info.etag for s, info in beats.items()}, asked)
         self.ledger.rng.shuffle(found)  # so that two sweepers seldom race for the same one
         taken: list[Held] = []
@@ -130,7 +130,7 @@ class Sweep:
 
     async def _settle_one(self, candidate: Candidate, may_take: bool) -> Held | None:
         ledger, id, group = self.ledger, candidate.id, candidate.group
-        found = await ledger.answered(id)
+        found = await ledger.answered(id)  # S3
         if not group.claims:
             if found is not None:
                 await ledger.tidy(id, found, group)
@@ -169,7 +169,7 @@ class Sweep:
             return held
 
     async def _succeed(self, last: Claim, release: Release | None, target: str, epoch: int) -> Held | None:
-        """Claim the next epoch with request and plan unchanged, then look for the result."""
+        """S4 claim the next epoch with request and plan unchanged, then B5 look for the result."""
         ledger = self.ledger
         drained = release is not None and release.reason == "drain"
         attempt = last.attempt if drained else last.attempt + 1

@@ -1,0 +1,77 @@
+"""Where the model's steps stand in the code: function by function, the store calls in their order.
+
+Whoever reorders one of these functions changes the protocol: change the model with it, let it search,
+then change this table.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+#: What touches the bucket, or is a step that does.
+CALLS = frozenset(
+    (
+        *("create", "delete", "head", "list", "put"),
+        *("answered", "claim", "note", "groups", "result_body", "tidy", "drop_claim", "drop_request"),
+        *("_claim_first", "_candidates", "_settle_one", "_succeed", "_give_up", "_move"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A function of the code, the steps that it says it is, and its calls in the order of the text."""
+
+    file: str
+    function: str
+    steps: str
+    calls: str
+
+
+NAMED = [
+    Named("infra/claims.py", "Claims.take", "B6", "_claim_first drop_request drop_claim"),
+    Named("infra/claims.py", "Claims._claim_first", "B4 B5", "create claim answered drop_claim"),
+    Named("infra/claims.py", "Claims.stored_image", "B7", "head"),
+    Named("infra/claims.py", "Claims.store_image", "B7", "create head"),
+    Named("infra/claims.py", "Claims.commit", "B8 B9", "create result_body drop_claim tidy"),
+    Named("infra/claims.py", "Claims.is_over", "", "head answered tidy"),
+    Named("infra/claims.py", "Claims.release", "", "create"),
+    Named("infra/ledger.py", "Ledger.tidy", "B9", "groups note delete delete"),
+    Named("infra/ledger.py", "Ledger.drop_request", "", "delete"),
+    Named("infra/ledger.py", "Ledger.drop_claim", "", "delete"),
+    Named("infra/sweep.py", "Sweep.__call__", "S1 S2", "list groups _candidates"),
+    Named("infra/sweep.py", "Sweep._settle_one", "S3", "answered tidy note tidy claim _move _succeed"),
+    Named("infra/sweep.py", "Sweep._succeed", "S4 B5", "_give_up create answered tidy"),
+    Named("infra/sweep.py", "Sweep._give_up", "", "create answered tidy"),
+]
+
+
+def calls_of(named: Named) -> str:
+    """The function's calls that matter, as its text has them."""
+    found = [
+        (call.func.end_lineno or 0, call.func.end_col_offset or 0, call.func.attr)
+        for call in ast.walk(_function(named))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in CALLS
+    ]
+    return " ".join(name for _, _, name in sorted(found))
+
+
+def text_of(named: Named) -> str:
+    """The function as it is written, comments too."""
+    function = _function(named)
+    lines = (ROOT / named.file).read_text().splitlines()
+    return "\n".join(lines[function.lineno - 1 : function.end_lineno])
+
+
+def _function(named: Named) -> ast.AsyncFunctionDef:
+    owner, name = named.function.split(".")
+    for node in ast.parse((ROOT / named.file).read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name == owner:
+            for item in node.body:
+                if isinstance(item, ast.AsyncFunctionDef) and item.name == name:
+                    return item
+    raise LookupError(f"{named.file} has no coroutine {named.function}; name the one that has its place")
