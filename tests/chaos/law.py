@@ -33,7 +33,7 @@ class Law:
         """A client wrote a request; a body that it replaced unread is withdrawn."""
         self.promised[id, sha(body)] = body
         for other, fingerprint in list(self.promised):
-            if other == id and not is_kept(id, fingerprint, objects):
+            if other == id and not self._is_safe(id, fingerprint, objects):
                 del self.promised[other, fingerprint]
 
     def check(self, before: Mapping[str, Stored], after: Mapping[str, Stored], log: list[str]) -> None:
@@ -49,8 +49,11 @@ class Law:
             if key.endswith("/result.json") and key in after:
                 self._check_result(key, after, log)
         for id, fingerprint in self.promised:
-            if not is_kept(id, fingerprint, after) and not self.is_carried(id, fingerprint):
+            if not self._is_safe(id, fingerprint, after):
                 raise _broken(3, f"{id} ({fingerprint[:8]}) is forgotten", log)
+
+    def _is_safe(self, id: str, fingerprint: str, objects: Mapping[str, Stored]) -> bool:
+        return is_kept(id, fingerprint, objects) or self.is_carried(id, fingerprint)
 
     def working(self, nonce: str, log: list[str]) -> None:
         """A worker begins to render under the claim with this nonce."""

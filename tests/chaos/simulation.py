@@ -32,6 +32,7 @@ class Simulation:
     workers: list[Worker] = field(default_factory=list)
     started: int = 0
     bodies: int = 0
+    patience: float = PATIENCE
 
     # What can happen -----------------------------------------------------------------------
 
@@ -39,7 +40,10 @@ class Simulation:
         self.started += 1
         session = f"w{self.started}"
         self.world.note(f"{session} starts")
-        self.workers.append(Worker(self.world, session, self.seed, self.make))
+        self.workers.append(self.new_worker(session))
+
+    def new_worker(self, session: str) -> Worker:
+        return Worker(self.world, session, self.seed, self.make)
 
     def kill_worker(self, which: int) -> None:
         self.workers.pop(which % len(self.workers)).kill()
@@ -130,7 +134,7 @@ class Simulation:
         if rng.random() < 0.5:
             while len(self.workers) > 1:  # one stays to do it all; otherwise the zombies wake and help
                 self.kill_worker(rng.randrange(8))
-        deadline = world.now + PATIENCE
+        deadline = world.now + self.patience
         while world.ghosts or not self.is_over():
             self.bury()
             if not any(not w.draining for w in self.workers):
@@ -165,8 +169,12 @@ def _fate(rng: random.Random, call: Call) -> tuple[Outcome, str]:
 
 async def run(seed: int, make: type[Claims] = Claims, steps: int = 500) -> list[str]:
     """Live through one history; the events, one a line."""
-    simulation = Simulation(seed, make)
-    rng = random.Random(seed)
+    return await history(Simulation(seed, make), steps)
+
+
+async def history(simulation: Simulation, steps: int) -> list[str]:
+    """From the first request to the last result."""
+    rng = random.Random(simulation.seed)
     try:
         for id in IDS:
             simulation.drop(id, rng.choice(KINDS))

@@ -85,7 +85,7 @@ class Worker:
         if b"invalid" in stored.body:
             fingerprint = layout.fingerprint(stored.body)
             await self.claims.answer(
-                stored.info, fingerprint, id=id, result=lambda id: _refusal(id, stored.body)
+                stored.info, fingerprint, id=id, result=lambda id: refusal(id, stored.body)
             )
             return
         plan = {"task": "text2img", "lot": self.rng.getrandbits(32)}
@@ -151,7 +151,7 @@ class Worker:
                 await self.door.sleep(self.rng.uniform(0.2, 3))
 
 
-def _refusal(id: str, body: bytes) -> Result:
+def refusal(id: str, body: bytes) -> Result:
     failure = Failure(code="invalid_manifest", message="the request says that it is invalid")
     return Result(
         id=id, status="failed", failure=failure, fingerprint=layout.fingerprint(body), request=Frozen.of(body)
