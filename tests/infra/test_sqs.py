@@ -22,11 +22,19 @@ from infra.sqs_batches import fitting, is_sendable, size_of
 from infra.sqs_config import where
 from schemas.errors import QueueUnavailable, Rejected, TooLarge, Unsupported
 from tests.conftest import pretend_credentials
+from tests.servers.fault_proxy import FaultProxy, Rule, failing
 from tests.servers.relay import Relay
 
 pytestmark = pytest.mark.anyio
 
 Make = Callable[..., str]
+VERBS = (
+    "SendMessageBatch",
+    "ReceiveMessage",
+    "ChangeMessageVisibilityBatch",
+    "DeleteMessageBatch",
+    "GetQueueAttributes",
+)
 
 
 @pytest.fixture
@@ -248,6 +256,34 @@ async def test_a_long_poll_can_be_cancelled(queue: Queue):
     assert (await queue.facts()).visible == 0
 
 
+FAULTS = ["slow_down", "broken", "reset", "cut_request", "late", "lost", "broken_after", "truncated"]
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_every_verb_survives_every_fault(
+    make: Make, moto_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """The first call of each verb fails: at the end every message was received, and the queue is empty.
+
+    A message may come twice, when the answer to its sending was lost.
+    """
+    url = make()
+    with failing(FaultProxy(moto_url)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", proxy.url)
+        proxy.rules += [Rule(kind, verb=verb, at=(1,), seconds=0.01) for verb in VERBS]
+        async with Queue(url, rng=random.Random(5)) as queue:
+            bodies = [f"message {n}" for n in range(3)]
+            assert len(await queue.send(bodies)) == 3
+            received: set[str] = set()
+            while (await queue.facts()).visible or (await queue.facts()).in_flight:
+                found = await queue.receive(10, wait=1, visibility=1)  # one whose answer is lost comes again
+                received |= {message.body for message in found}
+                assert await queue.renew(found, 30) == []
+                await queue.delete(found)
+            assert received == set(bodies)
+        assert all(proxy.calls[verb] >= 2 for verb in VERBS)
+
+
 @contextmanager
 def scripted(answer: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]) -> Iterator[str]:
     """A queue server that answers as told: (verb, request) to (status, answer). Yields a queue's URL."""
@@ -276,7 +312,7 @@ def scripted(answer: Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]
         server.server_close()
 
 
-def failing(entry: dict[str, Any], code: str, *, fault: bool) -> dict[str, Any]:
+def failure(entry: dict[str, Any], code: str, *, fault: bool) -> dict[str, Any]:
     return {"Id": entry["Id"], "Code": code, "SenderFault": fault}
 
 
@@ -293,7 +329,7 @@ async def test_only_the_entries_that_failed_are_sent_again(make: Make):
             body = entry["MessageBody"]
             if body not in seen and int(body) % 2:
                 seen.add(body)
-                failed.append(failing(entry, "InternalError", fault=False))
+                failed.append(failure(entry, "InternalError", fault=False))
             else:
                 taken.append(body)
                 done.append({"Id": entry["Id"], "MessageId": f"id-{body}", "MD5OfMessageBody": ""})
@@ -318,9 +354,9 @@ async def test_deleting_tells_refused_from_overloaded(make: Make):
             name = entry["ReceiptHandle"]
             tries[name] = tries.get(name, 0) + 1
             if name == "expired":
-                failed.append(failing(entry, "ReceiptHandleIsInvalid", fault=True))
+                failed.append(failure(entry, "ReceiptHandleIsInvalid", fault=True))
             elif name == "stuck" or (name == "slow" and tries[name] < 3):
-                failed.append(failing(entry, "ServiceUnavailable", fault=False))
+                failed.append(failure(entry, "ServiceUnavailable", fault=False))
         return 200, {"Failed": failed} if verb == "DeleteMessageBatch" else {"Attributes": {}}
 
     with scripted(answer) as url:
@@ -342,7 +378,7 @@ async def test_renewing_tells_expired_from_overloaded(make: Make):
         for entry in request.get("Entries", ()):
             old = entry["ReceiptHandle"] == "old"
             code = "InvalidParameterValue" if old else "InternalError"
-            failed.append(failing(entry, code, fault=old))
+            failed.append(failure(entry, code, fault=old))
         return 200, {"Failed": failed} if verb == "ChangeMessageVisibilityBatch" else {"Attributes": {}}
 
     with scripted(answer) as url:

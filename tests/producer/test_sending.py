@@ -12,7 +12,8 @@ import pytest
 from producer import AsyncClient, Client, Conflict
 from schemas.errors import Rejected, Unsupported
 from schemas.events import Direct, Reference, decode
-from tests.cloud import Cloud
+from tests.cloud import Cloud, wait_for
+from tests.servers.fault_proxy import FaultProxy, Rule, failing
 from tests.worker_process import worker
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -142,17 +143,25 @@ async def test_a_queue_that_is_not_there_is_told_at_once(dream: AsyncClient, clo
     assert cloud.keys() == []
 
 
-def test_sent_requests_are_drawn_and_waited_for(cloud: Cloud, tmp_path: Path):
-    """Plain code: send to a queue, wait for the tickets, get pictures; big and small ones."""
+def test_sent_requests_are_drawn_once_and_waited_for(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Plain code: send to a queue, wait, get pictures; big and small, and each twice, as answers get lost."""
     queue = cloud.queue(MaximumMessageSize="1024")
     big = CAT | {"width": 64, "height": 64, "metadata": {"text": "x" * 2000}}
     small = [CAT | {"width": 64, "height": 64, "seed": n} for n in range(3)]
     store = f"{cloud.store}/a/studio"  # references name keys as the store does, without its prefix
-    with worker(store, "--queue", queue), Client(store) as client:
-        tickets = client.send([big, *small], queue=queue)
-        results = {result.id: result.status for result in client.results(tickets, timeout=60)}
-        assert results == {ticket.id: "succeeded" for ticket in tickets}
-        assert len(client.fetch(tickets[0], tmp_path)) == 1
+    with worker(store, "--queue", queue), failing(FaultProxy(cloud.endpoint)) as proxy:
+        proxy.rules.append(Rule("lost", verb="SendMessageBatch", at=(1,)))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", proxy.url)
+        with Client(store) as client:
+            tickets = client.send([big, *small], queue=queue)
+            results = {result.id: result.status for result in client.results(tickets, timeout=60)}
+            assert results == {ticket.id: "succeeded" for ticket in tickets}
+            assert len(client.fetch(tickets[0], tmp_path)) == 1
+        wait_for(lambda: cloud.depth(queue) == 0, "messages stay")
+        assert (proxy.calls["SendMessageBatch"], proxy.injected["lost"]) == (2, 1)
+    assert len(cloud.keys("a/studio/results/")) == 2 * len(tickets), "a picture and a result each"
 
 
 def test_the_command_line_sends_to_a_queue(dreamdrop: Cli, cloud: Cloud, tmp_path: Path):
