@@ -2,7 +2,9 @@
 #   make demo    set up, render a dozen requests, show where the pictures are
 #   make test    set up, run the tests
 #   make lint    style, types, import directions
+#   make chaos   the long proofs: every history of a large model, many simulated ones; takes hours
 #   make bench   measurements, printed as ratios
+#   make chaos   the long proof that nothing is lost, doubled or torn: hours; see docs/reliability.md
 #   make clean   remove what the above made
 #
 # No CUDA? TORCH_INDEX=<url of a CPU build of torch> saves gigabytes where your index has no CPU build.
@@ -16,7 +18,7 @@ bin := $(VENV)/bin
 install := $(bin)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint chaos bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
@@ -31,8 +33,23 @@ lint: $(VENV)/.for-development
 	$(bin)/mypy
 	$(bin)/lint-imports
 
+chaos: $(VENV)/.for-development
+	$(bin)/python -m tests.chaos.model
+	$(bin)/python -m pytest -q -ra tests/chaos --hypothesis-profile=long --timeout=0 $(PYTEST_ARGS)
+
 bench: $(VENV)/.for-development
 	$(bin)/python tests/benchmarks/run.py $(BENCH_ARGS)
+
+CHAOS_SEEDS ?= 100000
+CHAOS_ARGS ?= --requests 100000 --harms 10000 --state chaos.jsonl
+
+chaos: $(VENV)/.for-development
+	$(bin)/python -m tests.chaos.model
+	$(bin)/python -m tests.chaos.seeds --seeds $(CHAOS_SEEDS)
+	$(bin)/python -m tests.chaos.seeds --seeds $(CHAOS_SEEDS) --queue
+	$(bin)/python -m pytest -q tests/chaos/test_state_machine.py --hypothesis-profile=long
+	$(bin)/python -m tests.chaos.figures
+	$(bin)/python -m tests.chaos.run $(CHAOS_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dreamdrop-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \

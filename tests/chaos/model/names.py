@@ -50,11 +50,11 @@ NAMED = [
 ]
 
 
-def calls_of(named: Named) -> str:
+def calls_of(named: Named, root: Path = ROOT) -> str:
     """The function's calls that matter, as its text has them."""
     found = [
         (call.func.end_lineno or 0, call.func.end_col_offset or 0, call.func.attr)
-        for call in ast.walk(_function(named))
+        for call in ast.walk(_function(named, root))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in CALLS
     ]
     return " ".join(name for _, _, name in sorted(found))
@@ -62,14 +62,14 @@ def calls_of(named: Named) -> str:
 
 def text_of(named: Named) -> str:
     """The function as it is written, comments too."""
-    function = _function(named)
+    function = _function(named, ROOT)
     lines = (ROOT / named.file).read_text().splitlines()
     return "\n".join(lines[function.lineno - 1 : function.end_lineno])
 
 
-def _function(named: Named) -> ast.AsyncFunctionDef:
+def _function(named: Named, root: Path) -> ast.AsyncFunctionDef:
     owner, name = named.function.split(".")
-    for node in ast.parse((ROOT / named.file).read_text()).body:
+    for node in ast.parse((root / named.file).read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name == owner:
             for item in node.body:
                 if isinstance(item, ast.AsyncFunctionDef) and item.name == name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,23 @@ def test_the_code_calls_the_store_in_the_order_of_the_model(named: Named) -> Non
     """A step that moves in the code, or a call that is added, has to move in the model too."""
     assert calls_of(named) == named.calls
     assert all(step in text_of(named) for step in named.steps.split())
+
+
+def test_a_reordering_in_the_code_would_be_noticed(tmp_path: Path) -> None:
+    """A text in which the result is looked for before the claim is made has another order of calls."""
+    first = next(named for named in NAMED if named.function == "Claims._claim_first")
+    text = (ROOT / first.file).read_text()
+    create, look = (
+        re.search(rf"^ +{name} = await .*\n", text[text.index("_claim_first(self") :], re.MULTILINE)
+        for name in ("made", "found")
+    )
+    assert create is not None
+    assert look is not None
+    (tmp_path / "infra").mkdir()
+    swapped = text.replace(look[0], "", 1)
+    (tmp_path / first.file).write_text(swapped.replace(create[0], look[0] + create[0], 1))
+
+    assert calls_of(first, tmp_path) == "answered create claim drop_claim"
 
 
 def test_the_model_has_the_steps_of_the_design_in_their_order() -> None:
