@@ -89,19 +89,19 @@ def steps(day: Day, s: State) -> Iterator[Step]:
         if s[CRASHES] and me[0] != IDLE:
             n = with_worker(s, w, RESTING)
             n[CRASHES] -= 1
-            yield _done(f"worker {w} crashes", s, n)
+            yield _done(day, f"worker {w} crashes", n)
         if s[OUTAGES] and me[0] in ABANDONS:
             n = with_worker(s, w, (IDLE, 0, 0, 0, me[4], 0))
             n[OUTAGES] -= 1
-            yield _done(f"worker {w}: the store does not answer, it leaves the rest for later", s, n)
+            yield _done(day, f"worker {w}: the store does not answer, it leaves the rest for later", n)
         for label, n, wrong in NEXT[me[0]](day, s, w, me):
-            yield _done(f"worker {w}: {label}", s, n, wrong)
+            yield _done(day, f"worker {w}: {label}", n, wrong)
 
 
-def _done(label: str, before: State, n: list[Any], wrong: str = "") -> Step:
+def _done(day: Day, label: str, n: list[Any], wrong: str = "") -> Step:
     if not wrong and not n[RES] and not n[REQ] and not any(n[CLAIMS]):
         wrong = "I3"  # no result, and nothing left that carries the request
-    if not wrong and before[RES] == SUCCEEDED and before[IMAGES] & ~n[IMAGES]:
+    if not wrong and n[RES] == SUCCEEDED and n[IMAGES] + 1 != 1 << day.images:
         wrong = "I2"
     return label, tuple(n), wrong
 
@@ -111,11 +111,11 @@ def _world(day: Day, s: State) -> Iterator[Step]:
     if s[DUPS] and not s[REQ]:
         n = list(s)
         n[REQ], n[DUPS] = 1, s[DUPS] - 1
-        yield _done("the request is delivered again", s, n)
+        yield _done(day, "the request is delivered again", n)
     if s[CANCELS]:
         n = list(s)
         n[CANCELS] -= 1
-        yield _done("a client cancels: creates the result", s, n, put_result(day, n, CANCELED, 0))
+        yield _done(day, "a client cancels: creates the result", n, put_result(day, n, CANCELED, 0))
     if s[GHOST][0]:
         n = list(s)
         what, x, y = s[GHOST]
@@ -131,10 +131,10 @@ def _world(day: Day, s: State) -> Iterator[Step]:
         else:
             put_marker(n, x, y)
         kind = ("", "claim", "image", "result", "marker")[what]
-        yield _done(f"a {kind} that was given up lands", s, n, wrong)
+        yield _done(day, f"a {kind} that was given up lands", n, wrong)
     if day.broken == "claims expire" and any(s[CLAIMS]):
         for e, claim in enumerate(s[CLAIMS]):
             if claim:
                 n = list(s)
                 n[CLAIMS] = replaced(s[CLAIMS], e, 0)
-                yield _done(f"the store's lifecycle rule removes claim {e + 1}", s, n)
+                yield _done(day, f"the store's lifecycle rule removes claim {e + 1}", n)
