@@ -29,7 +29,7 @@ VARIANTS = [
         "own images are deleted when the commit is not the first, or not answered",
         Day(outages=1, broken="images deleted"),
         "I2",
-        13,
+        6,
     ),
     Variant("the request object is taken away before the claim", Day(broken="request first"), "I3", 1),
     Variant("claims expire, whatever the result", Day(broken="claims expire"), "I3", 5),
