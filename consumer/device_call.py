@@ -147,12 +147,7 @@ class DeviceCaller:
             stop = min(start + limit, total)
             part = stacked if (start, stop) == (0, total) else rows.take(stacked, start, stop)
             pieces.append(self._piece(group[0], part, stop - start, limit, key))
-        answer = rows.join(pieces)
-        answers, start = [], 0
-        for call in group:
-            answers.append(rows.take(answer, start, start + call.rows))
-            start += call.rows
-        return answers
+        return rows.split(rows.join(pieces), [call.rows for call in group])
 
     def _piece(self, like: Call, arguments: Any, count: int, limit: int, key: Hashable) -> Any:
         padded = rows.pad(arguments, count, limit) if self.exact else arguments

@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -38,14 +38,15 @@ def row_count(arguments: Mapping[str, Any]) -> int:
 
 def signature(value: Any) -> Hashable:
     """What must be equal for two calls to be stacked: everything but the numbers and the row count."""
-    if isinstance(value, torch.Tensor):
-        return ("tensor", tuple(value.shape[1:]), value.dtype, value.device)
-    if isinstance(value, _PLAIN):
+    kind = type(value)
+    if kind in _PLAIN:
         return value
-    if isinstance(value, Mapping):
-        return tuple((name, signature(part)) for name, part in sorted(value.items()))
+    if kind is torch.Tensor or isinstance(value, torch.Tensor):
+        return (value.shape[1:], value.dtype, value.device)
+    if kind is dict or isinstance(value, Mapping):
+        return tuple([(name, signature(value[name])) for name in sorted(value)])
     if isinstance(value, tuple | list):
-        return (type(value), *(signature(part) for part in value))
+        return (kind, *[signature(part) for part in value])
     return ("only", id(value))  # something unknown: shared with nobody
 
 
@@ -73,6 +74,19 @@ def take(value: Any, start: int, stop: int) -> Any:
     if hasattr(value, "parameters") and isinstance(value.parameters, torch.Tensor):
         return type(value)(value.parameters[start:stop])  # a Gaussian over latents
     return value
+
+
+def split(value: Any, sizes: Sequence[int]) -> list[Any]:
+    """An answer's rows in parts of these sizes, each in the same structure."""
+    if isinstance(value, torch.Tensor):
+        return list(value.split(list(sizes)))
+    if type(value) is tuple:
+        return list(zip(*[split(part, sizes) for part in value], strict=True))
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(take(value, start, start + size))
+        start += size
+    return parts
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:

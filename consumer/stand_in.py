@@ -8,7 +8,6 @@ with the answer. The pipeline notices nothing: in everything else (`config`, `dt
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from greenlet import getcurrent
 from consumer.rows import convert, row_count, signature, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable, Iterator
 
     from torch import nn
 
@@ -45,6 +44,7 @@ class StandIn:
         """Stand for `module`; a text encoder's answers are looked up in `memory` first."""
         object.__setattr__(self, "_module", module)
         object.__setattr__(self, "_memory", memory)
+        object.__setattr__(self, "_names", {})  # method: its parameters' names
 
     @property  # type: ignore[misc]  # typeshed calls it an attribute
     def __class__(self) -> type:  # pipelines ask isinstance(self.unet, nn.Module)
@@ -65,6 +65,14 @@ class StandIn:
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         return self._ask("decode", "decode", args, kwargs)
 
+    def modules(self) -> Iterator[Any]:
+        """Only itself: pipelines walk through every layer in search of hooks that no model here has."""
+        yield self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._module.parameters()).device
+
     def to(self, *_args: Any, **_kwargs: Any) -> StandIn:
         """Stay: many images share the real module, so no single pipeline may move or cast it."""
         return self
@@ -74,7 +82,9 @@ class StandIn:
         engine = getcurrent().parent
         if engine is None:  # not inside the engine: behave as the module itself
             return getattr(module, method)(*args, **kwargs)
-        arguments = _named(module, method, args, kwargs)
+        if method not in self._names:
+            self._names[method] = _parameters(module, method)
+        arguments = {**dict(zip(self._names[method], args, strict=False)), **kwargs}
         if kind in ("encode", "decode"):
             arguments.pop("generator", None)  # AutoencoderKL takes it for symmetry and ignores it
             arguments = {name: _cast(value, module) for name, value in arguments.items()}
@@ -117,14 +127,9 @@ class Embeddings:
         self._bytes = 0
 
 
-def _named(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _parameters(module: nn.Module, method: str) -> tuple[str, ...]:
     kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its parameters' names
     function = getattr(kind, "forward" if method == "__call__" else method)
-    return {**dict(zip(_parameters(function), args, strict=False)), **kwargs}
-
-
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)[1:]  # without self
 
 
@@ -137,5 +142,6 @@ def _cast(value: Any, module: nn.Module) -> Any:
 
 def _one_per_row(timestep: Any, sample: torch.Tensor) -> torch.Tensor:
     """Give each row its own timestep: (rows,) float32, which is what the UNet makes of it anyway."""
-    steps = torch.as_tensor(timestep, device=sample.device).to(torch.float32)
-    return steps.reshape(-1).expand(sample.shape[0])
+    if not isinstance(timestep, torch.Tensor):
+        timestep = torch.tensor(timestep, device=sample.device)
+    return timestep.to(sample.device, torch.float32).expand(sample.shape[0])
