@@ -22,7 +22,7 @@ from producer.errors import Damaged
 from producer.lookup import read_claim, read_progress, read_result, workers_alive
 from schemas.errors import DreamError, NotFound
 from schemas.events import Created, decode
-from schemas.layout import REQUESTS, request_id, result_key
+from schemas.layout import EXPRESS, request_id, result_key
 
 if TYPE_CHECKING:
     from infra.sqs import Message
@@ -48,7 +48,7 @@ class Canary:
     store: Store
     queues: Sequence[str]
     timeout: float  # seconds for everything
-    key: str = field(default_factory=lambda: f"{REQUESTS}doctor/{secrets.token_hex(4)} {NASTY}.json")
+    key: str = field(default_factory=lambda: f"{EXPRESS}doctor/{secrets.token_hex(4)} {NASTY}.json")
     result: Result | None = None
     _begun: float = 0.0
 
@@ -107,7 +107,8 @@ class Canary:
             seconds = time.monotonic() - self._begun
             if self.queues and seconds > PROMPT:
                 why = f"after {seconds:.0f} s: by the slow sweep, it seems, not by a notification"
-                return [Finding("heard", "warn", why, "run `dreamdrop setup queue --check`"), self._claimed()]
+                fix = "run `dreamdrop setup queue --check`, unless the queue is long or the workers are busy"
+                return [Finding("heard", "warn", why, fix), self._claimed()]
             return [Finding("heard", "pass", f"by a worker, within {seconds:.1f} s"), self._claimed()]
         nobody = "no worker took it" if alive else "no worker is alive"
         start = "start one: dreamdrop worker --store ..." if not alive else "look into the workers' logs"

@@ -35,7 +35,7 @@ class Ticket:
     """What `submit` hands out: enough to ask for the result, now or in another process."""
 
     id: str
-    key: str  # where the request was dropped
+    key: str  # where the request was dropped; "" when a queue's message is all there is
     fingerprint: str  # of its bytes
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -96,18 +97,20 @@ async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there:
         async with gate:
             return parcel.chosen and bool(await is_there(parcel))
 
-    async def message(parcel: Parcel) -> str:
+    async def message(parcel: Parcel) -> tuple[str, Ticket]:
         text = None if is_batch(parcel.ticket.key) else _carried(parcel, limit)
         if text is not None:
-            return text
+            return text, replace(parcel.ticket, key="")
         async with gate:
             await drop(parcel)
-        return reference(parcel.ticket.key)
+        return reference(parcel.ticket.key), parcel.ticket
 
     known = await asyncio.gather(*map(over, parcels))  # a conflict is found before anything is dropped
     left = {parcel.ticket: parcel for parcel, there in zip(parcels, known, strict=True) if not there}
-    await queue.send(await asyncio.gather(*map(message, left.values())))
-    return [parcel.ticket for parcel in parcels]
+    messages = dict(zip(left, await asyncio.gather(*map(message, left.values())), strict=True))
+    await queue.send([text for text, _ in messages.values()])
+    sent = {asked: ticket for asked, (_, ticket) in messages.items()}
+    return [sent.get(parcel.ticket, parcel.ticket) for parcel in parcels]
 
 
 def _expect_one_body_for_each_id(parcels: Sequence[Parcel]) -> None:

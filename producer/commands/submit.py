@@ -185,7 +185,7 @@ def _beside(ended: dict[str, Result], id: str) -> Result | None:
 
 
 def _named(item: Item, ticket: Ticket) -> dict[str, Any]:
-    return {"name": item.name, "id": ticket.id, "key": ticket.key}
+    return {"name": item.name, "id": ticket.id, "key": ticket.key or None}
 
 
 def _told(result: Result | None, saved: dict[str, list[Path]]) -> dict[str, Any]:

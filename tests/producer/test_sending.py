@@ -34,7 +34,7 @@ async def test_a_request_travels_as_it_is_with_an_id(dream: AsyncClient, cloud: 
     (ticket,) = await dream.send(CAT, queue=queue)
 
     (body,) = cloud.take(queue)
-    assert json.loads(body) == CAT | {"id": ticket.id}
+    assert (json.loads(body), ticket.key) == (CAT | {"id": ticket.id}, "")
     assert isinstance(decode(body)[0], Direct)
     assert cloud.keys("requests/") == []
 
