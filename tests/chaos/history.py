@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,9 +187,18 @@ def renderings(diary: Path) -> Counter[tuple[str, int]]:
 
 def takeovers(logs: Path) -> Counter[str]:
     """How often each id was taken over, from the workers' logs."""
-    found: Counter[str] = Counter()
+    return Counter(id for id, _ in _taken_over(logs))
+
+
+def charged(logs: Path) -> int:
+    """Takeovers that count as another attempt."""
+    return sum(attempt > 1 for _, attempt in _taken_over(logs))
+
+
+def _taken_over(logs: Path) -> Iterator[tuple[str, int]]:
     for log in logs.glob("*.log"):
         for line in log.read_text(errors="replace").splitlines():
-            if " took over " in line:
-                found[line.partition(" id=")[2].split(" ")[0]] += 1
-    return found
+            _, found, facts = line.partition(" took over id=")
+            if found:
+                id, _, attempt = facts.partition(" attempt=")
+                yield id, int(attempt)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from tests.chaos import weather
 from tests.chaos.history import Verdict, Wish, WitnessedStore, files, judge
-from tests.servers.fault_proxy import FaultProxy, failing
+from tests.servers.fault_proxy import FaultProxy, Rule, failing
 from tests.servers.s3_front import S3Front, running
 from tests.servers.sqs_front import Habits, SqsFront, answering
 
@@ -148,8 +148,14 @@ def _send(url: str, method: str, path: str, body: bytes, target: str = "") -> No
 
 
 @contextlib.contextmanager
-def place(tier: str, folder: Path, seed: int, *, kind: bool = False) -> Iterator[Place]:
-    """A fresh place of a tier: directory, s3 or queue; a kind one has a good network."""
+def place(
+    tier: str, folder: Path, seed: int, *, kind: bool = False, rules: list[Rule] | None = None
+) -> Iterator[Place]:
+    """A fresh place of a tier: directory, s3 or queue; a kind one has a good network and queue.
+
+    Args:
+        rules: of the network to the bucket, if not the usual ones.
+    """
     if tier == "directory":
         yield Folder(folder / "store")
         return
@@ -162,10 +168,11 @@ def place(tier: str, folder: Path, seed: int, *, kind: bool = False) -> Iterator
             queue.add(QUEUE)
         store = WitnessedStore(on_request=lambda key: queue and queue.announce(QUEUE, BUCKET, key))
         front = stack.enter_context(running(S3Front(store, {BUCKET})))
-        network = [FaultProxy(front.url, [] if kind else weather.on_the_way_to_the_bucket(), seed)]
+        usual = rules if rules is not None else [] if kind else weather.on_the_way_to_the_bucket()
+        network = [FaultProxy(front.url, usual, seed)]
         if queue is not None:
-            rules = [] if kind else weather.on_the_way_to_the_queue()
-            network.append(FaultProxy(queue.url, rules, seed + 1))
+            others = [] if kind else weather.on_the_way_to_the_queue()
+            network.append(FaultProxy(queue.url, others, seed + 1))
         for proxy in network:
             stack.enter_context(failing(proxy))
         yield Bucket(store, front, network, queue)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.history import IMAGES, Verdict, Wish, renderings, takeovers
+from tests.chaos.history import IMAGES, Verdict, Wish, charged, renderings, takeovers
 from tests.chaos.nursery import Child, Nursery, nursery
 from tests.chaos.places import Place, place
 
@@ -40,6 +40,7 @@ class Round:
     requests: int
     harms: int
     workers: int = 3
+    only: str = ""  # one kind of harm, "" for all
 
 
 @dataclass
@@ -50,9 +51,11 @@ class Fleet:
     place: Place
     diary: Path
     rng: random.Random
+    only: str = ""
     workers: list[Child] = field(default_factory=list)
     frozen: list[tuple[float, Child]] = field(default_factory=list)  # until when, by the monotonic clock
-    ending: list[Child] = field(default_factory=list)
+    ending: list[tuple[float, Child]] = field(default_factory=list)  # since when
+    longest_end: float = 0.0  # seconds from a signal to the end
     counts: Counter[str] = field(default_factory=Counter)
 
     def start(self) -> Child:
@@ -65,14 +68,14 @@ class Fleet:
         """Do something to one of them; who is gone is replaced."""
         which = self.rng.randrange(len(self.workers))
         victim = self.workers[which]
-        what = self.rng.choices(list(HARMS), list(HARMS.values()))[0]
+        what = self.only or self.rng.choices(list(HARMS), list(HARMS.values()))[0]
         if what == "pause":
             victim.send(signal.SIGSTOP)
             self.frozen.append((time.monotonic() + LEASE * self.rng.uniform(1.2, 2.5), victim))
         else:
             victim.send(signal.SIGKILL if what == "kill" else signal.SIGTERM)
             victim.send(signal.SIGCONT)
-            self.ending.append(victim)
+            self.ending.append((time.monotonic(), victim))
             self.workers[which] = self.start()
         self.counts[what] += 1
 
@@ -86,8 +89,9 @@ class Fleet:
             if not child.alive:
                 self.counts["ended by itself"] += 1
                 self.workers[which] = self.start()
-        for child in [child for child in self.ending if not child.alive]:
-            self.ending.remove(child)
+        for since, child in [entry for entry in self.ending if not entry[1].alive]:
+            self.longest_end = max(self.longest_end, now - since)
+            self.ending.remove((since, child))
             child.close()
 
 
@@ -96,7 +100,7 @@ def live(plan: Round, folder: Path) -> tuple[Verdict, dict[str, Any]]:
     rng = random.Random(f"{plan.tier}/{plan.seed}")
     began = time.monotonic()
     with place(plan.tier, folder, plan.seed) as here, nursery(folder / "logs") as home:
-        fleet = Fleet(home, here, folder / "diary", rng)
+        fleet = Fleet(home, here, folder / "diary", rng, plan.only)
         fleet.workers = [fleet.start() for _ in range(plan.workers)]
         dropped = 0
         for event in range(1, plan.harms + 1):
@@ -182,6 +186,8 @@ def _figures(
         "torn": len(verdict.torn),
         "left": len(verdict.left),
         "seconds": round(seconds, 1),
+        "attempts charged": charged(folder / "logs"),
+        "longest end": round(fleet.longest_end, 1),
         "faults": dict(faults),
     }
 
@@ -222,6 +228,7 @@ def main() -> int:
     parser.add_argument("--harms", type=int, default=60, help="kills, pauses and drains among them")
     parser.add_argument("--round", type=int, default=200, help="requests of a round")
     parser.add_argument("--tiers", default=",".join(TIERS))
+    parser.add_argument("--only", default="", choices=["", *HARMS], help="one kind of harm")
     parser.add_argument("--state", type=Path, help="a file that keeps the rounds that are done")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after these")
     parser.add_argument("--seed", type=int, default=1)
@@ -235,7 +242,7 @@ def main() -> int:
     while sum(row["requests"] for row in rows) < asked.requests and time.monotonic() - began < asked.seconds:
         number = len(rows)
         harms = max(1, round(asked.round * asked.harms / asked.requests))
-        plan = Round(tiers[number % len(tiers)], asked.seed + number, asked.round, harms)
+        plan = Round(tiers[number % len(tiers)], asked.seed + number, asked.round, harms, only=asked.only)
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
             verdict, figures = live(plan, Path(folder))
         rows.append(figures)

@@ -29,6 +29,11 @@ def on_the_way_to_the_bucket() -> list[Rule]:
     ]
 
 
+def promised() -> list[Rule]:
+    """The weather in which throughput is promised to stay above a half."""
+    return [Rule("lost", 0.10), Rule("slow_down", 0.03), Rule("broken", 0.02), Rule("conflict", 0.02)]
+
+
 def on_the_way_to_the_queue() -> list[Rule]:
     """A lost answer to a receive leaves its messages invisible to everybody."""
     return [
