@@ -26,6 +26,7 @@ from schemas.errors import QueueUnavailable, Rejected, TooLarge, Unsupported
 
 __all__ = ["Message", "Queue", "QueueFacts"]
 
+AT_ONCE = 4  # calls that send at the same time
 TRIES = 4  # of a single entry that the queue could not serve, in a call that it did
 
 
@@ -164,22 +165,29 @@ class Queue:
                 )
         typed = {k: {"DataType": "String", "StringValue": v} for k, v in (attributes or {}).items()}
         ids: list[str] = [""] * len(bodies)
-        sent = 0
-        for numbers in fitting(sizes, limit):
+        wrong: list[QueueUnavailable | Unsupported] = []
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def call(numbers: list[int]) -> None:
             entries = [{"MessageBody": bodies[n], "MessageAttributes": typed} for n in numbers]
             told: dict[int, str] = {}
-            try:
-                failed = await self._batch("send_message_batch", "send to", entries, told)
-            except QueueUnavailable as error:
-                raise QueueUnavailable(f"{error} ({len(bodies) - sent} of {len(bodies)} not sent)") from error
+            async with gate:
+                if wrong:
+                    return
+                try:
+                    failed = await self._batch("send_message_batch", "send to", entries, told)
+                except (QueueUnavailable, Unsupported) as error:
+                    wrong.append(error)
+                else:
+                    if failed:
+                        codes = ", ".join(sorted({failure.code for failure in failed.values()}))
+                        wrong.append(QueueUnavailable(f"{self.url} does not take every message: {codes}"))
             for place, id in told.items():
                 ids[numbers[place]] = id
-            sent += len(told)
-            if failed:
-                codes = ", ".join(sorted({failure.code for failure in failed.values()}))
-                raise QueueUnavailable(
-                    f"{shown(self.url)} did not take {len(bodies) - sent} of {len(bodies)} messages ({codes})"
-                )
+
+        await asyncio.gather(*map(call, fitting(sizes, limit)))
+        if wrong:
+            raise type(wrong[0])(f"{wrong[0]} ({ids.count('')} of {len(ids)} not sent)") from wrong[0]
         return ids
 
     async def max_bytes(self) -> int:

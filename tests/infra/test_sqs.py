@@ -210,20 +210,25 @@ async def test_a_server_that_stays_away_is_told_in_words(make: Make):
     assert "hunter2" not in str(caught.value) + far.url
 
 
-async def test_sending_says_how_many_are_left(make: Make):
-    """The third of three calls fails: twenty were sent, five were not."""
-    calls: list[str] = []
+@pytest.mark.parametrize("whole", [True, False])
+async def test_sending_says_how_many_are_left(make: Make, whole: bool):
+    """One of three calls fails, as a whole or in each entry: twenty were sent, five were not."""
 
     def answer(verb: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        entries = request.get("Entries", [])
         if verb != "SendMessageBatch":
             return 200, {"Attributes": {}}
-        calls.append(verb)
-        done = [{"Id": e["Id"], "MessageId": "m", "MD5OfMessageBody": ""} for e in request["Entries"]]
-        return (200, {"Successful": done}) if len(calls) < 3 else (500, {"__type": "InternalError"})
+        if len(entries) == 10:
+            done = [{"Id": e["Id"], "MessageId": "m", "MD5OfMessageBody": ""} for e in entries]
+            return 200, {"Successful": done}
+        if whole:
+            return 500, {"__type": "InternalError"}
+        return 200, {"Failed": [failure(entry, "InvalidMessageContents", fault=True) for entry in entries]}
 
+    why = "answered 500" if whole else "does not take every message: InvalidMessageContents"
     with scripted(answer) as url:
         async with Queue(url, patience=0.1) as queue:
-            with pytest.raises(QueueUnavailable, match=r"answered 500.*\(5 of 25 not sent\)"):
+            with pytest.raises(QueueUnavailable, match=rf"{why}.*\(5 of 25 not sent\)"):
                 await queue.send(["hello"] * 25)
 
 
