@@ -71,7 +71,7 @@ class Intake:
         except NotFound:
             return Taken(id)  # somebody else was faster
         except TooLarge as error:
-            name = layout.fingerprint(f"{info.key} {info.size} {info.etag}".encode())
+            name = layout.oversize_fingerprint(info.key, info.size, info.etag)
             return await self._answer(info, error, b"", id, fingerprint=name)
         return await self.take_body(stored.body, id=id, source=stored.info, batch=batch)
 

@@ -1,50 +1,116 @@
-"""Canceling a request is winning the race for its result: whoever creates it first decides how it ended."""
+"""Canceling a request is winning the race for its result: whoever creates it first decides how it ended.
+
+A result answers one body, by its fingerprint. So the client first finds out which body the id
+stands for now; another one that comes under the same name later is another request.
+"""
 
 from __future__ import annotations
 
-import contextlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from producer import lookup
 from producer.errors import UnknownRequest
-from schemas.errors import NotFound
-from schemas.layout import CLAIMS, REQUESTS, fingerprint, is_batch, parse_claim, request_id, result_key
+from schemas.batch import split_rows
+from schemas.errors import NotFound, Rejected, StoreUnavailable
+from schemas.layout import (
+    CLAIMS,
+    REQUESTS,
+    fingerprint,
+    is_batch,
+    oversize_fingerprint,
+    parse_claim,
+    request_id,
+    result_key,
+)
 from schemas.result import Failure, Frozen, Result
 
 if TYPE_CHECKING:
     from infra.store import Info, Store
+    from schemas.limits import Limits
+
+LOOKS = 5  # a request moves on between two looks; more often is no accident
 
 
-async def cancel(store: Store, id: str, *, keep: int) -> lookup.State:
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What an id stands for."""
+
+    frozen: Frozen
+    fingerprint: str
+    batch: bool
+    source: Info | None = None  # the request object that holds it
+
+
+async def cancel(store: Store, id: str, limits: Limits) -> lookup.State:
     """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
 
-    Args:
-        keep: bytes of the request that its result repeats.
+    Raises:
+        UnknownRequest: nobody has submitted this id.
     """
-    state = await lookup.state(store, id)
-    if state.over:
-        return state
-    source = await lookup.find_request(store, id)
-    claim = await lookup.read_claim(store, id)
-    body = claim.frozen if claim is not None else await _frozen(store, source, keep)
+    for _ in range(LOOKS):
+        state = await lookup.state(store, id)
+        if state.over:
+            return state
+        body = await _body(store, id, limits)
+        if body is not None:
+            break
+    else:
+        raise StoreUnavailable(f"{id!r} cannot be seen for long enough to cancel it; try again")
     won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
-    if source is not None:
-        await store.delete(source.key, etag=source.etag)
-    if won and ((source is not None and is_batch(source.key)) or (claim is not None and claim.batch)):
-        await _cancel_rows(store, id, keep)
+    if won and body.source is not None:  # else whoever won tidies up
+        await store.delete(body.source.key, etag=body.source.etag)
+    if won and body.batch:
+        await _cancel_rows(store, id, limits)
     return await lookup.state(store, id)
 
 
-async def _frozen(store: Store, source: Info | None, keep: int) -> Frozen:
-    """The request's bytes; nothing of one that nobody can read: a row that is not dropped yet."""
-    if source is not None:
-        with contextlib.suppress(NotFound):
-            return Frozen.of((await store.get(source.key)).body, keep=keep)
-    return Frozen(text="", cut=True)
+async def _body(store: Store, id: str, limits: Limits) -> Body | None:
+    """What an id stands for: its claim's body, else its object's, else its row's; None when it moved on."""
+    source = await lookup.find_request(store, id)
+    claim = await lookup.read_claim(store, id)
+    if claim is not None:  # what lies under its key now may be another body, which gets its own result
+        return Body(claim.frozen, claim.fingerprint, claim.batch)
+    if source is None:
+        return await _row(store, id, limits)
+    batch = is_batch(source.key)
+    if source.size > (limits.max_batch_bytes if batch else limits.max_body_bytes):
+        print_ = oversize_fingerprint(source.key, source.size, source.etag)
+        return Body(Frozen(text="", cut=True), print_, batch, source)
+    try:
+        stored = await store.get(source.key)
+    except NotFound:
+        return None
+    frozen = Frozen.of(stored.body, keep=limits.max_body_bytes)
+    return Body(frozen, fingerprint(stored.body), batch, stored.info)
 
 
-async def _cancel_rows(store: Store, batch: str, keep: int) -> None:
+async def _row(store: Store, id: str, limits: Limits) -> Body | None:
+    """A row that its batch's worker has not dropped yet, out of the batch itself."""
+    batch = id.rpartition("/")[0]
+    claim = await lookup.read_claim(store, batch) if batch else None
+    if claim is not None:
+        whole = claim.frozen.body()
+    else:
+        source = await lookup.find_request(store, batch) if batch else None
+        if source is None or not is_batch(source.key):
+            return None
+        try:
+            whole = (await store.get(source.key)).body
+        except NotFound:
+            return None
+    try:
+        rows = split_rows(batch, whole, limits)
+    except Rejected:
+        rows = []
+    for row in rows:
+        if row.id == id:
+            return Body(Frozen.of(row.body, keep=limits.max_body_bytes), fingerprint(row.body), False)
+    raise UnknownRequest(id, store.url, [row.id for row in rows[:3]])
+
+
+async def _cancel_rows(store: Store, batch: str, limits: Limits) -> None:
     rows: set[str] = set()
     async for info in store.list(f"{REQUESTS}{batch}/"):
         rows.add(request_id(info.key))
@@ -55,18 +121,17 @@ async def _cancel_rows(store: Store, batch: str, keep: int) -> None:
     rows.discard(batch)
     for row in sorted(rows):
         try:
-            await cancel(store, row, keep=keep)
+            await cancel(store, row, limits)
         except UnknownRequest:
             continue  # it went while we looked
 
 
-def _canceled(id: str, frozen: Frozen) -> bytes:
-    body = frozen.body()
+def _canceled(id: str, body: Body) -> bytes:
     return Result(
         id=id,
         status="canceled",
         failure=Failure(code="canceled", message="canceled on request"),
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        fingerprint=fingerprint(body) if not frozen.cut else "",
-        request=frozen,
+        fingerprint=body.fingerprint,
+        request=body.frozen,
     ).to_json()

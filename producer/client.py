@@ -195,8 +195,9 @@ class AsyncClient:
         """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
 
         Cancelling is winning the race for the result: if a worker was first, its result stands.
+        Raises `UnknownRequest`.
         """
-        return await canceling.cancel(await self._open(), _id(request), keep=self._limits.max_body_bytes)
+        return await canceling.cancel(await self._open(), _id(request), self._limits)
 
     async def retry(self, request: Ticket | str, *, queue: str | None = None) -> retrying.Retry:
         """Ask again for a request that did not succeed; of a batch, for the rows that did not.

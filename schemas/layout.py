@@ -45,6 +45,11 @@ def fingerprint(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
+def oversize_fingerprint(key: str, size: int, etag: str) -> str:
+    """What stands for the bytes of an object that is too large to be read."""
+    return fingerprint(f"{key} {size} {etag}".encode())
+
+
 def is_request(key: str) -> bool:
     """Whether a key under `requests/` is one that a worker takes: `.json` or `.jsonl`, in any case."""
     name = key.rsplit("/", 1)[-1].lower()
