@@ -2,7 +2,6 @@
 #   make demo    set up, render a dozen requests, show where the pictures are
 #   make test    set up, run the tests
 #   make lint    style, types, import directions
-#   make chaos   the long proofs: every history of a large model, many simulated ones; takes hours
 #   make bench   measurements, printed as ratios
 #   make chaos   the long proof that nothing is lost, doubled or torn: hours; see docs/reliability.md
 #   make clean   remove what the above made
@@ -32,10 +31,6 @@ lint: $(VENV)/.for-development
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
-
-chaos: $(VENV)/.for-development
-	$(bin)/python -m tests.chaos.model
-	$(bin)/python -m pytest -q -ra tests/chaos --hypothesis-profile=long --timeout=0 $(PYTEST_ARGS)
 
 bench: $(VENV)/.for-development
 	$(bin)/python tests/benchmarks/run.py $(BENCH_ARGS)

@@ -122,10 +122,11 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin waiting tasks while their companies' UNet calls have room."""
+        if not self._line:
+            return
         rows: dict[Hashable, int] = {}
         for image in self._images:
-            key = company(image.task)
-            rows[key] = rows.get(key, 0) + rows_of(image.task)
+            rows[image.company] = rows.get(image.company, 0) + rows_of(image.task)
         at_hand = partial(self._fits, evict=False)
         loadable = partial(self._fits, evict=True)
         while (task := self._line.next(rows, self._rows_for, at_hand, loadable)) is not None:
@@ -166,7 +167,7 @@ class Engine:
         except Exception as error:
             self._refuse(task, error)
             return False
-        image = Image(task, model, greenlet(pipelines.draw), pipe, notes=notes)
+        image = Image(task, company(task), model, greenlet(pipelines.draw), pipe, notes=notes)
         self._images.append(image)
         self._resume(image, pipe, task)
         return image in self._images
@@ -185,13 +186,12 @@ class Engine:
         paused = [image for image in self._images if image.waits is not None]
         if not paused:
             return []
-        for kind in _ORDER:
-            of_kind = [image for image in paused if image.call.kind == kind]
-            if of_kind:
-                break
-        first = min(of_kind, key=lambda image: image.call.ticket)
-        key = self._key(first)
-        mates = sorted((i for i in of_kind if self._key(i) == key), key=lambda image: image.call.ticket)
+        kinds = {image.call.kind for image in paused}
+        kind = next(kind for kind in _ORDER if kind in kinds)
+        of_kind = [image for image in paused if image.call.kind == kind]
+        of_kind.sort(key=lambda image: image.call.ticket)
+        first, key = of_kind[0], self._key(of_kind[0])
+        mates = [image for image in of_kind if self._key(image) == key]
         if kind == "text":
             return mates
         limit = max(self.caller.limit(kind, key[:2]), first.call.rows)
@@ -220,11 +220,13 @@ class Engine:
         for image in group if self.counters.calls > calls_before else ():
             image.calls += 1
             image.began = now if image.began is None else image.began
+        if kind == "unet":
+            room = self.caller.limit(kind, key)
+            for task_company in {image.company for image in group}:
+                self._note_room(task_company, room)
         for call, answer in answers:
             image = owners[id(call)]
-            if kind == "unet":
-                image.unet_calls += 1
-                self._note_room(company(image.task), self.caller.limit(kind, key))
+            image.unet_calls += kind == "unet"
             if kind == "decode" and not isinstance(answer, Failure):
                 answer = finite_picture(call, answer)
             self._give(image, answer)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from consumer.model_registry import Loaded
     from consumer.pipelines import Note
     from consumer.stand_in import Call
@@ -17,6 +19,7 @@ class Image:
     """An image in flight."""
 
     task: ImageTask
+    company: Hashable  # with whom it can share UNet calls
     model: Loaded
     thread: Any  # the greenlet that runs the pipeline
     pipe: Any = None

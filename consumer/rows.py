@@ -33,7 +33,10 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def row_count(arguments: Mapping[str, Any]) -> int:
     """Rows of a call: the first dimension of its first tensor."""
-    return int(next(tensors_in(arguments)).shape[0])
+    first = next(iter(arguments.values()))
+    if not isinstance(first, torch.Tensor):
+        first = next(tensors_in(arguments))
+    return int(first.shape[0])
 
 
 def signature(value: Any) -> Hashable:
@@ -44,7 +47,8 @@ def signature(value: Any) -> Hashable:
     if kind is torch.Tensor or isinstance(value, torch.Tensor):
         return (value.shape[1:], value.dtype, value.device)
     if kind is dict or isinstance(value, Mapping):
-        return tuple([(name, signature(value[name])) for name in sorted(value)])
+        parts = [(name, value[name]) for name in sorted(value)]
+        return tuple([(n, v) if type(v) in _PLAIN else (n, signature(v)) for n, v in parts])
     if isinstance(value, tuple | list):
         return (kind, *[signature(part) for part in value])
     return ("only", id(value))  # something unknown: shared with nobody

@@ -1,6 +1,6 @@
 """Figures for docs/reliability.md that the chaos run does not print: how soon, how often, how much slower.
 
-python -m tests.chaos.figures [recovery] [answers] [speed] [--number 200]
+python -m tests.chaos.figures [recovery] [answers] [speed] [outage] [--number 200]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infra.s3 import S3Store
 from tests.chaos import weather
 from tests.chaos.history import IMAGES, Wish
 from tests.chaos.nursery import Nursery, nursery
-from tests.chaos.places import CREDENTIALS, Folder, place
+from tests.chaos.places import CREDENTIALS, Bucket, Folder, place
 from tests.servers.fault_proxy import FaultProxy, Rule, failing
 from tests.servers.s3_front import S3Front, running
 
@@ -119,6 +119,52 @@ def _rate(number: int, rules: list[Rule]) -> float:
     return rate
 
 
+def outage(seconds: float) -> None:
+    """A bucket that is away in the middle of the work, and comes back."""
+    number = 200
+    with (
+        tempfile.TemporaryDirectory(prefix="figures-") as folder,
+        place("s3", Path(folder), 1, kind=True) as here,
+        nursery(Path(folder) / "logs") as home,
+    ):
+        assert isinstance(here, Bucket)
+        options = [*here.options, "--renderer", "null", "--null", json.dumps({"seconds_per_step": 0.02})]
+        workers = [home.start(*options, environment=here.environment) for _ in range(3)]
+        body = {"prompt": "x", "steps": 5, "number_of_images": IMAGES, "width": 64, "height": 64}
+        for n in range(number):
+            here.drop(Wish(f"r{n}", json.dumps(body).encode()))
+        _until(lambda: here.open_wishes() < number - 40)
+        here.network[0].rules[:] = [Rule("hang", 0.1, seconds=5), Rule("reset", 0.5), Rule("slow_down")]
+        time.sleep(0.5)
+        still = here.open_wishes()
+        time.sleep(seconds)
+        assert here.open_wishes() == still, "something ended while the bucket was away"
+        alive = [worker.alive for worker in workers]
+        memory = max(_resident(worker.pid) for worker in workers)
+        here.network[0].rules.clear()
+        back = time.monotonic()
+        _until(lambda: here.open_wishes() < still, 300)
+        first = time.monotonic() - back
+        _until(lambda: here.open_wishes() == 0 and here.is_tidy(), 300)
+        last = time.monotonic() - back
+        verdict = here.judge()
+        print(
+            f"outage: away for {seconds:.0f} s with {still} requests open: {verdict}; {sum(alive)} of 3 workers "
+            f"alive, {memory:.0f} MiB at most; the first result {first:.1f} s after its return, the last "
+            f"{last:.1f} s",
+            flush=True,
+        )
+        for worker in workers:
+            worker.send(SIGKILL)
+            worker.close()
+
+
+def _resident(pid: int) -> float:
+    """MiB in memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
 def _until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
@@ -129,13 +175,16 @@ def _until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("which", nargs="*", default=["recovery", "answers", "speed"])
+    parser.add_argument("which", nargs="*", default=["recovery", "answers", "speed", "outage"])
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--lease", type=float, default=2.0, help="seconds")
+    parser.add_argument("--away", type=float, default=600.0, help="seconds of the outage")
     asked = parser.parse_args()
     for name in asked.which:
         if name == "recovery":
             recovery(asked.number, asked.lease)
+        elif name == "outage":
+            outage(asked.away)
         else:
             {"answers": answers, "speed": speed}[name](asked.number)
     return 0
