@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -49,21 +50,21 @@ class ModelName:
     versions: tuple[str, ...]  # those that lie in the store
 
 
-async def overview(store: Store) -> Overview:
+async def overview(store: Store, latest: int = LATEST) -> Overview:
     requests = [info async for info in store.list(REQUESTS) if is_request(info.key)]
     claimed = {found[0] async for info in store.list(CLAIMS) if (found := parse_claim(info.key))}
     commits = [info async for info in store.list(RESULTS) if info.key.endswith(f"/{COMMIT}")]
     ended = {_committed(info.key) for info in commits}
     queued = [request_id(i.key) for i in sorted(requests, key=lambda i: (i.modified, i.key))]
     processing = sorted(claimed - ended)
-    newest = sorted(commits, key=lambda i: (-i.modified, i.key))[:LATEST]
-    latest = [await read_result(store, _committed(info.key)) for info in newest]
+    newest = sorted(commits, key=lambda i: (-i.modified, i.key))[:latest]
+    results = await asyncio.gather(*(read_result(store, _committed(info.key)) for info in newest))
     return Overview(
         queued=tuple(id for id in queued if id not in claimed and id not in ended),
         processing={id: await read_progress(store, id) for id in processing[:LATEST]}
         | dict.fromkeys(processing[LATEST:]),
         over=len(commits),
-        latest=tuple(result for result in latest if result is not None),
+        latest=tuple(result for result in results if result is not None),
         workers=len(await heartbeats(store)),
     )
 

@@ -14,11 +14,16 @@ from typing import Annotated, Any
 
 import typer
 
-from producer.commands import doctor, look, mend, replay, setup, submit
+from producer.commands import doctor, look, mend, replay, serve, setup, submit
 from producer.commands.session import WRONG, say
 
 GROUP = "dreamdrop.commands"
-EXTRAS = {"worker": "consumer", "train": "training"}  # what to install for a command
+EXTRAS = {
+    "worker": "consumer",
+    "train": "training",
+    "serve": "web",
+    "up": "web,consumer",
+}  # what to install for a command
 
 app = typer.Typer(
     name="dreamdrop",
@@ -37,10 +42,13 @@ app.command()(look.fetch)
 app.command()(look.cancel)
 app.command()(look.models)
 app.command()(mend.retry)
+app.command()(serve.up)
+app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(replay.replay)
 app.add_typer(mend.dead_letters, name="dead-letters")
 app.add_typer(setup.app, name="setup")
+app.add_typer(serve.keys, name="keys")
 
 
 def _print_version(asked: bool) -> None:

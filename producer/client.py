@@ -46,15 +46,23 @@ class AsyncClient:
     Args:
         store: a directory, `s3://bucket[/prefix]`, or an open `Store`.
         limits: what the store's workers allow; requests are checked against it before they are sent.
+        looks: seconds between two looks for results, shortest and longest; by default as the store allows.
     """
 
-    def __init__(self, store: str | os.PathLike[str] | Store, *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | Store,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        looks: tuple[float, float] | None = None,
+    ) -> None:
         self._own: OpenableStore | None = None  # a store that we opened, and close
         if isinstance(store, str) or hasattr(store, "__fspath__"):
             self._own = open_store(str(store))
         self.name = str(store) if self._own is not None else store.url  # type: ignore[union-attr]
         self.store: Store = self._own if self._own is not None else store  # type: ignore[assignment]
         self._limits = limits
+        self._looks = looks
         self._opening: asyncio.Lock | None = None
         self._waiting: Waiting | None = None
         self._queues = sending.Queues()
@@ -220,9 +228,13 @@ class AsyncClient:
             ticket = await drop(again.body, id=again.id)
         return retrying.Retry(again.id, again.was, ticket)
 
-    async def known(self) -> catalogue.Overview:
+    async def is_known(self, id: str) -> bool:
+        """Whether a request, a claim or a result has this id."""
+        return await lookup.is_known(await self._open(), id)
+
+    async def known(self, latest: int = catalogue.LATEST) -> catalogue.Overview:
         """What is in the store: what waits, what is being drawn, what ended last."""
-        return await catalogue.overview(await self._open())
+        return await catalogue.overview(await self._open(), latest)
 
     async def models(self) -> list[catalogue.ModelName]:
         """The models that live workers announce, and those that lie in the store."""
@@ -238,7 +250,7 @@ class AsyncClient:
                 if self._waiting is None:
                     if self._own is not None:
                         await self._own.open()
-                    self._waiting = Waiting(self.store)
+                    self._waiting = Waiting(self.store, self._looks)
         return self.store
 
     def _waiter(self) -> Waiting:

@@ -38,6 +38,7 @@ class Waiting:
     """The ids that somebody waits for, and the task that looks for them while there are any."""
 
     store: Store
+    pauses: tuple[float, float] | None = None  # seconds, shortest and longest
     _arrivals: dict[str, set[Arrival]] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -101,7 +102,7 @@ class Waiting:
             self._stop.set()
 
     async def _look_until_nobody_waits(self, stop: asyncio.Event) -> None:
-        shortest, longest = PAUSES[self.store.url.startswith("s3:")]
+        shortest, longest = self.pauses or PAUSES[self.store.url.startswith("s3:")]
         loop = asyncio.get_running_loop()
         answered = loop.time()
         looks = changes(

@@ -1,0 +1,256 @@
+"""`serve` and `up`: the facade alone, and the facade with a worker; `keys`: who may call it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from producer.commands.session import (
+    DEFAULT_STORE,
+    FAILED,
+    WRONG,
+    AsJson,
+    QueueUrl,
+    StoreUrl,
+    print_json,
+    say,
+    spoken,
+)
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from producer.web.settings import FacadeSettings
+
+GRACE = 10.0  # seconds for open calls when the server stops
+START = 300.0  # seconds until a worker must have shown life: its first start compiles and reads a lot
+PARTING = 40.0  # seconds for a worker to drain
+
+Host = Annotated[str, typer.Option(envvar="DREAMDROP_HOST", help="Address to listen on.")]
+Port = Annotated[int, typer.Option(envvar="DREAMDROP_PORT", min=0, max=65535, help="0: any free one.")]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host", envvar="DREAMDROP_ALLOW_HOSTS", help="Another name it is called by; * for any."
+    ),
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option("--allow-origin", envvar="DREAMDROP_ALLOW_ORIGINS", help="A site whose pages may call it."),
+]
+Open = Annotated[
+    bool,
+    typer.Option(
+        "--without-keys", envvar="DREAMDROP_WITHOUT_KEYS", help="Let everybody in who can reach the address."
+    ),
+]
+Wait = Annotated[
+    float, typer.Option(envvar="DREAMDROP_WAIT", min=1, help="Seconds that a synchronous call lasts at most.")
+]
+Room = Annotated[
+    int, typer.Option(envvar="DREAMDROP_ROOM", min=1, help="Requests that may wait before callers get 429.")
+]
+
+keys = typer.Typer(help="Make API keys for `serve`.", no_args_is_help=True)
+
+
+@keys.callback()
+def _keys() -> None:
+    """Make API keys for `serve`."""
+
+
+@keys.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Who will use it.")],
+    prefix: Annotated[
+        str, typer.Option(help="Its ids begin with this and a dot, and it sees no others.")
+    ] = "",
+    room: Annotated[int, typer.Option(min=0, help="Synchronous requests at once; 0: no bound.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key. It is shown once; the settings keep only its hash."""
+    from producer.web.keys import new_key
+
+    with spoken(as_json=as_json):
+        key, line = new_key(name, prefix=prefix, room=room)
+    if as_json:
+        print_json({"key": key, "setting": line})
+        return
+    typer.echo(key)
+    say(
+        f"\nGive the key above to {name}; it is not shown again. Add this line to DREAMDROP_API_KEYS:\n{line}"
+    )
+
+
+def serve(
+    store: StoreUrl = DEFAULT_STORE,
+    queue: QueueUrl = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    allow_host: Hosts = None,
+    allow_origin: Origins = None,
+    without_keys: Open = False,
+    wait: Wait = 300.0,
+    room: Room = 1000,
+) -> None:
+    """Serve HTTP in front of a store: synchronous endpoints, jobs, and a gallery in the browser."""
+    settings = _settings(store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys)
+    asyncio.run(_serve(settings, host, port))
+
+
+def up(
+    store: StoreUrl = DEFAULT_STORE,
+    queue: QueueUrl = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    allow_host: Hosts = None,
+    allow_origin: Origins = None,
+    without_keys: Open = False,
+    wait: Wait = 300.0,
+    room: Room = 1000,
+) -> None:
+    """Start a worker and the facade on this machine, and say where to look. Ctrl-C stops both.
+
+    The worker takes its settings from the environment, as `dreamdrop worker` does.
+    """
+    settings = _settings(store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys)
+    environment = os.environ | {"DREAMDROP_STORE": store, "DREAMDROP_QUEUE": " ".join(queue or ())}
+    environment.setdefault("DREAMDROP_LOG_LEVEL", "warning")
+    if not queue:
+        environment.pop("DREAMDROP_QUEUE")
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "producer.cli", "worker"], env=environment, start_new_session=True
+    )
+    try:
+        ended = asyncio.run(_serve(settings, host, port, worker))
+    finally:
+        _part_from(worker)
+    if ended:
+        say(f"dreamdrop: the worker ended with code {worker.returncode}; its last lines say why")
+        raise typer.Exit(FAILED)
+
+
+def _settings(
+    store: str,
+    queues: list[str] | None,
+    host: str,
+    hosts: list[str] | None,
+    origins: list[str] | None,
+    wait: float,
+    room: int,
+    *,
+    without_keys: bool,
+) -> FacadeSettings:
+    from producer.web.keys import read_keys
+    from producer.web.settings import LOOPBACK_NAMES, FacadeSettings, is_loopback
+
+    with spoken(as_json=False):
+        known = read_keys(os.environ.get("DREAMDROP_API_KEYS", ""))
+    alone = is_loopback(host)
+    if not known and not alone and not without_keys:
+        say(
+            f"dreamdrop: {host} can be reached from other machines, so callers need keys: make one with "
+            "`dreamdrop keys new NAME` and set DREAMDROP_API_KEYS, or let everybody in with --without-keys"
+        )
+        raise typer.Exit(WRONG)
+    if not known:
+        say(
+            "no API keys are set: "
+            + ("everybody on this machine" if alone else "EVERYBODY")
+            + " may draw and look"
+        )
+    return FacadeSettings(
+        store=store,
+        queues=tuple(queues or ()),
+        keys=known,
+        hosts=(*LOOPBACK_NAMES, *(hosts or ())) if alone and not known else ("*",),
+        origins=tuple(origins or ()),
+        wait=wait,
+        room=room,
+    )
+
+
+async def _serve(
+    settings: FacadeSettings, host: str, port: int, worker: subprocess.Popen[bytes] | None = None
+) -> bool:
+    """Serve until a signal comes. Returns whether the worker ended first."""
+    import uvicorn
+
+    from producer.web.app import create_app
+
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=host,
+            port=port,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(GRACE),
+            log_level="warning",
+        )
+    )
+    serving = asyncio.create_task(server.serve())
+    telling = asyncio.create_task(_tell(server, settings, host, worker))
+    try:
+        while not serving.done():
+            await asyncio.wait({serving}, timeout=0.5)
+            if worker is not None and worker.poll() is not None and not serving.done():
+                server.should_exit = True
+                await serving
+                return True
+    finally:
+        telling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await telling
+    if not server.started:
+        raise typer.Exit(FAILED)  # uvicorn has said why: most often the port is taken
+    return False
+
+
+async def _tell(
+    server: uvicorn.Server, settings: FacadeSettings, host: str, worker: subprocess.Popen[bytes] | None
+) -> None:
+    """Say where it is, once it is there; with a worker, once that is alive."""
+    while not server.started:
+        await asyncio.sleep(0.05)
+    address = _address(server, host)
+    if worker is not None:
+        say(f"the worker starts and looks for work in {settings.store} ...")
+        await _until_alive(settings.store)
+    say(f"ready: {address}  (gallery and queue; {address}/docs for programs)  Ctrl-C stops")
+
+
+async def _until_alive(store: str) -> None:
+    from producer.client import AsyncClient
+    from producer.lookup import workers_alive
+
+    async with AsyncClient(store) as client, asyncio.timeout(START):
+        while not await workers_alive(client.store):
+            await asyncio.sleep(0.2)
+
+
+def _address(server: uvicorn.Server, host: str) -> str:
+    """The address with the port that it really has."""
+    port = server.servers[0].sockets[0].getsockname()[1]
+    name = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
+    return f"http://{name}" + ("" if port == 80 else f":{port}")
+
+
+def _part_from(worker: subprocess.Popen[bytes]) -> None:
+    """Let the worker drain; one that does not end is ended."""
+    if worker.poll() is None:
+        worker.send_signal(signal.SIGTERM)
+    try:
+        worker.wait(PARTING)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()

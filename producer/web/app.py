@@ -1,0 +1,92 @@
+"""The application: routes, guards and the words of errors, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
+
+from producer.web import answers, batches, describe, generate, health, jobs
+from producer.web.desk import Desk
+from producer.web.guard import Guard
+from producer.web.metrics import Measured
+from producer.web.settings import FacadeSettings
+from schemas.errors import DreamError
+
+ABOUT = """Draw pictures from words and from pictures.
+
+POST one of the three documented bodies to `/generate/` and get the pictures in the answer; or queue requests
+as jobs and batches, and look when they are over. Everything lies in an object store, where workers draw it:
+what was queued is not lost when this server is restarted.
+"""
+
+
+def create_app(settings: FacadeSettings) -> FastAPI:
+    """The facade over one store, as an ASGI application."""
+    desk = Desk(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with desk.client:
+            yield
+
+    app = FastAPI(
+        title="Dreamdrop",
+        version=version("dreamdrop"),
+        description=ABOUT,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.desk = desk
+    for router in (generate, jobs, batches, health):
+        app.include_router(router.router)
+    _mount_files(app)
+    app.add_exception_handler(DreamError, _told)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key"],
+            expose_headers=["Location", "Retry-After"],
+        )
+    app.add_middleware(Guard, hosts=settings.hosts, origins=settings.origins)
+    app.add_middleware(Measured, metrics=desk.metrics)
+    return app
+
+
+def _mount_files(app: FastAPI) -> None:
+    """Swagger UI, from this server."""
+    swagger = Path(fastapi_offline.__file__).parent / "static"
+    app.mount("/swagger", StaticFiles(directory=swagger), name="swagger")
+
+
+async def _told(request: Request, fault: Exception) -> Response:
+    """An error in the words and the shape that this route's callers expect."""
+    assert isinstance(fault, DreamError)
+    status, body, headers = answers.error(fault)
+    return JSONResponse(body, status, headers)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        known = document.setdefault("components", {}).setdefault("schemas", {})
+        for name, schema in describe.components().items():
+            known.setdefault(name, schema)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,100 @@
+"""What every route needs of a request: the desk, who is calling, and the body as one JSON object."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request
+
+from producer.web.desk import Desk
+from producer.web.keys import NOBODY, Key, given, whose
+from schemas.errors import Rejected, TooLarge
+from schemas.layout import CHOSEN_ID, is_id
+from schemas.strictjson import load_object
+
+
+def desk_of(request: Request) -> Desk:
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+def caller_of(request: Request) -> Key:
+    """Who is calling. Raises 401 where keys are asked for and none of them is given."""
+    keys = desk_of(request).settings.keys
+    if not keys:
+        return NOBODY
+    key = whose(given(request.headers), keys)
+    if key is None:
+        raise HTTPException(
+            401,
+            "a key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`, or as the password of a "
+            "browser's question",
+            {"WWW-Authenticate": 'Basic realm="Dreamdrop", charset="UTF-8"'},
+        )
+    return key
+
+
+AtDesk = Annotated[Desk, Depends(desk_of)]
+Caller = Annotated[Key, Depends(caller_of)]
+
+
+async def document(request: Request) -> dict[str, Any]:
+    """The body. Raises `Rejected` with line and column when it is not one JSON object."""
+    return load_object(await body(request, desk_of(request).settings.limits.max_body_bytes))
+
+
+async def body(request: Request, most: int) -> bytes:
+    """The body's bytes, never more in memory than allowed. Raises `TooLarge`."""
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told) > most:
+        raise TooLarge("the request", int(told), most)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise TooLarge("the request", size, most)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def own_id(caller: Key, id: str) -> str:
+    """What a caller calls an id, in the store. Raises 404 for what can be no id."""
+    if not is_id(id):
+        raise HTTPException(404, f"{id[:100]!r} is no id")
+    return caller.id(id)
+
+
+def new_id(caller: Key, id: str) -> str:
+    """The same for an id that a caller chooses. Raises `Rejected`."""
+    if not CHOSEN_ID.fullmatch(caller.id(id)):
+        raise Rejected(
+            "invalid_manifest",
+            f"id {id[:60]!r} may hold letters, digits, '.', '_' and '-' only, begins with a letter or digit, and has "
+            "at most 100 characters",
+            field="id",
+        )
+    return caller.id(id)
+
+
+async def left(request: Request) -> None:
+    """Return when the caller has gone. To be called after the body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def preferred(request: Request) -> dict[str, str]:
+    """RFC 7240's `Prefer` header: names to values."""
+    header = ",".join(request.headers.getlist("prefer"))
+    return {
+        name.strip().lower(): value.strip().strip('"')
+        for name, _, value in (part.partition("=") for part in re.split(r"[,;]", header))
+        if name.strip()
+    }
+
+
+def patience(request: Request) -> float:
+    """Seconds that a synchronous call may last: the caller's `Prefer: wait=N`, bounded by the settings."""
+    most = desk_of(request).settings.wait
+    asked = preferred(request).get("wait", "")
+    return min(most, float(asked)) if asked.isdecimal() else most

@@ -1,0 +1,230 @@
+"""The desk: takes a request to the express lane, and waits with the one who asked.
+
+Everything is in the store, so a desk can be closed, or stand twice: what it knows by heart is only who
+is waiting here and how crowded the lane was a moment ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from producer import lookup
+from producer.catalogue import heartbeats
+from producer.client import AsyncClient
+from producer.errors import Conflict, StillWorking
+from producer.requests import Ticket, fresh_id
+from producer.web.keys import Key
+from producer.web.metrics import Metrics
+from schemas.errors import DreamError, Unavailable
+from schemas.layout import EXPRESS, is_request
+from schemas.manifest import validate_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from producer.web.settings import FacadeSettings
+    from schemas.result import Result
+
+T = TypeVar("T")
+
+LOOKS = (0.05, 2.0)  # seconds between two looks for a result that somebody waits for, shortest and longest
+LATEST = 200  # results that the gallery can show
+FRESH = 1.0  # seconds for which a count of the lane or of the workers is believed
+PACE = 50  # ended requests from which the lane's pace is told
+
+
+class LaneFull(DreamError):
+    """So many wait already that one more would wait too long."""
+
+    def __init__(self, waiting: int, retry_after: int) -> None:
+        super().__init__(f"{waiting} requests wait already; ask again in {retry_after} s")
+        self.retry_after = retry_after  # seconds
+
+
+class NoWorker(Unavailable):
+    """Nobody is there to draw."""
+
+    def __init__(self, store: str) -> None:
+        super().__init__(
+            "no worker is alive, so the picture would not come: start one with `dreamdrop worker`, or leave the "
+            "request in the queue with `Prefer: respond-async`"
+        )
+
+
+class TooLate(DreamError, TimeoutError):
+    """The caller's wait is over before the picture is there."""
+
+    def __init__(self, id: str, seconds: float) -> None:
+        super().__init__(
+            f"{id} is not drawn after {seconds:g} s; the work goes on: fetch it with GET /jobs/{id}"
+        )
+        self.id = id
+
+
+class CallerGone(DreamError):
+    """Nobody is left to answer."""
+
+
+@dataclass
+class Remembered(Generic[T]):
+    """A costly answer that many ask for, believed for a moment."""
+
+    ask: Callable[[], Awaitable[T]]
+    seconds: float = FRESH
+    _answer: asyncio.Task[T] | None = None
+    _until: float = 0.0
+
+    async def __call__(self) -> T:
+        if self._answer is None or (self._answer.done() and time.monotonic() > self._until):
+            self._until = time.monotonic() + self.seconds
+            self._answer = asyncio.create_task(_as_task(self.ask))
+        try:
+            return await asyncio.shield(self._answer)
+        except BaseException:
+            if self._answer is not None and self._answer.done():
+                self._answer = None  # a failure is not remembered
+            raise
+
+
+async def _as_task(ask: Callable[[], Awaitable[T]]) -> T:
+    return await ask()
+
+
+@dataclass
+class Desk:
+    """One store's front desk. For one event loop."""
+
+    settings: FacadeSettings
+    client: AsyncClient = field(init=False)
+    metrics: Metrics = field(default_factory=Metrics)
+    waiting: Counter[str] = field(default_factory=Counter)  # callers that wait here, by id
+    busy: Counter[str] = field(default_factory=Counter)  # synchronous requests under way, by key's name
+    _ended: deque[float] = field(default_factory=lambda: deque(maxlen=PACE))  # when requests were over
+    _states: dict[str, Remembered[lookup.State]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.client = AsyncClient(self.settings.store, limits=self.settings.limits, looks=LOOKS)
+        self.workers = Remembered(self._workers)
+        self.overview = Remembered(lambda: self.client.known(LATEST))
+        self._listed = Remembered(self._count_lane)
+
+    async def submit(self, document: Mapping[str, Any], caller: Key, *, id: str | None = None) -> Ticket:
+        """Check a request and take it to the express lane.
+
+        Args:
+            document: the manifest; its own `id` counts where none is given.
+
+        Raises:
+            Rejected: it can never succeed; nothing was sent.
+            Conflict: the id stands for another request.
+            LaneFull: come back later.
+        """
+        manifest = validate_manifest(document, self.settings.limits)
+        await self._make_sure_of_room()
+        if id and manifest.id and id != caller.id(manifest.id):
+            raise Conflict(id, f"the manifest names itself {manifest.id!r}")
+        named = {**document, "id": id or caller.id(manifest.id or fresh_id())}
+        body = json.dumps(named, ensure_ascii=False, sort_keys=True).encode()
+        if self.settings.queues:
+            return (await self.client.send(body, queue=self.settings.queues[0]))[0]
+        return await self.client.submit(body, express=True)
+
+    async def submit_batch(self, rows: bytes, id: str) -> Ticket:
+        """Queue a file of requests, in the slow lane. Raises `Rejected` with a line, `Conflict`."""
+        if self.settings.queues:
+            return await self.client.send_batch(rows, queue=self.settings.queues[-1], id=id)
+        return await self.client.submit_batch(rows, id=id)
+
+    async def draw(
+        self, document: Mapping[str, Any], caller: Key, *, wait: float, gone: Callable[[], Awaitable[object]]
+    ) -> Result:
+        """Submit a request and wait until it is over, or until its caller has left.
+
+        A request that nobody can ask for again, because we chose its id, is cancelled when its caller leaves.
+
+        Args:
+            wait: seconds.
+            gone: returns when the caller has left.
+
+        Raises:
+            NoWorker, LaneFull: nothing was sent.
+            TooLate: it goes on.
+            CallerGone.
+        """
+        if not await self.workers():
+            raise NoWorker(self.settings.store)
+        with self._seat(caller):
+            ticket = await self.submit(document, caller)
+            return await self._wait_with(ticket, wait, gone, ours=not document.get("id"))
+
+    async def _wait_with(
+        self, ticket: Ticket, wait: float, gone: Callable[[], Awaitable[object]], *, ours: bool
+    ) -> Result:
+        result = asyncio.ensure_future(self.client.wait(ticket, wait))
+        left = asyncio.ensure_future(gone())
+        self.waiting[ticket.id] += 1
+        try:
+            await asyncio.wait({result, left}, return_when=asyncio.FIRST_COMPLETED)
+            if result.done():
+                self._ended.append(time.monotonic())
+                return result.result()
+            if ours and self.waiting[ticket.id] == 1:
+                await self.client.cancel(ticket)
+            raise CallerGone(f"the caller of {ticket.id} has left")
+        except StillWorking as error:
+            raise TooLate(ticket.id, wait) from error
+        finally:
+            self.waiting[ticket.id] -= 1
+            self.waiting += Counter()  # forgets zeros
+            for task in (result, left):
+                task.cancel()
+            await asyncio.gather(result, left, return_exceptions=True)
+
+    async def state(self, id: str) -> lookup.State:
+        """How far a request is; many who ask at once share one look. Raises `UnknownRequest`."""
+        if len(self._states) > 10_000:
+            self._states.clear()
+        look = self._states.setdefault(id, Remembered(lambda: self.client.status(id), seconds=0.2))
+        state = await look()
+        if state.over:
+            self._states.pop(id, None)
+        return state
+
+    @contextmanager
+    def _seat(self, caller: Key) -> Iterator[None]:
+        """One of the caller's own places. Raises `LaneFull` when all are taken."""
+        if caller.room and self.busy[caller.name] >= caller.room:
+            raise LaneFull(self.busy[caller.name], self._patience(1))
+        self.busy[caller.name] += 1
+        try:
+            yield
+        finally:
+            self.busy[caller.name] -= 1
+
+    async def _make_sure_of_room(self) -> None:
+        waiting = max(await self._listed(), self.waiting.total())
+        if waiting >= self.settings.room:
+            raise LaneFull(waiting, self._patience(waiting - self.settings.room + 1))
+
+    def _patience(self, places: int) -> int:
+        """Seconds until so many places are free, as fast as requests end here just now; 1 to 60."""
+        if len(self._ended) < 2:
+            return 5
+        pace = len(self._ended) / max(0.1, time.monotonic() - self._ended[0])  # a second
+        return round(min(60.0, max(1.0, places / pace)))
+
+    async def _count_lane(self) -> int:
+        if self.settings.queues:
+            return 0  # a queue is not listed; who waits here counts
+        listing = lookup.first(self.client.store.list(EXPRESS), self.settings.room)
+        return sum([is_request(info.key) async for info in listing])
+
+    async def _workers(self) -> list[dict[str, Any]]:
+        return await heartbeats(self.client.store)

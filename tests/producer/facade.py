@@ -1,0 +1,59 @@
+"""A facade that really listens, in front of a store, and a worker process beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from producer.web.app import create_app
+from producer.web.settings import FacadeSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def facade(store: str | Path, **settings: Any) -> Iterator[str]:
+    """Serve a store on a free port of loopback; yields the address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        app = create_app(FacadeSettings(store=str(store), **settings))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive(), "the facade did not start"
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@contextlib.contextmanager
+def worker(store: str | Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[None]:
+    """A worker process of a store, with flat pictures unless the options name another renderer."""
+    fixed = [] if "--renderer" in options else ["--renderer", "null"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "producer.cli", "worker", "--store", str(store), *fixed, *options],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
