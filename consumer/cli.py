@@ -110,6 +110,13 @@ def worker(
             envvar="DREAMDROP_INPUT_PREFIXES", help="Keys that a manifest may name; default uploads/."
         ),
     ] = None,
+    previews: Annotated[
+        str,
+        typer.Option(
+            envvar="DREAMDROP_PREVIEWS",
+            help="Whose status shows how the image looks by now: off, express or all.",
+        ),
+    ] = "express",
     renderer: Annotated[
         str, typer.Option(envvar="DREAMDROP_RENDERER", help="diffusers, or null: flat pictures, for tests.")
     ] = "diffusers",
@@ -147,6 +154,7 @@ def worker(
         max_images=max_images,
         max_body_bytes=max_body_mb << 20,
         input_prefixes=tuple(input_prefix or ("uploads/",)),
+        previews=previews,
         renderer=renderer,
         null=null,
         once=once,

@@ -23,6 +23,7 @@ from consumer.device_call import Counters, DeviceCaller, Failure, finite_picture
 from consumer.in_flight import Image
 from consumer.model_registry import ModelRegistry
 from consumer.pace import Pace
+from consumer.preview import Previews
 from consumer.sampler import Samplers
 from consumer.stand_in import Call
 from consumer.tasks import Drawn, Event, ImageTask, Stepped, Undrawable
@@ -48,6 +49,7 @@ class Engine:
         progress_every: float = 0.25,
         patience: int = 64,
         measure: bool | None = None,
+        complain: Callable[[str], None] = lambda _text: None,
     ) -> None:
         """
         Args:
@@ -57,6 +59,7 @@ class Engine:
             progress_every: seconds between two `Stepped` events, at least.
             patience: how many younger tasks may overtake one whose model is not loaded.
             measure: find out how many rows pay, up to max_rows; None: on GPUs, outside exact mode.
+            complain: told of what went wrong where no image suffers from it.
         """
         if max_rows < 2:
             raise ValueError(f"max_rows is {max_rows}; an image with guidance needs 2")
@@ -73,6 +76,7 @@ class Engine:
         self._samplers = Samplers()
         self._tickets = 0
         self._told = float("-inf")
+        self._previews = Previews(clock, registry.offloading.make_way, complain)
 
     @property
     def counters(self) -> Counters:
@@ -110,12 +114,12 @@ class Engine:
                     self.caller.idle()
                     return False
                 self._run(group)
+                self._tell()
         except Exception as error:
             if not (isinstance(error, faults.StickyDeviceError) or faults.is_sticky(error)):
                 raise
             self.close()
             raise faults.StickyDeviceError(faults.describe(error)) from error
-        self._tell()
         return True
 
     # Who is let in -------------------------------------------------------------------------
@@ -227,6 +231,9 @@ class Engine:
         for call, answer in answers:
             image = owners[id(call)]
             image.unet_calls += kind == "unet"
+            if image.task.preview and kind == "unet" and not isinstance(answer, Failure):
+                self._previews.look(image, call, answer)
+                self._told = self._told if image.unet_calls > 1 else float("-inf")
             if kind == "decode" and not isinstance(answer, Failure):
                 answer = finite_picture(call, answer)
             self._give(image, answer)
@@ -303,7 +310,8 @@ class Engine:
         now = self._clock()
         if now - self._told >= self._progress_every:
             self._told = now
-            self._emit(Stepped(self.counters.calls, {image.name: image.steps() for image in self._images}))
+            steps = {image.name: image.steps() for image in self._images}
+            self._emit(Stepped(self.counters.calls, steps, self._previews.due(self._images)))
 
     def _ticket(self) -> int:
         self._tickets += 1

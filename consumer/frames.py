@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import struct
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -46,6 +47,9 @@ def _fields(message: Any, blobs: list[bytes]) -> dict[str, Any]:
             value = [[lora.name, lora.weight] for lora in value]
         elif isinstance(message, Stepped) and field.name == "steps":
             value = [[*name, *steps] for name, steps in value.items()]
+        elif isinstance(message, Stepped) and field.name == "previews":
+            blobs += [picture.data for picture in value.values()]
+            value = [[*name, p.width, p.height, p.channels] for name, p in value.items()]
         found[field.name] = value
     return found
 
@@ -61,20 +65,27 @@ def unpack(header: bytes, blobs: bytes) -> Any:
         for name, value in body.items():
             if isinstance(value, dict) and "size" in value and "bytes" in value:
                 width, height, channels = value["size"]
-                pixels = blobs[at : at + value["bytes"]]
-                if len(pixels) != width * height * channels:
-                    raise BadFrame(f"{name}: {len(pixels)} bytes for {width} x {height} x {channels}")
-                body[name] = RawPicture(width, height, channels, pixels)
+                body[name] = _picture(blobs[at : at + value["bytes"]], width, height, channels)
                 at += value["bytes"]
         if "loras" in body:
             body["loras"] = tuple(Lora(name, weight) for name, weight in body["loras"])
         if kind == "Stepped":
             body["steps"] = {(r, i): (done, total) for r, i, done, total in body["steps"]}
+            previews, body["previews"] = body["previews"], {}
+            for request, index, *size in previews:
+                body["previews"][request, index] = _picture(blobs[at : at + math.prod(size)], *size)
+                at += math.prod(size)
         if kind == "Drawn":
             body["warnings"] = tuple((code, text) for code, text in body["warnings"])
         return _KINDS[kind](**body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadFrame(str(error)) from error
+
+
+def _picture(pixels: bytes, width: int, height: int, channels: int) -> RawPicture:
+    if len(pixels) != width * height * channels:
+        raise BadFrame(f"a picture: {len(pixels)} bytes for {width} x {height} x {channels}")
+    return RawPicture(width, height, channels, pixels)
 
 
 def read(stream: BinaryIO) -> Any | None:

@@ -28,6 +28,7 @@ class Image:
     began: float | None = None  # by the engine's clock, at its first device call
     calls: int = 0  # device calls it took part in
     unet_calls: int = 0
+    seen: Any = None  # sample, timestep and answer of its last UNet call, while a preview may be made of them
 
     @property
     def call(self) -> Call:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.tasks import ImageTask, Lora, RawPicture
+from schemas import layout
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
@@ -20,6 +21,28 @@ if TYPE_CHECKING:
     from schemas.plan import Plan
 
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+
+@dataclass
+class Pace:
+    """How fast steps come, from the first one that was seen."""
+
+    first: tuple[float, int] | None = None  # when, and how many were done
+    last: tuple[float, int] = (0.0, 0)
+
+    def saw(self, now: float, done: int) -> None:
+        if done and (self.first is None or done < self.last[1]):  # fewer than before: it began anew
+            self.first = self.last = (now, done)
+        elif done > self.last[1]:
+            self.last = (now, done)
+
+    def remains(self, now: float, total: int) -> float | None:
+        """Seconds until all are done; None while there is no pace yet."""
+        if self.first is None or self.last[1] <= self.first[1]:
+            return None
+        (began, before), (at, done) = self.first, self.last
+        each = (at - began) / (done - before)
+        return round(max(0.0, each * (total - done) - (now - at)), 2)
 
 
 @dataclass(eq=False)
@@ -40,7 +63,12 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     handed: set[int] = field(default_factory=set)  # images that a renderer was given
     finishing: set[int] = field(default_factory=set)  # drawn, not yet stored
-    told: bool = False  # whether a status object was written
+    previews: bool = False  # whether its renderer is asked for pictures along the way
+    preview: tuple[int, RawPicture] | None = None  # the latest, and of which image
+    pace: Pace = field(default_factory=Pace)
+    told: bool = False  # whether a status object was written, perhaps by the worker that had it before
+    told_at: float = float("-inf")  # by the worker's clock
+    telling: bool = False  # one is on its way
 
     @property
     def id(self) -> str:
@@ -49,6 +77,11 @@ class Job:
     @property
     def attempt(self) -> int:
         return self.held.claim.attempt + self.losses
+
+    @property
+    def express(self) -> bool:
+        """Whether it came by the express lane, where somebody waits."""
+        return self.held.express or (self.held.claim.source or "").startswith(layout.EXPRESS)
 
     @property
     def suspect(self) -> bool:
@@ -104,6 +137,7 @@ class Job:
             image=self.inputs[0],
             mask=self.inputs[1],
             solo=self.suspect,
+            preview=self.previews,
         )
 
     def recipe(self, index: int) -> dict[str, Any]:
@@ -123,18 +157,39 @@ class Job:
         if note not in self.notes:
             self.notes.append(note)
 
-    def status(self, worker: str) -> Progress:
+    def stepped(self, now: float, index: int, steps: tuple[int, int], preview: RawPicture | None) -> None:
+        """Hear how far one of its images is, and perhaps how it looks."""
+        self.progress[index] = steps
+        self.preview = (index, preview) if preview is not None else self.preview
+        self.pace.saw(now, self.steps()[0])
+
+    def steps(self) -> tuple[int, int]:
+        """Steps done, and in all; an image that is over, or not begun, counts as the plan says."""
+        whole = self.plan.steps
+        missing = set(self.missing())
+        done = total = 0
+        for index in range(len(self.plan.seeds)):
+            now, all_ = self.progress.get(index, (0, whole))
+            done, total = done + (now if index in missing else all_), total + all_
+        return done, total
+
+    def looks(self) -> RawPicture | None:
+        """How an unfinished image looks, if that is known."""
+        return self.preview[1] if self.preview is not None and self.preview[0] in self.missing() else None
+
+    def status(self, worker: str, now: float, preview: str) -> Progress:
         """How far it is, for people."""
-        count = len(self.plan.seeds)
-        total = sum(total for _, total in self.progress.values())
+        done, total = self.steps()
         return Progress(
             id=self.id,
-            steps_done=sum(done for done, _ in self.progress.values()),
-            steps_total=max(total, self.plan.steps * count),
+            steps_done=done,
+            steps_total=total,
             images_done=len(self.images),
-            images_total=count,
+            images_total=len(self.plan.seeds),
             worker=worker,
             attempts=self.attempt,
+            eta=self.pace.remains(now, total),
+            preview=preview,
         )
 
     def result(self, *, worker: str, now: float, finished_at: str, versions: Mapping[str, str]) -> Result:

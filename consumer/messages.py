@@ -171,6 +171,7 @@ class Messages:
                 if taken is not None:
                     asked.requests.append(taken)
                     if taken.held is not None:
+                        taken.held.express = len(self._bells) > 1 and asked.bell is self._bells[0]
                         self._begin(taken.held)
         except StoreUnavailable as error:
             log.warning("a message is left for later", extra={"message_id": message.id, "why": str(error)})

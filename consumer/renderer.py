@@ -240,7 +240,7 @@ class Renderer:
         self._moved = now
         self._loading = isinstance(event, dict) and "loading" in event
         if isinstance(event, dict):
-            self._hear_of_loads(event)
+            self._hear_more(event)
             return
         self._loads.end()
         if isinstance(event, Ready):
@@ -258,12 +258,16 @@ class Renderer:
         except Exception as error:  # the listener's fault, not the child's: the other images go on
             self._complain("an event of the renderer could not be handled", error)
 
-    def _hear_of_loads(self, event: dict[str, Any]) -> None:
+    def _hear_more(self, event: dict[str, Any]) -> None:
         match event:
             case {"loading": str(name), "source": str(source)}:
                 self._loads.begin(name, source)
             case {"loaded": str(name), "source": str(source), "dtype": str(dtype), "bytes": int(size)}:
                 self._loads.done(name, source=source, dtype=dtype, size=size)
+            case {"complaint": str(text)}:
+                log.warning(
+                    "the renderer goes on without", extra={"device": self.settings.device, "why": text}
+                )
             case _:
                 raise frames.BadFrame("a message that a child does not send")
 

@@ -69,7 +69,13 @@ def _draw(settings: dict[str, Any], messages: queue.SimpleQueue[Any], out: Binar
         on_load=lambda name, source: write({"loading": name, "source": source}),
         on_loaded=lambda model: write({"loaded": model.card.name, "bytes": model.bytes, **_of(model.record)}),
     )
-    engine = Engine(registry, emit=write, max_rows=settings["max_rows"], exact=settings["exact"])
+    engine = Engine(
+        registry,
+        emit=write,
+        max_rows=settings["max_rows"],
+        exact=settings["exact"],
+        complain=lambda text: write({"complaint": text}),
+    )
     dtype = settings["dtype"]
     try:
         if settings["preload"]:

@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from consumer.cards import Cards
 from consumer.inputs import Inputs
@@ -73,6 +73,7 @@ class Options:
     input_prefixes: tuple[str, ...]
     renderer: str
     null: str
+    previews: str
     once: bool
     log_level: str
 
@@ -155,6 +156,7 @@ def _worker(
         spot=options.spot,
         reconcile=options.reconcile,
         ahead=2 * options.max_rows,
+        previews=_previews(options.previews),
         once=options.once,
     )
     told: asyncio.Queue[str] = asyncio.Queue()
@@ -231,6 +233,13 @@ def _renderer_settings(options: Options, device: str, model: str) -> RendererSet
         patience=options.patience,
         null=json.loads(options.null),
     )
+
+
+def _previews(word: str) -> Literal["off", "express", "all"]:
+    match word:
+        case "off" | "express" | "all":
+            return word
+    raise DreamError(f"previews {word!r}: say off, express or all")
 
 
 def _dtype(wanted: str) -> str:

@@ -52,6 +52,7 @@ class ImageTask:
     image: RawPicture | None = None
     mask: RawPicture | None = None
     solo: bool = False  # share no UNet call with another request
+    preview: bool = False  # somebody watches: tell each image's first step at once, and how it looks
 
 
 # What the child says ------------------------------------------------------------------------
@@ -70,11 +71,13 @@ class Ready:
 class Stepped:
     """The device made progress: sent after each device call, at most a few times a second.
 
-    `steps` maps (request, index) to (steps done, steps in all).
+    `steps` maps (request, index) to (steps done, steps in all), `previews` to a small picture of how
+    the image looks now, now and then and only where a task asks for it.
     """
 
     calls: int  # device calls since the child started
     steps: dict[tuple[str, int], tuple[int, int]]
+    previews: dict[tuple[str, int], RawPicture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from consumer import spot
 from consumer.batches import Batches
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more of them
 _LAST_WORDS = 5.0  # seconds for announcements that wait when the worker stops
+_LAST_STATUS = 1.0  # seconds for a status that is on its way when the worker stops
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
 
 
@@ -53,6 +54,7 @@ class WorkerSettings:
     ahead: int = 32  # images that a renderer may hold
     reconcile: float = 60.0  # with a queue: a request that lies in the inbox for so long was not announced
     spot: bool = False  # look out for the notice that this machine is taken away
+    previews: Literal["off", "express", "all"] = "express"  # whose images are shown while they are drawn
     once: bool = False  # stop when there is nothing left to do
 
 
@@ -97,6 +99,7 @@ class Worker:
             max_attempts=settings.timing.max_attempts,
             ahead=settings.ahead,
             clock=clock,
+            previews=settings.previews,
         )
         self.renderers = self.workshop.renderers
         self._announcer = announcer
@@ -155,9 +158,12 @@ class Worker:
             if self._announcer is not None:
                 await self._announcer.drain(min(_LAST_WORDS, self.settings.grace))
                 await self._announcer.close()
-            for task in [*loops, *self.workshop.tasks]:
+            if self.workshop.board.tasks:
+                await asyncio.wait(self.workshop.board.tasks, timeout=_LAST_STATUS)
+            rest = [*loops, *self.workshop.tasks, *self.workshop.board.tasks]
+            for task in rest:
                 task.cancel()
-            await asyncio.gather(*loops, *self.workshop.tasks, return_exceptions=True)
+            await asyncio.gather(*rest, return_exceptions=True)
             with contextlib.suppress(StoreUnavailable):
                 await self.claims.retire()
 

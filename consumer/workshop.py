@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from consumer.dispatch import Dispatch
 from consumer.last_words import aloud
@@ -51,12 +51,13 @@ class Workshop:
         max_attempts: int,
         ahead: int,
         clock: Callable[[], float],
+        previews: Literal["off", "express", "all"] = "express",
     ) -> None:
         self.closing = False  # nothing new is begun
         self.jobs: dict[str, Job] = {}  # by id
         self.batches: dict[str, tuple[Held, asyncio.Task[None]]] = {}  # by id
         self.tasks: set[asyncio.Task[None]] = set()
-        self._board = StatusBoard(store, claims.session, clock)
+        self.board = StatusBoard(store, claims.session, clock, self.jobs)
         self._claims = claims
         self.renderers = [self._renderer(settings) for settings in renderers]
         self._dispatch = Dispatch(self.renderers, ahead)
@@ -64,6 +65,8 @@ class Workshop:
         self._rollup = batches
         self._preparation = Preparation(delivery, inputs, limits, clock)
         self._max_attempts = max_attempts
+        self._clock = clock
+        self._previews = previews
         self._preparing: dict[str, int] = {}  # claimed, not yet with the dispatch: images, by id
 
     @property
@@ -122,6 +125,7 @@ class Workshop:
             return
         if (lost := self.jobs.get(job.id)) is not None:
             self.forget(lost)  # it was taken over, and has come back to us
+        job.previews = self._previews == "all" or (self._previews == "express" and job.express)
         self.jobs[job.id] = job
         await self._preparation.make_ready(job)
         if self.jobs.get(job.id) is not job:
@@ -143,8 +147,10 @@ class Workshop:
             self._dispatch.feed()
         elif isinstance(event, Stepped):
             for (request, index), steps in event.steps.items():
-                if request in self.jobs:
-                    self.jobs[request].progress[index] = steps
+                if (job := self.jobs.get(request)) is not None:
+                    job.stepped(self._clock(), index, steps, event.previews.get((request, index)))
+                    if job.express:
+                        self.board.stepped(job)
         elif (job := self.jobs.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
@@ -217,7 +223,7 @@ class Workshop:
             return
         self.forget(job)
         await self._delivery.commit(job)
-        await self._board.wipe(job)
+        await self.board.wipe(job)
 
     def forget(self, job: Job) -> None:
         """Draw no more of it; its claim is somebody else's, or about to be given back."""
@@ -228,6 +234,7 @@ class Workshop:
     async def give_back(self, job: Job) -> None:
         self.forget(job)
         await self.release(job.held)
+        await self.board.wipe(job)
 
     async def release(self, held: Held) -> None:
         """Give a claim back at once, uncounted."""
@@ -266,10 +273,9 @@ class Workshop:
             if await self._claims.is_over(job.id) and job.id in self.jobs:
                 log.info("ended by somebody else", extra={"id": job.id})
                 self.forget(job)
-            elif job.id in self.jobs:
-                await self._board.tell(job)
-            if job.id not in self.jobs:  # it may have ended while its status was on the way
-                await self._board.wipe(job)
+                await self.board.wipe(job)
+            else:
+                await self.board.tell(job)
 
     # Tasks -----------------------------------------------------------------------------------
 

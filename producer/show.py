@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from producer.lookup import State
     from producer.requests import Ticket
     from schemas.result import Failure, Result
+    from schemas.result import Progress as Said
 
 COLOURS = {
     "succeeded": "green",
@@ -134,8 +136,13 @@ async def _narrate(
 
 async def _doing(client: AsyncClient, ids: Sequence[str]) -> str:
     said = await asyncio.gather(*(read_progress(client.store, id) for id in ids))
-    words = [f"{p.id} {p.steps_done}/{p.steps_total}" for p in said if p and p.steps_total]
+    words = [f"{p.id} {p.steps_done}/{p.steps_total}{_left(p)}" for p in said if p and p.steps_total]
     return ", ".join(words[:3]) or ("waiting for a worker" if not any(said) else "")
+
+
+def _left(said: Said) -> str:
+    """The time that remains, if a request's worker can tell."""
+    return f", about {math.ceil(said.eta)} s left" if said.eta else ""
 
 
 def why(failure: Failure | None) -> str:
@@ -219,7 +226,7 @@ def about(state: State) -> str:
         progress = state.progress
         return (
             f"step {progress.steps_done} of {progress.steps_total}, "
-            f"image {min(progress.images_done + 1, progress.images_total)} of {progress.images_total}"
+            f"image {min(progress.images_done + 1, progress.images_total)} of {progress.images_total}{_left(progress)}"
         )
     if state.position is not None:
         return f"{state.position} ahead of it"
@@ -237,7 +244,7 @@ def overview(found: Overview) -> Group:
         table.add_row(escape(id), "queued", "")
     for id, progress in list(found.processing.items())[:20]:
         steps = (
-            f"step {progress.steps_done} of {progress.steps_total}"
+            f"step {progress.steps_done} of {progress.steps_total}{_left(progress)}"
             if progress and progress.steps_total
             else ""
         )

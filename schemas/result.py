@@ -182,6 +182,16 @@ class Progress(_Part):
     images_total: int = 0
     worker: str = ""
     attempts: int = 1
+    eta: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds that remain, by the pace of its steps so far; null before there is one.",
+    )
+    preview: str = Field(
+        "",
+        description="How its first unfinished image looks now: a data URI of a JPEG, a few kilobytes; "
+        "empty when there is none.",
+    )
 
 
 def digest(document: dict[str, Any]) -> str:

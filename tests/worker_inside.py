@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from consumer.cards import Cards
@@ -24,9 +24,15 @@ TIMING = Timing(beat=0.5, lease=2.0, sweep=(0.3, 0.6), retry_after=(0.1,))
 
 
 def make_worker(
-    store: Store, *, renderers: int = 1, null: dict[str, Any] | None = None, **settings: Any
+    store: Store,
+    *,
+    renderers: int = 1,
+    null: dict[str, Any] | None = None,
+    children: Sequence[RendererSettings] | None = None,
+    cards: Cards | None = None,
+    **settings: Any,
 ) -> Worker:
-    """A worker that was not started yet."""
+    """A worker that was not started yet; its children are null renderers unless told otherwise."""
     rng = random.Random(1)
     chosen = WorkerSettings(**{"timing": TIMING, "grace": 5.0, "ahead": 4, **settings})
     return Worker(
@@ -34,8 +40,8 @@ def make_worker(
         claims=Claims(
             store, session="inside", clock=time.monotonic, rng=rng, timing=chosen.timing, stamp=utc_now
         ),
-        renderers=[RendererSettings(kind="null", null=null or {}) for _ in range(renderers)],
-        cards=Cards.of(),
+        renderers=children or [RendererSettings(kind="null", null=null or {}) for _ in range(renderers)],
+        cards=cards or Cards.of(),
         settings=chosen,
         inputs=Inputs(store, Limits(), ("uploads/",)),
         clock=time.monotonic,
