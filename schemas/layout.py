@@ -62,12 +62,13 @@ def is_batch(key: str) -> bool:
 
 
 def request_id(key: str) -> str:
-    """The id of a dropped file: its path under `requests/` without the extension.
+    """The id of a dropped file: its path under its lane without the extension.
 
+    The lane says how soon, not what: a request has the same id in both.
     Unsafe characters are replaced; then a short hash of the key is added, so that two keys never
     share an id by that.
     """
-    path = key.removeprefix(REQUESTS)
+    path = key.removeprefix(EXPRESS if key.startswith(EXPRESS) else REQUESTS)
     extension = BATCH if is_batch(key) else SINGLE
     if path.lower().endswith(extension):
         path = path[: -len(extension)]

@@ -124,9 +124,9 @@ def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 def named(text: str) -> str:
     """The id that a user means: an id, or the path of a dropped file."""
-    from schemas.layout import BATCH, REQUESTS, SINGLE, is_id, request_id
+    from schemas.layout import BATCH, EXPRESS, REQUESTS, SINGLE, is_id, request_id
 
-    path = text.removeprefix(REQUESTS)
+    path = text.removeprefix(EXPRESS).removeprefix(REQUESTS)
     if is_id(path) and not path.endswith((SINGLE, BATCH)):
         return path
     return request_id(REQUESTS + path + ("" if path.lower().endswith((SINGLE, BATCH)) else SINGLE))

@@ -26,6 +26,8 @@ from producer.commands.session import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import uvicorn
 
     from producer.web.settings import FacadeSettings
@@ -186,8 +188,17 @@ async def _serve(
 
     from producer.web.app import create_app
 
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """A signal ends it in order; uvicorn would raise it again, and a worker would be left behind."""
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+            yield
+
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             create_app(settings),
             host=host,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
 from producer.web.app import create_app
@@ -57,3 +58,11 @@ def worker(store: str | Path, *options: str, environment: dict[str, str] | None 
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+def ready(address: str) -> None:
+    """Wait until a worker is alive behind a facade."""
+    end = time.monotonic() + 60
+    while httpx.get(f"{address}/readyz").status_code != 200:
+        assert time.monotonic() < end, "no worker came to life"
+        time.sleep(0.05)

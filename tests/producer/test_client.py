@@ -91,7 +91,8 @@ async def test_the_manifests_own_id_names_the_request(home: AsyncClient):
     assert (ticket.id, ticket.key) == ("tom", "requests/tom.json")
     with pytest.raises(Conflict, match="names itself 'tom'"):
         await home.submit(CAT | {"id": "tom"}, id="jerry")
-    assert (await home.submit(CAT, id="fast", express=True)).id == "express/fast"
+    fast = await home.submit(CAT, id="fast", express=True)
+    assert (fast.id, fast.key) == ("fast", "requests/express/fast.json")
 
 
 async def test_nothing_is_sent_that_can_never_succeed(home: AsyncClient):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from producer import Client
-from tests.producer.facade import facade, worker
+from tests.producer.facade import facade, ready, worker
 
 PROMPT = {"prompt": "a red circle on a blue background", "steps": 2, "width": 64, "height": 64, "seed": 5}
 
@@ -32,10 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def http(store: Path) -> Iterator[httpx.Client]:
     """A caller of a facade over that directory, once the worker is alive."""
     with facade(store) as address, httpx.Client(base_url=address, timeout=60) as caller:
-        end = time.monotonic() + 60
-        while caller.get("/readyz").status_code != 200:
-            assert time.monotonic() < end, "no worker came to life"
-            time.sleep(0.05)
+        ready(address)
         yield caller
 
 
@@ -178,7 +175,7 @@ def test_a_wait_that_ends_before_the_picture_tells_the_id_and_the_work_goes_on(t
     """504, and the picture can be fetched later."""
     slow = json.dumps({"seconds_per_step": 0.3})
     with worker(tmp_path, "--null", slow), facade(tmp_path) as address:
-        alive(address)
+        ready(address)
         answer = httpx.post(
             f"{address}/generate/", json=PROMPT | {"steps": 5}, headers={"Prefer": "wait=1"}, timeout=30
         )
@@ -189,18 +186,11 @@ def test_a_wait_that_ends_before_the_picture_tells_the_id_and_the_work_goes_on(t
             assert finished(http, place)["status"] == "succeeded"
 
 
-def alive(address: str) -> None:
-    end = time.monotonic() + 60
-    while httpx.get(f"{address}/readyz").status_code != 200:
-        assert time.monotonic() < end, "no worker came to life"
-        time.sleep(0.05)
-
-
 def test_a_caller_that_leaves_takes_its_own_request_along(tmp_path: Path):
     """It is cancelled, unless it was given an id, by which others may come for it."""
     slow = json.dumps({"seconds_per_step": 0.5})
     with worker(tmp_path, "--null", slow), facade(tmp_path) as address:
-        alive(address)
+        ready(address)
         for id in (None, "kept"):
             body = PROMPT | {"steps": 100} | ({"id": id} if id else {})
             with pytest.raises(httpx.ReadTimeout):
