@@ -1,0 +1,189 @@
+"""Who may call, from where, and what a browser may do with the answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from producer.web.keys import BadKey, new_key, read_keys
+from tests.producer.facade import ROOT, facade, ready, worker
+
+PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
+
+
+@pytest.fixture
+def open_door(tmp_path: Path) -> Iterator[httpx.Client]:
+    """A facade without keys, as it is on loopback."""
+    with facade(tmp_path) as address, httpx.Client(base_url=address) as http:
+        yield http
+
+
+def test_with_keys_nobody_else_comes_in(tmp_path: Path):
+    """401 without one or with a wrong one; a bearer token, a header and a browser's password are each right."""
+    key, line = new_key("alice")
+    with facade(tmp_path, keys=read_keys(line)) as address, httpx.Client(base_url=address) as http:
+        for wrong in ({}, {"Authorization": "Bearer dd_wrong"}, {"Authorization": "Basic ???"}):
+            answer = http.get("/jobs", headers=wrong)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"].startswith("Basic")
+        assert http.get("/jobs", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        assert http.get("/jobs", headers={"X-API-Key": key}).status_code == 200
+        assert http.get("/jobs", auth=("anybody", key)).status_code == 200
+        assert http.get("/livez").status_code == 200  # load balancers have no keys
+        assert http.get("/metrics").status_code == 401
+
+
+def test_a_prefix_is_a_wall(tmp_path: Path):
+    """Two teams use the same id, and neither sees the other's."""
+    (red, red_line), (blue, blue_line) = new_key("red", prefix="red"), new_key("blue", prefix="blue")
+    with facade(tmp_path, keys=read_keys(f"{red_line} {blue_line}")) as address:
+        as_red = httpx.Client(base_url=address, headers={"X-API-Key": red})
+        as_blue = httpx.Client(base_url=address, headers={"X-API-Key": blue})
+        with as_red, as_blue:
+            assert as_red.put("/jobs/cat", json=PROMPT).json()["id"] == "red.cat"
+            assert as_blue.put("/jobs/cat", json=PROMPT | {"seed": 9}).json()["id"] == "blue.cat"
+            assert as_red.get("/jobs/red.cat").status_code == 200
+            assert as_red.get("/jobs/blue.cat").status_code == 404
+            assert as_red.delete("/jobs/blue.cat").status_code == 404
+            assert as_red.get("/jobs").json()["queued"] == ["red.cat"]
+            assert as_blue.post("/batches?id=red.wall", content=json.dumps(PROMPT)).json()["id"] == (
+                "blue.red.wall"
+            )
+
+
+def test_a_key_has_its_own_bound(tmp_path: Path):
+    """A caller that fills its own places does not take those of others."""
+    (one, first), (two, second) = new_key("one", room=1), new_key("two")
+    slow = json.dumps({"seconds_per_step": 0.5})
+    with worker(tmp_path, "--null", slow), facade(tmp_path, keys=read_keys(f"{first},{second}")) as address:
+        ready(address)
+        with httpx.Client(base_url=address, headers={"X-API-Key": one}) as busy:
+            held = threading.Thread(
+                target=lambda: busy.post("/generate/", json=PROMPT | {"steps": 8}, timeout=60)
+            )
+            held.start()
+            while not httpx.get(f"{address}/jobs", headers={"X-API-Key": two}).json()["processing"]:
+                pass
+            full = httpx.post(f"{address}/generate/", json=PROMPT, headers={"X-API-Key": one})
+            assert full.status_code == 429
+            assert full.headers["retry-after"]
+            other = httpx.post(f"{address}/generate/", json=PROMPT, headers={"X-API-Key": two}, timeout=60)
+            assert other.status_code == 200
+            held.join()
+
+
+def test_a_setting_that_is_no_key_is_told_without_repeating_it():
+    """It may hold a secret."""
+    for text in ("hunter2", "alice=hunter2", "alice=" + "0" * 64 + ";pass=hunter2"):
+        with pytest.raises(BadKey) as fault:
+            read_keys(text)
+        assert "hunter2" not in str(fault.value)
+
+
+def test_a_page_of_another_site_cannot_draw_here(open_door: httpx.Client):
+    """Neither by a form or a script of its own, nor under a name that it points at this machine."""
+    for origin in ("https://evil.example", "null"):
+        answer = open_door.post("/jobs", json=PROMPT, headers={"Origin": origin})
+        assert answer.status_code == 403
+    own = str(open_door.base_url).rstrip("/")
+    assert open_door.post("/jobs", json=PROMPT, headers={"Origin": own}).status_code == 202
+    renamed = open_door.get("/jobs", headers={"Host": "evil.example"})
+    assert renamed.status_code == 421
+    assert "access-control-allow-origin" not in open_door.get("/jobs", headers={"Origin": own}).headers
+
+
+def test_every_answer_ties_a_browsers_hands(open_door: httpx.Client):
+    """Errors included."""
+    for path in ("/jobs", "/jobs/nobody", "/nowhere", "/openapi.json"):
+        headers = open_door.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_health_and_metrics_say_what_is_there(tmp_path: Path):
+    """Alive without a worker, ready with one; every answer is counted by its route."""
+    with facade(tmp_path) as address:
+        assert httpx.get(f"{address}/livez").json() == {"status": "alive"}
+        assert httpx.get(f"{address}/readyz").status_code == 503
+        with worker(tmp_path):
+            ready(address)
+            assert httpx.get(f"{address}/jobs/nobody").status_code == 404
+            text = httpx.get(f"{address}/metrics").text
+    assert "dreamdrop_workers_alive 1.0" in text
+    assert re.search(
+        r'dreamdrop_http_answers_total\{method="GET",route="/jobs/\{id:path\}",status="404"\} 1', text
+    )
+
+
+def _command(*words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "producer.cli", *words],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_other_machines_are_let_in_with_keys_only(tmp_path: Path):
+    """`serve` on an open address refuses to start, says how to make a key, and the key then works."""
+    refused = _command("serve", "--store", str(tmp_path), "--host", "0.0.0.0", "--port", "0")
+    assert "dreamdrop keys new" in refused.communicate(timeout=60)[1]
+    assert refused.returncode == 2
+    made = _command("keys", "new", "alice", "--json").communicate(timeout=60)[0]
+    made = json.loads(made)
+    served = _command(
+        "serve",
+        "--store",
+        str(tmp_path),
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        DREAMDROP_API_KEYS=made["setting"],
+    )
+    try:
+        address = _said(served)
+        assert httpx.get(f"{address}/jobs").status_code == 401
+        assert httpx.get(f"{address}/jobs", headers={"X-API-Key": made["key"]}).status_code == 200
+    finally:
+        served.send_signal(signal.SIGTERM)
+        _, errors = served.communicate(timeout=30)
+    assert made["key"] not in errors
+    assert served.returncode == 0
+
+
+def test_up_starts_everything_and_ends_everything(tmp_path: Path):
+    """One command: a worker and a facade, ready when it says so; a signal ends both."""
+    up = _command("up", "--store", str(tmp_path / "s"), "--port", "0", DREAMDROP_RENDERER="null")
+    try:
+        address = _said(up)
+        assert httpx.post(f"{address}/generate/", json=PROMPT, timeout=60).status_code == 200
+    finally:
+        up.send_signal(signal.SIGINT)
+        _, errors = up.communicate(timeout=60)
+    assert up.returncode in (0, 130), errors
+    assert not list((tmp_path / "s" / "workers").glob("*"))  # the worker has taken its leave
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    """The address that a command says it is ready at."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if found := re.search(r"ready: (http://\S+)", line):
+            return found[1]
+    raise AssertionError("".join(lines))
