@@ -18,6 +18,7 @@ from infra.claims import Claims, Timing
 from schemas.limits import Limits
 
 if TYPE_CHECKING:
+    from infra.doorbell import Doorbell
     from infra.store import Store
 
 TIMING = Timing(beat=0.5, lease=2.0, sweep=(0.3, 0.6), retry_after=(0.1,))
@@ -30,6 +31,7 @@ def make_worker(
     null: dict[str, Any] | None = None,
     children: Sequence[RendererSettings] | None = None,
     cards: Cards | None = None,
+    bells: Sequence[Doorbell] = (),
     **settings: Any,
 ) -> Worker:
     """A worker that was not started yet; its children are null renderers unless told otherwise."""
@@ -47,6 +49,7 @@ def make_worker(
         clock=time.monotonic,
         rng=rng,
         versions={},
+        bells=bells,
     )
 
 

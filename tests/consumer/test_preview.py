@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
+import json
+import random
+import secrets
+import time
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +24,9 @@ from consumer.model_registry import ModelRegistry
 from consumer.renderer import RendererSettings
 from consumer.tasks import Drawn, RawPicture, Stepped
 from infra.directory import DirectoryStore
+from infra.doorbell import Doorbell
+from infra.memory import MemoryStore
+from infra.sqs import Queue
 from schemas.errors import StoreUnavailable
 from schemas.result import Progress, Result
 from tests.worker_inside import make_worker, running, until
@@ -161,11 +170,11 @@ class Watched(DirectoryStore):
 
 async def drawn(store: Watched, key: str, body: bytes, **settings: Any) -> Result:
     """Let a worker draw one request."""
-    id = key.removeprefix("requests/").removeprefix("express/").removesuffix(".json")
     await store.put(key, body)
     async with running(make_worker(store, **settings)):
-        result = store.root / "results" / id / "result.json"
-        await until(result.exists, 60)
+        results = store.root / "results"
+        await until(lambda: list(results.rglob("result.json")), 60)
+    (result,) = results.rglob("result.json")
     return Result.model_validate_json(result.read_bytes())
 
 
@@ -257,3 +266,29 @@ async def test_a_status_on_its_way_does_not_outlive_its_request(tmp_path: Path):
 
     assert store.statuses
     assert not list((tmp_path / "status").rglob("*.json"))
+
+
+@pytest.mark.anyio
+async def test_the_first_of_two_queues_is_the_express_lane(moto_url: str, monkeypatch: pytest.MonkeyPatch):
+    """Somebody waits for what came by the first queue, and nobody for what came by the second or an only one."""
+    for name, value in {"ENDPOINT_URL_SQS": moto_url, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = boto3.client("sqs", region_name="us-east-1")
+
+    async def lanes(count: int) -> dict[str, bool]:
+        """One request by each of so many queues: its id, and whether it is express."""
+        async with contextlib.AsyncExitStack() as stack:
+            bells = []
+            for number in range(count):
+                url = client.create_queue(QueueName=secrets.token_hex(6))["QueueUrl"]
+                body = {"prompt": "a dot", "steps": 100, "id": f"queue{number}"}
+                client.send_message(QueueUrl=url, MessageBody=json.dumps(body))
+                queue = await stack.enter_async_context(Queue(url))
+                bells.append(Doorbell(queue, time.monotonic, random.Random(1)))
+            worker = make_worker(MemoryStore(), null={"seconds_per_step": 0.1}, grace=0.1, bells=bells)
+            async with running(worker):
+                await until(lambda: len(worker.workshop.jobs) == count)
+                return {id: job.express for id, job in worker.workshop.jobs.items()}
+
+    assert await lanes(2) == {"queue0": True, "queue1": False}
+    assert await lanes(1) == {"queue0": False}
