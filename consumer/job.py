@@ -31,7 +31,8 @@ class Pace:
     last: tuple[float, int] = (0.0, 0)
 
     def saw(self, now: float, done: int) -> None:
-        if done and (self.first is None or done < self.last[1]):  # fewer than before: it began anew
+        begins = self.first is None or now == self.first[0]  # several images may be heard of at once
+        if done and (begins or done < self.last[1]):  # fewer than before: it began anew
             self.first = self.last = (now, done)
         elif done > self.last[1]:
             self.last = (now, done)

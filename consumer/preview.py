@@ -160,15 +160,20 @@ def finished(image: Image, channels: int) -> torch.Tensor:
 
 
 def _card() -> torch.Tensor:
-    """(1, 3, _CARD, _CARD) in [-1, 1]: patches of strong flat colours between soft ones."""
+    """(1, 3, _CARD, _CARD) in [-1, 1]: patches of strong flat colours, black and white among soft ones."""
     dice = torch.Generator().manual_seed(1)
 
-    def patches(channels: int, count: int, mode: str) -> torch.Tensor:
-        levels = (torch.rand(1, channels, count, count, generator=dice) - 0.5) * 2.5 + 0.5
-        return functional.interpolate(levels.clamp(0, 1), size=_CARD, mode=mode).clamp(0, 1)
+    def levels(channels: int, count: int) -> torch.Tensor:
+        wide = (torch.rand(1, channels, count, count, generator=dice) - 0.5) * 2.5 + 0.5
+        return wide.clamp(0, 1)
 
-    soft, flat = patches(3, 4, "bicubic"), patches(3, 5, "nearest")
-    return torch.where(patches(1, 9, "nearest") > 0.5, soft, flat) * 2 - 1
+    def patches(colours: torch.Tensor, mode: str) -> torch.Tensor:
+        return functional.interpolate(colours, size=_CARD, mode=mode).clamp(0, 1)
+
+    soft, flat = patches(levels(3, 4), "bicubic"), levels(3, 3)
+    kind = torch.randint(0, 4, (1, 1, 3, 3), generator=dice)
+    flat = torch.where(kind == 0, 0.05, torch.where(kind == 1, 0.98, flat))
+    return torch.where(patches(levels(1, 5), "nearest") > 0.5, soft, patches(flat, "nearest")) * 2 - 1
 
 
 def _cells(planes: torch.Tensor) -> torch.Tensor:

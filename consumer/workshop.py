@@ -146,9 +146,10 @@ class Workshop:
             self._delivery.versions.update(event.versions)
             self._dispatch.feed()
         elif isinstance(event, Stepped):
+            now = self._clock()
             for (request, index), steps in event.steps.items():
                 if (job := self.jobs.get(request)) is not None:
-                    job.stepped(self._clock(), index, steps, event.previews.get((request, index)))
+                    job.stepped(now, index, steps, event.previews.get((request, index)))
                     if job.express:
                         self.board.stepped(job)
         elif (job := self.jobs.get(event.request)) is not None and event.index in job.missing():

@@ -141,12 +141,14 @@ def test_the_time_that_remains_follows_the_pace():
     pace = Pace()
     pace.saw(10.0, 1)
     assert pace.remains(10.0, 5) is None
-    pace.saw(12.0, 2)
-    assert pace.remains(12.0, 5) == 6.0
-    assert pace.remains(13.0, 5) == 5.0
-    assert pace.remains(50.0, 5) == 0.0
+    pace.saw(10.0, 2)  # of another image, in the same breath
+    assert pace.remains(10.0, 6) is None
+    pace.saw(12.0, 3)
+    assert pace.remains(12.0, 6) == 6.0
+    assert pace.remains(13.0, 6) == 5.0
+    assert pace.remains(50.0, 6) == 0.0
     pace.saw(60.0, 1)
-    assert pace.remains(60.0, 5) is None
+    assert pace.remains(60.0, 6) is None
 
 
 # In a worker --------------------------------------------------------------------------------
