@@ -14,6 +14,7 @@ from schemas.errors import NotFound
 from schemas.layout import (
     CLAIMS,
     COMMIT,
+    EXPRESS,
     MODELS,
     REQUESTS,
     RESULTS,
@@ -24,7 +25,7 @@ from schemas.layout import (
 )
 
 if TYPE_CHECKING:
-    from infra.store import Store
+    from infra.store import Info, Store
     from schemas.result import Progress, Result
 
 LATEST = 20  # results that an overview reads
@@ -34,7 +35,7 @@ LATEST = 20  # results that an overview reads
 class Overview:
     """A store at a glance."""
 
-    queued: tuple[str, ...]  # ids, oldest first
+    queued: tuple[str, ...]  # ids, in turn: the express lane, then the other, the oldest first
     processing: dict[str, Progress | None]
     over: int  # results
     latest: tuple[Result, ...]  # the newest of them, newest first
@@ -55,7 +56,7 @@ async def overview(store: Store, latest: int = LATEST) -> Overview:
     claimed = {found[0] async for info in store.list(CLAIMS) if (found := parse_claim(info.key))}
     commits = [info async for info in store.list(RESULTS) if info.key.endswith(f"/{COMMIT}")]
     ended = {_committed(info.key) for info in commits}
-    queued = [request_id(i.key) for i in sorted(requests, key=lambda i: (i.modified, i.key))]
+    queued = [request_id(i.key) for i in sorted(requests, key=_turn)]
     processing = sorted(claimed - ended)
     newest = sorted(commits, key=lambda i: (-i.modified, i.key))[:latest]
     results = await asyncio.gather(*(read_result(store, _committed(info.key)) for info in newest))
@@ -67,6 +68,10 @@ async def overview(store: Store, latest: int = LATEST) -> Overview:
         latest=tuple(result for result in results if result is not None),
         workers=len(await heartbeats(store)),
     )
+
+
+def _turn(request: Info) -> tuple[bool, float, str]:
+    return not request.key.startswith(EXPRESS), request.modified, request.key
 
 
 def _committed(key: str) -> str:

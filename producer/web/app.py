@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from producer.web import answers, batches, describe, generate, health, jobs
+from producer.web import answers, batches, describe, generate, health, jobs, pages
+from producer.web.album import Album
 from producer.web.desk import Desk
 from producer.web.guard import Guard
 from producer.web.metrics import Measured
@@ -48,8 +49,8 @@ def create_app(settings: FacadeSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.desk = desk
-    for router in (generate, jobs, batches, health):
+    app.state.desk, app.state.album = desk, Album(desk)
+    for router in (generate, jobs, batches, health, pages):
         app.include_router(router.router)
     _mount_files(app)
     app.add_exception_handler(DreamError, _told)
@@ -68,7 +69,8 @@ def create_app(settings: FacadeSettings) -> FastAPI:
 
 
 def _mount_files(app: FastAPI) -> None:
-    """Swagger UI, from this server."""
+    """Scripts and styles of the pages, and Swagger UI, from this server."""
+    app.mount("/static", pages.Files(directory=pages.HERE / "static"), name="static")
     swagger = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/swagger", StaticFiles(directory=swagger), name="swagger")
 

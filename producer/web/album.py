@@ -1,0 +1,302 @@
+"""What the pages show of a store: pictures as tiles, the queue with its prompts, batches side by side.
+
+Nothing is kept but what cannot change: a result is written once, so its tiles are believed for as long as
+its etag stands, and a watched batch costs one listing and its new rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from producer import lookup
+from producer.web.answers import job_path
+from producer.web.desk import Remembered
+from schemas.errors import NotFound, Rejected
+from schemas.layout import COMMIT, RESULTS, claims_prefix, is_batch, parse_claim, result_folder
+from schemas.result import Progress, Result
+from schemas.strictjson import load_object
+
+if TYPE_CHECKING:
+    from infra.store import Info
+    from producer.catalogue import Overview
+    from producer.web.desk import Desk
+    from producer.web.keys import Key
+
+SHOWN = 12  # requests of the queue that are shown with their prompts
+ROWS = 500  # a batch's rows in its grid
+BATCHES = 50  # in the list
+HEAVY = 4 << 20  # bytes of a request from which it is not read for its prompt alone
+KEPT = 20_000  # prompts and rows kept in memory
+AT_ONCE = 16  # objects read at the same time
+#: What a grid compares, in this order.
+COMPARED = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "cfg_scale",
+    "steps",
+    "scheduler",
+    "model",
+    "strength",
+    "size",
+    "clip_skip",
+    "loras",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One picture, or one request that ended without any."""
+
+    id: str
+    name: str  # the last part of the id
+    index: int
+    status: str
+    prompt: str
+    seed: int | None = None
+    url: str = ""  # of the bytes; "" where there is no picture
+    width: int = 0  # pixels
+    height: int = 0
+    why: str = ""  # it failed
+    facts: dict[str, str] = field(default_factory=dict)  # what a grid compares
+
+    @property
+    def page(self) -> str:
+        return picture_path(self.id) + (f"#image-{self.index}" if self.index else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that is not over."""
+
+    id: str
+    status: str
+    prompt: str
+    batch: bool
+    ahead: int = 0
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A batch in the list."""
+
+    id: str
+    status: str
+    done: int
+    total: int
+    failed: int = 0
+    finished_at: str = ""
+
+
+def picture_path(id: str) -> str:
+    return f"/pictures/{quote(id)}"
+
+
+def tiles(result: Result) -> list[Tile]:
+    """A result's pictures; a batch's summary has none, its rows have."""
+    if result.batch is not None:
+        return []
+    plan, prompt = result.parameters, str(result.parameters.get("prompt") or "")
+    why = result.failure.message if result.failure else ""
+    common: dict[str, Any] = {"id": result.id, "name": result.id.rpartition("/")[2], "status": result.status}
+    if not result.images:
+        return [Tile(**common, index=0, prompt=prompt or _asked(result), why=why, facts=_facts(plan))]
+    return [
+        Tile(
+            **common,
+            index=image.index,
+            prompt=prompt,
+            seed=image.seed,
+            url=f"{job_path(result.id)}/images/{image.index}",
+            width=image.width,
+            height=image.height,
+            why=why,
+            facts=_facts(plan) | {"seed": str(image.seed), "size": f"{image.width} × {image.height}"},
+        )
+        for image in result.images
+    ]
+
+
+def _asked(result: Result) -> str:
+    """The prompt of a request that never came to a plan."""
+    with contextlib.suppress(Rejected, ValueError):
+        return str(load_object(result.request.body()).get("prompt") or "")
+    return ""
+
+
+def _facts(plan: dict[str, Any]) -> dict[str, str]:
+    facts = {name: said(plan[name]) for name in COMPARED if plan.get(name) not in (None, "", [], ())}
+    return facts
+
+
+def said(value: Any) -> str:
+    """A value of a recipe, for people."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {said(part)}" for name, part in value.items() if part is not None)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(said, value))
+    return str(value)
+
+
+def differing(shown: Iterable[Tile]) -> list[str]:
+    """The parameters in which some of these pictures differ."""
+    all_facts = [tile.facts for tile in shown if tile.url]
+    return [name for name in COMPARED if len({facts.get(name, "") for facts in all_facts}) > 1]
+
+
+def manifest(result: Result) -> dict[str, Any]:
+    """A request that draws the same again when it is dropped: as it was asked for, with every lot drawn.
+
+    Raises:
+        Rejected: it was none, or only its beginning was kept.
+    """
+    if result.request.cut:
+        raise Rejected("too_large", "only the beginning of this request was kept")
+    document = load_object(result.request.body())
+    for name in ("id", "custom_id", "expires_at"):
+        document.pop(name, None)
+    plan = result.parameters
+    for name in ("model", "scheduler", "steps", "cfg_scale", "width", "height", "strength", "clip_skip"):
+        if plan.get(name) is not None:
+            document[name] = plan[name]
+    if plan.get("seeds"):
+        document["seed"] = plan["seeds"][0]
+    return document
+
+
+@dataclass
+class Album:
+    """A desk's pages. For one event loop."""
+
+    desk: Desk
+    _words: dict[str, tuple[str, bool]] = field(default_factory=dict)  # id to prompt, whether it is a batch
+    _tiles: dict[tuple[str, str], list[Tile]] = field(default_factory=dict)  # key and etag to tiles
+    _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+
+    def __post_init__(self) -> None:
+        self._commits: Callable[[], Awaitable[list[Info]]] = Remembered(self._list_commits, seconds=2.0)
+
+    async def queue(self, found: Overview, caller: Key) -> list[Waiting]:
+        """What is being drawn, then what waits, in turn."""
+        drawn = [(id, p) for id, p in found.processing.items() if caller.sees(id)][:SHOWN]
+        waits = [(n, id) for n, id in enumerate(found.queued) if caller.sees(id)][:SHOWN]
+        words = await asyncio.gather(
+            *(self.words(id) for id in [id for id, _ in drawn] + [w[1] for w in waits])
+        )
+        first, then = words[: len(drawn)], words[len(drawn) :]
+        return [
+            Waiting(id, "processing", prompt, batch, progress=progress)
+            for (id, progress), (prompt, batch) in zip(drawn, first, strict=True)
+        ] + [
+            Waiting(id, "queued", prompt, batch, ahead=n)
+            for (n, id), (prompt, batch) in zip(waits, then, strict=True)
+        ]
+
+    async def words(self, id: str) -> tuple[str, bool]:
+        """A request's prompt, and whether it is a batch; read once."""
+        if id not in self._words:
+            async with self._gate:
+                found = await self._read_words(id)
+            if found is None:
+                return "", False
+            if len(self._words) >= KEPT:
+                self._words.clear()
+            self._words[id] = found
+        return self._words[id]
+
+    async def _read_words(self, id: str) -> tuple[str, bool] | None:
+        store = self.desk.client.store
+        async for info in store.list(claims_prefix(id)):
+            claimed = parse_claim(info.key)
+            if claimed and claimed[0] == id and info.size < HEAVY:
+                claim = await lookup.read_claim(store, id)
+                return (str((claim.plan or {}).get("prompt") or ""), claim.batch) if claim else None
+        request = await lookup.find_request(store, id)
+        if request is None:
+            return None
+        if is_batch(request.key) or request.size >= HEAVY:
+            return "", is_batch(request.key)
+        with contextlib.suppress(NotFound, Rejected):
+            return str(load_object((await store.get(request.key)).body).get("prompt") or ""), False
+        return None
+
+    async def rows(self, batch: str) -> list[Tile]:
+        """The pictures of a batch's rows that are over, in the order of their names."""
+        folder = result_folder(batch)
+        infos: list[Info] = []
+        async for info in lookup.first(self.desk.client.store.list(folder), 20 * ROWS):
+            if info.key.endswith(f"/{COMMIT}") and info.key != f"{folder}{COMMIT}":
+                infos.append(info)
+        infos.sort(key=lambda info: _natural(info.key))
+        found = await asyncio.gather(*(self._tiles_of(info) for info in infos[:ROWS]))
+        return [tile for some in found for tile in some]
+
+    async def _tiles_of(self, info: Info) -> list[Tile]:
+        known = self._tiles.get((info.key, info.etag))
+        if known is not None:
+            return known
+        async with self._gate:
+            result = await lookup.read_result(self.desk.client.store, _id(info))
+        found = tiles(result) if result is not None else []
+        if len(self._tiles) >= KEPT:
+            self._tiles.clear()
+        self._tiles[info.key, info.etag] = found
+        return found
+
+    async def batches(self, found: Overview, caller: Key) -> list[Line]:
+        """Batches, the newest first."""
+        lines = [
+            Line(one.id, one.status, one.progress.images_done, one.progress.images_total)
+            if one.progress
+            else Line(one.id, one.status, 0, 0)
+            for one in await self.queue(found, caller)
+            if one.batch
+        ]
+        commits = {_id(info): info for info in await self._commits()}
+        parents = {id.rpartition("/")[0] for id in commits if "/" in id} & commits.keys()
+        newest = sorted((id for id in parents if caller.sees(id)), key=lambda id: -commits[id].modified)
+        for result in await asyncio.gather(*(self._read(id) for id in newest[:BATCHES])):
+            if result is not None and result.batch is not None:
+                counts = result.batch.counts
+                failed = counts.total - counts.succeeded
+                lines.append(
+                    Line(result.id, result.status, counts.total, counts.total, failed, result.finished_at)
+                )
+        return lines
+
+    async def _read(self, id: str) -> Result | None:
+        async with self._gate:
+            return await lookup.read_result(self.desk.client.store, id)
+
+    async def _list_commits(self) -> list[Info]:
+        return [i async for i in self.desk.client.store.list(RESULTS) if i.key.endswith(f"/{COMMIT}")]
+
+
+def neighbours(latest: Sequence[Result], id: str) -> tuple[str, str]:
+    """The pages of the next newer and the next older pictures; "" where there are none."""
+    ids = [result.id for result in latest]
+    if id not in ids:
+        return "", ""
+    at = ids.index(id)
+    newer, older = ids[at - 1 : at], ids[at + 1 : at + 2]
+    return (picture_path(newer[0]) if newer else ""), (picture_path(older[0]) if older else "")
+
+
+def _id(info: Info) -> str:
+    return info.key[len(RESULTS) : -len(COMMIT) - 1]
+
+
+def _natural(key: str) -> list[tuple[bool, int, str]]:
+    """So that row 10 comes after row 9."""
+    return [
+        (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", key)
+    ]

@@ -1,0 +1,195 @@
+// The easel: a picture, and over it a mask that is painted with mouse, pen, finger or keys.
+// Strokes are kept in the picture's own pixels, so the mask is exact however large the picture is shown.
+
+import { $ } from "./page.js";
+
+const picture = $("#picture");
+const mask = $("#mask");
+const cursor = $("#cursor");
+const brush = $("#brush");
+const eraser = $("#erase");
+const SENDABLE = ["image/png", "image/jpeg", "image/webp"];
+
+let strokes = []; // {erase, size, points: [[x, y], ...]}, pixels of the picture
+let source = ""; // the picture as a data URI; "" for none
+let at = [0, 0]; // where the keys' brush is
+let painting = null; // the stroke under way
+let changed = () => {};
+
+export const hasPicture = () => source !== "";
+export const image = () => source;
+/** Call back whenever there is another picture or mask. */
+export const onChange = (handler) => (changed = handler);
+
+/** Put a picture on the easel. Raises with words when it cannot be read. */
+export async function show(blob, limits = {}) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob);
+  } catch {
+    throw new Error("This file is not a picture that the browser can read.");
+  }
+  const scale = Math.min(
+    1,
+    (limits.side || Infinity) / Math.max(bitmap.width, bitmap.height),
+    Math.sqrt((limits.pixels || Infinity) / (bitmap.width * bitmap.height)),
+  );
+  for (const canvas of [picture, mask]) {
+    canvas.width = Math.max(8, Math.round(bitmap.width * scale));
+    canvas.height = Math.max(8, Math.round(bitmap.height * scale));
+  }
+  picture.getContext("2d").drawImage(bitmap, 0, 0, picture.width, picture.height);
+  bitmap.close();
+  const asItIs = scale === 1 && SENDABLE.includes(blob.type) && blob.size < (limits.bytes || Infinity) / 2;
+  source = asItIs ? await dataUri(blob) : picture.toDataURL("image/png");
+  strokes = [];
+  at = [picture.width / 2, picture.height / 2];
+  $("#painter").hidden = false;
+  $("#choose").hidden = true;
+  for (const canvas of [picture, mask]) canvas.classList.toggle("small", picture.width <= 192);
+  redraw();
+}
+
+export function remove() {
+  source = "";
+  strokes = [];
+  $("#painter").hidden = true;
+  $("#choose").hidden = false;
+  changed();
+}
+
+/** Lay a finished mask over the picture: its white is painted. */
+export async function showMask(blob) {
+  const bitmap = await createImageBitmap(blob);
+  strokes = [{ bitmap: whiteOnly(bitmap) }];
+  redraw();
+}
+
+/** The mask as a data URI, white where it was painted; "" where nothing was. */
+export function painted() {
+  if (!strokes.length) return "";
+  const pixels = mask.getContext("2d").getImageData(0, 0, mask.width, mask.height);
+  let any = false;
+  for (let i = 0; i < pixels.data.length; i += 4) {
+    const white = pixels.data[i + 3] > 127 ? 255 : 0;
+    any ||= white > 0;
+    pixels.data.fill(white, i, i + 3);
+    pixels.data[i + 3] = 255;
+  }
+  if (!any) return "";
+  const sheet = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
+  sheet.getContext("2d").putImageData(pixels, 0, 0);
+  return sheet.toDataURL("image/png");
+}
+
+function whiteOnly(bitmap) {
+  const sheet = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
+  const context = sheet.getContext("2d");
+  context.drawImage(bitmap, 0, 0, sheet.width, sheet.height);
+  const pixels = context.getImageData(0, 0, sheet.width, sheet.height);
+  for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i + 3] = pixels.data[i]; // as opaque as it is white
+  context.putImageData(pixels, 0, 0);
+  return sheet;
+}
+
+export const dataUri = (blob) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error("The file cannot be read."));
+    reader.readAsDataURL(blob);
+  });
+
+function redraw() {
+  const context = mask.getContext("2d", { willReadFrequently: true });
+  context.clearRect(0, 0, mask.width, mask.height);
+  strokes.forEach((stroke) => draw(context, stroke));
+  changed();
+}
+
+function draw(context, { erase, size, points, bitmap }) {
+  context.globalCompositeOperation = erase ? "destination-out" : "source-over";
+  if (bitmap) {
+    context.drawImage(bitmap, 0, 0);
+    return;
+  }
+  Object.assign(context, { strokeStyle: "#fff", fillStyle: "#fff", lineWidth: size, lineCap: "round", lineJoin: "round" });
+  context.beginPath();
+  if (points.length === 1) context.arc(...points[0], size / 2, 0, 2 * Math.PI);
+  else points.forEach((point, n) => (n ? context.lineTo(...point) : context.moveTo(...point)));
+  points.length === 1 ? context.fill() : context.stroke();
+}
+
+const size = () => Math.max(1, (Number(brush.value) / 100) * Math.max(mask.width, mask.height));
+const isErasing = () => eraser.getAttribute("aria-pressed") === "true";
+
+function begin(point, erase) {
+  painting = { erase: erase || isErasing(), size: size(), points: [point] };
+  strokes.push(painting);
+  redraw();
+}
+
+function place(event) {
+  const box = mask.getBoundingClientRect();
+  return [((event.clientX - box.left) / box.width) * mask.width, ((event.clientY - box.top) / box.height) * mask.height];
+}
+
+/** Show where the brush is, and how large. */
+function point([x, y]) {
+  const scale = mask.clientWidth / mask.width;
+  cursor.hidden = false;
+  Object.assign(cursor.style, { width: `${size() * scale}px`, height: `${size() * scale}px`, left: `${x * scale}px`, top: `${y * scale}px` });
+}
+
+mask.addEventListener("pointerdown", (event) => {
+  if (event.button > 0 && event.button !== 5) return;
+  mask.setPointerCapture(event.pointerId);
+  begin(place(event), event.button === 5 || (event.buttons & 32) > 0); // a pen's own eraser
+  event.preventDefault();
+  mask.focus({ preventScroll: true });
+});
+mask.addEventListener("pointermove", (event) => {
+  point(place(event));
+  if (!painting || !mask.hasPointerCapture(event.pointerId)) return;
+  const moves = event.getCoalescedEvents?.() ?? [];
+  painting.points.push(...(moves.length ? moves : [event]).map(place));
+  redraw();
+});
+for (const over of ["pointerup", "pointercancel", "lostpointercapture"]) mask.addEventListener(over, () => (painting = null));
+mask.addEventListener("pointerleave", () => (cursor.hidden = true));
+mask.addEventListener("blur", () => (cursor.hidden = true));
+mask.addEventListener("focus", () => point(at));
+
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+mask.addEventListener("keydown", (event) => {
+  const move = MOVES[event.key];
+  if (move) {
+    const step = Math.max(1, size() / (event.shiftKey ? 2 : 6));
+    at = [0, 1].map((k) => Math.min([mask.width, mask.height][k], Math.max(0, at[k] + move[k] * step)));
+    if (painting) {
+      painting.points.push(at);
+      redraw();
+    }
+  } else if (event.key === " " && !event.repeat) begin(at, false);
+  else if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo();
+  else if (event.key !== " ") return;
+  event.preventDefault();
+  point(at);
+});
+mask.addEventListener("keyup", (event) => event.key === " " && (painting = null));
+
+function undo() {
+  strokes.pop();
+  redraw();
+}
+
+eraser.addEventListener("click", () => eraser.setAttribute("aria-pressed", String(!isErasing())));
+$("#undo").addEventListener("click", undo);
+$("#clear").addEventListener("click", () => {
+  strokes = [];
+  redraw();
+});
+$("#remove").addEventListener("click", () => {
+  remove();
+  $("#file").focus();
+});
