@@ -22,8 +22,8 @@ class NullRenderer:
     """Draws one task after the other.
 
     Settings (under `null`): `seconds_per_step`; `crash_on`, `hang_on`, `fail_on`: texts; a prompt that
-    holds one has that effect; `fail_seeds`: numbers; the images of these seeds fail; `diary`: a file that
-    gets a line for each image drawn to its end.
+    holds one has that effect; `fail_seeds`: numbers; the images of these seeds fail; `grain`: noise, which
+    PNG cannot shrink, instead of one colour; `diary`: a file that gets a line for each image drawn to its end.
     """
 
     def __init__(self, null: dict[str, Any], out: BinaryIO) -> None:
@@ -80,8 +80,12 @@ class NullRenderer:
             with open(self._null["diary"], "a") as diary:
                 diary.write(f"{task.request} {task.index}\n")
         seen = f"{task.seed} {task.prompt}".encode()
-        colour = hashlib.sha256(seen).digest()[:3]
-        picture = RawPicture(task.width, task.height, 3, colour * (task.width * task.height))
+        count = task.width * task.height
+        if self._null.get("grain"):
+            pixels = hashlib.shake_128(seen).digest(3 * count)
+        else:
+            pixels = hashlib.sha256(seen).digest()[:3] * count
+        picture = RawPicture(task.width, task.height, 3, pixels)
         model = {"name": task.model, "revision": "", "source": "null", "licence": "", "dtype": "none"}
         self.say(
             Drawn(task.request, task.index, picture, (), model, time.monotonic() - began, max(1, self._calls))

@@ -87,7 +87,11 @@ async def _watch(
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         arrivals = awatch(
-            *folders, watch_filter=lambda change, _: change != Change.deleted, stop_event=stop, debounce=200
+            *folders,
+            watch_filter=lambda change, _: change != Change.deleted,
+            stop_event=stop,
+            step=2,  # milliseconds; the first of many files is news enough
+            debounce=50,
         )
         async for _ in arrivals:
             news.set()

@@ -12,6 +12,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from infra.directory import DirectoryStore
 from infra.inbox import changes
 from producer.lookup import read_result
 from schemas.errors import StoreUnavailable
@@ -35,7 +36,7 @@ PATIENCE = 60.0  # seconds for which a silent store is asked again before the wa
 
 @dataclass(slots=True)
 class Waiting:
-    """The ids that somebody waits for, and the task that looks for them while there are any."""
+    """The ids that somebody waits for, and the task that looks for them."""
 
     store: Store
     pauses: tuple[float, float] | None = None  # seconds, shortest and longest
@@ -98,8 +99,8 @@ class Waiting:
         waiters.discard(arrival)
         if not waiters:
             self._arrivals.pop(id, None)
-        if not self._arrivals:
-            self._stop.set()
+        if not self._arrivals and not isinstance(self.store, DirectoryStore):
+            self._stop.set()  # a directory costs nothing to listen to, but to begin does: each folder is registered
 
     async def _look_until_nobody_waits(self, stop: asyncio.Event) -> None:
         shortest, longest = self.pauses or PAUSES[self.store.url.startswith("s3:")]
@@ -116,7 +117,8 @@ class Waiting:
         async for _ in looks:
             try:
                 self._found = False
-                await self._look(set(self._arrivals))
+                if self._arrivals:
+                    await self._look(set(self._arrivals))
                 answered = loop.time()
             except StoreUnavailable as error:
                 if loop.time() - answered > PATIENCE:

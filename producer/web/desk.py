@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOOKS = (0.05, 2.0)  # seconds between two looks for a result that somebody waits for, shortest and longest
+LOOKS = (0.05, 0.5)  # seconds between two looks for a result that somebody waits for, shortest and longest
 LATEST = 200  # results that the gallery can show
 FRESH = 1.0  # seconds for which a count of the lane or of the workers is believed
 PACE = 50  # ended requests from which the lane's pace is told

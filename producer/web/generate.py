@@ -40,6 +40,13 @@ async def draw(request: Request, desk: AtDesk, caller: Caller, task: str | None)
             {"Location": place, "Preference-Applied": "respond-async"},
         )
     result = await desk.draw(asked, caller, wait=patience(request), gone=lambda: left(request))
+    if preferred(request).get("return") == "minimal" and result.images:
+        job = answers.finished(result)
+        return Response(
+            job.model_dump_json(exclude_defaults=True),
+            headers={"Preference-Applied": "return=minimal"},
+            media_type="application/json",
+        )
     images = await answers.pictures(desk.client.store, result)
     if bare is not None:
         return Response(
@@ -47,7 +54,7 @@ async def draw(request: Request, desk: AtDesk, caller: Caller, task: str | None)
             media_type=result.images[0].content_type,
             headers={"X-Seed": str(result.images[0].seed), "Content-Location": f"/jobs/{result.id}/images/0"},
         )
-    return Response(answers.drawing(result, images).model_dump_json(), media_type="application/json")
+    return Response(answers.drawing(result, images), media_type="application/json")
 
 
 def _bare_format(request: Request) -> str | None:

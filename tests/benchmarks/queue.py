@@ -34,7 +34,7 @@ def measure(place: Path, table: Table, quick: bool) -> None:
     """Calls of the queue and requests a second under load; the delay of a send on an idle worker."""
     count, sends = (200, 3) if quick else (2000, 20)
     table.head("A queue: S3 and SQS on loopback", "null renderer, one 64 x 64 image a message, one worker")
-    with s3_on_loopback(place / "s3", 0) as (url, done, _), _sqs() as (client, queue):
+    with s3_on_loopback(place / "s3", 0) as (url, done, _), sqs_on_loopback() as (client, queue):
         for start in range(0, count, 10):
             _send(client, queue, [f"load-{i}" for i in range(start, min(start + 10, count))])
         log = place / "queue.log"
@@ -90,7 +90,7 @@ def _worker(url: str, queue: str, log: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 @contextlib.contextmanager
-def _sqs() -> Iterator[tuple[Any, str]]:
+def sqs_on_loopback() -> Iterator[tuple[Any, str]]:
     """A client of a fresh SQS server, and a queue's URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -22,7 +22,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[0] = str(Path(__file__).parents[2])
 
-BENCHMARKS = ("throughput", "latency", "protocol", "queue")
+BENCHMARKS = ("throughput", "latency", "protocol", "queue", "facade", "peers")
 MODELS = ("launch", "mixed", "doodle")
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
     names = options.names or list(BENCHMARKS)
     with tempfile.TemporaryDirectory(prefix="dreamdrop-bench-") as folder:
-        if {"throughput", "latency"} & set(names):
+        if {"throughput", "latency", "facade", "peers"} & set(names):
             _drawing(names, options.models, Path(folder), table, options.quick)
         if "protocol" in names:
             from tests.benchmarks import protocol
@@ -82,6 +82,14 @@ def _drawing(names: list[str], models: list[str], place: Path, table: Any, quick
             throughput.measure(registry, child, list(folders), table, quick)
         if "latency" in names:
             latency.measure(registry, child, folders, place, table, quick)
+        if "facade" in names:
+            from tests.benchmarks import facade
+
+            facade.measure(child, folders, place, table, quick)
+        if "peers" in names:
+            from tests.benchmarks.peers import measure as peers
+
+            peers.measure(child, folders, place, table, quick)
     finally:
         child.close()
 

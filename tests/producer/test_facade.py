@@ -108,6 +108,13 @@ def test_a_caller_that_will_not_wait_is_told_where_to_look(http: httpx.Client):
     assert http.get(job["images"][0]["url"]).headers["content-type"] == "image/png"
 
 
+def test_a_caller_may_fetch_the_pictures_itself(http: httpx.Client):
+    """With `Prefer: return=minimal` the answer says where they are, and does not carry them."""
+    answer = http.post("/generate/", json=PROMPT, headers={"Prefer": "return=minimal"})
+    assert answer.headers["preference-applied"] == "return=minimal"
+    assert http.get(answer.json()["images"][0]["url"]).content.startswith(b"\x89PNG")
+
+
 def finished(http: httpx.Client, place: str) -> dict:
     end = time.monotonic() + 60
     while (job := http.get(place).json())["status"] in ("queued", "processing"):
