@@ -22,8 +22,9 @@ from schemas.result import Result
 router = APIRouter(tags=["Jobs"])
 LOOK = {True: 1.0, False: 0.2}  # seconds between two looks at a request that is watched: a bucket, else
 SILENCE = 15.0  # seconds after which a comment keeps the stream alive
-REFUSED: dict[int | str, dict[str, Any]] = {code: ERRORS[code] for code in (401, 413, 422, 429, 503)}
 UNKNOWN = problem("No request has this id.")
+REFUSED: dict[int | str, dict[str, Any]] = {code: ERRORS[code] for code in (401, 413, 422, 429, 503)}
+REFUSED[404] = UNKNOWN
 
 
 class Jobs(BaseModel):

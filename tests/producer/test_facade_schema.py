@@ -1,0 +1,76 @@
+"""The OpenAPI document is true: calls made from it, right and wrong ones, never upset the server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
+
+from producer.web import describe
+from producer.web.app import create_app
+from producer.web.settings import FacadeSettings
+from schemas.limits import Limits
+from tests.producer.facade import facade, ready, worker
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A facade with a worker; short waits and small pictures, for there will be thousands."""
+    place = tmp_path_factory.mktemp("schema") / "store"
+    small = Limits(max_side=128, max_pixels=128 * 128, max_steps=4, max_images=2)
+    with (
+        worker(place, "--max-side", "128", "--max-steps", "4", "--max-images", "2"),
+        facade(place, limits=small, wait=20.0) as listening,
+    ):
+        ready(listening)
+        yield listening
+
+
+@schemathesis.serializer("application/jsonl")
+def jsonl(ctx: object, value: object) -> bytes:
+    """Lines as they are; anything else as one line of JSON."""
+    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
+
+
+def operations() -> list[schemathesis.schemas.APIOperation]:
+    """Every call that the document describes."""
+    document = schemathesis.openapi.from_dict(create_app(FacadeSettings("memory://schema")).openapi())
+    return [found.ok() for found in document.get_all_operations()]
+
+
+@pytest.mark.parametrize("operation", operations(), ids=lambda one: one.label)
+def test_whatever_is_called_the_server_answers_as_it_says(
+    address: str, operation: schemathesis.schemas.APIOperation
+):
+    """No 5xx, and no status or content type that the document does not know."""
+
+    @given(case=operation.as_strategy())
+    @settings(
+        max_examples=25,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def call(case: schemathesis.Case) -> None:
+        answer = case.call(base_url=address, timeout=60)
+        checks = [not_a_server_error, status_code_conformance, content_type_conformance]
+        case.validate_response(answer, checks=checks)
+
+    call()
+
+
+@pytest.mark.parametrize("name", sorted(describe.examples()))
+def test_every_example_of_the_document_can_be_sent_as_it_is(address: str, name: str):
+    """What the documentation page offers to try out works."""
+    body = describe.examples()[name]["value"] | {"steps": 2}
+    answer = httpx.post(f"{address}/generate/", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["images"]
