@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,10 @@ class ModelName:
     versions: tuple[str, ...]  # those that lie in the store
 
 
-async def overview(store: Store, latest: int = LATEST) -> Overview:
+async def overview(
+    store: Store, latest: int = LATEST, read: Callable[[Info], Awaitable[Result | None]] | None = None
+) -> Overview:
+    """A look at everything. `read`: how results are read, for those who look often and remember them."""
     requests = [info async for info in store.list(REQUESTS) if is_request(info.key)]
     claimed = {found[0] async for info in store.list(CLAIMS) if (found := parse_claim(info.key))}
     commits = [info async for info in store.list(RESULTS) if info.key.endswith(f"/{COMMIT}")]
@@ -59,7 +63,8 @@ async def overview(store: Store, latest: int = LATEST) -> Overview:
     queued = [request_id(i.key) for i in sorted(requests, key=_turn)]
     processing = sorted(claimed - ended)
     newest = sorted(commits, key=lambda i: (-i.modified, i.key))[:latest]
-    results = await asyncio.gather(*(read_result(store, _committed(info.key)) for info in newest))
+    reading = (read(info) if read else read_result(store, _committed(info.key)) for info in newest)
+    results = await asyncio.gather(*reading)
     return Overview(
         queued=tuple(id for id in queued if id not in claimed and id not in ended),
         processing={id: await read_progress(store, id) for id in processing[:LATEST]}

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
-from producer import lookup
-from producer.web.answers import job_path
-from producer.web.desk import Remembered
+from producer import catalogue, lookup
+from producer.web.desk import LATEST, Remembered
+from producer.web.tiles import Tile, tiles
 from schemas.errors import NotFound, Rejected
 from schemas.layout import COMMIT, RESULTS, claims_prefix, is_batch, parse_claim, result_folder
-from schemas.result import Progress, Result
+from schemas.result import Frozen, Progress, Result
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -32,43 +31,9 @@ SHOWN = 12  # requests of the queue that are shown with their prompts
 ROWS = 500  # a batch's rows in its grid
 BATCHES = 50  # in the list
 HEAVY = 4 << 20  # bytes of a request from which it is not read for its prompt alone
+LIGHT = 64 << 10  # bytes of a result up to which its request is kept in memory, too
 KEPT = 20_000  # prompts and rows kept in memory
 AT_ONCE = 16  # objects read at the same time
-#: What a grid compares, in this order.
-COMPARED = (
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "cfg_scale",
-    "steps",
-    "scheduler",
-    "model",
-    "strength",
-    "size",
-    "clip_skip",
-    "loras",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One picture, or one request that ended without any."""
-
-    id: str
-    name: str  # the last part of the id
-    index: int
-    status: str
-    prompt: str
-    seed: int | None = None
-    url: str = ""  # of the bytes; "" where there is no picture
-    width: int = 0  # pixels
-    height: int = 0
-    why: str = ""  # it failed
-    facts: dict[str, str] = field(default_factory=dict)  # what a grid compares
-
-    @property
-    def page(self) -> str:
-        return picture_path(self.id) + (f"#image-{self.index}" if self.index else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,84 +60,6 @@ class Line:
     finished_at: str = ""
 
 
-def picture_path(id: str) -> str:
-    return f"/pictures/{quote(id)}"
-
-
-def tiles(result: Result) -> list[Tile]:
-    """A result's pictures; a batch's summary has none, its rows have."""
-    if result.batch is not None:
-        return []
-    plan, prompt = result.parameters, str(result.parameters.get("prompt") or "")
-    why = result.failure.message if result.failure else ""
-    common: dict[str, Any] = {"id": result.id, "name": result.id.rpartition("/")[2], "status": result.status}
-    if not result.images:
-        return [Tile(**common, index=0, prompt=prompt or _asked(result), why=why, facts=_facts(plan))]
-    return [
-        Tile(
-            **common,
-            index=image.index,
-            prompt=prompt,
-            seed=image.seed,
-            url=f"{job_path(result.id)}/images/{image.index}",
-            width=image.width,
-            height=image.height,
-            why=why,
-            facts=_facts(plan) | {"seed": str(image.seed), "size": f"{image.width} × {image.height}"},
-        )
-        for image in result.images
-    ]
-
-
-def _asked(result: Result) -> str:
-    """The prompt of a request that never came to a plan."""
-    with contextlib.suppress(Rejected, ValueError):
-        return str(load_object(result.request.body()).get("prompt") or "")
-    return ""
-
-
-def _facts(plan: dict[str, Any]) -> dict[str, str]:
-    facts = {name: said(plan[name]) for name in COMPARED if plan.get(name) not in (None, "", [], ())}
-    return facts
-
-
-def said(value: Any) -> str:
-    """A value of a recipe, for people."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {said(part)}" for name, part in value.items() if part is not None)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(said, value))
-    return str(value)
-
-
-def differing(shown: Iterable[Tile]) -> list[str]:
-    """The parameters in which some of these pictures differ."""
-    all_facts = [tile.facts for tile in shown if tile.url]
-    return [name for name in COMPARED if len({facts.get(name, "") for facts in all_facts}) > 1]
-
-
-def manifest(result: Result) -> dict[str, Any]:
-    """A request that draws the same again when it is dropped: as it was asked for, with every lot drawn.
-
-    Raises:
-        Rejected: it was none, or only its beginning was kept.
-    """
-    if result.request.cut:
-        raise Rejected("too_large", "only the beginning of this request was kept")
-    document = load_object(result.request.body())
-    for name in ("id", "custom_id", "expires_at"):
-        document.pop(name, None)
-    plan = result.parameters
-    for name in ("model", "scheduler", "steps", "cfg_scale", "width", "height", "strength", "clip_skip"):
-        if plan.get(name) is not None:
-            document[name] = plan[name]
-    if plan.get("seeds"):
-        document["seed"] = plan["seeds"][0]
-    return document
-
-
 @dataclass
 class Album:
     """A desk's pages. For one event loop."""
@@ -180,10 +67,30 @@ class Album:
     desk: Desk
     _words: dict[str, tuple[str, bool]] = field(default_factory=dict)  # id to prompt, whether it is a batch
     _tiles: dict[tuple[str, str], list[Tile]] = field(default_factory=dict)  # key and etag to tiles
+    _results: dict[tuple[str, str], Result] = field(default_factory=dict)  # the same, without heavy requests
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def __post_init__(self) -> None:
         self._commits: Callable[[], Awaitable[list[Info]]] = Remembered(self._list_commits, seconds=2.0)
+        self.overview: Callable[[], Awaitable[Overview]] = Remembered(self.look)
+
+    async def look(self) -> Overview:
+        """The store at a glance, now; results that were read before are not read again."""
+        return await catalogue.overview(self.desk.client.store, LATEST, self._remembered)
+
+    async def _remembered(self, info: Info) -> Result | None:
+        known = self._results.get((info.key, info.etag))
+        if known is not None:
+            return known
+        result = await self._read(_id(info))
+        if result is None:
+            return None
+        if info.size > LIGHT:
+            result = result.model_copy(update={"request": Frozen(text="", cut=True)})
+        if len(self._results) >= 10 * LATEST:
+            self._results.clear()
+        self._results[info.key, info.etag] = result
+        return result
 
     async def queue(self, found: Overview, caller: Key) -> list[Waiting]:
         """What is being drawn, then what waits, in turn."""
@@ -279,16 +186,6 @@ class Album:
 
     async def _list_commits(self) -> list[Info]:
         return [i async for i in self.desk.client.store.list(RESULTS) if i.key.endswith(f"/{COMMIT}")]
-
-
-def neighbours(latest: Sequence[Result], id: str) -> tuple[str, str]:
-    """The pages of the next newer and the next older pictures; "" where there are none."""
-    ids = [result.id for result in latest]
-    if id not in ids:
-        return "", ""
-    at = ids.index(id)
-    newer, older = ids[at - 1 : at], ids[at + 1 : at + 2]
-    return (picture_path(newer[0]) if newer else ""), (picture_path(older[0]) if older else "")
 
 
 def _id(info: Info) -> str:

@@ -21,12 +21,12 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.types import Scope
 
-from producer.web import album, answers
-from producer.web.album import Album, Tile
+from producer.web import album, answers, tiles
+from producer.web.album import Album
 from producer.web.caller import AtDesk, Caller, own_id
-from producer.web.desk import LATEST
 from producer.web.guard import POLICY
 from producer.web.jobs import result_of
+from producer.web.tiles import Tile
 from schemas.errors import DreamError
 from schemas.result import Result
 
@@ -66,8 +66,8 @@ templates = Environment(
 templates.globals.update(
     version=version("dreamdrop"),
     words=STATUS,
-    said=album.said,
-    picture_path=album.picture_path,
+    said=tiles.said,
+    picture_path=tiles.picture_path,
     job_path=answers.job_path,
 )
 templates.filters["path"] = quote
@@ -127,20 +127,19 @@ def _page(
     return HTMLResponse(text, code, told)
 
 
-async def _live(
-    desk: AtDesk, shelf: Album, caller: Caller, before: str | None, now: bool = False
-) -> dict[str, Any]:
+async def _live(shelf: Album, caller: Caller, before: str | None, now: bool = False) -> dict[str, Any]:
     """The queue and the gallery; `now`: not as they were a moment ago."""
-    found = await (desk.client.known(LATEST) if now else desk.overview())
-    latest = [r for r in found.latest if caller.sees(r.id) and album.tiles(r)]
+    found = await (shelf.look() if now else shelf.overview())
+    latest = [r for r in found.latest if caller.sees(r.id) and tiles.tiles(r)]
     start = next((n + 1 for n, result in enumerate(latest) if result.id == before), 0)
     page = latest[start : start + PER_PAGE]
     more = len(latest) > start + PER_PAGE
+    queue = await shelf.queue(found, caller)
     return {
         "workers": found.workers,
-        "queue": await shelf.queue(found, caller),
-        "hidden": max(0, len(found.queued) + len(found.processing) - 2 * album.SHOWN),
-        "tiles": [tile for result in page for tile in album.tiles(result)],
+        "queue": queue,
+        "hidden": sum(map(caller.sees, (*found.queued, *found.processing))) - len(queue),
+        "tiles": [tile for result in page for tile in tiles.tiles(result)],
         "older": page[-1].id if more and page else "",
         "before": before or "",
     }
@@ -165,7 +164,7 @@ async def home(
         default_model=", ".join(defaults),
         schedulers=sorted(schedulers) or SCHEDULERS,
         limits=desk.settings.limits,
-        **await _live(desk, shelf, caller, before),
+        **await _live(shelf, caller, before),
     )
 
 
@@ -176,7 +175,7 @@ def _texts(value: object) -> list[str]:
 @router.get("/live")
 async def live(request: Request, desk: AtDesk, shelf: Shelf, caller: Caller, now: bool = False) -> Response:
     """The parts of the first page that change."""
-    return _page(request, "live.html", **await _live(desk, shelf, caller, None, now))
+    return _page(request, "live.html", **await _live(shelf, caller, None, now))
 
 
 @router.get("/pictures/{id:path}")
@@ -187,9 +186,9 @@ async def picture(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller:
     if state.result is not None and state.result.batch is not None:
         return Response(status_code=307, headers={"Location": f"/b/{quote(id)}"})
     result = state.result
-    latest = [r for r in (await desk.overview()).latest if caller.sees(r.id) and r.batch is None]
-    newer, older = album.neighbours(latest, id)
-    prompt = (await shelf.words(id))[0] if result is None else album.tiles(result)[0].prompt
+    latest = [r for r in (await shelf.overview()).latest if caller.sees(r.id) and r.batch is None]
+    newer, older = tiles.neighbours(latest, id)
+    prompt = (await shelf.words(id))[0] if result is None else tiles.tiles(result)[0].prompt
     plan = result.parameters if result else {}
     return _page(
         request,
@@ -197,9 +196,9 @@ async def picture(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller:
         id=id,
         state=state,
         result=result,
-        tiles=album.tiles(result) if result else [],
+        tiles=tiles.tiles(result) if result else [],
         prompt=prompt,
-        table={k: v for k, v in plan.items() if k not in HIDDEN and v not in (None, "", [], ())},
+        table=_table(plan),
         recipe=json.dumps(_recipe(result), indent=2, ensure_ascii=False) if result else "",
         again=result is not None and not result.request.cut and bool(plan),
         newer=newer,
@@ -215,6 +214,14 @@ async def _is_over(desk: AtDesk, id: str) -> bool:
     return found is not None and found.batch is not None
 
 
+def _table(plan: dict[str, Any]) -> dict[str, Any]:
+    """What of a recipe is worth a line."""
+    table = {k: v for k, v in plan.items() if k not in HIDDEN and v not in (None, "", [], ())}
+    if isinstance(output := table.get("output"), dict) and output.get("format") == "png":
+        table["output"] = "png"  # its quality says nothing
+    return table
+
+
 def _recipe(result: Result) -> dict[str, Any]:
     facts = {k: v for k, v in result.parameters.items() if k != "notes"}
     return facts | ({"model_used": result.model.model_dump()} if result.model else {})
@@ -224,7 +231,7 @@ def _recipe(result: Result) -> dict[str, Any]:
 async def recipe(id: str, desk: AtDesk, caller: Caller) -> Response:
     """A manifest that can be dropped, and draws the same again."""
     result = await result_of(own_id(caller, id), desk)
-    document = album.manifest(result)
+    document = tiles.manifest(result)
     name = quote(result.id.replace("/", "-"))
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}.json"}
     if document.get("seed") is not None:
@@ -234,8 +241,8 @@ async def recipe(id: str, desk: AtDesk, caller: Caller) -> Response:
 
 
 @router.get("/b")
-async def batches(request: Request, desk: AtDesk, shelf: Shelf, caller: Caller) -> Response:
-    lines = await shelf.batches(await desk.overview(), caller)
+async def batches(request: Request, shelf: Shelf, caller: Caller) -> Response:
+    lines = await shelf.batches(await shelf.overview(), caller)
     return _page(request, "batches.html", lines=lines, shown=album.BATCHES)
 
 
@@ -246,8 +253,8 @@ async def batch(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller: C
     state = await desk.state(id)
     result = state.result
     if result is not None and result.batch is None and result.task is not None:
-        return Response(status_code=307, headers={"Location": album.picture_path(id)})
-    tiles: list[Tile] = await shelf.rows(id) if state.status != "queued" else []
+        return Response(status_code=307, headers={"Location": tiles.picture_path(id)})
+    shown: list[Tile] = await shelf.rows(id) if state.status != "queued" else []
     counts = result.batch.counts if result and result.batch else None
     done = counts.total if counts else (state.progress.images_done if state.progress else 0)
     return _page(
@@ -257,12 +264,12 @@ async def batch(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller: C
         state=state,
         result=result,
         counts={k: v for k, v in counts.model_dump().items() if v and k != "total"} if counts else {},
-        done=max(done, len({tile.id for tile in tiles})),
+        done=max(done, len({tile.id for tile in shown})),
         total=counts.total if counts else (state.progress.images_total if state.progress else 0),
-        tiles=[tile for tile in tiles if tile.url],
-        failed=[tile for tile in tiles if tile.why and tile.index == 0],
-        differing=album.differing(tiles),
-        compared=[name for name in album.COMPARED if any(name in tile.facts for tile in tiles)],
+        tiles=[tile for tile in shown if tile.url],
+        failed=[tile for tile in shown if tile.why and tile.index == 0],
+        differing=tiles.differing(shown),
+        compared=[name for name in tiles.COMPARED if any(name in tile.facts for tile in shown)],
         most=album.ROWS,
     )
 

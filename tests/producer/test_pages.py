@@ -217,7 +217,7 @@ def test_a_mask_is_painted_erased_and_undone_by_keyboard(page: Page):
     expect(button).to_have_text("Repaint")
     page.get_by_role("button", name="Clear").click()
     expect(button).to_have_text("Redraw")
-    page.get_by_role("button", name="Remove picture").click()
+    page.get_by_role("button", name="Remove the picture").click()
     expect(button).to_have_text("Draw")
 
 

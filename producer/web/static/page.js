@@ -42,7 +42,10 @@ export async function ask(url, options = {}) {
 /** Show what went wrong beside the form, or hide it. */
 export function complain(error) {
   const box = $("#problem");
-  if (!box) return;
+  if (!box) {
+    if (error) say(error.message);
+    return;
+  }
   box.hidden = !error;
   box.textContent = error ? error.message : "";
 }
