@@ -395,3 +395,29 @@ def test_what_has_not_changed_is_not_sent_again(address: str):
     lost = httpx.get(f"{address}/pictures/nobody")
     assert lost.status_code == 404
     assert "text/html" in lost.headers["content-type"]
+
+
+def test_earlier_pictures_have_pages_of_their_own(address: str):
+    """What is older than a given picture, without the form."""
+    older, newer = (finished(address, QUICK | {"prompt": f"page {n}"}) for n in range(2))
+    text = httpx.get(f"{address}/", params={"before": newer}).text
+    assert f"/pictures/{older}" in text
+    assert f"/pictures/{newer}" not in text
+    assert "<form" not in text
+
+
+def test_a_caller_with_a_prefix_sees_its_own_pictures_only(store: Path, address: str):
+    """On every page: others' are not found."""
+    finished(address, QUICK | {"id": "not-for-bob", "prompt": "not for bob"})
+    key, line = new_key("bob", prefix="bob")
+    with facade(store, keys=read_keys(line)) as own:
+        head = {"Authorization": f"Bearer {key}"}
+        mine = httpx.post(
+            f"{own}/generate/", json=QUICK | {"prompt": "for bob"}, headers=head, timeout=60
+        ).json()
+        pages = [httpx.get(own + path, headers=head).text for path in ("/", "/live?now=1", "/b")]
+        assert "for bob" in pages[0]
+        assert not any("not for bob" in page for page in pages)
+        assert httpx.get(f"{own}/pictures/{mine['id']}", headers=head).status_code == 200
+        for path in ("/pictures/", "/b/", "/recipe/"):
+            assert httpx.get(f"{own}{path}not-for-bob", headers=head).status_code == 404

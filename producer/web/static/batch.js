@@ -25,6 +25,7 @@ upload?.addEventListener("submit", async (event) => {
   }
 });
 if (upload) {
+  $("button[type=submit]", upload).disabled = false;
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => {
     event.preventDefault();

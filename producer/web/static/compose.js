@@ -167,6 +167,7 @@ addEventListener("paste", shown(async (event) => {
 easel.onChange(changed);
 recall();
 changed();
+$("#draw").disabled = false;
 const link = new URLSearchParams(location.search);
 const begin = shown(async () => {
   if (link.has("recipe")) {

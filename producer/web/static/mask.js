@@ -126,7 +126,21 @@ const isErasing = () => eraser.getAttribute("aria-pressed") === "true";
 function begin(point, erase) {
   painting = { erase: erase || isErasing(), size: size(), points: [point] };
   strokes.push(painting);
-  redraw();
+  draw(mask.getContext("2d"), painting);
+  changed();
+}
+
+/** Go on with the stroke under way; only what is new is drawn. */
+function extend(points) {
+  const fresh = [painting.points.at(-1), ...points];
+  painting.points.push(...points);
+  draw(mask.getContext("2d"), { ...painting, points: fresh });
+}
+
+function finish() {
+  if (!painting) return;
+  painting = null;
+  changed();
 }
 
 function place(event) {
@@ -152,12 +166,14 @@ mask.addEventListener("pointermove", (event) => {
   point(place(event));
   if (!painting || !mask.hasPointerCapture(event.pointerId)) return;
   const moves = event.getCoalescedEvents?.() ?? [];
-  painting.points.push(...(moves.length ? moves : [event]).map(place));
-  redraw();
+  extend((moves.length ? moves : [event]).map(place));
 });
-for (const over of ["pointerup", "pointercancel", "lostpointercapture"]) mask.addEventListener(over, () => (painting = null));
+for (const over of ["pointerup", "pointercancel", "lostpointercapture"]) mask.addEventListener(over, finish);
 mask.addEventListener("pointerleave", () => (cursor.hidden = true));
-mask.addEventListener("blur", () => (cursor.hidden = true));
+mask.addEventListener("blur", () => {
+  cursor.hidden = true;
+  finish();
+});
 mask.addEventListener("focus", () => point(at));
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -166,17 +182,14 @@ mask.addEventListener("keydown", (event) => {
   if (move) {
     const step = Math.max(1, size() / (event.shiftKey ? 2 : 6));
     at = [0, 1].map((k) => Math.min([mask.width, mask.height][k], Math.max(0, at[k] + move[k] * step)));
-    if (painting) {
-      painting.points.push(at);
-      redraw();
-    }
+    if (painting) extend([at]);
   } else if (event.key === " " && !event.repeat) begin(at, false);
   else if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo();
   else if (event.key !== " ") return;
   event.preventDefault();
   point(at);
 });
-mask.addEventListener("keyup", (event) => event.key === " " && (painting = null));
+mask.addEventListener("keyup", (event) => event.key === " " && finish());
 
 function undo() {
   strokes.pop();
