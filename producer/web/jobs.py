@@ -126,7 +126,7 @@ async def result_of(id: str, desk: AtDesk) -> Result:
     """The result of a request that is over. Raises `UnknownRequest`, and 409 when it is not over."""
     state = await desk.state(id)
     if state.result is None:
-        state = await desk.client.status(id)  # what is remembered is a moment old, and it may have ended since
+        state = await desk.client.status(id)  # what is remembered is a moment old
     if state.result is None:
         raise HTTPException(409, f"{id} is {state.status}: it has no pictures yet")
     return state.result
