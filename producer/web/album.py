@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ class Waiting:
     batch: bool
     ahead: int = 0
     progress: Progress | None = None
+    rows: int = 0  # of a batch, where they are known
+    over: int = 0  # of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Album:
 
     desk: Desk
     _words: dict[str, tuple[str, bool]] = field(default_factory=dict)  # id to prompt, whether it is a batch
+    _rows: dict[str, int] = field(default_factory=dict)  # batch to how many rows it has
     _tiles: dict[tuple[str, str], list[Tile]] = field(default_factory=dict)  # key and etag to tiles
     _results: dict[tuple[str, str], Result] = field(default_factory=dict)  # the same, without heavy requests
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -100,8 +104,17 @@ class Album:
             *(self.words(id) for id in [id for id, _ in drawn] + [w[1] for w in waits])
         )
         first, then = words[: len(drawn)], words[len(drawn) :]
+        ended = [_id(info) for info in await self._commits()] if any(batch for _, batch in first) else []
         return [
-            Waiting(id, "processing", prompt, batch, progress=progress)
+            Waiting(
+                id,
+                "processing",
+                prompt,
+                batch,
+                progress=progress,
+                rows=self._rows.get(id, 0),
+                over=sum(one.startswith(f"{id}/") for one in ended) if batch else 0,
+            )
             for (id, progress), (prompt, batch) in zip(drawn, first, strict=True)
         ] + [
             Waiting(id, "queued", prompt, batch, ahead=n)
@@ -126,15 +139,33 @@ class Album:
             claimed = parse_claim(info.key)
             if claimed and claimed[0] == id and info.size < HEAVY:
                 claim = await lookup.read_claim(store, id)
-                return (str((claim.plan or {}).get("prompt") or ""), claim.batch) if claim else None
+                if claim is None:
+                    return None
+                if claim.batch:
+                    self._count_rows(id, claim.frozen.body())
+                return str((claim.plan or {}).get("prompt") or ""), claim.batch
         request = await lookup.find_request(store, id)
         if request is None:
             return None
-        if is_batch(request.key) or request.size >= HEAVY:
+        if request.size >= HEAVY:
             return "", is_batch(request.key)
         with contextlib.suppress(NotFound, Rejected):
-            return str(load_object((await store.get(request.key)).body).get("prompt") or ""), False
+            body = (await store.get(request.key)).body
+            if is_batch(request.key):
+                self._count_rows(id, body)
+                return "", True
+            return str(load_object(body).get("prompt") or ""), False
         return None
+
+    def _count_rows(self, batch: str, body: bytes) -> None:
+        if len(self._rows) >= KEPT:
+            self._rows.clear()
+        self._rows[batch] = sum(1 for line in body.split(b"\n") if line.strip())
+
+    async def size(self, batch: str) -> int:
+        """How many rows a batch has that is not over; 0 where that is not known."""
+        await self.words(batch)
+        return self._rows.get(batch, 0)
 
     async def rows(self, batch: str) -> list[Tile]:
         """The pictures of a batch's rows that are over, in the order of their names."""
@@ -162,22 +193,19 @@ class Album:
     async def batches(self, found: Overview, caller: Key) -> list[Line]:
         """Batches, the newest first."""
         lines = [
-            Line(one.id, one.status, one.progress.images_done, one.progress.images_total)
-            if one.progress
-            else Line(one.id, one.status, 0, 0)
+            Line(one.id, one.status, one.over, one.rows)
             for one in await self.queue(found, caller)
             if one.batch
         ]
         commits = {_id(info): info for info in await self._commits()}
-        parents = {id.rpartition("/")[0] for id in commits if "/" in id} & commits.keys()
-        newest = sorted((id for id in parents if caller.sees(id)), key=lambda id: -commits[id].modified)
-        for result in await asyncio.gather(*(self._read(id) for id in newest[:BATCHES])):
-            if result is not None and result.batch is not None:
-                counts = result.batch.counts
-                failed = counts.total - counts.succeeded
-                lines.append(
-                    Line(result.id, result.status, counts.total, counts.total, failed, result.finished_at)
-                )
+        rows = Counter(id.rpartition("/")[0] for id in commits if "/" in id)
+        ended = [id for id in rows.keys() & commits.keys() if caller.sees(id)]
+        newest = sorted(ended, key=lambda id: -commits[id].modified)[:BATCHES]
+        for result in await asyncio.gather(*map(self._read, newest)):
+            if result is not None:  # a cancelled one has no counts
+                total = result.batch.counts.total if result.batch else rows[result.id]
+                failed = total - result.batch.counts.succeeded if result.batch else 0
+                lines.append(Line(result.id, result.status, total, total, failed, result.finished_at))
         return lines
 
     async def _read(self, id: str) -> Result | None:

@@ -127,10 +127,21 @@ def _page(
     return HTMLResponse(text, code, told)
 
 
+async def _latest(shelf: Album, caller: Caller, id: str) -> list[Result]:
+    """The newest pictures, `id` among them even if it ended a moment ago."""
+    for look in (shelf.overview, shelf.look):
+        latest = [r for r in (await look()).latest if caller.sees(r.id) and tiles.tiles(r)]
+        if any(result.id == id for result in latest):
+            break
+    return latest
+
+
 async def _live(shelf: Album, caller: Caller, before: str | None, now: bool = False) -> dict[str, Any]:
     """The queue and the gallery; `now`: not as they were a moment ago."""
     found = await (shelf.look() if now else shelf.overview())
     latest = [r for r in found.latest if caller.sees(r.id) and tiles.tiles(r)]
+    if before:
+        latest = await _latest(shelf, caller, before)
     start = next((n + 1 for n, result in enumerate(latest) if result.id == before), 0)
     page = latest[start : start + PER_PAGE]
     more = len(latest) > start + PER_PAGE
@@ -186,8 +197,7 @@ async def picture(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller:
     if state.result is not None and state.result.batch is not None:
         return Response(status_code=307, headers={"Location": f"/b/{quote(id)}"})
     result = state.result
-    latest = [r for r in (await shelf.overview()).latest if caller.sees(r.id) and r.batch is None]
-    newer, older = tiles.neighbours(latest, id)
+    newer, older = tiles.neighbours(await _latest(shelf, caller, id), id)
     prompt = (await shelf.words(id))[0] if result is None else tiles.tiles(result)[0].prompt
     plan = result.parameters if result else {}
     return _page(
@@ -256,7 +266,6 @@ async def batch(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller: C
         return Response(status_code=307, headers={"Location": tiles.picture_path(id)})
     shown: list[Tile] = await shelf.rows(id) if state.status != "queued" else []
     counts = result.batch.counts if result and result.batch else None
-    done = counts.total if counts else (state.progress.images_done if state.progress else 0)
     return _page(
         request,
         "batch.html",
@@ -264,8 +273,8 @@ async def batch(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller: C
         state=state,
         result=result,
         counts={k: v for k, v in counts.model_dump().items() if v and k != "total"} if counts else {},
-        done=max(done, len({tile.id for tile in shown})),
-        total=counts.total if counts else (state.progress.images_total if state.progress else 0),
+        done=len({tile.id for tile in shown}),
+        total=0 if result else await shelf.size(id),
         tiles=[tile for tile in shown if tile.url],
         failed=[tile for tile in shown if tile.why and tile.index == 0],
         differing=tiles.differing(shown),

@@ -27,7 +27,7 @@ expect = sync_api.expect
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
 
-HOSTILE = '"><script>window.hacked=1</script><img src=x onerror="window.hacked=1">{{7*7}}'
+HOSTILE = '"><script>alert(1)</script><img src=x onerror="alert(1)">{{7*7}}'
 SLOW = json.dumps({"seconds_per_step": 0.05})
 QUICK = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
 WAIT = 20_000  # milliseconds in which a picture must come
@@ -82,7 +82,6 @@ def clean(browser: Browser, address: str, **options: object) -> Iterator[Page]:
     opened.on("dialog", lambda dialog: faults.append(dialog.message) or dialog.dismiss())
     opened.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or faults.append(r.url))
     yield opened
-    assert opened.evaluate("window.hacked") is None
     context.close()
     assert not faults
 
@@ -281,7 +280,7 @@ def test_a_recipe_is_copied_as_json_and_as_a_manifest(page: Page, address: str):
     recipe = json.loads(page.evaluate("navigator.clipboard.readText()"))
     assert (recipe["prompt"], recipe["steps"]) == ("a recipe", 2)
     page.get_by_role("button", name="Copy manifest").click()
-    page.wait_for_function("async () => (await navigator.clipboard.readText()).includes('\"seed\"')")
+    expect(page.locator("#copy-manifest")).to_have_text("Copied")
     again = json.loads(page.evaluate("navigator.clipboard.readText()"))
     assert again["seed"] == recipe["seeds"][0]
     assert "scheduler" in again

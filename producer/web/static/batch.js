@@ -37,6 +37,7 @@ const compare = $("#compare");
 compare?.addEventListener("submit", (event) => event.preventDefault());
 compare?.addEventListener("change", () => {
   const grid = $("#grid");
+  grid.dataset.keep = "class style"; // from now on this page decides, not the server
   const columns = compare.elements.namedItem("columns").value;
   grid.classList.toggle("fixed", columns !== "");
   grid.style.setProperty("--columns", columns || "auto-fill");

@@ -57,11 +57,11 @@ function isOver() {
 function morph(from, to) {
   if (from.isEqualNode(to)) return;
   if (from.dataset?.streamed && from.dataset.status === to.dataset?.status) return; // it knows better
-  const keep = from.dataset?.keep;
+  const keep = new Set(["open", "data-keep", ...(from.dataset?.keep ?? "").split(" ")]); // the reader's own choices
   for (const { name } of [...from.attributes])
-    if (name !== keep && name !== "open" && !to.hasAttribute(name)) from.removeAttribute(name);
+    if (!keep.has(name) && !to.hasAttribute(name)) from.removeAttribute(name);
   for (const { name, value } of to.attributes)
-    if (name !== keep && from.getAttribute(name) !== value) from.setAttribute(name, value);
+    if (!keep.has(name) && from.getAttribute(name) !== value) from.setAttribute(name, value);
   const known = new Map([...from.children].filter((child) => child.id).map((child) => [child.id, child]));
   let at = from.firstChild;
   for (const child of [...to.childNodes]) {
