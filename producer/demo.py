@@ -71,7 +71,7 @@ ROWS: list[dict[str, Any]] = [
 def requests() -> dict[str, bytes]:
     """What is dropped: file name below `requests/` to content."""
     plain, mask = _picture(), _mask()
-    steps = {"steps": 20}
+    steps = {"steps": 20, "cfg_scale": 4}  # what doodle draws best with
     files = {f"{name}.json": _json(steps | document) for name, document in DRAWINGS.items()}
     redraw = steps | {"image": plain, "strength": 0.75}
     files["redrawn/star.json"] = _json({"prompt": "a yellow star on a blue background", "seed": 8} | redraw)
@@ -185,7 +185,12 @@ def main(store: Path = STORE, worker_arguments: list[str] | None = None) -> int:
     batch = ended["wall"].batch
     if batch is not None and batch.gallery:
         print(f"gallery:   {store / batch.gallery}")
-    print(f"your own:  dreamdrop worker --store ./{store}  and  cp cat.json {store / 'requests'}/")
+    command = Path(sys.executable).with_name("dreamdrop")
+    with contextlib.suppress(ValueError):
+        command = command.relative_to(
+            Path.cwd()
+        )  # as it can be typed here, whether the environment is active or not
+    print(f"your own:  {command} worker --store ./{store}  and  cp cat.json {store / 'requests'}/")
     good = {result.id for result in ended.values() if result.status == "succeeded"}
     return 0 if set(ended) - good == {"broken"} else 1
 

@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from tests.studio import Studio
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """diffusers 0.42 hands torch tensors to numpy 2 in a way that numpy is going to drop."""
-    config.addinivalue_line("filterwarnings", "ignore:__array:DeprecationWarning")
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with safetensors and random weights."""

@@ -12,11 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """diffusers 0.42 hands torch tensors to numpy 2 in a way that numpy is going to drop."""
-    config.addinivalue_line("filterwarnings", "ignore:__array:DeprecationWarning")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test of this folder, and skip it on a machine without a GPU."""
     import torch

@@ -57,7 +57,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument(
-        "--unet-steps", type=int, nargs="+", default=[7500, 9000], help="where each cycle of the rate ends"
+        "--unet-steps",
+        type=int,
+        nargs="+",
+        default=[7500, 9000, 24_000],
+        help="where each cycle of the rate ends",
     )
     options = parser.parse_args(None if arguments is None else list(arguments))
     work: Path = options.work
