@@ -58,7 +58,7 @@ ROWS: list[dict[str, Any]] = [
             ("red circle", "white"),
             ("yellow star", "blue"),
             ("green square", "black"),
-            ("purple ring", "yellow"),
+            ("purple ring", "white"),
             ("white heart", "red"),
             ("orange triangle", "black"),
             ("small blue star", "white"),
