@@ -57,7 +57,7 @@ $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.for-use: $(bin)/python pyproject.toml constraints.txt
-	$(install) -e '.[consumer]'
+	$(install) -e '.[consumer,web]'
 	@touch $@
 
 $(VENV)/.for-development: $(bin)/python pyproject.toml constraints.txt

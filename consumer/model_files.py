@@ -169,7 +169,8 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
     try:
         return Path(snapshot_download(**wanted))
     except Exception as error:  # network, proxy, permission, revision: all mean the same to us
-        raise ModelUnavailable(f"the hub did not give it ({type(error).__name__}: {error})") from error
+        said = " ".join(str(error).split())  # the hub's client speaks in paragraphs
+        raise ModelUnavailable(f"the hub did not give it ({type(error).__name__}: {said})") from error
 
 
 def _refuse(folder: Path, why: str) -> Rejected:

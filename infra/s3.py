@@ -76,7 +76,7 @@ class S3Store:
             await self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
         except FOREIGN as error:
             if code_of(error) != "AccessDenied":  # a client may be allowed to write and not to list
-                reason = self._translated(error, "open it")
+                reason = self._translated(error, "open the store")
                 await self.close()
                 raise reason from error
 

@@ -45,7 +45,7 @@ class Queue:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/"):
             raise Unsupported(
-                f"{shown(url)} is no queue: give an SQS queue's URL, such as "
+                f"{shown(url) if parts.hostname else 'what is given'} is no queue: give an SQS queue's URL, such as "
                 "https://sqs.eu-west-1.amazonaws.com/123456789012/dreamdrop"
             )
         if parts.path.endswith(".fifo"):

@@ -98,7 +98,10 @@ def _not_installed(name: str, missing: str | None) -> Any:
 
 def _say_what_is_missing(name: str, missing: str | None) -> None:
     extra = EXTRAS.get(name, "consumer")
-    say(f"dreamdrop: `{name}` needs {missing}, which is not installed: pip install 'dreamdrop[{extra}]'")
+    say(
+        f"dreamdrop: `{name}` needs {missing}, which is not installed: in Dreamdrop's folder, "
+        f"pip install -c constraints.txt -e '.[{extra}]'"
+    )
 
 
 @cache

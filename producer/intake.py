@@ -104,7 +104,7 @@ def _all(faults: list[tuple[str, Rejected]]) -> Rejected:
     first = faults[0][1]
     lines = [f"{'standard input' if name == STDIN else name}: {fault.message}" for name, fault in faults[:20]]
     if len(faults) > 20:
-        lines.append(f"and {len(faults) - 20} more files")
+        lines.append(f"and {len(faults) - 20} more")
     text = (
         lines[0]
         if len(lines) == 1

@@ -121,7 +121,7 @@ async def state(store: Store, id: str) -> State:
         return State(id, "queued", position=await position(store, request))
     if await _is_row_of_a_known_batch(store, id):
         return State(id, "queued")
-    raise UnknownRequest(id, store.url, difflib.get_close_matches(id, await known_ids(store), 3, 0.5))
+    raise UnknownRequest(id, store.url, difflib.get_close_matches(id, await known_ids(store), 3, 0.6))
 
 
 async def is_known(store: Store, id: str) -> bool:

@@ -235,8 +235,9 @@ def about(state: State) -> str:
 
 def overview(found: Overview) -> Group:
     """A store at a glance."""
+    some = f" (below, the newest {len(found.latest)})" if len(found.latest) < found.over else ""
     counts = (
-        f"{len(found.queued)} queued, {len(found.processing)} processing, {found.over} over; "
+        f"{len(found.queued)} queued, {len(found.processing)} processing, {found.over} over{some}; "
         f"{found.workers} worker{'s' * (found.workers != 1)}"
     )
     table = Table("request", "status", "about", box=None, padding=(0, 2, 0, 0))

@@ -136,6 +136,11 @@ class Inpainting(_Request):
 
 
 Manifest = Text2Img | Img2Img | Inpainting
+_WHY_NEEDED = {
+    "prompt": "; say what to draw",
+    "image": "; img2img and inpainting (mask_image) begin with a picture",
+    "mask_image": "; inpainting repaints what is white in it",
+}
 _BODIES: dict[str, type[Text2Img] | type[Img2Img] | type[Inpainting]] = {
     "text2img": Text2Img,
     "img2img": Img2Img,
@@ -187,18 +192,26 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(known))}"
         return f"is an unknown field; {hint}"
     if kind == "missing":
-        return "is missing"
+        return f"is missing{_WHY_NEEDED.get(name, '')}"
     if kind == "value_error":
         return str(context["error"])
     if kind == "string_too_short":
         return "is empty; say what to draw" if name == "prompt" else "is empty"
     if kind == "multiple_of":
-        size = int(given)
-        return f"is {size}; sizes are multiples of 8, such as {max(8, size // 8 * 8)} or {size // 8 * 8 + 8}"
+        size, below = int(given), int(given) // 8 * 8
+        hint = f"such as {below} or {below + 8}" if below >= 8 else "at least 8"
+        return f"is {size}; sizes are multiples of 8, {hint}"
     if kind == "finite_number":
         return "is not a finite number"
     shown = json.dumps(given, default=str, ensure_ascii=False)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        has = _fields_at(body, fault["loc"]) if kind != "dict_type" else []
+        return f"is {shown}; it should be an object {{...}}" + (f" with {', '.join(has)}" if has else "")
+    if kind in ("tuple_type", "list_type"):
+        return f"is {shown}; it should be a list [...]"
+    if kind.startswith("datetime"):
+        return f"is {shown}; it should be a moment, such as 2030-01-31T12:00:00Z"
     message = str(fault["msg"]).removeprefix("Input should be ").removeprefix("Input should ")
     return (
         f"is {shown}; it should be {message}" if not str(fault["msg"]).startswith("String") else fault["msg"]

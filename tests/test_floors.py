@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,29 @@ def test_the_workers_parent_loads_without_torch():
     """A parent process that had torch could not outlive what torch does to a process."""
     there = [f"consumer.{name}" for name in PARENT if (ROOT / "consumer" / f"{name}.py").is_file()]
     assert imported(there) == ""
+
+
+def test_a_client_is_installed_with_all_that_it_imports():
+    """What the lower floors and the client import by name is among the dependencies, by its own name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["web"]]
+    named = {re.split(r"[\[<>=!~; ]", line)[0].lower().replace("-", "_") for line in lines}
+    named = {{"pillow": "pil"}.get(name, name) for name in named}
+    # botocore comes with aiobotocore, starlette with fastapi
+    named |= {"botocore", "starlette", *(name.lower() for name in sys.stdlib_module_names)}
+    ours = {"schemas", "infra", "producer"}
+    for package in sorted(ours):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    names = [node.module]
+                else:
+                    continue
+                tops = {name.partition(".")[0].lower() for name in names}
+                assert tops <= named | ours, f"{file}:{node.lineno} imports what pyproject.toml does not name"
 
 
 def test_tests_folders_are_no_packages():

@@ -18,7 +18,7 @@ def replay(
         Path | None, typer.Option(help="The picture it started from; recipes do not hold it.")
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="The mask it was drawn with.")] = None,
-    out: Annotated[Path, typer.Option(help="With --submit: where to save.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", "-o", help="With --submit: where to save.")] = Path(),
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:

@@ -43,7 +43,9 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until all are over, with a progress bar.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Wait, and save the images below this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Wait, and save the images below this folder.")
+    ] = None,
     id: Annotated[str | None, typer.Option(help="The request's id; by default a fresh one.")] = None,
     express: Annotated[
         bool, typer.Option("--express", help="Into the lane that workers look at first.")
@@ -93,6 +95,8 @@ class Errand:
             if not self.wait:
                 self._tell_ids(tickets)
                 return 0
+            if self.out is None and not self.as_json:
+                self._tell_ids(tickets)  # before the waiting: whoever breaks it off can still `fetch`
             return await self._collect(client, tickets)
 
     async def _send(self, client: AsyncClient) -> list[Ticket]:
@@ -220,7 +224,7 @@ def imagine(
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     mask: Annotated[Path | None, typer.Option(help="With --image: white is repainted.")] = None,
     strength: Annotated[float | None, typer.Option(help="With --image: how far to go from it.")] = None,
-    out: Annotated[Path, typer.Option(help="Where to save.")] = Path(),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to save.")] = Path(),
     express: Annotated[bool, typer.Option(help="Use the lane that workers look at first.")] = True,
     timeout: Timeout = None,
     as_json: AsJson = False,

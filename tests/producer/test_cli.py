@@ -138,7 +138,7 @@ def test_waiting_saves_pictures_and_tells_failures(
     with Client(store) as dream:
         dream.submit(tmp_path / "good.json")
     answer_all(store, worker)
-    done = dreamdrop("submit", "good.json", "--out", "out")
+    done = dreamdrop("submit", "good.json", "-o", "out")
     assert (done.returncode, done.stdout.split()) == (0, ["out/good/0.png", "out/good/1.png"])
     assert "1 succeeded; 2 images" in done.stderr
 
@@ -147,6 +147,7 @@ def test_waiting_saves_pictures_and_tells_failures(
     answer_all(store, worker, status="failed")
     done = dreamdrop("submit", "good.json", "bad.json", "--wait")
     assert done.returncode == 1
+    assert done.stdout.split() == ["good", "bad"], "what was not saved can still be fetched, by its id"
     assert "bad.json" in done.stderr
     assert "it broke" in done.stderr
     told = json.loads(dreamdrop("submit", "bad.json", "--wait", "--json").stdout)["requests"][0]
@@ -245,7 +246,7 @@ def test_a_command_whose_library_is_missing_says_what_to_install(capsys: pytest.
     with pytest.raises(SystemExit) as caught:
         root(["worker"])
     assert caught.value.code == 2
-    assert "pip install 'dreamdrop[consumer]'" in capsys.readouterr().err
+    assert "pip install -c constraints.txt -e '.[consumer]'" in capsys.readouterr().err
 
 
 def test_every_entry_point_loads():

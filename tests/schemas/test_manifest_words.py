@@ -1,0 +1,31 @@
+"""What a person reads who wrote a manifest by hand and got it wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from schemas.errors import Rejected
+from schemas.manifest import parse_manifest
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"height": 7}, "height is 7; sizes are multiples of 8, at least 8"),
+    ({"height": 100}, "height is 100; sizes are multiples of 8, such as 96 or 104"),
+    ({"output": "gif"}, 'output is "gif"; it should be an object {...} with format, quality'),
+    ({"loras": ["ink"]}, 'loras.0 is "ink"; it should be an object {...} with name, weight'),
+    ({"loras": "ink"}, 'loras is "ink"; it should be a list [...]'),
+    ({"metadata": 7}, "metadata is 7; it should be an object {...}"),
+    ({"expires_at": "soon"}, 'expires_at is "soon"; it should be a moment, such as 2030-01-31T12:00:00Z'),
+    ({"mask_image": "x"}, "image is missing; img2img and inpainting (mask_image) begin with a picture"),
+    ({"task": "inpainting", "image": "x"}, "mask_image is missing; inpainting repaints what is white in it"),
+]
+
+
+@pytest.mark.parametrize(("fields", "sentence"), FAULTS)
+def test_a_fault_is_told_in_the_words_of_json(fields: dict[str, Any], sentence: str):
+    """The sentence says what to write instead, and names no class of this program."""
+    with pytest.raises(Rejected) as caught:
+        parse_manifest(json.dumps({"prompt": "a red circle", **fields}).encode())
+    assert caught.value.message == sentence
