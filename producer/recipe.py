@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_recipe(path: Path) -> Found:
     Raises:
         Rejected: no picture, or none with a recipe.
     """
-    texts = _texts(path)
+    texts = texts_in(path, repr(str(path)))
     if CHUNK in texts:
         return _ours(path, texts[CHUNK])
     if texts.get(PARAMETERS, "").strip():
@@ -47,22 +48,22 @@ def read_recipe(path: Path) -> Found:
     )
 
 
-def _texts(path: Path) -> dict[str, str]:
-    """The texts that a picture carries, by keyword."""
+def texts_in(source: Path | io.BytesIO, name: str) -> dict[str, str]:
+    """The texts that a picture carries, by keyword. Raises `Rejected`, with the name that it goes by."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(source) as picture:
             picture.load()  # chunks may stand behind the pixels
             texts = {
                 k: str(v) for k, v in picture.info.items() if k in (CHUNK, PARAMETERS) and isinstance(v, str)
             }
             comment = picture.getexif().get_ifd(EXIF_BLOCK).get(USER_COMMENT)
     except UnidentifiedImageError as error:
-        raise Rejected("invalid_image", f"{str(path)!r} is not a picture that can be read") from error
+        raise Rejected("invalid_image", f"{name} is not a picture that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged"
-        raise Rejected("invalid_image", f"cannot read the picture {str(path)!r}: {why}") from error
+        raise Rejected("invalid_image", f"cannot read the picture {name}: {why}") from error
     if PARAMETERS not in texts and comment:
         texts[PARAMETERS] = _user_comment(comment)
     return texts

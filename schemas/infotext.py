@@ -53,10 +53,36 @@ def write(recipe: Mapping[str, Any]) -> str:
 
 def read(text: str) -> dict[str, Any]:
     """Manifest fields out of a `parameters` text; what is not there is left out."""
+    words, negative, pairs = _parts(text)
+    prompt, loras = split_loras(words)
+    found: dict[str, Any] = {"prompt": prompt}
+    if loras:
+        found["loras"] = loras
+    if negative is not None:
+        found["negative_prompt"] = negative
+    return found | _fields(pairs)
+
+
+def pairs(text: str) -> dict[str, str]:
+    """The same under the names that A1111 gives them; `Size` also as `Size-1` and `Size-2`."""
+    words, negative, found = _parts(text)
+    width, x, height = found.get("Size", "").partition("x")
+    sizes = {"Size-1": width, "Size-2": height} if x else {}
+    return {"Prompt": words, "Negative prompt": negative or ""} | found | sizes
+
+
+def split_loras(words: str) -> tuple[str, list[dict[str, Any]]]:
+    """A prompt without its `<lora:name:weight>` tags, and what they name."""
+    found = [{"name": name, "weight": float(weight or 1)} for name, weight in _LORA.findall(words)]
+    return _LORA.sub("", words).strip(), found
+
+
+def _parts(text: str) -> tuple[str, str | None, dict[str, str]]:
+    """Prompt, negative prompt and pairs."""
     lines = text.strip().split("\n")
-    pairs = dict(_PAIR.findall(lines[-1]))
-    if len(pairs) < _FEWEST:
-        pairs, last = {}, len(lines)
+    found = dict(_PAIR.findall(lines[-1]))
+    if len(found) < _FEWEST:
+        found, last = {}, len(lines)
     else:
         last = len(lines) - 1
     prompt: list[str] = []
@@ -66,13 +92,8 @@ def read(text: str) -> dict[str, Any]:
             negative = [line[len(_NEGATIVE) :]]
         else:
             (prompt if negative is None else negative).append(line)
-    words = "\n".join(prompt)
-    found: dict[str, Any] = {"prompt": _LORA.sub("", words).strip()}
-    if loras := _LORA.findall(words):
-        found["loras"] = [{"name": name, "weight": float(weight or 1)} for name, weight in loras]
-    if negative:
-        found["negative_prompt"] = "\n".join(negative).strip()
-    return found | _fields({key: _unquoted(value.strip()) for key, value in pairs.items()})
+    unquoted = {key: _unquoted(value.strip()) for key, value in found.items()}
+    return "\n".join(prompt), "\n".join(negative).strip() if negative else None, unquoted
 
 
 def _fields(pairs: dict[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from producer.web import answers, batches, describe, generate, health, jobs, pages
+from producer.web import a1111, a1111_lists, answers, batches, describe, generate, health, jobs, pages
 from producer.web.album import Album
 from producer.web.desk import Desk
 from producer.web.guard import Guard
@@ -50,7 +50,8 @@ def create_app(settings: FacadeSettings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.desk, app.state.album = desk, Album(desk)
-    for router in (generate, jobs, batches, health, pages):
+    app.state.checkpoints = {}  # by key's name, see `a1111_lists`
+    for router in (generate, jobs, batches, a1111, a1111_lists, health, pages):
         app.include_router(router.router)
     _mount_files(app)
     app.add_exception_handler(DreamError, _told)

@@ -105,6 +105,7 @@ class Desk:
     client: AsyncClient = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     waiting: Counter[str] = field(default_factory=Counter)  # callers that wait here, by id
+    places: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same, by key's name and id
     busy: Counter[str] = field(default_factory=Counter)  # synchronous requests under way, by key's name
     _ended: deque[float] = field(default_factory=lambda: deque(maxlen=PACE))  # when requests were over
     _states: dict[str, Remembered[lookup.State]] = field(default_factory=dict)
@@ -162,7 +163,23 @@ class Desk:
             raise NoWorker(self.settings.store)
         with self._seat(caller):
             ticket = await self.submit(document, caller)
-            return await self._wait_with(ticket, wait, gone, ours=not document.get("id"))
+            place = (caller.name, ticket.id)
+            self.places[place] += 1
+            try:
+                return await self._wait_with(ticket, wait, gone, ours=not document.get("id"))
+            finally:
+                self.places[place] -= 1
+                self.places += Counter()  # forgets zeros
+
+    def waits_of(self, caller: Key) -> list[str]:
+        """The requests that this caller waits for here, the oldest first."""
+        return [id for name, id in self.places if name == caller.name]
+
+    async def interrupt(self, caller: Key) -> None:
+        """Cancel what this caller waits for here, but for what somebody else waits for, too."""
+        for id in self.waits_of(caller):
+            if self.waiting[id] <= self.places[caller.name, id]:
+                await self.client.cancel(id)
 
     async def _wait_with(
         self, ticket: Ticket, wait: float, gone: Callable[[], Awaitable[object]], *, ours: bool
