@@ -283,7 +283,8 @@ def _devices(options: Options) -> list[str]:
         [sys.executable, "-c", code, wanted], capture_output=True, text=True, timeout=120, check=False
     )
     if answer.returncode:
-        raise DreamError(f"devices {wanted!r}: {(answer.stderr.strip() or 'no answer').splitlines()[-1]}")
+        last = (answer.stderr.strip() or "no answer").splitlines()[-1]
+        raise DreamError(f"devices {wanted!r}: {last.removeprefix('consumer.devices.BadDevice: ')}")
     names: list[str] = json.loads(answer.stdout.strip().splitlines()[-1])
     return names
 

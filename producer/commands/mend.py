@@ -47,7 +47,17 @@ def retry(
     id = named(id)
 
     async def work(client: AsyncClient) -> None:
-        again = await client.retry(id, queue=queue[-1] if queue else None)
+        from schemas.errors import Rejected
+
+        try:
+            again = await client.retry(id, queue=queue[-1] if queue else None)
+        except Rejected as error:
+            text = (
+                f"{id} can only fail again as it is written; correct it and submit it anew: {error.message}"
+            )
+            raise Rejected(
+                error.code, text, field=error.field, line=error.line, column=error.column
+            ) from error
         if as_json:
             print_json({"id": again.id, "of": id, "was": again.was, "submitted": again.ticket is not None})
             return

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -297,6 +298,20 @@ def test_the_command_line_retries_and_says_so(dreamdrop: Cli, tmp_path: Path):
     again = dreamdrop("retry", "a", "--store", str(store), "--json")
     assert json.loads(again.stdout) == {"id": "a-r2", "of": "a", "was": "canceled", "submitted": False}
     assert dreamdrop("retry", "nobody", "--store", str(store)).returncode == 2
+
+
+@pytest.mark.anyio
+async def test_what_can_only_fail_again_is_to_be_corrected(
+    home: AsyncClient, worker: Worker, dreamdrop: Any, tmp_path: Path
+):
+    """Retrying a wrong manifest names the request, says what to do, and repeats what is wrong."""
+    await home.store.create("requests/bad.json", b'{"prompt": 5}')
+    await worker(home.store, "requests/bad.json", status="failed")
+    done = await anyio.to_thread.run_sync(dreamdrop, "retry", "bad", "--store", str(tmp_path / "store"))
+    assert done.returncode == 2
+    assert (
+        "bad can only fail again as it is written; correct it and submit it anew: prompt is 5" in done.stderr
+    )
 
 
 def test_a_retry_goes_by_queue_where_there_is_one(dreamdrop: Cli, cloud: Cloud, tmp_path: Path):
