@@ -170,6 +170,15 @@ async def known_ids(store: Store) -> list[str]:
     return list(ids)
 
 
+async def namesakes(store: Store, id: str) -> list[str]:
+    """Ids of the results of other requests that were dropped under the same name: `<id>~<hash>`."""
+    return [
+        info.key[len(RESULTS) : -len(COMMIT) - 1]
+        async for info in first(store.list(f"{RESULTS}{id}~"), MOST)
+        if info.key.endswith(f"/{COMMIT}")
+    ]
+
+
 async def workers_alive(store: Store) -> int:
     """About how many workers have said lately that they live (by the store's clock: for people)."""
     now = time.time()

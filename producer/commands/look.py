@@ -146,6 +146,7 @@ async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
     from rich.console import Console
 
     from producer import show
+    from producer.lookup import namesakes
 
     if id is None:
         found = await client.known()
@@ -159,6 +160,9 @@ async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
         print_json(_document(state))
     else:
         Console().print(show.states([state]))
+        others = await namesakes(client.store, id) if state.over else []
+        if others:
+            say(f"another request was dropped under this name: see {', '.join(others)}")
 
 
 async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: bool) -> int:

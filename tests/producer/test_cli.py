@@ -201,6 +201,20 @@ def test_a_dropped_file_is_named_by_its_path(dreamdrop: Cli, store: str):
     assert "is canceled" in dreamdrop("cancel", "my cats/tom & co").stderr
 
 
+def test_a_corrected_file_is_found_under_its_old_name(dreamdrop: Cli, store: str, worker: Worker):
+    """`status` of a name leads to the result of what was dropped under it later."""
+    requests = Path(store) / "requests"
+    requests.mkdir()
+    (requests / "tom.json").write_text('{"prompt": "a cat"}')
+    answer_all(store, worker, status="failed")
+    assert "another request" not in dreamdrop("status", "tom").stderr
+    (requests / "tom.json").write_text('{"prompt": "a better cat"}')
+    answer_all(store, worker, id="tom~0123abcd")
+    done = dreamdrop("status", "tom")
+    assert "failed" in done.stdout
+    assert done.stderr == "another request was dropped under this name: see tom~0123abcd\n"
+
+
 def test_a_batch_is_followed_by_its_rows(dreamdrop: Cli, store: str, worker: Worker, tmp_path: Path):
     """The summary counts rows, and a batch that failed as a whole ends the wait for them."""
     (tmp_path / "b.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
