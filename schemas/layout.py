@@ -7,6 +7,7 @@
     status/cats/a.json              how far it is; advisory
     results/cats/a/0.png            an image, written once
     results/cats/a/result.json      the result manifest: the commit
+    uploads/openai/...              a facade's own: files and batches of OpenAI's clients
 
 An *id* names a request: `/`-joined segments, each of `[A-Za-z0-9._~-]`, at most 100 bytes, not
 starting with a dot. Below another id none looks like one of our own files (`000001`, `0.png`,
@@ -25,6 +26,7 @@ WORKERS = "workers/"
 STATUS = "status/"
 RESULTS = "results/"
 MODELS = "models/"
+UPLOADS = "uploads/"  # no part of the protocol; what a facade keeps for its callers
 
 MAX_ID_BYTES = 400
 MAX_SEGMENT_BYTES = 100

@@ -10,16 +10,33 @@ from typing import Any
 
 import fastapi_offline
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from producer.web import a1111, a1111_lists, answers, batches, describe, generate, health, jobs, pages
+from producer.web import (
+    a1111,
+    a1111_lists,
+    answers,
+    batches,
+    describe,
+    generate,
+    health,
+    jobs,
+    openai,
+    openai_batches,
+    openai_errors,
+    openai_files,
+    pages,
+)
 from producer.web.album import Album
 from producer.web.desk import Desk
 from producer.web.guard import Guard
 from producer.web.metrics import Measured
+from producer.web.openai_rows import Tally
 from producer.web.settings import FacadeSettings
 from schemas.errors import DreamError
 
@@ -51,10 +68,16 @@ def create_app(settings: FacadeSettings) -> FastAPI:
     )
     app.state.desk, app.state.album = desk, Album(desk)
     app.state.checkpoints = {}  # by key's name, see `a1111_lists`
-    for router in (generate, jobs, batches, a1111, a1111_lists, health, pages):
+    app.state.tally = Tally()
+    for router in (
+        *(generate, jobs, batches, openai, openai_files, openai_batches, a1111, a1111_lists),
+        *(health, pages),
+    ):
         app.include_router(router.router)
     _mount_files(app)
     app.add_exception_handler(DreamError, _told)
+    app.add_exception_handler(HTTPException, openai_errors.http_error)
+    app.add_exception_handler(RequestValidationError, openai_errors.invalid)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     if settings.origins:
         app.add_middleware(
@@ -79,6 +102,8 @@ def _mount_files(app: FastAPI) -> None:
 async def _told(request: Request, fault: Exception) -> Response:
     """An error in the words and the shape that this route's callers expect."""
     assert isinstance(fault, DreamError)
+    if openai_errors.is_theirs(request):
+        return openai_errors.told(fault)
     status, body, headers = answers.error(fault)
     return JSONResponse(body, status, headers)
 
@@ -88,6 +113,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        openai_errors.tidy(document)
         known = document.setdefault("components", {}).setdefault("schemas", {})
         for name, schema in describe.components().items():
             known.setdefault(name, schema)
