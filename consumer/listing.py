@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _TAKING = 8  # requests being claimed at a time
 _PAGE = 64  # request objects whose order is shuffled
+_TOLD = 50  # overlooked files that are named in the log, so that a folder full of them does not fill it
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Listing:
     reconcile: float | None
     found: bool = False  # whether the last look found work, so that the next should come soon
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, when first listed)
+    _overlooked: set[str] = field(default_factory=set)  # keys that are no requests
 
     async def look(self) -> None:
         """List the inbox and claim what there is room for."""
@@ -84,11 +86,22 @@ class Listing:
                 twice = prefix == layout.REQUESTS and info.key.startswith(layout.EXPRESS)
                 if layout.is_request(info.key) and not twice:
                     page.append(info)
+                elif not twice:
+                    self._overlook(info.key)
                 if len(page) >= _PAGE:
                     yield page
                     page = []
             if page:
                 yield page
+
+    def _overlook(self, key: str) -> None:
+        """Say once that a file is no request: its author waits for a picture."""
+        name = key.rpartition("/")[2]
+        if layout.is_request(key) or name.startswith(".") or key in self._overlooked:
+            return
+        if len(self._overlooked) < _TOLD:
+            self._overlooked.add(key)
+            log.warning("a file is no request and stays: requests are .json or .jsonl", extra={"key": key})
 
     def _unheard(self, page: list[Info], after: float) -> list[Info]:
         """Of listed requests, those that no message will bring."""

@@ -27,7 +27,7 @@ class UnknownRequest(DreamError):
         hint = (
             f"did you mean {' or '.join(map(repr, near))}?"
             if near
-            else "`dreamdrop status` lists what is known"
+            else "`dreamdrop status` lists what is known; what was sent to a queue is known when a worker has it"
         )
         super().__init__(f"nothing is known of {id!r} in {store}; {hint}")
         self.id = id

@@ -27,21 +27,12 @@ from producer.web.caller import AtDesk, Caller, own_id
 from producer.web.guard import POLICY
 from producer.web.jobs import result_of
 from producer.web.tiles import Tile
+from schemas import samplers
 from schemas.errors import DreamError
 from schemas.result import Result
 
 HERE = Path(__file__).parent
 PER_PAGE = 48  # requests in the gallery
-SCHEDULERS = (
-    "DPM++ 2M",
-    "DPM++ 2M Karras",
-    "Euler",
-    "Euler a",
-    "Heun",
-    "DDIM",
-    "UniPC",
-    "LMS",
-)  # suggestions
 STATUS = {
     "queued": "waiting",
     "processing": "being drawn",
@@ -166,14 +157,13 @@ async def home(
 ) -> Response:
     workers = await desk.workers()
     models = {name for said in workers for name in _texts(said.get("models"))}
-    schedulers = {name for said in workers for name in _texts(said.get("schedulers"))}
     defaults = sorted({str(said["default_model"]) for said in workers if said.get("default_model")})
     return _page(
         request,
         "home.html",
         models=sorted(models),
         default_model=", ".join(defaults),
-        schedulers=sorted(schedulers) or SCHEDULERS,
+        schedulers=samplers.names(),
         limits=desk.settings.limits,
         **await _live(shelf, caller, before),
     )

@@ -183,3 +183,14 @@ async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixtur
     assert said["loading model"]["model"] == "tiny"
     assert said["model loaded"]["source"] == str(tiny_folder)
     assert said["model loaded"]["dtype"] == "float32"
+
+
+async def test_a_file_that_is_no_request_is_named_once(caplog: pytest.LogCaptureFixture):
+    """Its author may wait for a picture; editors' hidden files are nobody's request."""
+    store = MemoryStore()
+    for name in ("prompts.csv", ".cat.json.swp", "express/photo.png"):
+        await store.create(f"requests/{name}", b"?")
+    with caplog.at_level(logging.WARNING):
+        assert (await end(store, "x"))["status"] == "succeeded"
+    named = [record.key for record in caplog.records if "no request" in record.message]  # type: ignore[attr-defined]
+    assert sorted(named) == ["requests/express/photo.png", "requests/prompts.csv"]
