@@ -129,9 +129,9 @@ async def _draw(request: Request, desk: AtDesk, caller: Caller, *, img2img: bool
         limits=desk.settings.limits,
     )
     result = await desk.draw(asked.manifest, caller, wait=patience(request), gone=lambda: left(request))
-    images = await answers.pictures(desk.client.store, result)
-    if body.get("send_images") is False:
-        images = []
+    if not result.images:
+        raise answers.Undrawn(result)
+    images = [] if body.get("send_images") is False else await answers.pictures(desk.client.store, result)
     told = Pictures(
         images=[],
         parameters={name: value for name, value in body.items() if name not in HIDDEN},

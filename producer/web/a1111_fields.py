@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from producer.web import pictures
 from schemas import infotext, samplers
 from schemas.errors import Rejected
+from schemas.manifest import validate_manifest
 from schemas.result import Note
 
 if TYPE_CHECKING:
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
     from schemas.limits import Limits
 
+#: What a manifest's field is called in their bodies.
+THEIRS = {
+    "number_of_images": "batch_size",
+    "strength": "denoising_strength",
+    "scheduler": "sampler_name",
+    "image": "init_images",
+    "mask_image": "mask",
+    "model": "override_settings.sd_model_checkpoint",
+    "clip_skip": "override_settings.CLIP_stop_at_last_layers",
+}
 SAME = ("prompt", "negative_prompt", "steps", "cfg_scale")  # the same word means the same
 _READ = {
     *SAME,
@@ -100,10 +111,24 @@ def understood(body: Mapping[str, Any], *, img2img: bool, model: str | None, lim
     if isinstance(manifest.get("prompt"), str):
         manifest["prompt"], loras = infotext.split_loras(manifest["prompt"])
         manifest |= {"loras": loras} if loras else {}
-    manifest |= _sampler(body) | _settings(body.get("override_settings") or {}, model)
-    if img2img:
-        return _redraw(body, manifest, limits)
-    return Asked(manifest | {n: body[n] for n in ("width", "height") if body.get(n) is not None})
+    try:
+        manifest |= _sampler(body) | _settings(body.get("override_settings") or {}, model)
+        if img2img:
+            asked = _redraw(body, manifest, limits)
+        else:
+            asked = Asked(manifest | {n: body[n] for n in ("width", "height") if body.get(n) is not None})
+        validate_manifest(asked.manifest, limits)
+    except Rejected as fault:
+        raise _in_their_words(fault) from fault
+    return asked
+
+
+def _in_their_words(fault: Rejected) -> Rejected:
+    """The same refusal, with the field's name in A1111's bodies."""
+    ours = fault.field or ""
+    theirs = THEIRS.get(ours, ours)
+    message = theirs + fault.message[len(ours) :] if fault.message.startswith(ours) else fault.message
+    return Rejected(fault.code, message, field=theirs or None)
 
 
 def _make_sure_it_changes_nothing(name: str, value: Any) -> None:

@@ -11,14 +11,14 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from producer import lookup
 from producer.catalogue import heartbeats
 from producer.client import AsyncClient
-from producer.errors import Conflict, StillWorking
+from producer.errors import Conflict, StillWorking, UnknownRequest
 from producer.requests import Ticket, fresh_id
 from producer.web.keys import Key
 from producer.web.metrics import Metrics
@@ -179,7 +179,8 @@ class Desk:
         """Cancel what this caller waits for here, but for what somebody else waits for, too."""
         for id in self.waits_of(caller):
             if self.waiting[id] <= self.places[caller.name, id]:
-                await self.client.cancel(id)
+                with suppress(UnknownRequest):  # a message in a queue that no worker has read yet
+                    await self.client.cancel(id)
 
     async def _wait_with(
         self, ticket: Ticket, wait: float, gone: Callable[[], Awaitable[object]], *, ours: bool

@@ -112,6 +112,7 @@ def test_settings_of_one_request_count(api: webuiapi.WebUIApi):
         {"subseed_strength": 0.5},
         {"alwayson_scripts": {"ControlNet": {"args": [{"enabled": True}]}}},
         {"override_settings": {"sd_vae": "other.pt"}},
+        {"batch_size": 100},
     ],
     ids=lambda field: next(iter(field)),
 )

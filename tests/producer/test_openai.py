@@ -152,7 +152,7 @@ def test_what_is_wrong_is_a_bad_request_that_names_the_field(
         api.images.generate(**{"prompt": "x", **fields})
     assert refused.value.param == param
     assert refused.value.type == "invalid_request_error"
-    assert refused.value.body["message"]
+    assert param.partition(".")[0].replace("size", "") in refused.value.body["message"]
 
 
 def test_wrong_pictures_are_bad_requests(api: openai.OpenAI):
@@ -170,13 +170,13 @@ def test_wrong_pictures_are_bad_requests(api: openai.OpenAI):
 
 def test_a_failure_of_the_pipeline_is_theirs_to_catch_and_not_tried_again(address: str):
     """A server error; trying again by itself would draw it again and fail again."""
-    with client(address).with_options(max_retries=2) as patient:
-        before = len(httpx.get(f"{address}/jobs").json()["latest"])
-        with pytest.raises(openai.InternalServerError) as failed:
-            patient.images.generate(prompt="please fail", size="64x64", extra_body=OURS)
+    with (
+        client(address).with_options(max_retries=2) as patient,
+        pytest.raises(openai.InternalServerError) as failed,
+    ):
+        patient.images.generate(prompt="please fail", size="64x64", extra_body=OURS)
     assert failed.value.code == "render_error"
     assert failed.value.response.headers["x-should-retry"] == "false"
-    assert before >= 0
 
 
 def test_models_are_listed(api: openai.OpenAI):
