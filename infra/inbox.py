@@ -33,15 +33,19 @@ async def changes(
     found_work: Callable[[], bool] = lambda: False,
     shortest: float = BUSY,
     longest: float = IDLE,
+    growth: float = 2.0,
+    news: asyncio.Event | None = None,
 ) -> AsyncIterator[None]:
     """Yield whenever it is time to list: at once, then after each pause, until `stop` is set.
 
     Args:
         prefixes: folders (ending in "/") to listen to in a directory.
         found_work: asked after each look: whether it found something, so that the next comes soon.
-        shortest, longest: the pause in seconds; it doubles with each look that found nothing.
+        shortest, longest: the pause in seconds.
+        growth: how much longer it gets with each look that found nothing.
+        news: set by the caller to look at once.
     """
-    news = asyncio.Event()
+    news = news or asyncio.Event()
     with _listening(store, prefixes, stop, news):
         pause = shortest
         while not stop.is_set():
@@ -50,7 +54,7 @@ async def changes(
             if found_work():
                 pause = shortest
             await _wait_for_either(stop, news, pause)
-            pause = shortest if news.is_set() else min(2 * pause, longest)
+            pause = shortest if news.is_set() else min(growth * pause, longest)
 
 
 async def _wait_for_either(stop: asyncio.Event, news: asyncio.Event, seconds: float) -> None:

@@ -11,15 +11,14 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from infra.bounds import limits_from
 from infra.place import open_store
 from producer import canceling, catalogue, collect, lookup, retrying, sending
 from producer.errors import Conflict, StillWorking
 from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
-from producer.waiting import Waiting
+from producer.waiting import Pace, Waiting
 from schemas.errors import NotFound
 from schemas.layout import is_batch
-from schemas.limits import Limits
-from schemas.manifest import DEFAULT_LIMITS
 from schemas.result import Result
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from infra.place import OpenableStore
     from infra.store import Store
+    from schemas.limits import Limits
 
 TRIES = 5  # an id's request object is taken by a worker between two looks; more often is no accident
 
@@ -45,24 +45,25 @@ class AsyncClient:
 
     Args:
         store: a directory, `s3://bucket[/prefix]`, or an open `Store`.
-        limits: what the store's workers allow; requests are checked against it before they are sent.
-        looks: seconds between two looks for results, shortest and longest; by default as the store allows.
+        limits: what the store's workers allow; requests are checked against it before they are sent. By default as
+            DREAMDROP_MAX_STEPS and its kin say, which workers read, too.
+        pace: how often to look for results that somebody waits for; by default as the store allows.
     """
 
     def __init__(
         self,
         store: str | os.PathLike[str] | Store,
         *,
-        limits: Limits = DEFAULT_LIMITS,
-        looks: tuple[float, float] | None = None,
+        limits: Limits | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._own: OpenableStore | None = None  # a store that we opened, and close
         if isinstance(store, str) or hasattr(store, "__fspath__"):
             self._own = open_store(str(store))
         self.name = str(store) if self._own is not None else store.url  # type: ignore[union-attr]
         self.store: Store = self._own if self._own is not None else store  # type: ignore[assignment]
-        self._limits = limits
-        self._looks = looks
+        self._limits = limits or limits_from()
+        self._pace = pace
         self._opening: asyncio.Lock | None = None
         self._waiting: Waiting | None = None
         self._queues = sending.Queues()
@@ -250,7 +251,7 @@ class AsyncClient:
                 if self._waiting is None:
                     if self._own is not None:
                         await self._own.open()
-                    self._waiting = Waiting(self.store, self._looks)
+                    self._waiting = Waiting(self.store, self._pace)
         return self.store
 
     def _waiter(self) -> Waiting:

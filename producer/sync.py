@@ -11,7 +11,6 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from producer.client import AsyncClient
-from schemas.manifest import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +33,7 @@ T = TypeVar("T")
 class Client:
     """As `AsyncClient`, without `await`. Safe to share between threads; close it, or use `with`."""
 
-    def __init__(self, store: str | os.PathLike[str] | Store, *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, store: str | os.PathLike[str] | Store, *, limits: Limits | None = None) -> None:
         self._core = AsyncClient(store, limits=limits)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="dreamdrop-client", daemon=True)

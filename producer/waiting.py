@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 
 Arrival = asyncio.Future[Result]
 
-PAUSES = {True: (0.5, 5.0), False: (0.05, 2.0)}  # seconds, shortest and longest: a bucket, else
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often to look."""
+
+    shortest: float  # seconds between the first two looks
+    longest: float
+    growth: float = 2.0  # of the pause, with each look that found nothing
+
+
+PACES = {True: Pace(0.5, 5.0), False: Pace(0.05, 2.0)}  # a bucket, else
 PAGE = 1000  # keys in a listing's page
 FEW = 4  # ids that are always asked for one by one
 AT_ONCE = 16  # results read at the same time
@@ -39,12 +49,13 @@ class Waiting:
     """The ids that somebody waits for, and the task that looks for them."""
 
     store: Store
-    pauses: tuple[float, float] | None = None  # seconds, shortest and longest
+    pace: Pace | None = None  # by default as the store allows
     _arrivals: dict[str, set[Arrival]] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _listing_cost: float = 0.0  # calls that the last listing took
     _found: bool = False
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     async def result(self, ticket: Ticket | str) -> Result:
@@ -67,6 +78,7 @@ class Waiting:
             expect(ticket, ticket if isinstance(ticket, str) else ticket.id)
         try:
             await self._look(set(expected.values()))
+            self._news.set()  # whoever begins to wait begins with the shortest pause
             while expected:
                 self._keep_looking()
                 ticket, arrival = await arrived.get()
@@ -103,7 +115,7 @@ class Waiting:
             self._stop.set()  # a directory costs nothing to listen to, but to begin does: each folder is registered
 
     async def _look_until_nobody_waits(self, stop: asyncio.Event) -> None:
-        shortest, longest = self.pauses or PAUSES[self.store.url.startswith("s3:")]
+        pace = self.pace or PACES[self.store.url.startswith("s3:")]
         loop = asyncio.get_running_loop()
         answered = loop.time()
         looks = changes(
@@ -111,8 +123,10 @@ class Waiting:
             stop,
             prefixes=(RESULTS,),
             found_work=lambda: self._found,
-            shortest=shortest,
-            longest=longest,
+            shortest=pace.shortest,
+            longest=pace.longest,
+            growth=pace.growth,
+            news=self._news,
         )
         async for _ in looks:
             try:

@@ -151,11 +151,13 @@ def _settings(
     *,
     without_keys: bool,
 ) -> FacadeSettings:
+    from infra.bounds import limits_from
     from producer.web.keys import read_keys
     from producer.web.settings import LOOPBACK_NAMES, FacadeSettings, is_loopback
 
     with spoken(as_json=False):
         known = read_keys(os.environ.get("DREAMDROP_API_KEYS", ""))
+        limits = limits_from()
     alone = is_loopback(host)
     if not known and not alone and not without_keys:
         say(
@@ -177,6 +179,7 @@ def _settings(
         origins=tuple(origins or ()),
         wait=wait,
         room=room,
+        limits=limits,
     )
 
 

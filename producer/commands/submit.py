@@ -60,10 +60,11 @@ def submit(
 
     With --queue each request is a message; what no message carries is dropped into the store and referred to.
     """
+    from infra.bounds import limits_from
     from producer.intake import gather
 
     with spoken(as_json=as_json):
-        items = gather(files, id=id)
+        items = gather(files, id=id, limits=limits_from())
     lane = queue[0 if express else -1] if queue else None
     errand = Errand(
         store, items, wait or out is not None, out, express, concurrency, timeout, as_json, queue=lane

@@ -20,6 +20,7 @@ from producer.catalogue import heartbeats
 from producer.client import AsyncClient
 from producer.errors import Conflict, StillWorking, UnknownRequest
 from producer.requests import Ticket, fresh_id
+from producer.waiting import Pace
 from producer.web.keys import Key
 from producer.web.metrics import Metrics
 from schemas.errors import DreamError, Unavailable
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOOKS = (0.05, 0.5)  # seconds between two looks for a result that somebody waits for, shortest and longest
+PACE = Pace(
+    0.05, 1.0, 1.15
+)  # in a bucket, so about 15 % of the time that was waited already passes between two looks
 LATEST = 200  # results that the gallery can show
 FRESH = 1.0  # seconds for which a count of the lane or of the workers is believed
-PACE = 50  # ended requests from which the lane's pace is told
+RECENT = 50  # ended requests from which the lane's pace is told
 
 
 class LaneFull(DreamError):
@@ -107,11 +110,11 @@ class Desk:
     waiting: Counter[str] = field(default_factory=Counter)  # callers that wait here, by id
     places: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same, by key's name and id
     busy: Counter[str] = field(default_factory=Counter)  # synchronous requests under way, by key's name
-    _ended: deque[float] = field(default_factory=lambda: deque(maxlen=PACE))  # when requests were over
+    _ended: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # when requests were over
     _states: dict[str, Remembered[lookup.State]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.client = AsyncClient(self.settings.store, limits=self.settings.limits, looks=LOOKS)
+        self.client = AsyncClient(self.settings.store, limits=self.settings.limits, pace=PACE)
         self.workers = Remembered(self._workers)
         self.overview = Remembered(lambda: self.client.known(LATEST))
         self._listed = Remembered(self._count_lane)
