@@ -188,8 +188,8 @@ def _settings(settings: Any, model: str | None) -> dict[str, Any]:
         elif name == "CLIP_stop_at_last_layers":
             if value not in (None, 1):
                 found["clip_skip"] = value
-        elif name == "samples_format":
-            if value not in _FILES:
+        elif name == "samples_format" and value is not None:
+            if not isinstance(value, str) or value not in _FILES:
                 raise _refused(f"override_settings.{name}", f"should be one of {', '.join(_FILES)}")
             found["output"] = {"format": _FILES[value]}
         elif value and name not in _SETTINGS_IDLE and value not in _SETTINGS_NEUTRAL.get(name, ()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from producer.web.keys import new_key, read_keys
+from tests.cloud import Cloud
 from tests.producer.facade import facade, ready, worker
 
 OURS = {"steps": 2, "seed": 5}
@@ -282,6 +284,20 @@ def test_files_are_kept_until_they_are_deleted(api: openai.OpenAI, store: Path):
         made(api, first)
     with pytest.raises(openai.BadRequestError, match="purpose"):
         api.files.create(file=("a.jsonl", b"{}"), purpose="fine-tune")
+
+
+def test_a_batch_in_a_bucket_is_known_to_every_server(cloud: Cloud):
+    """Uploaded at one, made at another, read at a third; nothing of it is in a server's memory."""
+    with worker(cloud.store, environment=os.environ | cloud.environment()):
+        with facade(cloud.store) as first, client(first) as api:
+            file = uploaded(api, line("a"), line("b", n=2))
+        with facade(cloud.store) as second, client(second) as api:
+            batch = made(api, file).id
+        with facade(cloud.store) as third, client(third) as api:
+            assert ended(api, batch).request_counts.completed == 2
+            answers = api.files.content(api.batches.retrieve(batch).output_file_id).text
+    found = {one["custom_id"]: one["response"]["body"] for one in map(json.loads, answers.splitlines())}
+    assert {name: len(body["data"]) for name, body in found.items()} == {"a": 1, "b": 2}
 
 
 def test_keys_are_asked_for_and_prefixes_are_walls(tmp_path: Path):
