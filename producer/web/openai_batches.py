@@ -24,7 +24,7 @@ from producer.web.openai_answers import ERRORS, OUTPUT
 from producer.web.openai_errors import LOOKING, documented
 from producer.web.openai_fields import refused
 from producer.web.openai_pictures import seconds
-from producer.web.openai_rows import ENDPOINT, LineFault, Tally, read_lines
+from producer.web.openai_rows import AT_ONCE, ENDPOINT, LineFault, Tally, read_lines
 from schemas.errors import NotFound
 from schemas.layout import UPLOADS
 
@@ -157,7 +157,13 @@ async def batches(
 ) -> Batches:
     store = desk.client.store
     ids, more = await openai_files.page(store, FOLDER, caller, after=after, limit=limit, order="desc")
-    found = [await _now(id, request, desk) for id in ids]
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def look(id: str) -> Batch:
+        async with gate:
+            return await _now(id, request, desk)
+
+    found = list(await asyncio.gather(*map(look, ids)))
     return Batches(
         data=found, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=more
     )

@@ -7,6 +7,7 @@ are read.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from producer.web.keys import Key
 from producer.web.openai import form
 from producer.web.openai_errors import LOOKING, documented
 from producer.web.openai_fields import refused
+from producer.web.openai_rows import AT_ONCE
 from schemas.errors import NotFound
 from schemas.layout import CHOSEN_ID, UPLOADS
 
@@ -119,7 +121,13 @@ async def files(
     if purpose not in (None, "batch"):
         return Files(data=[])
     ids, more = await page(desk.client.store, FOLDER, caller, after=after, limit=limit, order=order)
-    found = [file for id in ids if (file := await _read(desk.client.store, id)) is not None]
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def look(id: str) -> File | None:
+        async with gate:
+            return await _read(desk.client.store, id)
+
+    found = [file for file in await asyncio.gather(*map(look, ids)) if file is not None]
     return Files(
         data=found, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=more
     )
