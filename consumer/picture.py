@@ -41,6 +41,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 _USER_COMMENT, _EXIF = 0x9286, 0x8769
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _COMMENT_MAX = 60_000  # bytes; a JPEG segment holds 65,533 with all of its EXIF
+_MAKER_NOTE = 0x927C  # EXIF's place for a maker's own data
+_OURS = b"dreamdrop\0"  # begins it, so that nobody takes it for a camera's
+_EXIF_MAX = 65_000  # bytes; a JPEG has one segment of 65,533 for all of it
 _CUT = 5_000  # characters of each prompt that fit then, at four bytes each
 _MULTIPLE = 8  # pixels; the VAE's downscaling
 _TYPES = {"png": ("image/png", "png"), "jpeg": ("image/jpeg", "jpg"), "webp": ("image/webp", "webp")}
@@ -184,7 +187,10 @@ def encode(picture: RawPicture, output: Output, recipe: Mapping[str, Any]) -> tu
         return _with_texts(_png(picture), texts), content_type, extension
     image, buffer = _image(picture), io.BytesIO()
     exif = Image.Exif()
-    exif.get_ifd(_EXIF)[_USER_COMMENT] = _comment(text, recipe)
+    comment = exif.get_ifd(_EXIF)[_USER_COMMENT] = _comment(text, recipe)
+    ours = _OURS + json.dumps(recipe, ensure_ascii=False).encode()
+    if len(comment) + len(ours) <= _EXIF_MAX:
+        exif.get_ifd(_EXIF)[_MAKER_NOTE] = ours
     if output.format == "jpeg":
         image.save(buffer, "JPEG", quality=output.quality, subsampling=0, exif=exif)
     else:

@@ -17,6 +17,7 @@ CHUNK = "dreamdrop"  # PNG text chunk with our JSON
 PARAMETERS = "parameters"  # PNG text chunk with A1111's text
 USER_COMMENT, EXIF_BLOCK = 0x9286, 0x8769  # where JPEG and WebP keep the same text
 _UNICODE = b"UNICODE\0"
+MAKER_NOTE, _OURS = 0x927C, b"dreamdrop\0"  # where they keep our JSON, and how it begins
 
 _BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
 
@@ -58,14 +59,17 @@ def texts_in(source: Path | io.BytesIO, name: str) -> dict[str, str]:
             texts = {
                 k: str(v) for k, v in picture.info.items() if k in (CHUNK, PARAMETERS) and isinstance(v, str)
             }
-            comment = picture.getexif().get_ifd(EXIF_BLOCK).get(USER_COMMENT)
+            exif = picture.getexif().get_ifd(EXIF_BLOCK)
     except UnidentifiedImageError as error:
         raise Rejected("invalid_image", f"{name} is not a picture that can be read") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged"
         raise Rejected("invalid_image", f"cannot read the picture {name}: {why}") from error
-    if PARAMETERS not in texts and comment:
-        texts[PARAMETERS] = _user_comment(comment)
+    if PARAMETERS not in texts and exif.get(USER_COMMENT):
+        texts[PARAMETERS] = _user_comment(exif[USER_COMMENT])
+    note = exif.get(MAKER_NOTE)
+    if CHUNK not in texts and isinstance(note, bytes) and note.startswith(_OURS):
+        texts[CHUNK] = note[len(_OURS) :].decode("utf-8", "replace")
     return texts
 
 

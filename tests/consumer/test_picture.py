@@ -332,6 +332,18 @@ def test_the_recipe_comes_back_from_jpeg_and_webp(tmp_path: Path, kind: str, ext
     assert {k: found[k] for k in RECIPE} == RECIPE | {"prompt": prompt}
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_every_format_gives_the_same_request_back(tmp_path: Path, kind: str):
+    """Also what the community's text cannot say: which task it was, and how the image was written."""
+    recipe = RECIPE | {"task": "inpainting", "strength": 0.5, "prompt": "赤い円"}
+    for name in ("png", kind):
+        output = Output(format=name)  # type: ignore[arg-type]
+        (tmp_path / name).write_bytes(encode(raw(24, 16), output, recipe)[0])
+    found = read_recipe(tmp_path / kind)
+    assert found == read_recipe(tmp_path / "png")
+    assert "--mask" in found.notes[0]
+
+
 def test_quality_is_obeyed():
     """More of it makes larger files."""
     noise = Image.effect_noise((64, 64), 60).convert("RGB")
