@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from infra.place import OpenableStore, open_store
 from tests.servers.s3_front import S3Front, running
@@ -19,6 +20,9 @@ from tests.servers.s3_front import S3Front, running
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("patient")
 
 
 def pretend_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
