@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 import os
-import secrets
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +21,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from infra import tree
 from infra.directory_errors import translated
 from infra.keys import check_metadata, check_prefix
+from infra.sidecars import Sidecars, staging_name
 from infra.store import Info, Stored
-from infra.tree import ABSENT, META, STAGING
+from infra.tree import ABSENT, STAGING
 from schemas.errors import NotFound, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-STAGING_AGE = 3600.0  # seconds after which a staging file belongs to a process that died
 PAGE = 1000  # keys that a listing reads per visit to a thread
 THREADS = 8  # writers that wait for the disk together share its flush
 PRUNED = "claims/"  # folders below here go when they are empty: they would slow every sweep
@@ -49,6 +46,7 @@ class DirectoryStore:
         self.root = root.absolute()
         self.url = self.root.as_uri()
         self._fsync = fsync  # without it a power failure can lose or empty what was written last
+        self._sidecars = Sidecars(self.root, fsync=fsync)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory-store")
 
     async def open(self) -> None:
@@ -104,12 +102,7 @@ class DirectoryStore:
 
     def _open(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        with tree.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
-            for name in os.listdir(staging):
-                facts = tree.look(name, staging)
-                if facts is not None and time.time() - facts.st_mtime > STAGING_AGE:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=staging)
+        self._sidecars.sweep(time.time())
 
     def _get(self, key: str, max_bytes: int | None) -> Stored:
         *names, name = tree.segments(key)
@@ -141,13 +134,22 @@ class DirectoryStore:
         with self._existing(key, names) as here:
             if here is not None and _is_taken(name, here, key):
                 return False  # before paying for a flush
-        with self._staged(body) as (staging, staged, fd):
-            sidecar = self._write_metadata(key, tree.etag(os.fstat(fd)), metadata)
+        with self._staged(key, body) as (staging, staged, fd):
+            version = tree.etag(os.fstat(fd))
+            if metadata:
+                self._sidecars.write(key, version, metadata)
             try:
                 return self._link(key, staging, staged, fd)
             finally:
-                if sidecar and os.fstat(fd).st_nlink < 2:
-                    self._forget_metadata(sidecar)
+                # Not by the link count: a sweep that took us for dead may have removed the staging name.
+                if metadata and not self._is_at(key, version):
+                    self._sidecars.forget(key, version)
+
+    def _is_at(self, key: str, version: str) -> bool:
+        *names, name = tree.segments(key)
+        with self._existing(key, names) as here:
+            facts = None if here is None else tree.look(name, here)
+        return facts is not None and tree.etag(facts) == version
 
     def _link(self, key: str, staging: int, staged: str, fd: int) -> bool:
         *names, name = tree.segments(key)
@@ -170,21 +172,20 @@ class DirectoryStore:
 
     def _put(self, key: str, body: bytes) -> None:
         *names, name = tree.segments(key)
-        with self._staged(body) as (staging, staged, _):
+        with self._staged(key, body) as (staging, staged, _):
             for attempt in range(tree.PATIENCE):
                 with tree.folder(self.root, names, make=True, fsync=self._fsync) as here:
                     old = tree.look(name, here)
                     try:
-                        os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=here)
+                        with self._sidecars.leaving(key, old and tree.etag(old), name, here):
+                            os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=here)
+                            if self._fsync:
+                                tree.sync_folder(here)
                     except OSError as error:
                         if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < tree.PATIENCE - 1:
                             continue
                         raise
-                    if self._fsync:
-                        tree.sync_folder(here)
                     break
-        if old is not None:
-            self._forget_metadata(_sidecar(key, tree.etag(old)))
 
     def _listed(self, prefix: str, start_after: str) -> Iterator[Info]:
         for key, facts in tree.walk(self.root, prefix, start_after):
@@ -197,9 +198,11 @@ class DirectoryStore:
             facts = None if here is None else tree.look(name, here)
             if here is None or facts is None or expected not in (None, tree.etag(facts)):
                 return
-            with contextlib.suppress(FileNotFoundError):
+            with (
+                self._sidecars.leaving(key, tree.etag(facts), name, here),
+                contextlib.suppress(FileNotFoundError),
+            ):
                 os.unlink(name, dir_fd=here)
-        self._forget_metadata(_sidecar(key, tree.etag(facts)))
         if key.startswith(PRUNED) and len(names) > 1:
             self._prune(names)
 
@@ -236,9 +239,9 @@ class DirectoryStore:
             yield here
 
     @contextlib.contextmanager
-    def _staged(self, body: bytes) -> Iterator[tuple[int, str, int]]:
+    def _staged(self, key: str, body: bytes) -> Iterator[tuple[int, str, int]]:
         """A file with the body, written and flushed: (staging folder, its name, its descriptor)."""
-        name = f"{time.time_ns():x}-{secrets.token_hex(8)}"
+        name = staging_name(key)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with tree.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
             fd = os.open(name, flags, 0o666, dir_fd=staging)
@@ -258,44 +261,7 @@ class DirectoryStore:
         version = tree.etag(facts)
         if not with_metadata:
             return Info(key, facts.st_size, version, facts.st_mtime)
-        return Info(key, facts.st_size, version, facts.st_mtime, self._read_metadata(key, version))
-
-    def _read_metadata(self, key: str, version: str) -> dict[str, str]:
-        shard, name = _sidecar(key, version)
-        with self._existing(key, [META, shard]) as here:
-            fd = None if here is None else tree.open_file(name, here)
-            if fd is None:
-                return {}
-            with os.fdopen(fd, "rb") as file:
-                return {str(k): str(v) for k, v in json.load(file).items()}
-
-    def _write_metadata(self, key: str, version: str, metadata: dict[str, str]) -> tuple[str, str] | None:
-        """Write it under the name of a version that has no key yet: it appears with the object."""
-        if not metadata:
-            return None
-        shard, name = _sidecar(key, version)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with tree.folder(self.root, [META, shard], make=True, fsync=self._fsync) as here:
-            fd = os.open(name, flags, 0o666, dir_fd=here)
-            try:
-                tree.write_all(fd, json.dumps(metadata).encode())
-                if self._fsync:
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-            if self._fsync:
-                tree.sync_folder(here)
-        return shard, name
-
-    def _forget_metadata(self, sidecar: tuple[str, str]) -> None:
-        shard, name = sidecar
-        with contextlib.suppress(OSError), tree.folder(self.root, [META, shard]) as here:
-            os.unlink(name, dir_fd=here)
-
-
-def _sidecar(key: str, version: str) -> tuple[str, str]:
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    return digest[:2], f"{digest[:32]}-{version}.json"
+        return Info(key, facts.st_size, version, facts.st_mtime, self._sidecars.read(key, version))
 
 
 def _is_taken(name: str, here: int, key: str) -> bool:
