@@ -19,7 +19,7 @@ from schemas import layout
 from schemas.batch import split_rows
 from schemas.errors import NotFound, Rejected, TooLarge
 from schemas.limits import Limits
-from schemas.manifest import Manifest, parse_manifest
+from schemas.manifest import Manifest, chosen_id, parse_manifest
 from schemas.plan import Plan, plan
 from schemas.result import Failure, Frozen, Note, Result
 from schemas.strictjson import load_object
@@ -99,7 +99,7 @@ class Intake:
         except Rejected as error:
             if error.code == "invalid_json" and source is not None and not self._is_settled(source):
                 return Taken(id, settling=True)
-            return await self._answer(source, error, body, _chosen_id(body) or id)
+            return await self._answer(source, error, body, chosen_id(body) or id)
         if source is not None:
             self._broken.pop(source.key, None)
         held = await self.claims.take(source, body, id=id_, plan=planned, batch=batch)
@@ -170,15 +170,6 @@ def has_expired(manifest: Manifest) -> bool:
 def _expired(manifest: Manifest) -> Rejected:
     text = f"expires_at {manifest.expires_at:%Y-%m-%dT%H:%M:%S%z} had passed before the work began"
     return Rejected("expired", text, field="expires_at")
-
-
-def _chosen_id(body: bytes) -> str | None:
-    """The id that a refused document names, if it can be used."""
-    with contextlib.suppress(Rejected):
-        chosen = load_object(body).get("id")
-        if isinstance(chosen, str) and layout.CHOSEN_ID.fullmatch(chosen):
-            return chosen
-    return None
 
 
 def utc_now() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from producer import lookup
+from producer import lookup, naming
 from producer.errors import UnknownRequest
 from schemas.batch import split_rows
 from schemas.errors import NotFound, Rejected, StoreUnavailable
@@ -43,21 +43,25 @@ class Body:
     source: Info | None = None  # the request object that holds it
 
 
-async def cancel(store: Store, id: str, limits: Limits) -> lookup.State:
+async def cancel(store: Store, name: str, limits: Limits) -> lookup.State:
     """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
+
+    Args:
+        name: its id; or the path of its file, though that may ask under another id.
 
     Raises:
         UnknownRequest: nobody has submitted this id.
     """
     for _ in range(LOOKS):
-        state = await lookup.state(store, id)
+        state = await naming.state(store, name, limits)
+        id = state.id
         if state.over:
             return state
-        body = await _body(store, id, limits)
+        body = await _body(store, state, limits)
         if body is not None:
             break
     else:
-        raise StoreUnavailable(f"{id!r} cannot be seen for long enough to cancel it; try again")
+        raise StoreUnavailable(f"{name!r} cannot be seen for long enough to cancel it; try again")
     won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
     if won and body.source is not None:  # else whoever won tidies up
         await store.delete(body.source.key, etag=body.source.etag)
@@ -66,9 +70,10 @@ async def cancel(store: Store, id: str, limits: Limits) -> lookup.State:
     return await lookup.state(store, id)
 
 
-async def _body(store: Store, id: str, limits: Limits) -> Body | None:
+async def _body(store: Store, state: lookup.State, limits: Limits) -> Body | None:
     """What an id stands for: its claim's body, else its object's, else its row's; None when it moved on."""
-    source = await lookup.find_request(store, id)
+    id = state.id
+    source = await (store.head(state.source) if state.source else lookup.find_request(store, id))
     claim = await lookup.read_claim(store, id)
     if claim is not None:  # what lies under its key now may be another body, which gets its own result
         return Body(claim.frozen, claim.fingerprint, claim.batch)
@@ -82,6 +87,8 @@ async def _body(store: Store, id: str, limits: Limits) -> Body | None:
         stored = await store.get(source.key)
     except NotFound:
         return None
+    if not batch and (await naming.asked_id(store, stored.body) or request_id(source.key)) != id:
+        return None  # it was edited since, and asks under another id now
     frozen = Frozen.of(stored.body, keep=limits.max_body_bytes)
     return Body(frozen, fingerprint(stored.body), batch, stored.info)
 

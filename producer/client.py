@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from infra.bounds import limits_from
 from infra.place import open_store
-from producer import canceling, catalogue, collect, lookup, retrying, sending
+from producer import canceling, catalogue, collect, lookup, naming, retrying, sending
 from producer.errors import Conflict, StillWorking
 from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
 from producer.waiting import Pace, Waiting
@@ -139,6 +139,10 @@ class AsyncClient:
     async def status(self, request: Ticket | str) -> lookup.State:
         """How far a request is. Raises `UnknownRequest`."""
         return await lookup.state(await self._open(), _id(request))
+
+    async def find(self, name: str) -> lookup.State:
+        """As `status`; also by the path of a dropped file that asks under an id of its own. Raises `UnknownRequest`."""
+        return await naming.state(await self._open(), name, self._limits)
 
     async def wait(self, request: Ticket | str, timeout: float | None = None) -> Result:
         """Wait until a request is over, however it ended.

@@ -27,7 +27,8 @@ class UnknownRequest(DreamError):
         hint = (
             f"did you mean {' or '.join(map(repr, near))}?"
             if near
-            else "`dreamdrop status` lists what is known; what was sent to a queue is known when a worker has it"
+            else "`dreamdrop status` lists what is known; what was sent to a queue is known when a worker has it, "
+            "and the result of a file whose body has an `id` only by that id"
         )
         super().__init__(f"nothing is known of {id!r} in {store}; {hint}")
         self.id = id

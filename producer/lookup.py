@@ -54,6 +54,7 @@ class State:
     position: int | None = None  # queued: about so many requests are ahead, 0 for none
     progress: Progress | None = None  # processing: as its worker last said
     result: Result | None = None  # over: everything
+    source: str = ""  # the key of a file that asked for this id, when its path is another name
 
     @property
     def over(self) -> bool:

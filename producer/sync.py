@@ -87,6 +87,10 @@ class Client:
         """See `AsyncClient.status`."""
         return self._call(self._core.status(request))
 
+    def find(self, name: str) -> State:
+        """See `AsyncClient.find`."""
+        return self._call(self._core.find(name))
+
     def wait(self, request: Ticket | str, timeout: float | None = None) -> Result:
         """See `AsyncClient.wait`."""
         return self._call(self._core.wait(request, timeout))

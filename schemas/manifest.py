@@ -6,6 +6,7 @@ else text2img) or by an explicit `task`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
@@ -172,6 +173,15 @@ def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMI
         raise _rejected(error, _BODIES[task]) from error
     _check_limits(manifest, limits)
     return manifest
+
+
+def chosen_id(body: bytes) -> str | None:
+    """The id that a document names and that can be used, whatever else may be wrong with it."""
+    with contextlib.suppress(Rejected):
+        chosen = load_object(body).get("id")
+        if isinstance(chosen, str) and CHOSEN_ID.fullmatch(chosen):
+            return chosen
+    return None
 
 
 def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:

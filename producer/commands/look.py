@@ -86,18 +86,21 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
     id = named(id)
 
     async def work(client: AsyncClient) -> int:
-        was = await client.status(id)
+        was = await client.find(id)
         state = was if was.over else await client.cancel(id)
+        _tell_source(was)
         if as_json:
             print_json(_document(state) | {"was_over": was.over})
         elif was.over:
             say(
-                f"{id} is over already: it {state.status}"
+                f"{was.id} is over already: it {state.status}"
                 if state.status != "partial"
-                else f"{id} is over already"
+                else f"{was.id} is over already"
             )
+        elif state.status == "canceled":
+            say(f"{was.id} is canceled")
         else:
-            say(f"{id} is canceled" if state.status == "canceled" else f"{id} was over first: {state.status}")
+            say(f"{was.id} was over first: {state.status}")
         return OK
 
     raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
@@ -155,12 +158,13 @@ async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
         else:
             Console().print(show.overview(found))
         return
-    state = await client.status(id)
+    state = await client.find(id)
     if as_json:
         print_json(_document(state))
     else:
+        _tell_source(state)
         Console().print(show.states([state]))
-        others = await namesakes(client.store, id) if state.over else []
+        others = await namesakes(client.store, state.id) if state.over else []
         if others:
             say(f"another request was dropped under this name: see {', '.join(others)}")
 
@@ -183,7 +187,10 @@ async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: 
                 found = await client.known()
                 line, over, ok = json.dumps(_overview(found)), False, True
             else:
-                state = await client.status(id)
+                state = await client.find(id)
+                if state.id != id:
+                    _tell_source(state)
+                    id = state.id
                 line, over, ok = json.dumps(_document(state)), state.over, state.status == "succeeded"
             if as_json and line != said:
                 typer.echo(line)
@@ -195,8 +202,16 @@ async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: 
             await asyncio.sleep(interval)
 
 
+def _tell_source(state: State) -> None:
+    """Which file asked for this id, when that is another name."""
+    if state.source:
+        say(f"{state.source} asks under the id {state.id}: its result will be found by that name")
+
+
 def _document(state: State) -> dict[str, Any]:
     document: dict[str, Any] = {"id": state.id, "status": state.status}
+    if state.source:
+        document["source"] = state.source
     if state.position is not None:
         document["position"] = state.position
     if state.progress is not None:

@@ -1,0 +1,114 @@
+"""Which request a name means, where a dropped file asks under an id of its own.
+
+A file's path names its request, unless its body has an `id`: then that is the name, and results stand
+there. People remember the file. So until the request is over either name leads to it: the file, or the
+claim that was made of it, tells the other one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from infra.claim import Claim, answers
+from producer import lookup
+from producer.errors import UnknownRequest
+from schemas.errors import NotFound, TooLarge
+from schemas.layout import (
+    CLAIMS,
+    REQUESTS,
+    fingerprint,
+    is_batch,
+    is_request,
+    other_body_id,
+    parse_claim,
+    request_id,
+)
+from schemas.limits import Limits
+from schemas.manifest import chosen_id
+
+if TYPE_CHECKING:
+    from infra.store import Info, Store
+
+READ = 50  # objects that a name which is no id may cost, of each kind
+SMALL = 65_536  # bytes; a larger request is not read just to learn its name
+
+
+async def state(store: Store, name: str, limits: Limits) -> lookup.State:
+    """As `lookup.state`; for a dropped file by its path, too, when its body has an `id`, and the other way round.
+
+    Returns:
+        The state under the request's id, with its `source` where that is another name.
+
+    Raises:
+        UnknownRequest: with the nearest known ids.
+    """
+    try:
+        found = await lookup.state(store, name)
+    except UnknownRequest:
+        return await _elsewhere(store, name, limits)
+    if found.status != "queued":
+        return found
+    request = await lookup.find_request(store, name)
+    meant = None if request is None else await own_id(store, request, limits.max_body_bytes)
+    if request is None or meant in (None, name):
+        return found
+    assert meant is not None
+    return await _under(store, meant, request)
+
+
+async def own_id(store: Store, request: Info, most: int) -> str | None:
+    """The id that a dropped file asks for; None when it asks for none, or has more bytes than `most`."""
+    if not is_batch(request.key):
+        with contextlib.suppress(NotFound, TooLarge):
+            return await asked_id(store, (await store.get(request.key, max_bytes=most)).body)
+    return None
+
+
+async def asked_id(store: Store, body: bytes) -> str | None:
+    """The id in a request's body; where that stands for another body, the one its answer will have. None: none."""
+    chosen = chosen_id(body)
+    if chosen is None:
+        return None
+    print_ = fingerprint(body)
+    claim = await lookup.read_claim(store, chosen)
+    result = await lookup.read_result(store, chosen)
+    mine = (claim is None or claim.fingerprint == print_) and (
+        result is None or answers(result.fingerprint, print_)
+    )
+    return chosen if mine else other_body_id(chosen, print_)
+
+
+async def _under(store: Store, id: str, request: Info) -> lookup.State:
+    try:
+        found = await lookup.state(store, id)
+    except UnknownRequest:  # no worker has seen it
+        found = lookup.State(id, "queued", position=await lookup.position(store, request))
+    return replace(found, source=request.key)
+
+
+async def _elsewhere(store: Store, name: str, limits: Limits) -> lookup.State:
+    """By the files that wait, then by the claims: a request moves in that order."""
+    waiting = [i async for i in lookup.first(store.list(REQUESTS), lookup.MOST) if is_request(i.key)]
+    small = [i for i in waiting if i.size <= SMALL and not is_batch(i.key)][:READ]
+    asked = await asyncio.gather(*(own_id(store, i, SMALL) for i in small))
+    for request, id in zip(small, asked, strict=True):
+        if id is not None and name in (id, request_id(request.key)):
+            return await _under(store, id, request)
+    latest: dict[str, str] = {}
+    async for info in lookup.first(store.list(CLAIMS), lookup.MOST):
+        found = parse_claim(info.key)
+        if found and not found[2]:
+            latest[found[0]] = info.key
+    for claim in await asyncio.gather(*(_claim(store, key) for key in [*latest.values()][:READ])):
+        if claim is not None and claim.source is not None and request_id(claim.source) == name:
+            return replace(await lookup.state(store, claim.id), source=claim.source)
+    return await lookup.state(store, name)  # it may have moved on meanwhile; raises if not
+
+
+async def _claim(store: Store, key: str) -> Claim | None:
+    with contextlib.suppress(NotFound, ValueError):
+        return Claim.model_validate_json((await store.get(key)).body)
+    return None
