@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from consumer.home import Home, referred
 from consumer.intake import Taken
 from consumer.lanes import Lanes
 from infra.doorbell import BATCH, Doorbell
@@ -93,7 +94,7 @@ class Messages:
         self._room = room
         self._stop = stop
         self._clock = clock
-        self._home = _bucket_of(store.url)
+        self._home = Home.of(store.url)
         self._lanes = Lanes(bells, ahead)
         self._waiting: dict[str, Asked] = {}  # by receipt
 
@@ -195,13 +196,13 @@ class Messages:
                 name = f"queue/{message.id}" + (f"-{number}" if number else "")
                 return await self._intake.take_body(body, id=layout.safe_id(name))
             case Created(bucket=bucket, keys=keys):
-                if self._home is None or bucket != self._home[0]:
+                if self._home is None or bucket != self._home.bucket:
                     raise self._not_ours(
                         message, f"the event is of bucket {bucket!r}, not of {self._store.url}"
                     )
-                return await self._object([self._inside(key) for key in keys], message)
+                return await self._object([self._home.inside(key) for key in keys], message)
             case Reference(key=key):
-                inside = self._referred(key)
+                inside = referred(self._home, key)
                 if inside is None or not layout.is_request(inside):
                     raise self._not_ours(
                         message, f"the reference names no request of {self._store.url}: a key under requests/"
@@ -248,18 +249,6 @@ class Messages:
         facts = {"message_id": message.id, "why": why, "receives": message.receives}
         log.warning("a message cannot be used; it is left to the dead-letter queue", extra=facts)
         return Left(why, min(600.0, _NOT_OURS * message.receives))
-
-    def _inside(self, key: str) -> str | None:
-        """A bucket's key as the store's; None when it lies outside."""
-        prefix = self._home[1] if self._home else ""
-        return key.removeprefix(prefix) if key.startswith(prefix) else None
-
-    def _referred(self, key: str) -> str | None:
-        """A claim check's key as the store's: it is written with or without the bucket."""
-        if not key.startswith("s3://"):
-            return key
-        bucket, _, rest = key.removeprefix("s3://").partition("/")
-        return self._inside(rest) if self._home and bucket == self._home[0] else None
 
     # Letting go ------------------------------------------------------------------------------
 
@@ -317,11 +306,3 @@ class Messages:
         return self._claims.holds(taken.id) or self._claims.holds(
             layout.other_body_id(taken.id, taken.fingerprint)
         )
-
-
-def _bucket_of(url: str) -> tuple[str, str] | None:
-    """(bucket, prefix with its slash or "") of a store on S3; None of any other."""
-    if not url.startswith("s3://"):
-        return None
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""

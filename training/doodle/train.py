@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,6 +47,10 @@ def save(
         requires_safety_checker=False,
     )
     copy.deepcopy(pipeline).to(torch.float16).save_pretrained(out)
+    card = out / "vae" / "config.json"  # diffusers notes from which folder of this machine it was loaded
+    facts = json.loads(card.read_text())
+    facts.pop("_name_or_path", None)
+    card.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
