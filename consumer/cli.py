@@ -94,15 +94,17 @@ def worker(
             help="With a queue: seconds until a request whose message was lost is looked for.",
         ),
     ] = 60.0,
-    max_steps: Annotated[int, typer.Option(envvar="DREAMDROP_MAX_STEPS", help="Limit on steps.")] = 150,
+    max_steps: Annotated[
+        int, typer.Option(envvar="DREAMDROP_MAX_STEPS", min=1, help="Limit on steps.")
+    ] = 150,
     max_side: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_SIDE", help="Limit on width, height.")
+        int, typer.Option(envvar="DREAMDROP_MAX_SIDE", min=1, help="Limit on width, height.")
     ] = 2048,
     max_images: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_IMAGES", help="Limit on number_of_images.")
+        int, typer.Option(envvar="DREAMDROP_MAX_IMAGES", min=1, help="Limit on number_of_images.")
     ] = 64,
     max_body_mb: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_BODY_MB", help="Limit on a request file.")
+        int, typer.Option(envvar="DREAMDROP_MAX_BODY_MB", min=1, help="Limit on a request file.")
     ] = 32,
     input_prefix: Annotated[
         list[str] | None,

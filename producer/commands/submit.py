@@ -59,6 +59,9 @@ def submit(
     """Submit files of requests. Everything is checked first; one fault, and nothing is sent.
 
     With --queue each request is a message; what no message carries is dropped into the store and referred to.
+
+    How much may be asked for is read where workers read it: DREAMDROP_MAX_STEPS, DREAMDROP_MAX_SIDE,
+    DREAMDROP_MAX_IMAGES and DREAMDROP_MAX_BODY_MB.
     """
     from infra.bounds import limits_from
     from producer.intake import gather

@@ -20,6 +20,7 @@ from consumer import picture
 from consumer.picture import decode_base64, decode_picture, encode, fit
 from consumer.tasks import RawPicture
 from producer.recipe import read_recipe
+from schemas import infotext
 from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.manifest import Output
@@ -330,6 +331,16 @@ def test_the_recipe_comes_back_from_jpeg_and_webp(tmp_path: Path, kind: str, ext
     (tmp_path / "a").write_bytes(data)
     found = read_recipe(tmp_path / "a").manifest
     assert {k: found[k] for k in RECIPE} == RECIPE | {"prompt": prompt}
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_the_community_finds_its_text_where_it_looks(kind: str):
+    """EXIF's UserComment holds the `parameters` text alone, whatever stands beside it."""
+    data, _, _ = encode(raw(24, 16), Output(format=kind), RECIPE)  # type: ignore[arg-type]
+    with Image.open(io.BytesIO(data)) as image:
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment[:8] == b"UNICODE\0"
+    assert comment[8:].decode("utf-16-be") == infotext.write(RECIPE)
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])

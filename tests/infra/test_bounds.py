@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from consumer.cli import worker
 from infra.bounds import limits_from
 from producer import Client
 from schemas.errors import DreamError, Rejected
@@ -21,6 +23,18 @@ def test_a_variable_changes_its_limit_alone():
     """Megabytes are counted in bytes."""
     found = limits_from({"DREAMDROP_MAX_STEPS": "500", "DREAMDROP_MAX_BODY_MB": "2"})
     assert (found.max_steps, found.max_body_bytes, found.max_side) == (500, 2 << 20, Limits().max_side)
+
+
+def test_a_worker_reads_the_same_variables():
+    """Its options stand for the same variables, with the same defaults; the help cannot drift from the limits."""
+    options = {}
+    for parameter in inspect.signature(worker, eval_str=True).parameters.values():
+        for fact in getattr(parameter.annotation, "__metadata__", ()):
+            options[fact.envvar] = parameter.default
+    for name, limit in (("STEPS", "max_steps"), ("SIDE", "max_side"), ("IMAGES", "max_images")):
+        assert options[f"DREAMDROP_MAX_{name}"] == getattr(Limits(), limit)
+        assert getattr(limits_from({f"DREAMDROP_MAX_{name}": "9"}), limit) == 9
+    assert options["DREAMDROP_MAX_BODY_MB"] << 20 == Limits().max_body_bytes
 
 
 @pytest.mark.parametrize("text", ["many", "-1", "0", "1.5"])
