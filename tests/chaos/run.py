@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -243,10 +244,14 @@ def main() -> int:
         number = len(rows)
         harms = max(1, round(asked.round * asked.harms / asked.requests))
         plan = Round(tiers[number % len(tiers)], asked.seed + number, asked.round, harms, only=asked.only)
-        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-            verdict, figures = live(plan, Path(folder))
+        folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        verdict, figures = live(plan, folder)
         rows.append(figures)
-        print(json.dumps(figures), "" if verdict.is_good else f"\n  {verdict}", flush=True)
+        print(json.dumps(figures), flush=True)
+        if verdict.is_good:
+            shutil.rmtree(folder)
+        else:
+            print(f"  {verdict}\n  the workers' logs are in {folder}", flush=True)
         good = good and verdict.is_good
         if asked.state:
             with asked.state.open("a") as state:

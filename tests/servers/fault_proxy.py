@@ -105,6 +105,11 @@ class FaultProxy:
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
 
+    @property
+    def underway(self) -> int:
+        """Late calls that the server has not got yet."""
+        return len(self._late)
+
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         server = await asyncio.start_server(self._converse, "127.0.0.1", 0, limit=1 << 24)
