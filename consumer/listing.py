@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from consumer.last_words import aloud
 from schemas import layout
 from schemas.errors import StoreUnavailable
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TAKING = 8  # requests being claimed at a time
+BATCHES = 16  # files of many requests in hand: each is kept whole in memory until its rows have ended
 _PAGE = 64  # request objects whose order is shuffled
 _TOLD = 50  # overlooked files that are named in the log, so that a folder full of them does not fill it
 
@@ -66,7 +68,7 @@ class Listing:
                         return
                     size = min(_TAKING, room)
                     now, page = page[:size], page[size:]
-                    await asyncio.gather(*(self._take(info) for info in now))
+                    await asyncio.gather(*(self._take(info) for info in self._fitting(now)))
             self._seen = {key: seen for key, seen in self._seen.items() if key in listed}
         except StoreUnavailable as error:
             log.warning("the inbox cannot be listed", extra={"why": str(error)})
@@ -116,11 +118,21 @@ class Listing:
                 found.append(info)
         return found
 
+    def _fitting(self, infos: list[Info]) -> list[Info]:
+        """Without the batches that are too many to be held at a time; they wait in the inbox."""
+        batches = [info for info in infos if layout.is_batch(info.key)]
+        return [info for info in infos if info not in batches[max(0, BATCHES - len(self.workshop.batches)) :]]
+
     async def _take(self, info: Info) -> None:
         try:
             taken = await self.intake.take(info)
         except StoreUnavailable as error:
             log.warning("a request is left for later", extra={"key": info.key, "why": str(error)})
+            return
+        except Exception as error:  # each request alone: one that nobody foresaw must not end every worker
+            text, facts = "a request failed in an unforeseen way; it stays in the inbox", {"key": info.key}
+            log.error(text, extra={**facts, "error": aloud(error)})
+            log.debug(text, extra=facts, exc_info=error)
             return
         self.found = self.found or taken.held is not None or taken.settling
         if taken.held is not None:

@@ -126,7 +126,12 @@ class Sweep:
                 return await self._settle_one(candidate, may_take)
             except StoreUnavailable as error:
                 log.info("sweep left one for later", extra={"id": candidate.id, "why": str(error)})
-                return None
+            except (
+                Exception
+            ) as error:  # what nobody foresaw in one is no other's problem; its text may quote it
+                facts = {"id": candidate.id, "error": type(error).__name__}
+                log.error("sweep failed with one in an unforeseen way", extra=facts)
+        return None
 
     async def _settle_one(self, candidate: Candidate, may_take: bool) -> Held | None:
         ledger, id, group = self.ledger, candidate.id, candidate.group

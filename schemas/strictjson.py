@@ -6,9 +6,14 @@ Python's parser takes NaN, duplicate keys and any depth; a manifest must not hav
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 from schemas.errors import Rejected
+
+DEEPEST = 64  # objects and lists inside each other; what repeats a request in its answer stops at 255
+_TOO_DEEP = "nested too deeply; a request needs three levels"
+_PERHAPS_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that needs its other half
 
 
 def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
@@ -16,7 +21,8 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
 
     Raises:
         Rejected: `invalid_json`, with line and column (from 1) where the text breaks; or the
-            value is not an object, holds NaN, Infinity, a repeated key or absurd nesting.
+            value is not an object, holds NaN, Infinity, a repeated key, half a character or
+            absurd nesting.
     """
     if not body.strip():
         raise Rejected("invalid_json", f"the file is empty; {what} is a JSON object", line=1, column=1)
@@ -36,7 +42,7 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
         message = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         raise Rejected("invalid_json", message, line=error.lineno, column=error.colno) from error
     except RecursionError as error:
-        raise Rejected("invalid_json", "nested too deeply; a request needs three levels") from error
+        raise Rejected("invalid_json", _TOO_DEEP) from error
     except Rejected:
         raise
     except ValueError as error:  # an integer of thousands of digits
@@ -46,7 +52,36 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
             type(value), "a number"
         )
         raise Rejected("invalid_json", f"{what} is a JSON object {{...}}, not {kind}", line=1, column=1)
+    if _is_too_deep(value):
+        raise Rejected("invalid_json", _TOO_DEEP)
+    if _PERHAPS_HALF.search(text):
+        _no_half_characters(value)
     return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _no_half_characters(value: Any) -> None:
+    """Python takes half of a surrogate pair for a letter; no file and no answer can hold it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise Rejected(
+            "invalid_json", f"{half} is half of a character; write both halves, or the character itself"
+        ) from error
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -59,6 +94,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise Rejected("invalid_json", f"the field {key!r} is given twice; keep one", field=key)
+            field = key[:60] if key.isprintable() else None  # half a character can stand in no answer
+            raise Rejected("invalid_json", f"the field {key[:60]!r} is given twice; keep one", field=field)
         found[key] = value
     return found

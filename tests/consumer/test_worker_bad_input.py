@@ -35,6 +35,14 @@ def _bomb() -> bytes:
     return bytes(data)
 
 
+def _nested(levels: int) -> list[Any]:
+    """A list in a list in a list."""
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One worker for all of these; it must outlive them."""
@@ -55,6 +63,11 @@ CASES: list[tuple[str, Any, str, str | None, str]] = [
     ("wrong-type", {"prompt": "x", "steps": "many"}, "invalid_manifest", "steps", "integer"),
     ("typo", {"prompt": "x", "stesp": 3}, "invalid_manifest", "stesp", "did you mean 'steps'"),
     ("empty-prompt", {"prompt": "  "}, "invalid_manifest", "prompt", "empty"),
+    ("half", b'{"prompt": "x", "\\ud83d": 1}', "invalid_json", None, "half of a character"),
+    ("half-metadata", b'{"steps": 1, "metadata": {"a": "\\ud83d"}}', "invalid_json", None, "\\ud83d"),
+    ("half-twice", b'{"\\ud83d": 1, "\\ud83d": 2}', "invalid_json", None, "twice"),
+    ("deep", {"prompt": "x", "metadata": {"a": _nested(300)}}, "invalid_json", None, "deeply"),
+    ("deep-and-wrong", {"prompt": "x", "steps": _nested(800)}, "invalid_json", None, "deeply"),
     ("nan", b'{"prompt": "x", "cfg_scale": NaN}', "invalid_json", None, "NaN"),
     ("infinite", b'{"prompt": "x", "cfg_scale": 1e999}', "invalid_manifest", "cfg_scale", "finite"),
     ("huge", {"prompt": "x", "width": 1_000_000, "height": 8}, "invalid_manifest", "width", "at most"),
