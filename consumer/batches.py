@@ -45,7 +45,7 @@ class Batches:
         """See a claimed batch through; the caller commits what this returns."""
         began, claim = self.clock(), held.claim
         try:
-            rows = split_rows(claim.id, claim.frozen.body(), self.limits)
+            rows = await asyncio.to_thread(split_rows, claim.id, claim.frozen.body(), self.limits)
         except Rejected as error:
             failure = Failure.model_validate(
                 {"code": error.code, "message": error.message, "line": error.line}

@@ -5,7 +5,9 @@ What can never succeed is answered here, at once, in words for the one who asked
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Callable
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SETTLED = 2.0  # seconds that a broken file must stay unchanged before it is answered: it may be half copied
+_FORGOTTEN = 600.0  # seconds until a broken file's first sight is forgotten
+_LONG = 1 << 20  # bytes of a batch whose rows are not told apart in between
 _REPEATED = 65_536  # bytes of a request that is repeated in the answer to one that is over the size limit
 
 
@@ -88,7 +92,8 @@ class Intake:
             if source is None and len(body) > self.limits.max_body_bytes:
                 raise TooLarge("the message", len(body), self.limits.max_body_bytes)
             if batch:
-                split_rows(id, body, self.limits)
+                check = functools.partial(split_rows, id, body, self.limits)
+                await asyncio.to_thread(check) if len(body) > _LONG else check()
                 planned, id_ = None, id
             else:
                 manifest = parse_manifest(body, self.limits)
@@ -127,6 +132,8 @@ class Intake:
         now = self.clock()
         etag, since = self._broken.get(info.key, ("", now))
         if etag != info.etag:
+            while self._broken and now - next(iter(self._broken.values()))[1] > _FORGOTTEN:
+                del self._broken[next(iter(self._broken))]  # somebody else answered it
             self._broken[info.key] = (info.etag, now)
             return False
         if now - since < SETTLED:

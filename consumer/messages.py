@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from consumer.home import Home, referred
 from consumer.intake import Taken
 from consumer.lanes import Lanes
-from infra.doorbell import BATCH, Doorbell
+from infra.doorbell import BATCH, TROUBLE, Doorbell
 from infra.store import InvalidKey
 from schemas import layout
-from schemas.errors import Rejected, StoreUnavailable, Unavailable
+from schemas.errors import Rejected, StoreUnavailable
 from schemas.events import Created, Direct, Ignored, Reference, Unknown, decode
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Messages:
             try:
                 await self._receive(lane, most)
                 pause = 1.0
-            except Unavailable as error:
+            except TROUBLE as error:
                 log.warning("the queue does not answer", extra={"why": str(error), "again_in": pause})
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 30.0)

@@ -104,25 +104,37 @@ async def _serve(options: Options) -> int:
             log.info("queue", extra={"url": queue.url})
         worker = _worker(options, store, queues, cards, session, model, devices)
         _heed_signals(worker)
-        await worker.claims.beat({"state": "loading", "models": cards.known(), "default_model": model})
+        facts = {"state": "loading", "models": cards.known(), "default_model": model}
+        await worker.claims.beat(facts)
+        beats = asyncio.create_task(_beats(worker, facts))  # a large model may take minutes
         starts = asyncio.gather(*(renderer.start() for renderer in worker.renderers))
         stopped = asyncio.create_task(worker.stop.wait())
         try:
             either: list[asyncio.Future[Any]] = [stopped, starts]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            beats.cancel()  # from here on the worker's own say more
             if not worker.stop.is_set():
                 for ready in starts.result():
-                    facts = {"device": ready.device, "dtype": ready.dtype, "session": session}
-                    log.info("ready", extra=facts)
+                    told = {"device": ready.device, "dtype": ready.dtype, "session": session}
+                    log.info("ready", extra=told)
                 await worker.run()
         finally:
-            stopped.cancel()
-            starts.cancel()
+            for task in (stopped, starts, beats):
+                task.cancel()
+            await asyncio.gather(beats, return_exceptions=True)
             with contextlib.suppress(StoreUnavailable):
                 await worker.claims.retire()  # again, if it has worked: nobody then waits for a lease
             await asyncio.gather(*(renderer.close() for renderer in worker.renderers))
         log.info("stopped", extra={"session": session})
-    return 0
+    return 1 if worker.failed else 0
+
+
+async def _beats(worker: Worker, facts: dict[str, Any]) -> None:
+    """Show life while the renderers start."""
+    while True:
+        await asyncio.sleep(worker.settings.timing.beat)
+        with contextlib.suppress(StoreUnavailable):
+            await worker.claims.beat(facts)
 
 
 def _worker(

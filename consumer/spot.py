@@ -7,6 +7,7 @@ notices"): `spot/instance-action` answers 404 until then. Asked over IMDSv2, wit
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ async def watch(stop: asyncio.Event, *, every: float = _EVERY) -> None:
     while not stop.is_set():
         try:
             notice = await asyncio.to_thread(_notice, endpoint.rstrip("/"))
-        except (OSError, ValueError) as error:  # not on EC2, or the service is busy
+        except (OSError, ValueError, http.client.HTTPException) as error:  # not on EC2, or it is busy
             log.debug("no instance metadata", extra={"why": str(error)})
             notice = None
         if notice:
@@ -43,7 +44,7 @@ async def watch(stop: asyncio.Event, *, every: float = _EVERY) -> None:
 
 
 def _notice(endpoint: str) -> dict[str, str] | None:
-    """What is going to happen and when, or None. Raises `OSError`, `ValueError`."""
+    """What is going to happen and when, or None. Raises `OSError`, `ValueError`, `HTTPException`."""
     headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_LIVES)}
     with _ask(
         urllib.request.Request(f"{endpoint}/latest/api/token", method="PUT", headers=headers)
@@ -59,6 +60,8 @@ def _notice(endpoint: str) -> dict[str, str] | None:
         if error.code == 404:
             return None
         raise
+    if not isinstance(found, dict):
+        raise ValueError("the notice is no JSON object: this is not EC2")
     return {"action": str(found.get("action", "")), "time": str(found.get("time", ""))}
 
 

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more of them
 _LAST_WORDS = 5.0  # seconds for announcements that wait when the worker stops
 _LAST_STATUS = 1.0  # seconds for a status that is on its way when the worker stops
+_BEAT = 5.0  # seconds at least that a heartbeat has to be written; then a new one is tried
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
 
 
@@ -81,6 +82,7 @@ class Worker:
             told: the ids of ended requests that the announcer has announced.
         """
         self.stop = asyncio.Event()  # set it to drain
+        self.failed = False  # it stops because of a failure that nobody foresaw
         self.store = store
         self.claims = claims
         self.settings = settings
@@ -215,8 +217,10 @@ class Worker:
     # Being alive -----------------------------------------------------------------------------
 
     async def _beats(self) -> None:
+        due = self._clock()
         while True:
-            await asyncio.sleep(self.settings.timing.beat)
+            due = max(due + self.settings.timing.beat, self._clock())  # not later for a slow one before
+            await asyncio.sleep(due - self._clock())
             if any(renderer.healthy for renderer in self.renderers):
                 await self._beat()
             else:
@@ -231,9 +235,12 @@ class Worker:
             "devices": [r.device for r in ready],
         }
         try:
-            await self.claims.beat(facts)
+            async with asyncio.timeout(max(_BEAT, self.settings.timing.beat)):
+                await self.claims.beat(facts)
         except StoreUnavailable as error:
             log.warning("the heartbeat was not written", extra={"why": str(error)})
+        except TimeoutError:  # one lost answer must not cost the lease
+            log.warning("the heartbeat was not written", extra={"why": "the store is silent"})
 
     async def _watches(self) -> None:
         while True:
@@ -269,4 +276,5 @@ class Worker:
     def _reap(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             log.error("a loop of the worker failed; stopping", exc_info=task.exception())
+            self.failed = True
             self.stop.set()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from schemas.errors import Unavailable
+from schemas.errors import Unavailable, Unsupported
 
 if TYPE_CHECKING:
     from infra.sqs import Message
@@ -27,6 +27,8 @@ VISIBILITY = 60.0  # seconds that a message stays with us after each renewal
 RENEW = 20.0  # seconds between two renewals
 BATCH = 10  # messages in one call of the queue
 LINGER = 1.0  # seconds that a delete waits for company
+#: A queue that is gone or denied may come back, too; meanwhile requests are found by listing.
+TROUBLE = (Unavailable, Unsupported)
 ELSEWHERE = (60.0, 90.0)  # seconds until a message is shown again whose request somebody else draws
 
 
@@ -53,7 +55,7 @@ class Doorbell:
     _oldest: float = 0.0  # when the first of them was finished
 
     async def receive(self, most: int, wait: float) -> list[Message]:
-        """Wait for messages, `wait` seconds at most. Raises `QueueUnavailable`."""
+        """Wait for messages, `wait` seconds at most. Raises one of `TROUBLE`."""
         self.calls += 1
         found = await self.queue.receive(min(most, BATCH), wait=wait, visibility=VISIBILITY)
         self.in_hand |= {message.receipt: message for message in found}
@@ -68,7 +70,7 @@ class Doorbell:
     async def leave(self, message: Message, seconds: float) -> None:
         """Let it be shown again after a while; it is not ours any more."""
         self.in_hand.pop(message.receipt, None)
-        with contextlib.suppress(Unavailable):  # then it is shown again when its time is up
+        with contextlib.suppress(*TROUBLE):  # then it is shown again when its time is up
             await self.queue.renew([message], seconds)
 
     async def leave_elsewhere(self, message: Message) -> None:
@@ -84,7 +86,7 @@ class Doorbell:
     async def _renew(self, messages: list[Message]) -> None:
         try:
             gone = await self.queue.renew(messages, VISIBILITY) if messages else []
-        except Unavailable as error:
+        except TROUBLE as error:
             log.warning("messages were not renewed", extra={"why": str(error), "count": len(messages)})
             return
         for message in gone:  # shown again, to us or to others; the claim keeps the work single
@@ -101,7 +103,7 @@ class Doorbell:
         self.calls += -(-len(now) // BATCH)
         try:
             stayed = await self.queue.delete(list(now.values()))
-        except Unavailable as error:
+        except TROUBLE as error:
             log.warning("messages were not deleted; they will come again", extra={"why": str(error)})
             stayed = list(now.values())
         for receipt in now:
@@ -122,5 +124,5 @@ class Doorbell:
         try:
             if left:
                 await self.queue.renew(left, 0)
-        except Unavailable as error:
+        except TROUBLE as error:
             log.warning("messages stay invisible until their time is up", extra={"why": str(error)})

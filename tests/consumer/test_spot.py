@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Metadata(ThreadingHTTPServer):
     """EC2's instance metadata service, version 2, as far as spot notices go."""
 
-    notice: dict[str, str] | None = None
+    notice: dict[str, str] | list[str] | None = None
     looks = 0
 
 
@@ -82,3 +82,16 @@ def test_a_worker_that_is_not_told_to_look_asks_nobody(metadata: Metadata, tmp_p
     with worker(tmp_path):
         result(tmp_path, "cat")
     assert metadata.looks == 0
+
+
+def test_an_answer_that_no_ec2_gives_is_not_taken_for_a_notice(metadata: Metadata, tmp_path: Path):
+    """Elsewhere that address may belong to somebody else, who must not be able to end a worker."""
+    metadata.notice = ["anything"]
+    with worker(tmp_path, "--spot") as process:
+        ends = time.monotonic() + 20
+        while not metadata.looks:
+            assert time.monotonic() < ends, "the worker does not look"
+            time.sleep(0.05)
+        drop(tmp_path, "cat.json", {"prompt": "x", "steps": 1})
+        result(tmp_path, "cat")
+        assert process.poll() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -54,6 +55,17 @@ def test_sigterm_while_a_renderer_is_being_started_ends_the_worker(tmp_path: Pat
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
     assert not list((tmp_path / "workers").glob("*"))
+
+
+def test_a_worker_shows_life_while_its_first_model_is_loaded(tmp_path: Path):
+    """A large model may take many leases, and who looks for workers must see one all the while."""
+
+    def beats() -> list[int]:
+        texts = [beat.read_text() for beat in (tmp_path / "workers").glob("*-*")]
+        return [json.loads(text)["seq"] for text in texts if '"loading"' in text]
+
+    with worker(tmp_path, "--renderer", "diffusers", "--model", "doodle", "--lease", "0.5"):
+        until(lambda: max(beats(), default=0) > 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,139 @@
+"""What nobody foresaw: it costs the request that it happened with, never the worker or its neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from consumer.cards import Cards, ModelCard
+from consumer.listing import BATCHES
+from infra.doorbell import Doorbell
+from infra.memory import MemoryStore
+from infra.store import Info
+from schemas import layout
+from schemas.errors import Unsupported
+from tests.worker_inside import make_worker, running, until
+
+if TYPE_CHECKING:
+    from infra.sqs import Message
+
+pytestmark = pytest.mark.anyio
+
+
+async def drop(store: MemoryStore, name: str, *rows: dict[str, object]) -> None:
+    await store.create(f"requests/{name}", b"\n".join(json.dumps(row).encode() for row in rows))
+
+
+async def over(store: MemoryStore, *ids: str) -> None:
+    """Wait until all of them are over; fail when one does not end."""
+    async with asyncio.timeout(20):
+        while not all([await store.head(layout.result_key(id)) for id in ids]):
+            await asyncio.sleep(0.01)
+
+
+class Trap(Cards):
+    """Fails with one model in a way that no card does."""
+
+    def get(self, name: str) -> ModelCard:
+        if name == "trap":
+            raise RuntimeError("nobody foresaw this")
+        return super().get(name)
+
+
+async def test_a_request_that_nobody_can_even_read_costs_no_worker():
+    """It stays in the inbox with a line in the log, and its neighbour is drawn."""
+    store = MemoryStore()
+    await drop(store, "a.json", {"prompt": "x", "model": "trap"})
+    await drop(store, "b.json", {"prompt": "x", "steps": 1})
+    async with running(make_worker(store, cards=Trap(Cards.of().cards))) as worker:
+        await over(store, "b")
+        assert not worker.stop.is_set()
+    assert await store.head("requests/a.json") is not None
+
+
+class Broken(MemoryStore):
+    """Cannot list heartbeats, for a reason that no store gives."""
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
+        if prefix == layout.WORKERS:
+            raise RuntimeError("nobody foresaw this")
+        async for info in super().list(prefix, start_after=start_after):
+            yield info
+
+
+async def test_a_worker_that_cannot_go_on_says_that_it_failed():
+    """It drains by itself, and whoever started it can tell that from a stop."""
+    async with running(make_worker(Broken())) as worker:
+        await until(worker.stop.is_set)
+        assert worker.failed
+
+
+class Silent(MemoryStore):
+    """Never answers the second heartbeat."""
+
+    beats = 0
+
+    async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
+        if key.startswith(layout.WORKERS):
+            self.beats += 1
+            if self.beats == 2:
+                await asyncio.Event().wait()
+        await super().put(key, body, content_type=content_type)
+
+
+async def test_a_heartbeat_without_an_answer_does_not_end_the_beating():
+    """The next one is tried while the lease still runs."""
+    store = Silent()
+    async with running(make_worker(store)):
+        await until(lambda: store.beats > 3)
+
+
+class Denied:
+    """A queue whose policy was changed under the worker, for its first answers."""
+
+    url = "https://sqs.eu-west-1.amazonaws.com/123456789012/q"
+    asked = 0
+
+    async def receive(self, most: int, *, wait: float = 0, visibility: float = 0) -> list[Message]:
+        self.asked += 1
+        if self.asked == 1:
+            raise Unsupported("access denied")
+        await asyncio.sleep(0.05)
+        return []
+
+    async def renew(self, messages: object, visibility: float) -> list[Message]:
+        raise Unsupported("access denied")
+
+    delete = renew
+
+
+async def test_a_queue_that_is_denied_for_a_while_costs_no_worker():
+    """Requests are found by listing meanwhile, and the queue is asked again."""
+    store, queue = MemoryStore(), Denied()
+    bell = Doorbell(queue, time.monotonic, random.Random(1))  # type: ignore[arg-type]
+    async with running(make_worker(store, bells=[bell], reconcile=0.1)) as worker:
+        await drop(store, "a.json", {"prompt": "x", "steps": 1})
+        await over(store, "a")
+        await until(lambda: queue.asked > 1)
+        assert not worker.stop.is_set()
+
+
+async def test_a_worker_holds_only_so_many_batches():
+    """Each is kept whole in memory, so the others wait in the inbox; in the end all are answered."""
+    store, names = MemoryStore(), [f"b{i:02}" for i in range(BATCHES + 8)]
+    for name in names:
+        await drop(store, f"{name}.jsonl", {"prompt": "x", "steps": 1, "width": 8, "height": 8})
+    most = 0
+    async with running(make_worker(store)) as worker:
+        ended = asyncio.create_task(over(store, *names))
+        while not ended.done():
+            most = max(most, len(worker.workshop.batches))
+            await asyncio.sleep(0)
+        await ended
+    assert most == BATCHES
