@@ -67,7 +67,6 @@ class Job:
     previews: bool = False  # whether its renderer is asked for pictures along the way
     preview: tuple[int, RawPicture] | None = None  # the latest, and of which image
     pace: Pace = field(default_factory=Pace)
-    told: bool = False  # whether a status object was written, perhaps by the worker that had it before
     told_at: float = float("-inf")  # by the worker's clock
     telling: bool = False  # one is on its way
 

@@ -45,8 +45,8 @@ class Preparation:
         began = self.clock()
         manifest = parse_manifest(held.claim.frozen.body(), self.limits)
         plan = Plan.model_validate(held.claim.plan)
-        earlier = held.claim.epoch > 1  # whoever had it before may have left a status
-        return Job(held, manifest, plan, began, notes=list(plan.notes), told=earlier)
+        held.told = held.told or held.claim.epoch > 1  # whoever had it before may have left a status
+        return Job(held, manifest, plan, began, notes=list(plan.notes))
 
     async def make_ready(self, job: Job) -> None:
         """Leave in `job.missing()` only what has to be drawn, with the pictures that it needs."""

@@ -78,6 +78,9 @@ class Held:
     claim: Claim
     lost: bool = False  # a sweep saw somebody else's later epoch: let go; going on is harmless, and a waste
     express: bool = False  # it came by the express queue: somebody waits for it
+    told: bool = (
+        False  # people were told in `status/` how far it is, perhaps by the worker that had it before
+    )
     over: str = ""  # the id of the result that ended it, once it is known
     images: dict[int, ImageResult] = field(default_factory=dict)  # known to be stored
     sent: list[bytes] = field(default_factory=list)  # results whose outcome may be unknown

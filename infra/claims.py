@@ -301,7 +301,7 @@ class Claims:
             if not self.may_forget(target):
                 return made  # a sweep tidies up
             if claim.epoch == 1:
-                await self._ledger.drop_claim(claim.id, 1)
+                await self._ledger.drop_claim(claim.id, 1, told=held.told)
             else:
                 await self._ledger.tidy(claim.id, claim.fingerprint)
             return made

@@ -136,13 +136,21 @@ class Ledger:
         with contextlib.suppress(StoreUnavailable):
             await self.store.delete(source.key, etag=source.etag)
 
-    async def drop_claim(self, id: str, epoch: int) -> None:
-        """Delete a claim of our own. Failing is harmless: our next sweep finds it, held by nobody."""
+    async def drop_claim(self, id: str, epoch: int, *, told: bool = False) -> None:
+        """Delete a claim of our own. Failing is harmless: our next sweep finds it, held by nobody.
+
+        Args:
+            told: whether there may be a status object, which must not outlive the claim.
+        """
         with contextlib.suppress(StoreUnavailable):
+            if told:
+                await self.store.delete(layout.status_key(id))
             await self.store.delete(layout.claim_key(id, epoch))
 
     async def tidy(self, id: str, fingerprint: str, group: Group | None = None) -> None:
         """B9 delete the claims of an ended request: lower epochs first, each after its marker.
+
+        Before them the status object that a dead worker may have left: nobody would look for it later.
 
         Claims of another body under the same id stay. Failing midway is harmless: the result
         exists, so whoever sweeps next goes on here.
@@ -152,7 +160,10 @@ class Ledger:
         with contextlib.suppress(StoreUnavailable):
             if group is None:
                 group = (await self.groups(layout.claims_prefix(id))).get(id, Group())
-            for epoch in sorted(group.claims.keys() | group.markers.keys()):
+            epochs = sorted(group.claims.keys() | group.markers.keys())
+            if epochs:
+                await self.store.delete(layout.status_key(id))
+            for epoch in epochs:
                 info = group.claims.get(epoch)
                 note = await self.note(info) if info else None
                 if note is not None and not answers(fingerprint, note.fingerprint):

@@ -523,3 +523,38 @@ def _refusal(id: str) -> Result:
     return Result(
         id=id, status="failed", failure=failure, fingerprint=layout.fingerprint(BODY), request=Frozen.of(BODY)
     )
+
+
+@pytest.mark.parametrize("end", ["given up", "canceled"])
+async def test_no_status_outlives_a_dead_worker(end: str) -> None:
+    """Who tidies up after it removes what it told people, for nobody would look for that later."""
+    bench = Bench()
+    dead, alive = bench.session("dead"), bench.session("alive")
+    held = await bench.must_take(dead)
+    await bench.store.put(layout.status_key("cat"), b"step 3 of 20")
+    if end == "canceled":
+        await bench.store.create(layout.result_key("cat"), success(held, []).to_json())
+    for _ in range(8):
+        await bench.sweep_after_lease(bench.session(f"{alive.session}{bench.now}"))
+    assert await bench.keys("claims/", "status/") == []
+    assert await bench.keys("results/") == ["results/cat/result.json"]
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+async def test_no_status_outlives_a_worker_that_dies_as_it_commits(how: str) -> None:
+    """Whatever call of the commit it dies at, a status goes before the last claim does."""
+    deaths = 0
+    for fatal in range(1, 12):
+        bench = Bench()
+        held = await bench.must_take(bench.session("w"))
+        await bench.store.put(layout.status_key("cat"), b"step 3 of 20")
+        mortal = bench.session("w", Mortal(bench.store, fatal, how))
+        held.told = True
+        try:
+            await mortal.commit(held, success(held, []))
+        except Dies:
+            deaths += 1
+        await bench.sweep_after_lease(bench.session("other"))
+        if await bench.keys("results/"):
+            assert await bench.keys("claims/", "status/") == []
+    assert deaths
