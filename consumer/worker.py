@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 _BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more of them
 _LAST_WORDS = 5.0  # seconds for announcements that wait when the worker stops
-_LAST_STATUS = 1.0  # seconds for a status that is on its way when the worker stops
+_LAST_STATUS = 1.0  # seconds for a status, or a claim given back, that is on its way when the worker stops
+_LAST_SWEEP = 2.0  # seconds for a sweep that is under way then: what it takes over has to be given back
 _BEAT = 5.0  # seconds at least that a heartbeat has to be written; then a new one is tried
 _SHORTEST = 0.2  # seconds between two looks at the inbox while there is work
 
@@ -89,6 +90,7 @@ class Worker:
         self._cards = cards
         self._clock = clock
         self._idle_looks = 0
+        self._sweeping = asyncio.Lock()
         intake = Intake(store, claims, cards, settings.default_model, settings.limits, clock, rng)
         self.workshop = Workshop(
             store=store,
@@ -160,8 +162,8 @@ class Worker:
             if self._announcer is not None:
                 await self._announcer.drain(min(_LAST_WORDS, self.settings.grace))
                 await self._announcer.close()
-            if self.workshop.board.tasks:
-                await asyncio.wait(self.workshop.board.tasks, timeout=_LAST_STATUS)
+            if last := self.workshop.board.tasks | self.workshop.tasks:
+                await asyncio.wait(last, timeout=_LAST_STATUS)
             rest = [*loops, *self.workshop.tasks, *self.workshop.board.tasks]
             for task in rest:
                 task.cancel()
@@ -174,16 +176,20 @@ class Worker:
     async def _sweeps(self) -> None:
         while not self.stop.is_set():
             try:
-                for held in await self.claims.sweep(max(0, self.workshop.room)):
-                    log.info("took over", extra={"id": held.claim.id, "attempt": held.claim.attempt})
-                    if self.stop.is_set():
-                        await self.workshop.release(held)  # the drain began while we looked
-                    else:
-                        self.workshop.begin(held)
-                self.workshop.drop_lost()
+                async with self._sweeping:
+                    await self._sweep()
             except StoreUnavailable as error:
                 log.warning("the sweep is put off", extra={"why": str(error)})
             await self._until_sweep()
+
+    async def _sweep(self) -> None:
+        for held in await self.claims.sweep(max(0, self.workshop.room)):
+            log.info("took over", extra={"id": held.claim.id, "attempt": held.claim.attempt})
+            if self.stop.is_set():
+                await self.workshop.release(held)  # the drain began while we looked
+            else:
+                self.workshop.begin(held)
+        self.workshop.drop_lost()
 
     async def _until_sweep(self) -> None:
         """Wait for the next sweep's time, or for a doubt that it can settle."""
@@ -266,6 +272,9 @@ class Worker:
         while (shop.jobs or shop.tasks) and self._clock() < ends:
             await asyncio.sleep(0.05)
         await asyncio.gather(*(shop.give_back(job) for job in list(shop.jobs.values())))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SWEEP), self._sweeping:
+                pass
 
     def _guarded(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run beside the others; a failure that nobody foresaw ends the worker, in order."""

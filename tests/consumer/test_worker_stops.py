@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.claims import Claims
+from infra.memory import MemoryStore
+from tests.worker_inside import make_worker, running
+from tests.worker_inside import until as until_it
 from tests.worker_process import drop, result, worker
 
 SLOW = {"seconds_per_step": 0.1}
@@ -141,3 +147,34 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+class SlowTakeover(MemoryStore):
+    """The answer to a claim of a later epoch takes its time; the claim is there at once."""
+
+    asked = False
+
+    async def create(
+        self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
+    ) -> bool:
+        made = await super().create(key, body, metadata=metadata, content_type=content_type)
+        if key.endswith("/000002"):
+            self.asked = True
+            await asyncio.sleep(0.3)
+        return made
+
+
+@pytest.mark.anyio
+async def test_what_a_sweep_takes_over_while_the_worker_stops_is_given_back_uncounted() -> None:
+    """Else a drain would cost the request a lease and an attempt, and isolation from then on."""
+    store = SlowTakeover()
+    body = b'{"prompt": "x", "steps": 1}'
+    dead = Claims(store, session="dead", clock=time.monotonic, rng=random.Random(1))
+    await store.put("requests/a.json", body)
+    source = (await store.get("requests/a.json")).info
+    held = await dead.take(source, body, id="a", plan=None)
+    assert held is not None
+    await dead.release(held, "drain")
+    async with running(make_worker(store)):
+        await until_it(lambda: store.asked)
+    assert await store.head("claims/a/000002.released") is not None
