@@ -86,19 +86,18 @@ class Ledger:
 
     async def claim(self, key: str) -> Claim | None:
         """Read a claim; None when it is gone, or not one of ours to understand."""
-        try:
-            return Claim.model_validate_json((await self.store.get(key)).body)
-        except NotFound:
-            return None
-        except ValidationError:
-            log.warning("not a claim, left alone", extra={"key": key})
-            return None
+        with contextlib.suppress(NotFound):
+            return _claim_in((await self.store.get(key)).body, key)
+        return None
 
     async def note(self, info: Info) -> Note | None:
-        """What a listed claim says, read once."""
+        """What a listed claim says, read once; None when it is gone, or none."""
         at = (info.key, info.etag)
         if at not in self._notes:
-            claim = await self.claim(info.key)
+            try:
+                claim = _claim_in((await self.store.get(info.key)).body, info.key)
+            except NotFound:
+                return None  # not for ever: a try of its maker may arrive late, and make the very same again
             self._notes[at] = Note(claim.session, claim.fingerprint, claim.attempt) if claim else None
         return self._notes[at]
 
@@ -172,6 +171,14 @@ class Ledger:
                     await self.store.delete(group.markers[epoch].key, etag=group.markers[epoch].etag)
                 if info is not None:
                     await self.store.delete(info.key, etag=info.etag)
+
+
+def _claim_in(body: bytes, key: str) -> Claim | None:
+    try:
+        return Claim.model_validate_json(body)
+    except ValidationError:
+        log.warning("not a claim, left alone", extra={"key": key})
+        return None
 
 
 def fingerprint_in(result: bytes) -> str:

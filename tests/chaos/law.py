@@ -27,6 +27,7 @@ class Law:
 
     promised: dict[tuple[str, str], bytes] = field(default_factory=dict)  # (id, fingerprint) to request
     late_claims: set[str] = field(default_factory=set)  # nonces of claims made after their request's end
+    early_claims: set[str] = field(default_factory=set)  # of all others; one may come again, late
     is_carried: Callable[[str, str], bool] = lambda _id, _fingerprint: False  # whether a message brings it
 
     def dropped(self, id: str, body: bytes, objects: Mapping[str, Stored]) -> None:
@@ -68,9 +69,12 @@ class Law:
             raise _broken(5, f"{key} does not carry the request that it names", log)
         end = before.get(f"results/{claim['id']}/result.json")
         if end is not None and _parsed(end.body)["fingerprint"] == claim["fingerprint"]:
-            self.late_claims.add(claim["nonce"])
-        elif claim["epoch"] > 1:
-            last = _parsed(before[f"claims/{claim['id']}/{claim['epoch'] - 1:06d}"].body)
+            self.late_claims |= {claim["nonce"]} - self.early_claims
+            return
+        self.early_claims.add(claim["nonce"])
+        earlier = before.get(f"claims/{claim['id']}/{claim['epoch'] - 1:06d}")
+        if earlier is not None:
+            last = _parsed(earlier.body)
             if any(last[what] != claim[what] for what in ("frozen", "plan", "fingerprint")):
                 raise _broken(5, f"{key} has another request or plan than the attempt before", log)
 

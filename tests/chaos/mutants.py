@@ -249,6 +249,23 @@ class _Clinging(Sweep):
         return found
 
 
+class RemembersWhatIsGone(Claims):
+    """Invariant 6: a claim that was gone when it was to be read counts as none for ever.
+
+    A late try makes the very same object again; too rare for a few random histories.
+    """
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        known = self._ledger
+        self._ledger = self._sweep.ledger = _Stubborn(known.store, known.session, known.rng, known.timing)
+
+
+class _Stubborn(Ledger):
+    async def note(self, info: Info) -> Any:
+        return self._notes.setdefault((info.key, info.etag), await super().note(info))
+
+
 class OneIdOneBody(Claims):
     """Invariant 3: a commit that meets another body's result believes itself answered.
 

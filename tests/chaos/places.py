@@ -123,7 +123,7 @@ class Bucket:
 
     def is_tidy(self) -> bool:
         if any(proxy.underway for proxy in self.network):
-            return False  # a claim may come yet, for the next sweep
+            return False  # what the dead sent may come yet, for the next sweep
         if self.queue is not None and self.queue.waiting(QUEUE):
             return False
         return not any(key.startswith(("claims/", "requests/")) for key in list(self.store.inside(BUCKET)))

@@ -111,7 +111,7 @@ def live(plan: Round, folder: Path) -> tuple[Verdict, dict[str, Any]]:
             _until(lambda: here.open_wishes() <= BACKLOG, fleet)
             _rest(rng.uniform(0.05, 0.4), fleet)
             fleet.harm()
-        ended = _until(lambda: here.open_wishes() == 0, fleet) and _until(here.is_tidy, fleet)
+        ended = _until(lambda: here.open_wishes() == 0, fleet) and _until(lambda: _is_calm(fleet), fleet)
         seconds = time.monotonic() - began
         for child in fleet.workers:
             child.send(signal.SIGCONT)
@@ -150,6 +150,11 @@ def _until(condition: Any, fleet: Fleet) -> bool:
             return False
         time.sleep(0.03)
     return True
+
+
+def _is_calm(fleet: Fleet) -> bool:
+    """Whether nothing is left, and nobody who could still leave something: what an end leaves, others sweep up."""
+    return not fleet.ending and not fleet.frozen and fleet.place.is_tidy()
 
 
 def _rest(seconds: float, fleet: Fleet) -> None:

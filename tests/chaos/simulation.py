@@ -162,8 +162,8 @@ def _fate(rng: random.Random, call: Call) -> tuple[Outcome, str]:
     if not call.changes:
         outcome: Outcome = "refused" if rng.random() < 0.02 else "done"
         return outcome, "pause" if rng.random() < 0.02 else ""
-    outcomes: list[Outcome] = ["done", "answer lost", "refused", "ghost"]
-    outcome = rng.choices(outcomes, [88, 4, 3, 5])[0]
+    outcomes: list[Outcome] = ["done", "answer lost", "refused", "ghost", "echo"]
+    outcome = rng.choices(outcomes, [83, 4, 3, 5, 5])[0]
     return outcome, rng.choices(["", "crash", "pause"], [92, 3, 5])[0]
 
 

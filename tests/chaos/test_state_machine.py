@@ -40,7 +40,7 @@ class Bucket(RuleBasedStateMachine):
 
         self.loop.run_until_complete(start())
 
-    @rule(which=which, outcome=st.sampled_from(["done"] * 5 + ["answer lost", "refused", "ghost"]))
+    @rule(which=which, outcome=st.sampled_from(["done"] * 5 + ["answer lost", "refused", "ghost", "echo"]))
     def happen(self, which: int, outcome: str) -> None:
         """One waiting store call happens in one of the four ways."""
         ready = self.live.world.ready()

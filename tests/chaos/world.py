@@ -1,7 +1,8 @@
 """A small world in one thread: a bucket, a clock, and a schedule that may do anything.
 
 Workers run the real protocol. Each store call waits here until the schedule lets it happen,
-lets it happen and loses the answer, refuses it, or lets it happen much later (a *ghost*). After
+lets it happen and loses the answer, refuses it, lets it happen much later (a *ghost*), or twice, now
+and much later (an *echo*: a try that was given up arrives after the one that was heard of). After
 every change of the bucket the *law* is checked (see law.py). Nothing is left to chance: the same
 choices give the same history, line for line.
 """
@@ -9,9 +10,10 @@ choices give the same history, line for line.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from infra.memory import MemoryStore
@@ -20,8 +22,18 @@ from schemas.errors import DreamError, StoreUnavailable
 from tests.chaos.law import Law
 from tests.chaos.still import StillLoop
 
-Outcome = Literal["done", "answer lost", "refused", "ghost"]
+Outcome = Literal["done", "answer lost", "refused", "ghost", "echo"]
 PAGE = 3  # keys per page of a listing: others write between two pages
+
+
+class ContentTagged(MemoryStore):
+    """A version is known by its bytes, as in S3: the same object made again is the same version."""
+
+    def _write(self, key: str, body: bytes, metadata: Mapping[str, str]) -> None:
+        super()._write(key, body, metadata)
+        stored = self._objects[key]
+        tag = hashlib.sha256(body).hexdigest()
+        self._objects[key] = Stored(replace(stored.info, etag=tag), stored.body)
 
 
 @dataclass(eq=False)
@@ -40,7 +52,7 @@ class Call:
 class World:
     """The bucket, the clock, and everything that waits."""
 
-    store: MemoryStore = field(default_factory=MemoryStore)
+    store: MemoryStore = field(default_factory=ContentTagged)
     law: Law = field(default_factory=Law)
     now: float = 0.0  # seconds
     waiting: list[Call] = field(default_factory=list)
@@ -77,13 +89,13 @@ class World:
         return max(call.at, self.paused.get(call.owner, 0.0))
 
     def happen(self, call: Call, outcome: Outcome = "done") -> None:
-        """Let a call happen in one of the four ways."""
+        """Let a call happen in one of the ways."""
         self.waiting.remove(call)
         if call.act is None:
             call.answer.set_result(None)
             return
         self.note(f"{call.owner} {call.what}: {outcome}")
-        if outcome == "ghost" and call.changes:
+        if outcome in ("ghost", "echo") and call.changes:
             self.ghosts.append(call)
         if outcome in ("refused", "ghost"):
             call.answer.set_exception(StoreUnavailable(f"{call.what}: {outcome}"))
@@ -99,7 +111,7 @@ class World:
             call.answer.set_result(value)
 
     def land(self, ghost: Call) -> None:
-        """A write that was given up long ago reaches the bucket."""
+        """A try that was given up long ago reaches the bucket."""
         self.ghosts.remove(ghost)
         self.note(f"ghost of {ghost.owner} {ghost.what}")
         self._do(ghost)

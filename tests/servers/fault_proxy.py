@@ -100,6 +100,7 @@ class FaultProxy:
     calls: Counter[str] = field(default_factory=Counter)  # by verb
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
+    _open: int = 0  # calls being done or answered
     _talks: set[Any] = field(default_factory=set)  # tasks that nothing else may hold on to
 
     def __post_init__(self) -> None:
@@ -107,8 +108,8 @@ class FaultProxy:
 
     @property
     def underway(self) -> int:
-        """Late calls that the server has not got yet."""
-        return len(self._late)
+        """Calls that the server may yet get, or has not answered."""
+        return len(self._late) + self._open
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
@@ -133,7 +134,12 @@ class FaultProxy:
             while True:
                 call = await _read_call(reader, writer)
                 self.calls[call.verb] += 1
-                writer.write(await self._answer(call, line, writer))
+                self._open += 1
+                try:
+                    answer = await self._answer(call, line, writer)
+                finally:
+                    self._open -= 1
+                writer.write(answer)
                 await writer.drain()
         except Cut as cut:
             gently = cut.gently
