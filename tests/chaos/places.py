@@ -122,8 +122,8 @@ class Bucket:
         return len(self.wishes) - len(self.store.ended)
 
     def is_tidy(self) -> bool:
-        if any(proxy.underway for proxy in self.network):
-            return False  # what the dead sent may come yet, for the next sweep
+        if self.network[0].underway:  # what the dead sent to the bucket may come yet, for the next sweep
+            return False
         if self.queue is not None and self.queue.waiting(QUEUE):
             return False
         return not any(key.startswith(("claims/", "requests/")) for key in list(self.store.inside(BUCKET)))
