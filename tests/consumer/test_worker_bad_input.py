@@ -110,6 +110,15 @@ def test_bad_input_is_answered_in_words(
     _gone(path)
 
 
+def test_a_photograph_of_a_megabyte_holds_nobody_up(store: Path):
+    """Text with so many slashes in it is told from a key at once; a search through it took minutes."""
+    noise = Image.frombytes("RGB", (640, 640), os.urandom(640 * 640 * 3))
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG")
+    drop(store, "noise.json", {"prompt": "x", "steps": 1, "image": _b64(buffer.getvalue())})
+    assert result(store, "noise")["status"] == "succeeded"
+
+
 def test_broken_json_tells_line_and_column(store: Path):
     """Where the text breaks stands in fields of its own, for programs."""
     drop(store, "where.json", b'{\n  "prompt": "x"\n  "steps": 3}')
