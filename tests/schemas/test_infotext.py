@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,3 +99,9 @@ def test_a_schedule_type_names_the_scheduler():
     text = "x\nSteps: 9, Sampler: DPM++ 2M, Schedule type: Karras, Seed: 1, Strange: a:b, Size: huge"
     found = infotext.read(text)
     assert found == {"prompt": "x", "steps": 9, "scheduler": "DPM++ 2M Karras", "seed": 1}
+
+
+@pytest.mark.parametrize("text", ["a" * 400_000, "a: 1, " + "b " * 200_000, "x" + " " * 400_000 + "x"])
+def test_a_long_text_of_a_stranger_is_read_in_one_go(text: str):
+    """A picture may carry a megabyte of text; a search that begins anew at each letter would take hours."""
+    assert "Steps" not in infotext.pairs(text)
