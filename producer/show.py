@@ -200,7 +200,7 @@ def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("message", no_wrap=True)
     for name in ("received", "what", "why"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")  # keys are long words, and their ends matter
     for row in rows:
         table.add_row(row.message.id, str(row.message.receives), escape(row.what), escape(row.why))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from infra.sqs import Message
 from producer import AsyncClient
 from producer.dead_letters import read
 from producer.errors import NothingToRetry
 from producer.requests import Ticket
+from producer.show import dead_letters
 from schemas.errors import Rejected
 from schemas.events import reference
 from schemas.layout import fingerprint
@@ -323,3 +326,14 @@ def test_a_retry_goes_by_queue_where_there_is_one(dreamdrop: Cli, cloud: Cloud, 
     dreamdrop("cancel", "a", **both)
     assert dreamdrop("retry", "a", **both).stdout == "a-r2\n"
     assert [json.loads(body)["id"] for body in cloud.take(queue)] == ["a-r2"]
+
+
+def test_a_dead_letters_key_is_shown_whole_on_a_narrow_terminal():
+    """A long key is broken into lines: its end tells one from the next."""
+    key = "requests/2026/autumn/campaign/some-long-name-of-a-file-0123456789.json"
+    letter = read(Message("5" * 36, "receipt", json.dumps({"reference": key}), 4))
+    console = Console(width=80, file=io.StringIO())
+    console.print(dead_letters([letter]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert key in "".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
