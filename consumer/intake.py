@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from consumer import schedulers
 from consumer.cards import Cards
@@ -30,11 +29,12 @@ if TYPE_CHECKING:
     from infra.claims import Claims, Held
     from infra.store import Info, Store
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SETTLED = 2.0  # seconds that a broken file must stay unchanged before it is answered: it may be half copied
 _FORGOTTEN = 600.0  # seconds until a broken file's first sight is forgotten
-_LONG = 1 << 20  # bytes of a batch whose rows are not told apart in between
+_LONG = 1 << 20  # bytes of a body that is read in a thread: the heartbeats go on meanwhile
 _REPEATED = 65_536  # bytes of a request that is repeated in the answer to one that is over the size limit
 
 
@@ -92,11 +92,10 @@ class Intake:
             if source is None and len(body) > self.limits.max_body_bytes:
                 raise TooLarge("the message", len(body), self.limits.max_body_bytes)
             if batch:
-                check = functools.partial(split_rows, id, body, self.limits)
-                await asyncio.to_thread(check) if len(body) > _LONG else check()
+                await _aside(len(body), split_rows, id, body, self.limits)
                 planned, id_ = None, id
             else:
-                manifest = parse_manifest(body, self.limits)
+                manifest = await _aside(len(body), parse_manifest, body, self.limits)
                 id_ = manifest.id or id
                 if has_expired(manifest):
                     return await self._answer(source, _expired(manifest), body, id_)
@@ -168,6 +167,11 @@ class Intake:
         answered = await self.claims.answer(source, fingerprint, id=id, result=result)
         log.info("refused", extra={"id": answered, "code": error.code, "field": error.field})
         return Taken(id, fingerprint)
+
+
+async def _aside(size: int, read: Callable[..., T], *words: Any) -> T:
+    """Call `read`, for a body of many bytes in a thread."""
+    return await asyncio.to_thread(read, *words) if size > _LONG else read(*words)
 
 
 def has_expired(manifest: Manifest) -> bool:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TASKS = ("text2img", "img2img", "inpainting")
 DEFAULT_LIMITS = Limits()
 _MAX_SEED = 2**63 - 1
+_CUT = 60  # characters of a name or a value that a message shows
+_FAULTS = 50  # of a document that are looked at; four are told
 
 
 class _Body(BaseModel):
@@ -166,7 +168,7 @@ def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMI
     if task is None:
         task = "inpainting" if "mask_image" in document else "img2img" if "image" in document else "text2img"
     if not isinstance(task, str) or task not in _BODIES:
-        raise _invalid("task", f"is {task!r}; it is one of {', '.join(TASKS)}")
+        raise _invalid("task", f"is {_shown(task)}; it is one of {', '.join(TASKS)}")
     try:
         manifest = _BODIES[task].model_validate(dict(document))
     except ValidationError as error:
@@ -186,7 +188,8 @@ def chosen_id(body: bytes) -> str | None:
 
 def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:
     """The first fault in words; the others follow, so that a client can mend all at once."""
-    faults = [(".".join(map(str, e["loc"])), _sentence(e, body)) for e in error.errors(include_url=False)]
+    found = error.errors(include_url=False)[:_FAULTS]
+    faults = [(".".join(str(part)[:_CUT] for part in e["loc"]), _sentence(e, body)) for e in found]
     faults.sort(key=lambda f: "unknown" not in f[1])  # a typo explains the missing field that follows from it
     field, first = faults[0]
     more = "; ".join(f"{name} {text}" for name, text in faults[1:4])
@@ -195,7 +198,7 @@ def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:
 
 def _sentence(fault: Any, body: type[BaseModel]) -> str:
     kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
-    name = str(fault["loc"][-1])
+    name = str(fault["loc"][-1])[:_CUT]
     if kind == "extra_forbidden":
         known = _fields_at(body, fault["loc"][:-1])
         near = difflib.get_close_matches(name, known, 1, 0.6)
@@ -213,8 +216,7 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
         return f"is {size}; sizes are multiples of 8, {hint}"
     if kind == "finite_number":
         return "is not a finite number"
-    shown = json.dumps(given, default=str, ensure_ascii=False)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = _shown(given)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         has = _fields_at(body, fault["loc"]) if kind != "dict_type" else []
         return f"is {shown}; it should be an object {{...}}" + (f" with {', '.join(has)}" if has else "")
@@ -226,6 +228,16 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
     return (
         f"is {shown}; it should be {message}" if not str(fault["msg"]).startswith("String") else fault["msg"]
     )
+
+
+def _shown(given: Any) -> str:
+    """The beginning of a value as JSON; what is long is not written out to be cut."""
+    if isinstance(given, str):
+        given = given[:_CUT]
+    elif isinstance(given, (list, dict)) and len(given) > _CUT:
+        return "[...]" if isinstance(given, list) else "{...}"
+    shown = json.dumps(given, default=str, ensure_ascii=False)
+    return shown if len(shown) <= _CUT else shown[: _CUT - 3] + "..."
 
 
 def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import Rejected
-from schemas.manifest import parse_manifest
+from schemas.manifest import parse_manifest, validate_manifest
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"height": 7}, "height is 7; sizes are multiples of 8, at least 8"),
@@ -29,3 +29,22 @@ def test_a_fault_is_told_in_the_words_of_json(fields: dict[str, Any], sentence: 
     with pytest.raises(Rejected) as caught:
         parse_manifest(json.dumps({"prompt": "a red circle", **fields}).encode())
     assert caught.value.message == sentence
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"prompt": "x", "n" * 100_000: 1},
+        {"prompt": "x", "task": "t" * 100_000},
+        {"prompt": "x", "steps": "s" * 100_000},
+        {"prompt": "x", "image": [0] * 100_000},
+        {"prompt": "x", **{f"unknown{i}": i for i in range(20_000)}},
+    ],
+    ids=["a long name", "a long task", "a long value", "a long list", "many faults"],
+)
+def test_however_much_is_wrong_the_answer_is_short(document: dict[str, Any]):
+    """It is read by a person, and written by a worker that has others to serve."""
+    with pytest.raises(Rejected) as caught:
+        validate_manifest(document)
+    assert len(caught.value.message) < 2_000
+    assert len(caught.value.field or "") <= 60
