@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _ABREAST = 16  # store calls in flight at a time
 _LOOK = (0.1, 5.0)  # seconds between two looks for finished rows: shortest, longest
+_SPARE = 9  # and so many times as long as a listing takes, which grows with the rows that are over
 _SHOWN = 500  # pictures in a gallery page; more would make it too heavy to open
 
 
@@ -72,7 +73,9 @@ class Batches:
         found: dict[int, Result] = {}
         pause, longest = _LOOK
         while True:
+            began = self.clock()
             over = await self._ids_over(batch)
+            listing = self.clock() - began
             open_rows = [row for row in rows if row.line not in found]
             before = len(found)
 
@@ -90,7 +93,7 @@ class Batches:
             if len(found) == len(rows):
                 return found
             pause = _LOOK[0] if len(found) > before else min(2 * pause, longest)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(max(pause, _SPARE * listing))
 
     async def _sum_up(self, held: Held, began: float, rows: list[Row], results: dict[int, Result]) -> Result:
         batch, folder = held.claim.id, layout.result_folder(held.claim.id)

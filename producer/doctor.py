@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LONGEST = 11 * 3600.0  # seconds; a message can be renewed for twelve hours
 TIMED = 20  # results whose timings are looked at
 SKEW_SEEN, SKEW_HARMFUL = 5.0, 300.0  # seconds; S3 refuses at 900
+SAID = "the message says what to do"
 SPACE_LITTLE, SPACE_NONE = 5 << 30, 256 << 20  # bytes
 
 
@@ -52,9 +53,12 @@ async def examine(place: str, queues: Sequence[str], *, attempts: int = 3) -> As
             for look in (promises, clock, space):
                 if (seen := await _told(look(store), look.__name__)) is not None:
                     yield seen
-            for finding in await _workers(store, place):
-                yield finding
-            slowest = await _slowest(store)
+            try:
+                for finding in await _workers(store, place):
+                    yield finding
+                slowest = await _slowest(store)
+            except DreamError as error:
+                yield Finding("workers", "fail", str(error), SAID)
         for url in queues:
             name = f" of {url.rpartition('/')[2]}" if len(queues) > 1 else ""
             for finding in await _queue(url, place, attempts, slowest):
@@ -95,7 +99,7 @@ async def _told(work: Awaitable[Finding | None], check: str) -> Finding | None:
     try:
         return await work
     except DreamError as error:
-        return Finding(check, "fail", str(error), "the message says what to do")
+        return Finding(check, "fail", str(error), SAID)
 
 
 async def promises(store: Store) -> Finding:

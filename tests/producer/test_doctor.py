@@ -23,7 +23,9 @@ from infra.wiring_check import Finding
 from producer import doctor
 from producer.canary import Canary
 from schemas.layout import WORKERS
+from tests.chaos.places import CREDENTIALS
 from tests.cloud import Cloud, wait_for
+from tests.servers.s3_front import Fault, S3Front, running
 from tests.worker_process import worker as worker_process
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -257,6 +259,19 @@ async def test_what_strangers_left_in_a_store_does_not_stop_the_doctor(tmp_path:
     (tmp_path / "workers/list").write_text("[1]")
     checks = [finding.check async for finding in doctor.examine(str(tmp_path), [])]
     assert {"store", "promises", "workers", "models"} <= set(checks)
+
+
+@pytest.mark.anyio
+async def test_a_store_that_lets_nothing_be_listed_is_a_finding(monkeypatch: pytest.MonkeyPatch):
+    """Keys that may write and not look: the doctor says so and goes on to the end."""
+    front = S3Front(faults=[Fault("denied", method="GET")])
+    with running(front):
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": front.url}.items():
+            monkeypatch.setenv(name, value)
+        found = {f.check: f async for f in doctor.examine("s3://bucket", [])}
+    assert found["workers"].status == "fail"
+    assert "AccessDenied" in found["workers"].found or "denied" in found["workers"].found
+    assert "clock" in found
 
 
 # The canary's hops --------------------------------------------------------------------------------
