@@ -31,9 +31,7 @@ log = logging.getLogger(__name__)
 
 STICKY = 75  # exit status of a child whose device is lost
 _BACK_OFF = (0.2, 10.0)  # seconds before a new child: first, longest
-_LOAD = (
-    1800.0  # seconds that a child may take to fetch and load a model; the next one goes on with a download
-)
+_LOAD = 1800.0  # seconds to fetch and load a model; who is cut off in a download goes on with it
 _STILLBORN = 3  # children in a row that ended before they could draw; then the device is as good as lost
 _LAST_BREATHS = (2.0, 10.0)  # seconds to end by itself, then by being killed; then it is given up on
 _MODULES = {"diffusers": "consumer.renderer_child", "null": "consumer.null_renderer"}

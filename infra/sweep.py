@@ -126,9 +126,8 @@ class Sweep:
                 return await self._settle_one(candidate, may_take)
             except StoreUnavailable as error:
                 log.info("sweep left one for later", extra={"id": candidate.id, "why": str(error)})
-            except (
-                Exception
-            ) as error:  # what nobody foresaw in one is no other's problem; its text may quote it
+            except Exception as error:  # what nobody foresaw in one is no other's problem
+                # The error's text may quote the request, so only its kind is told.
                 facts = {"id": candidate.id, "error": type(error).__name__}
                 log.error("sweep failed with one in an unforeseen way", extra=facts)
         return None
