@@ -3,10 +3,12 @@
     DreamError
     ├── Rejected       the manifest can never succeed as written: answer it once, do not retry
     │   └── (every code below; raised by schemas, the model registry and the decoders)
-    └── Unavailable    the manifest is fine, the world is not: leave it to a retry
-        └── StoreUnavailable, QueueUnavailable, Unsupported   (raised by the stores and queues)
+    ├── Unavailable    the manifest is fine, the world is not: leave it to a retry
+    │   └── StoreUnavailable, QueueUnavailable   (raised by the stores and queues)
+    ├── Unsupported    this store or queue can never do it: an operator has to choose another
+    └── NotFound       no object has this key
 
-A worker has two `except` clauses, one per branch. A `Rejected` carries the facts that the
+A worker answers the first branch and waits for the second. A `Rejected` carries the facts that the
 `failed` result shows to its author: what, where, and what to do.
 """
 

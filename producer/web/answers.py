@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from infra.store import Store
     from producer.lookup import State
 
+log = logging.getLogger(__name__)
 AT_ONCE = 8  # images of one answer that are read at the same time
 #: Which failures are the caller's to mend (422), a matter of time (503) or past (409, 410); all others: 500.
 STATUS = {
@@ -170,10 +172,25 @@ def drawing(result: Result, images: list[bytes]) -> bytes:
     return b'{"images":[%b],%b' % (coded, about.encode()[1:])
 
 
+def words(fault: DreamError) -> str:
+    """What a caller is told: not where the store lies, and no other caller's names."""
+    if isinstance(fault, UnknownRequest):
+        return f"nothing is known of {fault.id!r}; what was sent to a queue is known when a worker has it"
+    if _is_away(fault):
+        return "the store does not answer just now; try again in a few seconds"
+    return str(fault)
+
+
+def _is_away(fault: DreamError) -> bool:
+    return isinstance(fault, Unavailable) and not isinstance(fault, NoWorker)
+
+
 def error(fault: DreamError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers for what went wrong; 422 has the shape of FastAPI's `HTTPValidationError`."""
+    if _is_away(fault):
+        log.warning("answered 503: %s", fault)  # the caller is not told where
     status, headers = _status(fault), dict[str, str]()
-    body: dict[str, Any] = {"detail": str(fault)}
+    body: dict[str, Any] = {"detail": words(fault)}
     if isinstance(fault, (Rejected, Undrawn)):
         said = fault.failure if isinstance(fault, Undrawn) else fault
         if status in (413, 422):

@@ -54,7 +54,7 @@ class LaneFull(DreamError):
 class NoWorker(Unavailable):
     """Nobody is there to draw."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self) -> None:
         super().__init__(
             "no worker is alive, so the picture would not come: start one with `dreamdrop worker`, or leave the "
             "request in the queue with `Prefer: respond-async`"
@@ -163,7 +163,7 @@ class Desk:
             CallerGone.
         """
         if not await self.workers():
-            raise NoWorker(self.settings.store)
+            raise NoWorker
         with self._seat(caller):
             ticket = await self.submit(document, caller)
             place = (caller.name, ticket.id)

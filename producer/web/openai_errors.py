@@ -57,7 +57,7 @@ def told(fault: DreamError) -> Response:
     field = getattr(said, "field", None)
     param = THEIRS.get(field, field) if isinstance(field, str) else None
     code = getattr(said, "code", None) if isinstance(fault, (Rejected, answers.Undrawn)) else None
-    text = str(fault)
+    text = answers.words(fault)
     if isinstance(field, str) and param and param != "size" and text.startswith(f"{field} "):
         text = param + text[len(field) :]
     return shaped(400 if status == 422 else status, text, headers, param=param, code=code)

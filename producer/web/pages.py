@@ -76,7 +76,8 @@ class Page(APIRoute):
                 return await handle(request)
             except DreamError as fault:
                 status, _, headers = answers.error(fault)
-                return _page(request, "error.html", status, headers, status=status, text=str(fault))
+                text = answers.words(fault)
+                return _page(request, "error.html", status, headers, status=status, text=text)
             except HTTPException as fault:
                 if fault.status_code == 401:
                     raise  # the browser asks for the key

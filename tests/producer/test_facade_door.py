@@ -102,6 +102,38 @@ def test_a_page_of_another_site_cannot_draw_here(open_door: httpx.Client):
     assert "access-control-allow-origin" not in open_door.get("/jobs", headers={"Origin": own}).headers
 
 
+def test_an_unknown_id_tells_nothing_of_others_and_not_where_the_store_lies(tmp_path: Path):
+    """A near miss of another team's name is no hint, in no endpoint and on no page."""
+    (red, red_line), (blue, blue_line) = new_key("red", prefix="red"), new_key("blue", prefix="blue")
+    with facade(tmp_path, keys=read_keys(f"{red_line} {blue_line}")) as address:
+        assert httpx.put(f"{address}/jobs/cat", json=PROMPT, headers={"X-API-Key": red}).status_code == 201
+        for path in (
+            "/jobs/red.cats",
+            "/pictures/red.cats",
+            "/b/red.cats",
+            "/batches/red.cats",
+            "/v1/batches/red.cats",
+        ):
+            answer = httpx.get(address + path, headers={"X-API-Key": blue})
+            assert answer.status_code == 404, path
+            told = answer.text.replace("red.cats", "")
+            assert "red" not in re.sub(r"<style.*?</style>", "", told), path
+            assert str(tmp_path) not in told, path
+
+
+def test_a_store_that_is_away_is_told_without_its_place(tmp_path: Path):
+    """503 and when to come again; which directory or bucket it is, is the operator's to know."""
+    store = tmp_path / "store"
+    with facade(store) as address:
+        store.chmod(0o700)
+        store.rename(tmp_path / "elsewhere")
+        answer = httpx.get(f"{address}/jobs/cat")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "5"
+    assert "does not answer" in answer.json()["detail"]
+    assert str(tmp_path) not in answer.text
+
+
 def test_every_answer_ties_a_browsers_hands(open_door: httpx.Client):
     """Errors included."""
     for path in ("/jobs", "/jobs/nobody", "/nowhere", "/openapi.json"):
