@@ -102,13 +102,15 @@ class AsyncClient:
             Rejected: the manifest can never succeed; nothing was sent.
             Conflict: the id stands for another request.
         """
-        return await self._drop(parcel(request, id=id, express=express, limits=self._limits))
+        checked = asyncio.to_thread(parcel, request, id=id, express=express, limits=self._limits)
+        return await self._drop(await checked)
 
     async def submit_batch(
         self, rows: bytes | str | os.PathLike[str], *, id: str | None = None, express: bool = False
     ) -> Ticket:
         """Drop many requests at once: JSON Lines, as bytes or a file's path. Raises as `submit` does."""
-        return await self._drop(batch_parcel(rows, id=id, express=express, limits=self._limits))
+        checked = asyncio.to_thread(batch_parcel, rows, id=id, express=express, limits=self._limits)
+        return await self._drop(await checked)
 
     async def send(
         self, requests: Request | Iterable[Request], *, queue: str, id: str | None = None
@@ -128,13 +130,15 @@ class AsyncClient:
             Conflict: an id stands for another request that is being drawn or over.
             QueueUnavailable: the message says how many were not sent.
         """
-        return await self._send(sending.parcels(requests, id=id, limits=self._limits), queue)
+        checked = asyncio.to_thread(sending.parcels, requests, id=id, limits=self._limits)
+        return await self._send(await checked, queue)
 
     async def send_batch(
         self, rows: bytes | str | os.PathLike[str], *, queue: str, id: str | None = None
     ) -> Ticket:
         """Drop many requests at once, as `submit_batch` does, and announce them by a message."""
-        return (await self._send([batch_parcel(rows, id=id, express=False, limits=self._limits)], queue))[0]
+        checked = asyncio.to_thread(batch_parcel, rows, id=id, express=False, limits=self._limits)
+        return (await self._send([await checked], queue))[0]
 
     async def status(self, request: Ticket | str) -> lookup.State:
         """How far a request is. Raises `UnknownRequest`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from producer.web.keys import NOBODY, Key, given, whose
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
 from schemas.strictjson import load_object
+
+LONG = 1 << 18  # bytes of a body that is read in a thread, so that other callers are answered meanwhile
 
 
 def desk_of(request: Request) -> Desk:
@@ -41,7 +44,8 @@ Caller = Annotated[Key, Depends(caller_of)]
 
 async def document(request: Request) -> dict[str, Any]:
     """The body. Raises `Rejected` with line and column when it is not one JSON object."""
-    return load_object(await body(request, desk_of(request).settings.limits.max_body_bytes))
+    raw = await body(request, desk_of(request).settings.limits.max_body_bytes)
+    return await asyncio.to_thread(load_object, raw) if len(raw) > LONG else load_object(raw)
 
 
 async def body(request: Request, most: int) -> bytes:

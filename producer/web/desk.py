@@ -23,7 +23,7 @@ from producer.requests import Ticket, fresh_id
 from producer.waiting import Pace
 from producer.web.keys import Key
 from producer.web.metrics import Metrics
-from schemas.errors import DreamError, Unavailable
+from schemas.errors import DreamError, Rejected, Unavailable
 from schemas.layout import EXPRESS, is_request
 from schemas.manifest import validate_manifest
 
@@ -96,6 +96,18 @@ class Remembered(Generic[T]):
             raise
 
 
+def _make_sure_it_may_read(rows: bytes, caller: Key) -> None:
+    """Look at the pictures that a batch's rows name. Raises `Rejected` with a line."""
+    for number, line in enumerate(rows.split(b"\n"), start=1):
+        with suppress(ValueError, RecursionError):  # what is no JSON is refused later, in better words
+            row = json.loads(line)
+            try:
+                caller.make_sure_it_may_read(row if isinstance(row, dict) else {})
+            except Rejected as fault:
+                text = f"line {number}: {fault.message}"
+                raise Rejected(fault.code, text, field=fault.field, line=number) from fault
+
+
 async def _as_task(ask: Callable[[], Awaitable[T]]) -> T:
     return await ask()
 
@@ -130,18 +142,25 @@ class Desk:
             Conflict: the id stands for another request.
             LaneFull: come back later.
         """
-        manifest = validate_manifest(document, self.settings.limits)
+        body = await asyncio.to_thread(self._named, document, caller, id)
         await self._make_sure_of_room()
-        if id and manifest.id and id != caller.id(manifest.id):
-            raise Conflict(id, f"the manifest names itself {manifest.id!r}")
-        named = {**document, "id": id or caller.id(manifest.id or fresh_id())}
-        body = json.dumps(named, ensure_ascii=False, sort_keys=True).encode()
         if self.settings.queues:
             return (await self.client.send(body, queue=self.settings.queues[0]))[0]
         return await self.client.submit(body, express=True)
 
-    async def submit_batch(self, rows: bytes, id: str) -> Ticket:
+    def _named(self, document: Mapping[str, Any], caller: Key, id: str | None) -> bytes:
+        """The request as it is stored, under its full name. Raises `Rejected`, `Conflict`."""
+        manifest = validate_manifest(document, self.settings.limits)
+        caller.make_sure_it_may_read(document)
+        if id and manifest.id and id != caller.id(manifest.id):
+            raise Conflict(id, f"the manifest names itself {manifest.id!r}")
+        named = {**document, "id": id or caller.id(manifest.id or fresh_id())}
+        return json.dumps(named, ensure_ascii=False, sort_keys=True).encode()
+
+    async def submit_batch(self, rows: bytes, id: str, caller: Key) -> Ticket:
         """Queue a file of requests, in the slow lane. Raises `Rejected` with a line, `Conflict`."""
+        if caller.prefix:
+            await asyncio.to_thread(_make_sure_it_may_read, rows, caller)
         if self.settings.queues:
             return await self.client.send_batch(rows, queue=self.settings.queues[-1], id=id)
         return await self.client.submit_batch(rows, id=id)

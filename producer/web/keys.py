@@ -5,7 +5,8 @@ line for each key, made by `dreamdrop keys new`:
 
     alice=<SHA-256 in hex>[;prefix=team-a][;room=20]
 
-A caller with a prefix has names to itself: what it calls `cat` is `team-a.cat` in the store, and it sees nothing else.
+A caller with a prefix has names to itself: what it calls `cat` is `team-a.cat` in the store, and it sees nothing else;
+of the pictures that a request may name, it may name those under `uploads/team-a/`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from schemas.errors import DreamError
+from schemas.errors import DreamError, Rejected
+from schemas.layout import UPLOADS
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # no dot: that is where it ends
+PICTURES = ("image", "mask_image")
 _MARK = "dd_"  # so that scanners for leaked secrets can find one
 
 
@@ -45,6 +49,21 @@ class Key:
 
     def sees(self, id: str) -> bool:
         return not self.prefix or id.startswith(f"{self.prefix}.")
+
+    def make_sure_it_may_read(self, document: Mapping[str, Any]) -> None:
+        """Look at the pictures that a request names instead of holding them. Raises `Rejected`."""
+        if not self.prefix:
+            return
+        own = f"{UPLOADS}{self.prefix}/"
+        for field in PICTURES:
+            value = document.get(field)
+            if (
+                not isinstance(value, str) or value.startswith("data:") or "." not in value
+            ):  # base64 has no dot
+                continue
+            if not value.startswith(own) or ".." in value:
+                text = f"{field} names a picture; your key may name those under {own}, or send it in base64"
+                raise Rejected("invalid_manifest", text, field=field)
 
 
 NOBODY = Key("anonymous")  # the caller where no keys are asked for

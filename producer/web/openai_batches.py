@@ -123,7 +123,7 @@ async def post(request: Request, desk: AtDesk, caller: Caller) -> Batch:
     body = made.model_dump_json().encode()
     await desk.client.store.put(f"{FOLDER}{made.id}.json", body, content_type="application/json")
     if not read.faults:
-        await desk.submit_batch(b"\n".join(read.rows) + b"\n", made.id)
+        await desk.submit_batch(b"\n".join(read.rows) + b"\n", made.id, caller)
     return made
 
 

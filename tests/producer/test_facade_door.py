@@ -102,6 +102,50 @@ def test_a_page_of_another_site_cannot_draw_here(open_door: httpx.Client):
     assert "access-control-allow-origin" not in open_door.get("/jobs", headers={"Origin": own}).headers
 
 
+def test_a_prefix_is_a_wall_for_named_pictures_too(tmp_path: Path):
+    """A caller with a prefix names objects under uploads/<prefix>/ only, in a request and in a batch's rows."""
+    key, line = new_key("blue", prefix="blue")
+    with facade(tmp_path, keys=read_keys(line)) as address:
+        http = httpx.Client(base_url=address, headers={"X-API-Key": key})
+        with http:
+            for named, status in (
+                ("uploads/red/secret.png", 422),
+                ("uploads/blue/../red/secret.png", 422),
+                (f"{tmp_path.as_uri()}/uploads/red/secret.png", 422),
+                ("uploads/blue/own.png", 202),
+                ("data:image/png;base64,AAAA", 202),
+            ):
+                body = {"prompt": "a red circle", "image": named}
+                answer = http.post("/jobs", json=body)
+                assert answer.status_code == status, (named, answer.text)
+                rows = b"\n" + json.dumps({"prompt": "x"}).encode() + b"\n" + json.dumps(body).encode()
+                batch = http.post("/batches", content=rows)
+                assert batch.status_code == status, (named, batch.text)
+                if status == 422:
+                    assert "uploads/blue/" in answer.json()["detail"][0]["msg"]
+                    assert "line 3" in batch.json()["detail"][0]["msg"]
+
+
+def test_a_heavy_body_holds_up_nobody_else(tmp_path: Path):
+    """While batches of many rows are read, the server goes on answering: many looks fit beside them."""
+    rows = b"\n".join(b'{"prompt": "a", "metadata": {"n": %d}}' % n for n in range(50_000))
+    with facade(tmp_path) as address, httpx.Client(base_url=address, timeout=60) as http:
+        answers: list[int] = []
+        busy = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{address}/batches", content=rows, timeout=60).status_code
+            )
+        )
+        busy.start()
+        looks = 0
+        while busy.is_alive():
+            assert http.get("/livez").status_code == 200
+            looks += 1
+        busy.join()
+    assert answers == [202]
+    assert looks >= 15
+
+
 def test_an_unknown_id_tells_nothing_of_others_and_not_where_the_store_lies(tmp_path: Path):
     """A near miss of another team's name is no hint, in no endpoint and on no page."""
     (red, red_line), (blue, blue_line) = new_key("red", prefix="red"), new_key("blue", prefix="blue")
