@@ -25,7 +25,7 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
             absurd nesting.
     """
     if not body.strip():
-        raise Rejected("invalid_json", f"the file is empty; {what} is a JSON object", line=1, column=1)
+        raise Rejected("invalid_json", f"it is empty; {what} is a JSON object", line=1, column=1)
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -197,7 +197,7 @@ def error(fault: DreamError) -> tuple[int, dict[str, Any], dict[str, str]]:
             where = ["body", *(said.field.split(".") if said.field else ())]
             entry: dict[str, Any] = {"type": said.code, "loc": where, "msg": said.message}
             if said.line is not None:
-                entry["ctx"] = {"line": said.line, "column": said.column}
+                entry["ctx"] = {"line": said.line} | ({"column": said.column} if said.column else {})
             body = {"detail": [entry]}
         else:
             body["code"] = said.code
