@@ -35,6 +35,7 @@ from producer.web import (
 from producer.web.album import Album
 from producer.web.desk import Desk
 from producer.web.guard import Guard
+from producer.web.leaving import Leaving
 from producer.web.metrics import Measured
 from producer.web.openai_rows import Tally
 from producer.web.settings import FacadeSettings
@@ -87,6 +88,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key"],
             expose_headers=["Location", "Retry-After"],
         )
+    app.add_middleware(Leaving)
     app.add_middleware(Guard, hosts=settings.hosts, origins=settings.origins)
     app.add_middleware(Measured, metrics=desk.metrics)
     return app
