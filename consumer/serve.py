@@ -121,7 +121,7 @@ async def _serve(options: Options) -> int:
         finally:
             for task in (stopped, starts, beats):
                 task.cancel()
-            await asyncio.gather(beats, return_exceptions=True)
+            await asyncio.gather(beats, starts, return_exceptions=True)
             with contextlib.suppress(StoreUnavailable):
                 await worker.claims.retire()  # again, if it has worked: nobody then waits for a lease
             await asyncio.gather(*(renderer.close() for renderer in worker.renderers))

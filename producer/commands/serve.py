@@ -262,6 +262,7 @@ def _address(server: uvicorn.Server, host: str) -> str:
 def _part_from(worker: subprocess.Popen[bytes]) -> None:
     """Let the worker drain; one that does not end is ended."""
     if worker.poll() is None:
+        say("stopping: the worker finishes what it has begun, or gives it back ...")
         worker.send_signal(signal.SIGTERM)
     try:
         worker.wait(PARTING)

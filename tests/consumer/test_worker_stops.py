@@ -59,7 +59,11 @@ def test_sigterm_while_a_renderer_is_being_started_ends_the_worker(tmp_path: Pat
     with worker(tmp_path, "--renderer", "diffusers", "--model", "doodle") as process:
         until(lambda: any("loading" in beat.read_text() for beat in (tmp_path / "workers").glob("*-*")))
         process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read()
         assert process.wait(15) == 0
+    assert "Traceback" not in said
+    assert "never retrieved" not in said
     assert not list((tmp_path / "workers").glob("*"))
 
 
