@@ -83,14 +83,14 @@ async def read_claim(store: Store, id: str) -> Claim | None:
         return None  # it ended just now
 
 
+def request_keys(id: str) -> list[str]:
+    """Where an id's request may have been dropped."""
+    return [f"{lane}{id}{kind}" for lane in (REQUESTS, EXPRESS) for kind in (SINGLE, BATCH)]
+
+
 async def find_request(store: Store, id: str) -> Info | None:
     """The request object that was dropped for an id, if it is still there."""
-    for key in (
-        f"{REQUESTS}{id}{SINGLE}",
-        f"{REQUESTS}{id}{BATCH}",
-        f"{EXPRESS}{id}{SINGLE}",
-        f"{EXPRESS}{id}{BATCH}",
-    ):
+    for key in request_keys(id):
         info = await store.head(key)
         if info is not None:
             return info

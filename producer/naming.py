@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from infra.claim import Claim, answers
 from producer import lookup
-from producer.errors import UnknownRequest
+from producer.errors import Conflict, UnknownRequest
 from schemas.errors import NotFound, TooLarge
 from schemas.layout import (
     CLAIMS,
@@ -31,6 +31,7 @@ from schemas.manifest import chosen_id
 
 if TYPE_CHECKING:
     from infra.store import Info, Store
+    from producer.requests import Ticket
 
 READ = 50  # objects that a name which is no id may cost, of each kind
 SMALL = 65_536  # bytes; a larger request is not read just to learn its name
@@ -65,6 +66,37 @@ async def own_id(store: Store, request: Info, most: int) -> str | None:
         with contextlib.suppress(NotFound, TooLarge):
             return await asked_id(store, (await store.get(request.key, max_bytes=most)).body)
     return None
+
+
+async def make_sure_it_is_free(store: Store, id: str, body: bytes, limits: Limits, *, batch: bool) -> None:
+    """Look at the files that wait under an id, in either lane and of either kind. Raises `Conflict`.
+
+    A key is created once, but an id has four of them. What was claimed is known by its claim.
+    """
+    for info in filter(None, await asyncio.gather(*map(store.head, lookup.request_keys(id)))):
+        with contextlib.suppress(NotFound):  # a worker took it just now
+            same = is_batch(info.key) == batch and info.size == len(body)
+            if same and (await store.get(info.key)).body == body:
+                continue
+            if await own_id(store, info, limits.max_body_bytes) in (None, id):
+                raise Conflict(id, "it is waiting to be drawn")
+
+
+async def make_sure_it_came_first(store: Store, ticket: Ticket) -> None:
+    """Take a request back that was dropped while another body was under way with its id. Raises `Conflict`.
+
+    To be called after it was dropped: since the look before, another may have come and been claimed, and its
+    key is free then.
+    """
+    claim = await lookup.read_claim(store, ticket.id)
+    known = claim or await lookup.read_result(store, ticket.id)
+    if known is None or answers(known.fingerprint, ticket.fingerprint):
+        return
+    with contextlib.suppress(NotFound):  # a worker has it, and answers it under another name
+        mine = await store.get(ticket.key)
+        if fingerprint(mine.body) == ticket.fingerprint:
+            await store.delete(ticket.key, etag=mine.info.etag)
+    raise Conflict(ticket.id, "it came at the same moment")
 
 
 async def asked_id(store: Store, body: bytes) -> str | None:

@@ -65,7 +65,7 @@ async def post(
 ) -> Response:
     lines = await body(request, desk.settings.limits.max_batch_bytes)
     name = new_id(caller, id) if id else caller.id(fresh_id())
-    ticket = await desk.submit_batch(lines, name, caller)
+    ticket = await desk.submit_batch(lines, name, caller, chosen=bool(id))
     return Response(
         Batch(id=ticket.id, status="queued").model_dump_json(exclude_defaults=True),
         202,

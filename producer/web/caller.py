@@ -7,8 +7,9 @@ import re
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
+from starlette.requests import ClientDisconnect
 
-from producer.web.desk import Desk
+from producer.web.desk import CallerGone, Desk
 from producer.web.keys import NOBODY, Key, given, whose
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
@@ -49,16 +50,19 @@ async def document(request: Request) -> dict[str, Any]:
 
 
 async def body(request: Request, most: int) -> bytes:
-    """The body's bytes, never more in memory than allowed. Raises `TooLarge`."""
+    """The body's bytes, never more in memory than allowed. Raises `TooLarge`, `CallerGone`."""
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > most:
         raise TooLarge("the request", int(told), most)
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise TooLarge("the request", size, most)
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise TooLarge("the request", size, most)
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise CallerGone("the caller has left in the middle of its body") from error
     return b"".join(parts)
 
 

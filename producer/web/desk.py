@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from producer import lookup
+from producer import lookup, naming
 from producer.catalogue import heartbeats
 from producer.client import AsyncClient
 from producer.errors import Conflict, StillWorking, UnknownRequest
@@ -142,23 +142,38 @@ class Desk:
             Conflict: the id stands for another request.
             LaneFull: come back later.
         """
-        body = await asyncio.to_thread(self._named, document, caller, id)
+        name, body = await asyncio.to_thread(self._named, document, caller, id)
+        chosen = bool(id or document.get("id"))
+        if chosen:
+            await self._make_sure_it_is_free(name, body, batch=False)
         await self._make_sure_of_room()
         if self.settings.queues:
             return (await self.client.send(body, queue=self.settings.queues[0]))[0]
-        return await self.client.submit(body, express=True)
+        ticket = await self.client.submit(body, express=True)
+        if chosen:
+            await naming.make_sure_it_came_first(self.client.store, ticket)
+        return ticket
 
-    def _named(self, document: Mapping[str, Any], caller: Key, id: str | None) -> bytes:
-        """The request as it is stored, under its full name. Raises `Rejected`, `Conflict`."""
+    def _named(self, document: Mapping[str, Any], caller: Key, id: str | None) -> tuple[str, bytes]:
+        """A request's full name, and how it is stored. Raises `Rejected`, `Conflict`."""
         manifest = validate_manifest(document, self.settings.limits)
         caller.make_sure_it_may_read(document)
         if id and manifest.id and id != caller.id(manifest.id):
             raise Conflict(id, f"the manifest names itself {manifest.id!r}")
-        named = {**document, "id": id or caller.id(manifest.id or fresh_id())}
-        return json.dumps(named, ensure_ascii=False, sort_keys=True).encode()
+        name = id or caller.id(manifest.id or fresh_id())
+        return name, json.dumps({**document, "id": name}, ensure_ascii=False, sort_keys=True).encode()
 
-    async def submit_batch(self, rows: bytes, id: str, caller: Key) -> Ticket:
-        """Queue a file of requests, in the slow lane. Raises `Rejected` with a line, `Conflict`."""
+    async def _make_sure_it_is_free(self, id: str, body: bytes, *, batch: bool) -> None:
+        await naming.make_sure_it_is_free(self.client.store, id, body, self.settings.limits, batch=batch)
+
+    async def submit_batch(self, rows: bytes, id: str, caller: Key, *, chosen: bool = False) -> Ticket:
+        """Queue a file of requests, in the slow lane. Raises `Rejected` with a line, `Conflict`.
+
+        Args:
+            chosen: its caller chose the id, so it may be taken.
+        """
+        if chosen:
+            await self._make_sure_it_is_free(id, rows, batch=True)
         if caller.prefix:
             await asyncio.to_thread(_make_sure_it_may_read, rows, caller)
         if self.settings.queues:

@@ -57,9 +57,9 @@ class Key:
         own = f"{UPLOADS}{self.prefix}/"
         for field in PICTURES:
             value = document.get(field)
-            if (
-                not isinstance(value, str) or value.startswith("data:") or "." not in value
-            ):  # base64 has no dot
+            if not isinstance(value, str) or value.startswith("data:"):
+                continue
+            if "." not in value and "://" not in value:  # base64, which has neither
                 continue
             if not value.startswith(own) or ".." in value:
                 text = f"{field} names a picture; your key may name those under {own}, or send it in base64"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +210,20 @@ def test_a_caller_that_leaves_takes_its_own_request_along(tmp_path: Path):
         assert [job["status"] for job in found] == ["canceled"]
         kept = httpx.get(f"{address}/jobs/kept").json()
         assert kept["status"] == "processing", kept
+
+
+def test_a_caller_that_leaves_in_the_middle_of_its_body_is_no_fault(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """It is counted, and the log has no traceback of it."""
+    with facade(tmp_path) as address:
+        with socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0)) as caller:
+            caller.sendall(b'POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"prompt')
+        end = time.monotonic() + 30
+        while 'route="/jobs",status="499"' not in httpx.get(f"{address}/metrics").text:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_full_lane_sends_callers_away_for_a_while(tmp_path: Path):

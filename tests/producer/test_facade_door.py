@@ -92,7 +92,7 @@ def test_a_setting_that_is_no_key_is_told_without_repeating_it():
 
 def test_a_page_of_another_site_cannot_draw_here(open_door: httpx.Client):
     """Neither by a form or a script of its own, nor under a name that it points at this machine."""
-    for origin in ("https://evil.example", "null"):
+    for origin in ("https://evil.example", "null", "http://[evil"):
         answer = open_door.post("/jobs", json=PROMPT, headers={"Origin": origin})
         assert answer.status_code == 403
     own = str(open_door.base_url).rstrip("/")
@@ -112,6 +112,7 @@ def test_a_prefix_is_a_wall_for_named_pictures_too(tmp_path: Path):
                 ("uploads/red/secret.png", 422),
                 ("uploads/blue/../red/secret.png", 422),
                 (f"{tmp_path.as_uri()}/uploads/red/secret.png", 422),
+                ("s3://bucket/uploads/red/secret", 422),
                 ("uploads/blue/own.png", 202),
                 ("data:image/png;base64,AAAA", 202),
             ):
