@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from producer.web.settings import FacadeSettings
 
 GRACE = 10.0  # seconds for open calls when the server stops
-START = 300.0  # seconds until a worker must have shown life: its first start compiles and reads a lot
+START = 300.0  # seconds after which a worker without a sign of life is spoken of: it may fetch a model
 PARTING = 40.0  # seconds for a worker to drain
 
 Host = Annotated[str, typer.Option(envvar="DREAMDROP_HOST", help="Address to listen on.")]
@@ -175,7 +175,7 @@ def _settings(
         store=store,
         queues=tuple(queues or ()),
         keys=known,
-        hosts=(*LOOPBACK_NAMES, *(hosts or ())) if alone and not known else ("*",),
+        hosts=(*LOOPBACK_NAMES, *(hosts or ())) if hosts or (alone and not known) else ("*",),
         origins=tuple(origins or ()),
         wait=wait,
         room=room,
@@ -201,9 +201,10 @@ async def _serve(
             yield
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    app = create_app(settings)
     server = Server(
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=host,
             port=port,
             access_log=False,
@@ -217,8 +218,9 @@ async def _serve(
     try:
         while not serving.done():
             await asyncio.wait({serving}, timeout=0.5)
+            app.state.desk.leaving = server.should_exit
             if worker is not None and worker.poll() is not None and not serving.done():
-                server.should_exit = True
+                server.should_exit = app.state.desk.leaving = True
                 await serving
                 return True
     finally:
@@ -244,11 +246,21 @@ async def _tell(
 
 
 async def _until_alive(store: str) -> None:
+    """Wait for a sign of life, however long it takes; a worker that ended is noticed by `_serve`."""
     from producer.client import AsyncClient
     from producer.lookup import workers_alive
+    from schemas.errors import Unavailable
 
-    async with AsyncClient(store) as client, asyncio.timeout(START):
-        while not await workers_alive(client.store):
+    loop = asyncio.get_running_loop()
+    late = loop.time() + START
+    async with AsyncClient(store) as client:
+        while True:
+            with contextlib.suppress(Unavailable):  # the next look may succeed
+                if await workers_alive(client.store):
+                    return
+            if loop.time() > late:
+                say(f"no sign of life from the worker after {START:g} s; it may still fetch a model ...")
+                late += START
             await asyncio.sleep(0.2)
 
 

@@ -122,6 +122,7 @@ class Desk:
     waiting: Counter[str] = field(default_factory=Counter)  # callers that wait here, by id
     places: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same, by key's name and id
     busy: Counter[str] = field(default_factory=Counter)  # synchronous requests under way, by key's name
+    leaving: bool = False  # the server is being stopped, so streams end
     _ended: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # when requests were over
     _states: dict[str, Remembered[lookup.State]] = field(default_factory=dict)
 

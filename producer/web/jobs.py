@@ -159,7 +159,7 @@ async def events(id: str, desk: AtDesk, caller: Caller) -> StreamingResponse:
             elif loop.time() - spoke > SILENCE:
                 yield b": still here\n\n"
                 spoke = loop.time()
-            if job.over:
+            if job.over or desk.leaving:  # a browser that watches asks again by itself
                 return
             await asyncio.sleep(LOOK[desk.client.store.url.startswith("s3:")])
             try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -66,3 +68,26 @@ def ready(address: str) -> None:
     while httpx.get(f"{address}/readyz").status_code != 200:
         assert time.monotonic() < end, "no worker came to life"
         time.sleep(0.05)
+
+
+def command(*words: str, **environment: str) -> subprocess.Popen[str]:
+    """The `dreamdrop` command, under way."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "producer.cli", *words],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """The address that a command says it is ready at."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if found := re.search(r"ready: (http://\S+)", line):
+            return found[1]
+    raise AssertionError("".join(lines))

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +12,7 @@ import httpx
 import pytest
 
 from producer.web.keys import BadKey, new_key, read_keys
-from tests.producer.facade import ROOT, facade, ready, worker
+from tests.producer.facade import facade, ready, worker
 
 PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
 
@@ -201,66 +197,3 @@ def test_health_and_metrics_say_what_is_there(tmp_path: Path):
     assert re.search(
         r'dreamdrop_http_answers_total\{method="GET",route="/jobs/\{id:path\}",status="404"\} 1', text
     )
-
-
-def _command(*words: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "producer.cli", *words],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_other_machines_are_let_in_with_keys_only(tmp_path: Path):
-    """`serve` on an open address refuses to start, says how to make a key, and the key then works."""
-    refused = _command("serve", "--store", str(tmp_path), "--host", "0.0.0.0", "--port", "0")
-    assert "dreamdrop keys new" in refused.communicate(timeout=60)[1]
-    assert refused.returncode == 2
-    made = _command("keys", "new", "alice", "--json").communicate(timeout=60)[0]
-    made = json.loads(made)
-    served = _command(
-        "serve",
-        "--store",
-        str(tmp_path),
-        "--host",
-        "0.0.0.0",
-        "--port",
-        "0",
-        DREAMDROP_API_KEYS=made["setting"],
-    )
-    try:
-        address = _said(served)
-        assert httpx.get(f"{address}/jobs").status_code == 401
-        assert httpx.get(f"{address}/jobs", headers={"X-API-Key": made["key"]}).status_code == 200
-    finally:
-        served.send_signal(signal.SIGTERM)
-        _, errors = served.communicate(timeout=30)
-    assert made["key"] not in errors
-    assert served.returncode == 0
-
-
-def test_up_starts_everything_and_ends_everything(tmp_path: Path):
-    """One command: a worker and a facade, ready when it says so; a signal ends both."""
-    up = _command("up", "--store", str(tmp_path / "s"), "--port", "0", DREAMDROP_RENDERER="null")
-    try:
-        address = _said(up)
-        assert httpx.post(f"{address}/generate/", json=PROMPT, timeout=60).status_code == 200
-    finally:
-        up.send_signal(signal.SIGINT)
-        _, errors = up.communicate(timeout=60)
-    assert up.returncode in (0, 130), errors
-    assert not list((tmp_path / "s" / "workers").glob("*"))  # the worker has taken its leave
-
-
-def _said(process: subprocess.Popen[str]) -> str:
-    """The address that a command says it is ready at."""
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if found := re.search(r"ready: (http://\S+)", line):
-            return found[1]
-    raise AssertionError("".join(lines))

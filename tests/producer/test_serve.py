@@ -1,0 +1,118 @@
+"""`dreamdrop serve` and `up` as commands: who is let in, what is said, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from tests.producer.facade import ROOT, command, ready, said, worker
+
+PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
+#: `dreamdrop up` by somebody who speaks of a worker that has shown no sign of life for a moment.
+IMPATIENT = "import producer.commands.serve as s; s.START = 0.0; from producer.cli import app; app()"
+
+
+def test_other_machines_are_let_in_with_keys_only(tmp_path: Path):
+    """`serve` on an open address refuses to start, says how to make a key, and the key then works."""
+    refused = command("serve", "--store", str(tmp_path), "--host", "0.0.0.0", "--port", "0")
+    assert "dreamdrop keys new" in refused.communicate(timeout=60)[1]
+    assert refused.returncode == 2
+    made = command("keys", "new", "alice", "--json").communicate(timeout=60)[0]
+    made = json.loads(made)
+    served = command(
+        "serve",
+        "--store",
+        str(tmp_path),
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        DREAMDROP_API_KEYS=made["setting"],
+    )
+    try:
+        address = said(served)
+        assert httpx.get(f"{address}/jobs").status_code == 401
+        assert httpx.get(f"{address}/jobs", headers={"X-API-Key": made["key"]}).status_code == 200
+    finally:
+        served.send_signal(signal.SIGTERM)
+        _, errors = served.communicate(timeout=30)
+    assert made["key"] not in errors
+    assert served.returncode == 0
+
+
+def test_up_starts_everything_and_ends_everything(tmp_path: Path):
+    """One command: a worker and a facade, ready when it says so; a signal ends both."""
+    up = command("up", "--store", str(tmp_path / "s"), "--port", "0", DREAMDROP_RENDERER="null")
+    try:
+        address = said(up)
+        assert httpx.post(f"{address}/generate/", json=PROMPT, timeout=60).status_code == 200
+    finally:
+        up.send_signal(signal.SIGINT)
+        _, errors = up.communicate(timeout=60)
+    assert up.returncode in (0, 130), errors
+    assert not list((tmp_path / "s" / "workers").glob("*"))  # the worker has taken its leave
+
+
+def test_a_worker_that_starts_slowly_is_waited_for(tmp_path: Path):
+    """`up` says that it is ready when the worker is, however long that takes, and ends in order."""
+    up = subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT, "up", "--store", str(tmp_path / "s"), "--port", "0"],
+        cwd=ROOT,
+        env=os.environ | {"DREAMDROP_RENDERER": "null"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = said(up)
+        assert httpx.get(f"{address}/readyz").status_code == 200
+    finally:
+        up.send_signal(signal.SIGINT)
+        _, errors = up.communicate(timeout=60)
+    assert up.returncode in (0, 130), errors
+    assert "Traceback" not in errors
+
+
+def test_a_name_that_is_given_is_the_only_one_that_is_answered_to(tmp_path: Path):
+    """On an open address, too: without keys a page could else reach it by a name of its own."""
+    served = command(
+        *("serve", "--store", str(tmp_path), "--host", "0.0.0.0", "--port", "0"),
+        *("--without-keys", "--allow-host", "dream.example"),
+    )
+    try:
+        address = said(served)
+        assert httpx.get(f"{address}/jobs").status_code == 200
+        assert httpx.get(f"{address}/jobs", headers={"Host": "dream.example:8000"}).status_code == 200
+        assert httpx.get(f"{address}/jobs", headers={"Host": "evil.example"}).status_code == 421
+    finally:
+        served.send_signal(signal.SIGTERM)
+        served.communicate(timeout=30)
+
+
+def test_a_stream_ends_when_the_server_is_stopped(tmp_path: Path):
+    """Whoever watches a job is let go at once, without a traceback; the job stays."""
+    slow = json.dumps({"seconds_per_step": 0.5})
+    with worker(tmp_path, "--null", slow):
+        served = command("serve", "--store", str(tmp_path), "--port", "0")
+        try:
+            address = said(served)
+            ready(address)
+            httpx.put(f"{address}/jobs/long", json=PROMPT | {"steps": 100}).raise_for_status()
+            with httpx.stream("GET", f"{address}/jobs/long/events", timeout=60) as stream:
+                lines = stream.iter_lines()
+                assert next(lines) == "event: job"
+                served.send_signal(signal.SIGTERM)
+                for _ in lines:
+                    pass  # to an end in order: one that is cut off raises
+        finally:
+            if served.poll() is None:
+                served.send_signal(signal.SIGTERM)
+            _, errors = served.communicate(timeout=30)
+    assert served.returncode == 0
+    assert "Traceback" not in errors
+    assert list((tmp_path / "claims" / "long").iterdir())
