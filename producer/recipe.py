@@ -65,8 +65,9 @@ def texts_in(source: Path | io.BytesIO, name: str) -> dict[str, str]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged"
         raise Rejected("invalid_image", f"cannot read the picture {name}: {why}") from error
-    if PARAMETERS not in texts and exif.get(USER_COMMENT):
-        texts[PARAMETERS] = _user_comment(exif[USER_COMMENT])
+    comment = exif.get(USER_COMMENT)  # of any type: a stranger wrote it
+    if PARAMETERS not in texts and comment and isinstance(comment, (bytes, str)):
+        texts[PARAMETERS] = _user_comment(comment)
     note = exif.get(MAKER_NOTE)
     if CHUNK not in texts and isinstance(note, bytes) and note.startswith(_OURS):
         texts[CHUNK] = note[len(_OURS) :].decode("utf-8", "replace")

@@ -205,7 +205,7 @@ def checkpoint(title: Any) -> str:
     """A model's name out of its title, which may end in a hash in brackets. Raises `Rejected`."""
     if not isinstance(title, str) or not title.strip():
         raise _refused("sd_model_checkpoint", "should be the title of a model; see /sdapi/v1/sd-models")
-    return re.sub(r"\s*\[[0-9a-fA-F]*\]$", "", title.strip())
+    return re.sub(r"\[[0-9a-fA-F]*\]$", "", title.strip()).rstrip()
 
 
 def _redraw(body: Mapping[str, Any], manifest: dict[str, Any], limits: Limits) -> Asked:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import BaseModel, Field
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 
 from producer.web import answers, openai_fields
@@ -18,6 +19,7 @@ from producer.web.caller import AtDesk, Caller, body, document, left, patience
 from producer.web.openai_errors import LOOKING, documented
 from producer.web.openai_fields import Asked, refused
 from producer.web.openai_pictures import Pictures, answered
+from schemas.strictjson import load_object
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 DRAWING = documented(400, 401, 409, 410, 413, 429, 500, 503, 504)
@@ -114,6 +116,9 @@ async def form(request: Request, most: int) -> Any:
     """A multipart body, read no further than allowed. Raises `Rejected`, and 400 for what is none."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise refused("the body", "should be multipart/form-data, as OpenAI's client sends files")
+    _, said = parse_options_header(request.headers["content-type"])
+    if said.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # Python has codecs that take hours
+        raise refused("the body", "names another charset than UTF-8; leave the charset out")
     whole = await body(request, most)
 
     async def again() -> dict[str, Any]:
@@ -135,9 +140,10 @@ def _value(name: str, sent: FormData) -> Any:
         raise refused(name[:60], "should be one text")
     if name in VALUES:
         try:
-            return json.loads(text)
+            json.loads(text)
         except (ValueError, RecursionError):
             return text  # refused later, by what it should be
+        return load_object(b'{"%b":%b}' % (name.encode(), text.encode()))[name]  # as strict as a JSON body
     return text
 
 

@@ -138,8 +138,8 @@ def _check(asked: dict[str, Any]) -> None:
         raise refused("endpoint", f"should be {ENDPOINT!r}")
     if asked.get("completion_window") != "24h":
         raise refused("completion_window", "should be '24h'")
-    pairs = asked.get("metadata") or {}
-    if (
+    pairs = asked.get("metadata")
+    if pairs is not None and (
         not isinstance(pairs, dict)
         or len(pairs) > PAIRS
         or not all(isinstance(v, str) for v in pairs.values())

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def decoded(text: object, field: str, limits: Limits) -> bytes:
@@ -48,7 +47,9 @@ def opened(body: bytes, field: str, limits: Limits) -> Image.Image:
         return _plain(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:
         raise refused(field, "is no picture that can be read; send PNG, JPEG or WebP") from error
-    except (OSError, SyntaxError, ValueError, *_BOMBS) as error:
+    except (Rejected, MemoryError):
+        raise
+    except Exception as error:  # decoders fail in many ways, most of all over EXIF
         raise refused(field, "is damaged, cut off or far too large; send a whole file") from error
 
 
