@@ -122,7 +122,7 @@ class Desk:
     waiting: Counter[str] = field(default_factory=Counter)  # callers that wait here, by id
     places: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same, by key's name and id
     busy: Counter[str] = field(default_factory=Counter)  # synchronous requests under way, by key's name
-    leaving: bool = False  # the server is being stopped, so streams end
+    leaving: bool = False  # the server is being stopped, so streams end, and who still waits is told an id
     _ended: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # when requests were over
     _states: dict[str, Remembered[lookup.State]] = field(default_factory=dict)
 
@@ -225,6 +225,7 @@ class Desk:
     ) -> Result:
         result = asyncio.ensure_future(self.client.wait(ticket, wait))
         left = asyncio.ensure_future(gone())
+        began = time.monotonic()
         self.waiting[ticket.id] += 1
         try:
             await asyncio.wait({result, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -236,6 +237,10 @@ class Desk:
             raise CallerGone(f"the caller of {ticket.id} has left")
         except StillWorking as error:
             raise TooLate(ticket.id, wait) from error
+        except asyncio.CancelledError:
+            if not self.leaving:
+                raise
+            raise TooLate(ticket.id, round(time.monotonic() - began, 1)) from None
         finally:
             self.waiting[ticket.id] -= 1
             self.waiting += Counter()  # forgets zeros

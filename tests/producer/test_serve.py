@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ from tests.producer.facade import ROOT, command, ready, said, worker
 PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
 #: `dreamdrop up` by somebody who speaks of a worker that has shown no sign of life for a moment.
 IMPATIENT = "import producer.commands.serve as s; s.START = 0.0; from producer.cli import app; app()"
+#: `dreamdrop serve` by somebody who gives open calls a second when the server stops.
+BRISK = "import producer.commands.serve as s; s.GRACE = 1.0; from producer.cli import app; app()"
 
 
 def test_other_machines_are_let_in_with_keys_only(tmp_path: Path):
@@ -116,3 +119,31 @@ def test_a_stream_ends_when_the_server_is_stopped(tmp_path: Path):
     assert served.returncode == 0
     assert "Traceback" not in errors
     assert list((tmp_path / "claims" / "long").iterdir())
+
+
+def test_a_caller_that_waits_when_the_server_stops_is_told_where_its_picture_will_be(tmp_path: Path):
+    """504 with the id, as for any wait that ends too early; the work goes on."""
+    slow = json.dumps({"seconds_per_step": 0.5})
+    with worker(tmp_path, "--null", slow), ThreadPoolExecutor(1) as caller:
+        served = subprocess.Popen(
+            [sys.executable, "-c", BRISK, "serve", "--store", str(tmp_path), "--port", "0"],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            address = said(served)
+            ready(address)
+            body = PROMPT | {"steps": 100}
+            waiting = caller.submit(lambda: httpx.post(f"{address}/generate/", json=body, timeout=60))
+            while not httpx.get(f"{address}/jobs").json()["processing"]:
+                assert not waiting.done()
+        finally:
+            served.send_signal(signal.SIGTERM)
+            _, errors = served.communicate(timeout=30)
+        answer = waiting.result()
+        assert answer.status_code == 504
+        id = answer.json()["id"]
+        assert answer.headers["location"] == f"/jobs/{id}"
+        assert list((tmp_path / "claims" / id).iterdir())
+    assert "Traceback" not in errors
