@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from producer import collect
+from producer.errors import UnknownRequest
 from producer.web import answers
 from producer.web.answers import Job
 from producer.web.caller import AtDesk, Caller, document, new_id, own_id
@@ -166,6 +167,8 @@ async def events(id: str, desk: AtDesk, caller: Caller) -> StreamingResponse:
                 job = answers.job(await desk.state(id))
             except Unavailable:
                 continue  # told by silence; the next look may succeed
+            except UnknownRequest:
+                return  # somebody has removed it; whoever asks again is told so
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)

@@ -115,6 +115,19 @@ def test_the_queue_tells_positions(tmp_path: Path):
         assert sorted(http.get("/jobs").json()["queued"]) == ["0", "1", "2"]
 
 
+def test_watching_what_is_removed_comes_to_an_end(tmp_path: Path):
+    """The stream was cut off in the middle, with a traceback in the log."""
+    with facade(tmp_path) as address:
+        job = httpx.put(f"{address}/jobs/gone", json={"prompt": "x"}).json()
+        with httpx.stream("GET", f"{address}/jobs/{job['id']}/events", timeout=20) as watched:
+            lines = watched.iter_lines()
+            assert next(lines) == "event: job"
+            for file in (tmp_path / "requests").rglob("*.json"):
+                file.unlink()
+            assert not [one for one in lines if one.startswith("event:")]
+        assert httpx.get(f"{address}/jobs/gone").status_code == 404
+
+
 def test_a_batch_is_uploaded_watched_and_collected(http: httpx.Client):
     """Rows, counts, and the summary files; a wrong line is named."""
     rows = [PROMPT | {"custom_id": f"row{n}", "seed": n} for n in range(3)]
