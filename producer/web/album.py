@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from producer import catalogue, lookup
-from producer.web.desk import LATEST, Remembered
+from producer.web.desk import LATEST
+from producer.web.remembered import Remembered
 from producer.web.tiles import Tile, tiles
 from schemas.errors import NotFound, Rejected
 from schemas.layout import COMMIT, RESULTS, claims_prefix, is_batch, parse_claim, result_folder

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from producer import lookup, naming
 from producer.catalogue import heartbeats
@@ -23,6 +23,7 @@ from producer.requests import Ticket, fresh_id
 from producer.waiting import Pace
 from producer.web.keys import Key
 from producer.web.metrics import Metrics
+from producer.web.remembered import Remembered
 from schemas.errors import DreamError, Rejected, Unavailable
 from schemas.layout import EXPRESS, is_request
 from schemas.manifest import validate_manifest
@@ -33,13 +34,10 @@ if TYPE_CHECKING:
     from producer.web.settings import FacadeSettings
     from schemas.result import Result
 
-T = TypeVar("T")
-
 PACE = Pace(
     0.05, 1.0, 1.15
 )  # in a bucket, so about 15 % of the time that was waited already passes between two looks
 LATEST = 200  # results that the gallery can show
-FRESH = 1.0  # seconds for which a count of the lane or of the workers is believed
 RECENT = 50  # ended requests from which the lane's pace is told
 
 
@@ -75,27 +73,6 @@ class CallerGone(DreamError):
     """Nobody is left to answer."""
 
 
-@dataclass
-class Remembered(Generic[T]):
-    """A costly answer that many ask for, believed for a moment."""
-
-    ask: Callable[[], Awaitable[T]]
-    seconds: float = FRESH
-    _answer: asyncio.Task[T] | None = None
-    _until: float = 0.0
-
-    async def __call__(self) -> T:
-        if self._answer is None or (self._answer.done() and time.monotonic() > self._until):
-            self._until = time.monotonic() + self.seconds
-            self._answer = asyncio.create_task(_as_task(self.ask))
-        try:
-            return await asyncio.shield(self._answer)
-        except BaseException:
-            if self._answer is not None and self._answer.done():
-                self._answer = None  # a failure is not remembered
-            raise
-
-
 def _make_sure_it_may_read(rows: bytes, caller: Key) -> None:
     """Look at the pictures that a batch's rows name. Raises `Rejected` with a line."""
     for number, line in enumerate(rows.split(b"\n"), start=1):
@@ -106,10 +83,6 @@ def _make_sure_it_may_read(rows: bytes, caller: Key) -> None:
             except Rejected as fault:
                 text = f"line {number}: {fault.message}"
                 raise Rejected(fault.code, text, field=fault.field, line=number) from fault
-
-
-async def _as_task(ask: Callable[[], Awaitable[T]]) -> T:
-    return await ask()
 
 
 @dataclass
@@ -123,6 +96,8 @@ class Desk:
     places: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same, by key's name and id
     busy: Counter[str] = field(default_factory=Counter)  # synchronous requests under way, by key's name
     leaving: bool = False  # the server is being stopped, so streams end, and who still waits is told an id
+    _coming: int = 0  # requests on their way to the lane
+    _sent: int = 0  # those that got there since it was last listed
     _ended: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # when requests were over
     _states: dict[str, Remembered[lookup.State]] = field(default_factory=dict)
 
@@ -150,7 +125,12 @@ class Desk:
         await self._make_sure_of_room()
         if self.settings.queues:
             return (await self.client.send(body, queue=self.settings.queues[0]))[0]
-        ticket = await self.client.submit(body, express=True)
+        self._coming += 1
+        try:
+            ticket = await self.client.submit(body, express=True)
+            self._sent += 1
+        finally:
+            self._coming -= 1
         if chosen:
             await naming.make_sure_it_came_first(self.client.store, ticket)
         return ticket
@@ -270,7 +250,12 @@ class Desk:
             self.busy[caller.name] -= 1
 
     async def _make_sure_of_room(self) -> None:
-        waiting = max(await self._listed(), self.waiting.total())
+        """Count what waits, and what went there since it was last counted. Raises `LaneFull`."""
+        listed = await self._listed()
+        if self._sent and listed + self._sent + self._coming >= self.settings.room:
+            self._listed.forget()  # workers may have taken some since
+            listed = await self._listed()
+        waiting = max(listed + self._sent + self._coming, self.waiting.total())
         if waiting >= self.settings.room:
             raise LaneFull(waiting, self._patience(waiting - self.settings.room + 1))
 
@@ -284,6 +269,7 @@ class Desk:
     async def _count_lane(self) -> int:
         if self.settings.queues:
             return 0  # a queue is not listed; who waits here counts
+        self._sent = 0
         listing = lookup.first(self.client.store.list(EXPRESS), self.settings.room)
         return sum([is_request(info.key) async for info in listing])
 

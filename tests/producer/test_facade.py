@@ -238,6 +238,14 @@ def test_a_full_lane_sends_callers_away_for_a_while(tmp_path: Path):
         assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
+def test_a_full_lane_is_noticed_within_the_moment_for_which_its_count_is_believed(tmp_path: Path):
+    """However fast they come: what was sent since the lane was counted counts, too."""
+    with facade(tmp_path, room=5) as address, ThreadPoolExecutor(8) as callers:
+        tries = [callers.submit(httpx.post, f"{address}/jobs", json=PROMPT, timeout=60) for _ in range(24)]
+        answers = [one.result().status_code for one in tries]
+    assert (answers.count(202), answers.count(429)) == (5, 19)
+
+
 def test_two_hundred_callers_at_once_all_get_their_picture(http: httpx.Client):
     """Without an error, each its own."""
 
