@@ -6,7 +6,9 @@ skipped; a name given twice is refused with both line numbers, because answers a
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from schemas.errors import Rejected, TooLarge
@@ -25,6 +27,16 @@ class Row:
     body: bytes  # the manifest without the row's name; a line that is not an object stays as it is
 
 
+def numbered(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """A file's lines that are not blank, with their numbers from 1; never all at once.
+
+    A file of 200 MB may have as many blank lines, and a list of them would be many times as large.
+    """
+    for line, raw in enumerate(io.BytesIO(body.removeprefix(b"\xef\xbb\xbf")), start=1):
+        if stripped := raw.strip():
+            yield line, stripped
+
+
 def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
     """Cut a .jsonl file into its rows, in order.
 
@@ -37,14 +49,12 @@ def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
         raise TooLarge("the batch", len(body), limits.max_batch_bytes)
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for line, raw in enumerate(body.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not raw.strip():
-            continue
+    for line, raw in numbered(body):
         if len(rows) == limits.max_batch_rows:
             raise Rejected(
                 "too_large", f"the batch has more than {limits.max_batch_rows:,} rows; cut it in parts"
             )
-        row = _row(batch, line, raw.strip())
+        row = _row(batch, line, raw)
         if row.id in seen:
             name = row.custom_id or row.id.rsplit("/", 1)[-1]
             raise Rejected(

@@ -14,6 +14,7 @@ from producer import lookup
 from producer.web import openai_fields
 from producer.web.openai_answers import MARK
 from producer.web.openai_fields import refused
+from schemas.batch import numbered
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID, COMMIT, RESULTS, result_folder
 from schemas.manifest import validate_manifest
@@ -55,15 +56,13 @@ def read_lines(body: bytes, limits: Limits, expires_at: int) -> Read:
     """
     found, seen = Read(), dict[str, int]()
     moment = datetime.fromtimestamp(expires_at, UTC).isoformat()
-    for number, line in enumerate(body.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered(body):
         if len(found.rows) >= limits.max_batch_rows:
             text = f"the file has more than {limits.max_batch_rows:,} requests; cut it in parts"
             found.faults.append(LineFault(code="too_large", line=number, message=text))
             return found
         try:
-            found.rows.append(_row(line.strip(), number, seen, moment, limits))
+            found.rows.append(_row(line, number, seen, moment, limits))
         except Rejected as fault:
             said = LineFault(code=fault.code, line=number, message=fault.message, param=fault.field)
             found.faults.append(said)

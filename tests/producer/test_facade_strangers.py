@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import tracemalloc
 from collections.abc import Iterator
 
 import httpx
@@ -11,6 +13,9 @@ import pytest
 from PIL import Image
 
 from producer.web import a1111_fields
+from producer.web.openai_rows import read_lines
+from schemas.batch import split_rows
+from schemas.manifest import DEFAULT_LIMITS
 from tests.producer.facade import facade, ready, worker
 from tests.producer.openai_calls import line
 
@@ -95,3 +100,18 @@ def test_a_comment_that_is_no_text_is_no_recipe(address: str):
     coded = base64.b64encode(photograph(exif)).decode()
     answer = httpx.post(f"{address}/sdapi/v1/png-info", json={"image": coded})
     assert (answer.status_code, answer.json()["info"]) == (200, "")
+
+
+def test_blank_lines_of_a_batch_cost_no_memory():
+    """A file of 200 MB of them made gigabytes of empty lines."""
+    blank, request = b" \t\n" * 200_000, b'{"prompt": "x"}'
+    asked = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "x"}}
+    tracemalloc.start()
+    try:
+        rows = split_rows("b", blank + request, DEFAULT_LIMITS)
+        read = read_lines(blank + json.dumps(asked).encode(), DEFAULT_LIMITS, 1_999_999_999)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert ([row.line for row in rows], len(read.rows), read.faults) == ([200_001], 1, [])
+    assert most < 4 * len(blank)
