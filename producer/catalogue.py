@@ -53,12 +53,22 @@ class ModelName:
 
 
 async def overview(
-    store: Store, latest: int = LATEST, read: Callable[[Info], Awaitable[Result | None]] | None = None
+    store: Store,
+    latest: int = LATEST,
+    read: Callable[[Info], Awaitable[Result | None]] | None = None,
+    *,
+    begin: str = "",
 ) -> Overview:
-    """A look at everything. `read`: how results are read, for those who look often and remember them."""
+    """A look at everything.
+
+    Args:
+        read: how results are read, for those who look often and remember them.
+        begin: of claimed and ended requests, only those whose ids begin so. What waits is told whole: places in a
+            queue depend on all.
+    """
     requests = [info async for info in store.list(REQUESTS) if is_request(info.key)]
-    claimed = {found[0] async for info in store.list(CLAIMS) if (found := parse_claim(info.key))}
-    commits = [info async for info in store.list(RESULTS) if info.key.endswith(f"/{COMMIT}")]
+    claimed = {found[0] async for info in store.list(CLAIMS + begin) if (found := parse_claim(info.key))}
+    commits = [info async for info in store.list(RESULTS + begin) if info.key.endswith(f"/{COMMIT}")]
     ended = {_committed(info.key) for info in commits}
     queued = [request_id(i.key) for i in sorted(requests, key=_turn)]
     processing = sorted(claimed - ended)

@@ -241,9 +241,9 @@ class AsyncClient:
         """Whether a request, a claim or a result has this id."""
         return await lookup.is_known(await self._open(), id)
 
-    async def known(self, latest: int = catalogue.LATEST) -> catalogue.Overview:
-        """What is in the store: what waits, what is being drawn, what ended last."""
-        return await catalogue.overview(await self._open(), latest)
+    async def known(self, latest: int = catalogue.LATEST, *, begin: str = "") -> catalogue.Overview:
+        """What is in the store: what waits, what is being drawn, what ended last; see `catalogue.overview`."""
+        return await catalogue.overview(await self._open(), latest, begin=begin)
 
     async def models(self) -> list[catalogue.ModelName]:
         """The models that live workers announce, and those that lie in the store."""

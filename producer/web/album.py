@@ -73,15 +73,19 @@ class Album:
     _rows: dict[str, int] = field(default_factory=dict)  # batch to how many rows it has
     _tiles: dict[tuple[str, str], list[Tile]] = field(default_factory=dict)  # key and etag to tiles
     _results: dict[tuple[str, str], Result] = field(default_factory=dict)  # the same, without heavy requests
+    _overviews: dict[str, Remembered[Overview]] = field(default_factory=dict)  # by what ids begin with
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def __post_init__(self) -> None:
         self._commits: Callable[[], Awaitable[list[Info]]] = Remembered(self._list_commits, seconds=2.0)
-        self.overview: Callable[[], Awaitable[Overview]] = Remembered(self.look)
 
-    async def look(self) -> Overview:
-        """The store at a glance, now; results that were read before are not read again."""
-        return await catalogue.overview(self.desk.client.store, LATEST, self._remembered)
+    async def look(self, begin: str) -> Overview:
+        """What begins so, at a glance, now; results that were read before are not read again."""
+        return await catalogue.overview(self.desk.client.store, LATEST, self._remembered, begin=begin)
+
+    async def overview(self, begin: str) -> Overview:
+        """The same as it was a moment ago."""
+        return await self._overviews.setdefault(begin, Remembered(lambda: self.look(begin)))()
 
     async def _remembered(self, info: Info) -> Result | None:
         known = self._results.get((info.key, info.etag))

@@ -31,6 +31,7 @@ from schemas.manifest import validate_manifest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from producer.catalogue import Overview
     from producer.web.settings import FacadeSettings
     from schemas.result import Result
 
@@ -100,11 +101,11 @@ class Desk:
     _sent: int = 0  # those that got there since it was last listed
     _ended: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # when requests were over
     _states: dict[str, Remembered[lookup.State]] = field(default_factory=dict)
+    _overviews: dict[str, Remembered[Overview]] = field(default_factory=dict)  # by what ids begin with
 
     def __post_init__(self) -> None:
         self.client = AsyncClient(self.settings.store, limits=self.settings.limits, pace=PACE)
         self.workers = Remembered(self._workers)
-        self.overview = Remembered(lambda: self.client.known(LATEST))
         self._listed = Remembered(self._count_lane)
 
     async def submit(self, document: Mapping[str, Any], caller: Key, *, id: str | None = None) -> Ticket:
@@ -188,6 +189,12 @@ class Desk:
             finally:
                 self.places[place] -= 1
                 self.places += Counter()  # forgets zeros
+
+    async def overview(self, caller: Key) -> Overview:
+        """The store at a glance, as far as a caller sees it."""
+        begin = caller.begin  # one of a few: keys are in the settings
+        look = self._overviews.setdefault(begin, Remembered(lambda: self.client.known(LATEST, begin=begin)))
+        return await look()
 
     def waits_of(self, caller: Key) -> list[str]:
         """The requests that this caller waits for here, the oldest first."""

@@ -42,14 +42,14 @@ class Jobs(BaseModel):
 async def overview(
     desk: AtDesk, caller: Caller, limit: Annotated[int, Query(ge=1, le=200, description="Of each kind.")] = 20
 ) -> Jobs:
-    found = await desk.overview()
-    states = {id: progress for id, progress in found.processing.items() if caller.sees(id)}
-    latest = [result for result in found.latest if caller.sees(result.id)]
+    found = await desk.overview(caller)
     return Jobs(
         queued=[id for id in found.queued if caller.sees(id)][:limit],
-        processing=[Job(id=id, status="processing", progress=p) for id, p in states.items()][:limit],
-        latest=[answers.finished(result) for result in latest[:limit]],
-        over=found.over if not caller.prefix else len(latest),
+        processing=[Job(id=id, status="processing", progress=p) for id, p in found.processing.items()][
+            :limit
+        ],
+        latest=[answers.finished(result) for result in found.latest[:limit]],
+        over=found.over,
         workers=found.workers,
     )
 

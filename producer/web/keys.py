@@ -45,10 +45,15 @@ class Key:
 
     def id(self, id: str) -> str:
         """What the caller calls `id`, in the store; its full name is right, too."""
-        return id if self.sees(id) else f"{self.prefix}.{id}"
+        return id if self.sees(id) else self.begin + id
+
+    @property
+    def begin(self) -> str:
+        """What all its ids begin with."""
+        return f"{self.prefix}." if self.prefix else ""
 
     def sees(self, id: str) -> bool:
-        return not self.prefix or id.startswith(f"{self.prefix}.")
+        return id.startswith(self.begin)
 
     def make_sure_it_may_read(self, document: Mapping[str, Any]) -> None:
         """Look at the pictures that a request names instead of holding them. Raises `Rejected`."""

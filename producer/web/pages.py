@@ -122,7 +122,7 @@ def _page(
 async def _latest(shelf: Album, caller: Caller, id: str) -> list[Result]:
     """The newest pictures, `id` among them even if it ended a moment ago."""
     for look in (shelf.overview, shelf.look):
-        latest = [r for r in (await look()).latest if caller.sees(r.id) and tiles.tiles(r)]
+        latest = [r for r in (await look(caller.begin)).latest if tiles.tiles(r)]
         if any(result.id == id for result in latest):
             break
     return latest
@@ -130,8 +130,8 @@ async def _latest(shelf: Album, caller: Caller, id: str) -> list[Result]:
 
 async def _live(shelf: Album, caller: Caller, before: str | None, now: bool = False) -> dict[str, Any]:
     """The queue and the gallery; `now`: not as they were a moment ago."""
-    found = await (shelf.look() if now else shelf.overview())
-    latest = [r for r in found.latest if caller.sees(r.id) and tiles.tiles(r)]
+    found = await (shelf.look if now else shelf.overview)(caller.begin)
+    latest = [r for r in found.latest if tiles.tiles(r)]
     if before:
         latest = await _latest(shelf, caller, before)
     start = next((n + 1 for n, result in enumerate(latest) if result.id == before), 0)
@@ -243,7 +243,7 @@ async def recipe(id: str, desk: AtDesk, caller: Caller) -> Response:
 
 @router.get("/b")
 async def batches(request: Request, shelf: Shelf, caller: Caller) -> Response:
-    lines = await shelf.batches(await shelf.overview(), caller)
+    lines = await shelf.batches(await shelf.overview(caller.begin), caller)
     return _page(request, "batches.html", lines=lines, shown=album.BATCHES)
 
 

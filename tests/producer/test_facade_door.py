@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from producer.web.desk import LATEST
 from producer.web.keys import BadKey, new_key, read_keys
+from schemas.result import Frozen, Result
 from tests.producer.facade import facade, ready, worker
 
 PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
@@ -55,6 +58,24 @@ def test_a_prefix_is_a_wall(tmp_path: Path):
             assert as_blue.post("/batches?id=red.wall", content=json.dumps(PROMPT)).json()["id"] == (
                 "blue.red.wall"
             )
+
+
+def test_behind_its_wall_a_caller_sees_its_own_however_busy_others_are(tmp_path: Path):
+    """The latest are its own latest, and counted; on the page, too."""
+    (red, red_line), (blue, blue_line) = new_key("red", prefix="red"), new_key("blue", prefix="blue")
+    for id in ("red.cat", *(f"blue.{n}" for n in range(LATEST + 1))):
+        folder = tmp_path / "results" / id
+        folder.mkdir(parents=True)
+        ended = Result(id=id, status="canceled", fingerprint="", request=Frozen(text="", cut=True))
+        (folder / "result.json").write_bytes(ended.to_json())
+    os.utime(tmp_path / "results" / "red.cat" / "result.json", (1, 1))  # long ago
+    with facade(tmp_path, keys=read_keys(f"{red_line} {blue_line}")) as address:
+        mine = httpx.get(f"{address}/jobs", headers={"X-API-Key": red}).json()
+        assert ([job["id"] for job in mine["latest"]], mine["over"]) == (["red.cat"], 1)
+        assert "/pictures/red.cat" in httpx.get(address, headers={"X-API-Key": red}).text
+        theirs = httpx.get(f"{address}/jobs", headers={"X-API-Key": blue}).json()
+        assert theirs["over"] == LATEST + 1
+        assert not any(job["id"].startswith("red") for job in theirs["latest"])
 
 
 def test_a_key_has_its_own_bound(tmp_path: Path):
