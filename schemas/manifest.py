@@ -144,6 +144,12 @@ _WHY_NEEDED = {
     "image": "; img2img and inpainting (mask_image) begin with a picture",
     "mask_image": "; inpainting repaints what is white in it",
 }
+_NOT_ITS_OWN = {
+    "width": "is no field of a request that begins with a picture; leave it out, the result has the picture's size",
+    "height": "is no field of a request that begins with a picture; leave it out, the result has the picture's size",
+    "image": "is no field of text2img; leave it out, or ask for img2img",
+    "mask_image": "is no field of {task}; leave it out, or ask for inpainting",
+}
 _BODIES: dict[str, type[Text2Img] | type[Img2Img] | type[Inpainting]] = {
     "text2img": Text2Img,
     "img2img": Img2Img,
@@ -190,7 +196,8 @@ def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:
     """The first fault in words; the others follow, so that a client can mend all at once."""
     found = error.errors(include_url=False)[:_FAULTS]
     faults = [(".".join(str(part)[:_CUT] for part in e["loc"]), _sentence(e, body)) for e in found]
-    faults.sort(key=lambda f: "unknown" not in f[1])  # a typo explains the missing field that follows from it
+    # a typo explains the missing field that follows from it
+    faults.sort(key=lambda f: not f[1].startswith(("is an unknown field", "is no field")))
     field, first = faults[0]
     more = "; ".join(f"{name} {text}" for name, text in faults[1:4])
     return _invalid(field, first + (f"; also: {more}" if more else ""))
@@ -200,6 +207,8 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
     kind, given, context = fault["type"], fault["input"], fault.get("ctx", {})
     name = str(fault["loc"][-1])[:_CUT]
     if kind == "extra_forbidden":
+        if name in _NOT_ITS_OWN and len(fault["loc"]) == 1:
+            return _NOT_ITS_OWN[name].format(task=body.model_fields["task"].default)
         known = _fields_at(body, fault["loc"][:-1])
         near = difflib.get_close_matches(name, known, 1, 0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(sorted(known))}"

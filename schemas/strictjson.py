@@ -39,7 +39,8 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
-        message = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        fault = f"something follows the object; {what} is one" if error.msg == "Extra data" else error.msg
+        message = f"not valid JSON at line {error.lineno}, column {error.colno}: {fault}"
         raise Rejected("invalid_json", message, line=error.lineno, column=error.colno) from error
     except RecursionError as error:
         raise Rejected("invalid_json", _TOO_DEEP) from error

@@ -18,6 +18,7 @@ from producer import catalogue, lookup
 from producer.web.desk import LATEST
 from producer.web.remembered import Remembered
 from producer.web.tiles import Tile, tiles
+from schemas.batch import numbered
 from schemas.errors import NotFound, Rejected
 from schemas.layout import COMMIT, RESULTS, claims_prefix, is_batch, parse_claim, result_folder
 from schemas.result import Frozen, Progress, Result
@@ -165,7 +166,7 @@ class Album:
     def _count_rows(self, batch: str, body: bytes) -> None:
         if len(self._rows) >= KEPT:
             self._rows.clear()
-        self._rows[batch] = sum(1 for line in body.split(b"\n") if line.strip())
+        self._rows[batch] = sum(1 for _ in numbered(body))
 
     async def size(self, batch: str) -> int:
         """How many rows a batch has that is not over; 0 where that is not known."""

@@ -24,6 +24,7 @@ from producer.waiting import Pace
 from producer.web.keys import Key
 from producer.web.metrics import Metrics
 from producer.web.remembered import Remembered
+from schemas.batch import numbered
 from schemas.errors import DreamError, Rejected, Unavailable
 from schemas.layout import EXPRESS, is_request
 from schemas.manifest import validate_manifest
@@ -76,7 +77,7 @@ class CallerGone(DreamError):
 
 def _make_sure_it_may_read(rows: bytes, caller: Key) -> None:
     """Look at the pictures that a batch's rows name. Raises `Rejected` with a line."""
-    for number, line in enumerate(rows.split(b"\n"), start=1):
+    for number, line in numbered(rows):
         with suppress(ValueError, RecursionError):  # what is no JSON is refused later, in better words
             row = json.loads(line)
             try:
