@@ -11,7 +11,7 @@ from producer import collect
 from producer.requests import fresh_id
 from producer.web import answers
 from producer.web.answers import Job
-from producer.web.caller import AtDesk, Caller, body, new_id, own_id
+from producer.web.caller import AtDesk, Caller, body, make_sure_it_is_no_form, new_id, own_id
 from producer.web.describe import ERRORS, problem
 from producer.web.jobs import REFUSED, UNKNOWN
 from schemas.result import BatchCounts
@@ -64,6 +64,9 @@ async def post(
     id: Annotated[str | None, Query(description="Names the batch; left out, it gets one.")] = None,
 ) -> Response:
     lines = await body(request, desk.settings.limits.max_batch_bytes)
+    make_sure_it_is_no_form(
+        request, lines, "the file itself, one JSON object a line (curl: --data-binary @FILE)"
+    )
     name = new_id(caller, id) if id else caller.id(fresh_id())
     ticket = await desk.submit_batch(lines, name, caller, chosen=bool(id))
     return Response(

@@ -15,6 +15,9 @@ from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
 from schemas.strictjson import load_object
 
+FORM = re.compile(
+    rb"[\w.%+-]{1,100}="
+)  # how a form begins; `curl -d` calls every body one, so its name says nothing
 LONG = 1 << 18  # bytes of a body that is read in a thread, so that other callers are answered meanwhile
 
 
@@ -46,6 +49,7 @@ Caller = Annotated[Key, Depends(caller_of)]
 async def document(request: Request) -> dict[str, Any]:
     """The body. Raises `Rejected` with line and column when it is not one JSON object."""
     raw = await body(request, desk_of(request).settings.limits.max_body_bytes)
+    make_sure_it_is_no_form(request, raw, 'one JSON object, such as {"prompt": "a red circle"}')
     return await asyncio.to_thread(load_object, raw) if len(raw) > LONG else load_object(raw)
 
 
@@ -64,6 +68,13 @@ async def body(request: Request, most: int) -> bytes:
     except ClientDisconnect as error:
         raise CallerGone("the caller has left in the middle of its body") from error
     return b"".join(parts)
+
+
+def make_sure_it_is_no_form(request: Request, raw: bytes, wanted: str) -> None:
+    """Raises `Rejected` for a form, which is what clients send who are told of fields."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data" or FORM.match(raw):
+        raise Rejected("invalid_json", f"the body is a form; send {wanted}", line=1, column=1)
 
 
 def own_id(caller: Key, id: str) -> str:

@@ -115,3 +115,22 @@ def test_blank_lines_of_a_batch_cost_no_memory():
         tracemalloc.stop()
     assert ([row.line for row in rows], len(read.rows), read.faults) == ([200_001], 1, [])
     assert most < 4 * len(blank)
+
+
+@pytest.mark.parametrize("path", ["/generate/", "/jobs", "/batches"])
+def test_a_form_is_told_what_to_send_instead(address: str, path: str):
+    """Clients that are told of fields send them as a form; Python's words for it named a column."""
+    for form in (
+        httpx.Request("POST", address, data={"prompt": "a red circle"}),
+        httpx.Request("POST", address, files={"file": b"{}"}),
+    ):
+        kind = {"Content-Type": form.headers["content-type"]}
+        answer = httpx.post(f"{address}{path}", content=form.read(), headers=kind)
+        assert answer.status_code == 422
+        assert "the body is a form; send" in answer.json()["detail"][0]["msg"]
+
+
+def test_rows_whose_line_ends_were_lost_are_told_so(address: str):
+    """`curl -d @FILE` joins the lines of a file."""
+    fault = httpx.post(f"{address}/batches", content=b'{"prompt": "a"}{"prompt": "b"}').json()["detail"][0]
+    assert fault["msg"] == "line 1, column 16: something follows the object; a request is one"
