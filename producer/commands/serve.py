@@ -88,7 +88,7 @@ def new(
         return
     typer.echo(key)
     say(
-        f"\nGive the key above to {name}; it is not shown again. Add this line to DREAMDROP_API_KEYS:\n{line}"
+        f"\nGive the key above to {name}; it is not shown again. Add this to DREAMDROP_API_KEYS, in quotes:\n{line}"
     )
 
 

@@ -31,11 +31,13 @@ def caller_of(request: Request) -> Key:
     keys = desk_of(request).settings.keys
     if not keys:
         return NOBODY
-    key = whose(given(request.headers), keys)
+    sent = given(request.headers)
+    key = whose(sent, keys)
     if key is None:
+        wrong = "this server does not know the key that was sent" if sent else "a key is needed"
         raise HTTPException(
             401,
-            "a key is needed: send it as `Authorization: Bearer ...` or `X-API-Key`, or as the password of a "
+            f"{wrong}: send yours as `Authorization: Bearer ...` or `X-API-Key`, or as the password of a "
             "browser's question",
             {"WWW-Authenticate": 'Basic realm="Dreamdrop", charset="UTF-8"'},
         )

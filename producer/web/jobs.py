@@ -129,7 +129,7 @@ async def result_of(id: str, desk: AtDesk) -> Result:
     if state.result is None:
         state = await desk.client.status(id)  # what is remembered is a moment old
     if state.result is None:
-        raise HTTPException(409, f"{id} is {state.status}: it has no pictures yet")
+        raise HTTPException(409, f"{id} is {state.status}: come again when it is over")
     return state.result
 
 

@@ -25,6 +25,7 @@ from schemas.errors import DreamError, Rejected
 from schemas.layout import UPLOADS
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # no dot: that is where it ends
 PICTURES = ("image", "mask_image")
 _MARK = "dd_"  # so that scanners for leaked secrets can find one
@@ -76,11 +77,17 @@ NOBODY = Key("anonymous")  # the caller where no keys are asked for
 
 def new_key(name: str, *, prefix: str = "", room: int = 0) -> tuple[str, str]:
     """A fresh key, and its line for the settings. Raises `BadKey`."""
+    if not _NAME.fullmatch(name):
+        raise BadKey(f"the name {name[:64]!r} may hold letters, digits, '.', '_' and '-' only, at most 64")
+    if prefix and not _PREFIX.fullmatch(prefix):
+        raise BadKey(
+            f"the prefix {prefix[:40]!r} may hold letters, digits, '_' and '-' only, begins with a letter or digit, "
+            "and has at most 40 characters"
+        )
     key = _MARK + secrets.token_urlsafe(32)
     line = f"{name}={hashlib.sha256(key.encode()).hexdigest()}"
     line += f";prefix={prefix}" if prefix else ""
     line += f";room={room}" if room else ""
-    read_keys(line)
     return key, line
 
 
@@ -96,7 +103,7 @@ def read_keys(text: str) -> tuple[Key, ...]:
 def _read(line: str) -> Key:
     head, *options = line.split(";")
     name, _, digest = head.partition("=")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not _HASH.fullmatch(digest):
+    if not _NAME.fullmatch(name) or not _HASH.fullmatch(digest):
         raise BadKey(
             "DREAMDROP_API_KEYS holds something that is not <name>=<SHA-256 in hex>: "
             "make a key with `dreamdrop keys new NAME` and put the line that it prints there"

@@ -107,6 +107,22 @@ def test_a_setting_that_is_no_key_is_told_without_repeating_it():
         assert "hunter2" not in str(fault.value)
 
 
+@pytest.mark.parametrize(("name", "prefix", "which"), [("al ice", "", "name"), ("alice", "team;a", "prefix")])
+def test_a_key_for_a_name_that_no_setting_can_hold_is_not_made(name: str, prefix: str, which: str):
+    """It was the setting that was said to be wrong, which nobody had touched yet."""
+    with pytest.raises(BadKey, match=f"^the {which} '"):
+        new_key(name, prefix=prefix)
+
+
+def test_a_wrong_key_is_told_apart_from_none(tmp_path: Path):
+    """Who has sent one need not be told to send one; the key itself is not repeated."""
+    with facade(tmp_path, keys=read_keys(new_key("alice")[1])) as address:
+        assert httpx.get(f"{address}/jobs").json()["detail"].startswith("a key is needed")
+        told = httpx.get(f"{address}/jobs", headers={"X-API-Key": "dd_other"}).json()["detail"]
+        assert told.startswith("this server does not know the key")
+        assert "dd_other" not in told
+
+
 def test_a_page_of_another_site_cannot_draw_here(open_door: httpx.Client):
     """Neither by a form or a script of its own, nor under a name that it points at this machine."""
     for origin in ("https://evil.example", "null", "http://[evil"):
