@@ -137,7 +137,7 @@ def _canceled(id: str, body: Body) -> bytes:
     return Result(
         id=id,
         status="canceled",
-        failure=Failure(code="canceled", message="canceled on request"),
+        failure=Failure(code="canceled", message="cancelled on request"),
         finished_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         fingerprint=body.fingerprint,
         request=body.frozen,

@@ -58,6 +58,7 @@ templates.globals.update(
     version=version("dreamdrop"),
     words=STATUS,
     said=tiles.said,
+    duration=tiles.duration,
     picture_path=tiles.picture_path,
     job_path=answers.job_path,
 )
@@ -201,7 +202,7 @@ async def picture(id: str, request: Request, desk: AtDesk, shelf: Shelf, caller:
         prompt=prompt,
         table=_table(plan),
         recipe=json.dumps(_recipe(result), indent=2, ensure_ascii=False) if result else "",
-        again=result is not None and not result.request.cut and bool(plan),
+        again=result is not None and tiles.can_be_drawn_again(result),
         newer=newer,
         older=older,
         batch=id.rpartition("/")[0] if "/" in id and await _is_over(desk, id.rpartition("/")[0]) else "",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 from urllib.parse import quote
 
 from producer.web.answers import job_path
 from schemas.errors import Rejected
+from schemas.manifest import validate_manifest
 from schemas.result import Result
 from schemas.strictjson import load_object
 
@@ -102,6 +104,11 @@ def said(value: Any) -> str:
     return str(value)
 
 
+def duration(seconds: float) -> str:
+    """How long, for people; `static/live.js` says the same."""
+    return f"{seconds / 60:.0f} min" if seconds > 100 else f"{ceil(seconds)} s"
+
+
 def differing(shown: Iterable[Tile]) -> list[str]:
     """The parameters in which some of these pictures differ."""
     all_facts = [tile.facts for tile in shown if tile.url]
@@ -126,6 +133,17 @@ def manifest(result: Result) -> dict[str, Any]:
     if plan.get("seeds"):
         document["seed"] = plan["seeds"][0]
     return document
+
+
+def can_be_drawn_again(result: Result) -> bool:
+    """Whether its manifest is at hand and understood; one that was cancelled early never came to a plan."""
+    if result.parameters:
+        return not result.request.cut
+    try:
+        validate_manifest(manifest(result))
+    except Rejected:
+        return False
+    return True
 
 
 def neighbours(latest: Sequence[Result], id: str) -> tuple[str, str]:

@@ -170,6 +170,18 @@ def test_a_request_is_cancelled_by_keyboard(page: Page):
     assert page.evaluate("document.activeElement.id") == "prompt"
 
 
+def test_what_was_cancelled_is_no_fault_and_can_be_drawn_after_all(page: Page, address: str):
+    """Its page said the same word twice, in red, and offered nothing to do; its seed is kept to the last digit."""
+    httpx.put(f"{address}/jobs/oops", json=QUICK | {"prompt": "after all", "seed": 2**63 - 1, "steps": 150})
+    httpx.delete(f"{address}/jobs/oops").raise_for_status()
+    page.goto("/pictures/oops")
+    expect(page.locator(".note.warn")).to_have_text("Cancelled.")
+    with page.expect_request(lambda request: request.method == "POST") as sent:
+        page.get_by_role("button", name="Draw again").click()
+    assert json.loads(sent.value.post_data)["seed"] == 2**63 - 1
+    page.wait_for_url(lambda url: "oops" not in url)
+
+
 def test_a_dropped_picture_and_a_painted_mask_become_an_inpainting(page: Page, address: str):
     """The manifest holds the file's own bytes, and a mask that is white where the mouse went."""
     page.goto("/")
@@ -335,6 +347,8 @@ def test_every_page_fits_a_phone_and_has_a_light_and_a_dark_face(page: Page, add
             page.emulate_media(color_scheme=scheme)
             page.goto(path)
             assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+            chips = page.locator(".status").evaluate_all("all => all.map((chip) => chip.offsetHeight)")
+            assert max(chips, default=0) < 30, "a status is broken over several lines"
             grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         light, dark = (sum(map(int, ground.removeprefix("rgb(")[:-1].split(", "))) for ground in grounds)
         assert light > 600 > 150 > dark

@@ -141,7 +141,7 @@ function tell(row, { status, progress: p }) {
   meter.value = p.steps_done ?? 0;
   const words = [`step ${p.steps_done ?? 0} of ${p.steps_total}`];
   if (p.images_total > 1) words.push(`${p.images_done ?? 0} of ${p.images_total} images`);
-  if (p.eta) words.push(`about ${Math.ceil(p.eta)} s left`);
+  if (p.eta) words.push(`about ${p.eta > 100 ? `${Math.round(p.eta / 60)} min` : `${Math.ceil(p.eta)} s`} left`);
   facts.textContent = words.join(" · ");
   if (p.preview?.startsWith("data:image/")) $(".preview", row).src = p.preview;
 }

@@ -17,12 +17,13 @@ $("#again")?.addEventListener("click", shown(async (event) => {
   const button = event.currentTarget;
   button.disabled = true;
   try {
-    const wanted = await (await ask(button.dataset.recipe)).json();
+    const recipe = await (await ask(button.dataset.recipe)).text();
+    const wanted = JSON.parse(recipe);
     delete wanted.seed;
     const answer = await ask("/jobs", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(wanted),
+      body: "sameSeed" in button.dataset ? recipe : JSON.stringify(wanted),
     });
     const { id } = await answer.json();
     location.assign(`/pictures/${encodeURIComponent(id)}`);
