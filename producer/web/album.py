@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,7 @@ class Album:
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def __post_init__(self) -> None:
-        self._commits: Callable[[], Awaitable[list[Info]]] = Remembered(self._list_commits, seconds=2.0)
+        self._commits: Remembered[list[Info]] = Remembered(self._list_commits, seconds=2.0)
 
     async def look(self, begin: str) -> Overview:
         """What begins so, at a glance, now; results that were read before are not read again."""
@@ -198,12 +197,16 @@ class Album:
 
     async def batches(self, found: Overview, caller: Key) -> list[Line]:
         """Batches, the newest first."""
+        queue = await self.queue(found, caller)
+        commits = {_id(info): info for info in await self._commits()}
+        if any(result.batch and result.id not in commits for result in found.latest):
+            self._commits.forget()  # or one that has just ended were neither in the queue nor below it
+            commits = {_id(info): info for info in await self._commits()}
         lines = [
             Line(one.id, one.status, one.over, one.rows)
-            for one in await self.queue(found, caller)
-            if one.batch
+            for one in queue
+            if one.batch and one.id not in commits
         ]
-        commits = {_id(info): info for info in await self._commits()}
         rows = Counter(id.rpartition("/")[0] for id in commits if "/" in id)
         ended = [id for id in rows.keys() & commits.keys() if caller.sees(id)]
         newest = sorted(ended, key=lambda id: -commits[id].modified)[:BATCHES]

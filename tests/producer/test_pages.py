@@ -283,6 +283,26 @@ def test_a_batch_is_uploaded_watched_and_compared(page: Page, tmp_path: Path):
     expect(page.get_by_role("row").filter(has_text="wall")).to_contain_text("4 of 4")
 
 
+def test_a_batch_that_ends_stays_in_the_list(address: str):
+    """For a moment it was neither among those that are drawn nor among those that are over."""
+    row = json.dumps(QUICK | {"steps": 20})
+    httpx.get(f"{address}/").raise_for_status()  # what is remembered of the queue ages from now on,
+    httpx.post(f"{address}/batches?id=steady", content=row).raise_for_status()
+    time.sleep(0.5)  # and what is remembered of the ended from here
+    seen: list[bool] = []
+    end = time.monotonic() + 60
+    while "finished" not in (page := listed(address, "steady")):
+        seen.append(bool(page))
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert sorted(seen) == seen, "it was in the list, and then it was not"
+
+
+def listed(address: str, batch: str) -> str:
+    """A batch's line in the list; "" if there is none."""
+    return httpx.get(f"{address}/b").text.partition(f'id="batch-{batch}"')[2].partition("</tr>")[0]
+
+
 def test_a_recipe_is_copied_as_json_and_as_a_manifest(page: Page, address: str):
     """Both from the keyboard's reach; the manifest can be dropped, and has the seed that was drawn by lot."""
     id = finished(address, {"prompt": "a recipe", "steps": 2, "width": 64, "height": 64})
