@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from infra.bounds import limits_from
+from infra.claim import Claim
 from infra.place import open_store
 from producer import canceling, catalogue, collect, lookup, naming, retrying, sending
 from producer.errors import Conflict, StillWorking
@@ -293,17 +294,14 @@ class AsyncClient:
 
     async def _is_there(self, ticket: Ticket) -> bool:
         """Whether this very request is being drawn or over. Raises `Conflict` for another one."""
-        claim = await lookup.read_claim(self.store, ticket.id)
-        if claim is not None:
-            if claim.fingerprint == ticket.fingerprint:
-                return True
+        owner = await lookup.owner(self.store, ticket.id)
+        if owner is None:
+            return False
+        if owner.fingerprint == ticket.fingerprint:
+            return True
+        if isinstance(owner, Claim):
             raise Conflict(ticket.id, "it is being drawn")
-        result = await lookup.read_result(self.store, ticket.id)
-        if result is not None:
-            if result.fingerprint == ticket.fingerprint:
-                return True
-            raise Conflict(ticket.id, f"it {result.status}" if result.status != "partial" else "it is over")
-        return False
+        raise Conflict(ticket.id, f"it {owner.status}" if owner.status != "partial" else "it is over")
 
 
 def _id(request: Ticket | str) -> str:

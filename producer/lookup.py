@@ -83,6 +83,15 @@ async def read_claim(store: Store, id: str) -> Claim | None:
         return None  # it ended just now
 
 
+async def owner(store: Store, id: str) -> Claim | Result | None:
+    """What tells which body an id stands for: its result, else its claim.
+
+    A claim beside the result of another body says nothing: a worker claims an id before it sees that it is over.
+    """
+    claim = await read_claim(store, id)
+    return await read_result(store, id) or claim
+
+
 def request_keys(id: str) -> list[str]:
     """Where an id's request may have been dropped."""
     return [f"{lane}{id}{kind}" for lane in (REQUESTS, EXPRESS) for kind in (SINGLE, BATCH)]

@@ -88,9 +88,8 @@ async def make_sure_it_came_first(store: Store, ticket: Ticket) -> None:
     To be called after it was dropped: since the look before, another may have come and been claimed, and its
     key is free then.
     """
-    claim = await lookup.read_claim(store, ticket.id)
-    known = claim or await lookup.read_result(store, ticket.id)
-    if known is None or answers(known.fingerprint, ticket.fingerprint):
+    owner = await lookup.owner(store, ticket.id)
+    if owner is None or answers(owner.fingerprint, ticket.fingerprint):
         return
     with contextlib.suppress(NotFound):  # a worker has it, and answers it under another name
         mine = await store.get(ticket.key)
@@ -105,11 +104,8 @@ async def asked_id(store: Store, body: bytes) -> str | None:
     if chosen is None:
         return None
     print_ = fingerprint(body)
-    claim = await lookup.read_claim(store, chosen)
-    result = await lookup.read_result(store, chosen)
-    mine = (claim is None or claim.fingerprint == print_) and (
-        result is None or answers(result.fingerprint, print_)
-    )
+    owner = await lookup.owner(store, chosen)
+    mine = owner is None or answers(owner.fingerprint, print_)
     return chosen if mine else other_body_id(chosen, print_)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from infra.claim import Claim
+from infra.directory import DirectoryStore
+from schemas.layout import claim_key, fingerprint
+from schemas.result import Frozen
 from tests.producer.facade import facade, ready, worker
 
 PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
@@ -63,3 +68,23 @@ def test_of_different_bodies_at_once_one_gets_the_name(tmp_path: Path):
                 answers = list(pool.map(put, range(callers)))
             assert {status for status, _ in answers} <= {200, 201, 409}
             assert len({seed for status, seed in answers if status != 409}) == 1, answers
+
+
+def test_a_claim_beside_the_result_of_another_body_is_none_of_its_name(http: httpx.Client, tmp_path: Path):
+    """A worker claims a late request's id first, then sees that it is over, and looks for another one."""
+    assert http.put("/jobs/cat", json=PROMPT).status_code == 201
+    over = (tmp_path / "requests/express/cat.json").read_bytes()
+    assert http.delete("/jobs/cat").is_success
+    late = Claim(
+        id="cat",
+        fingerprint=fingerprint(over.replace(b'"seed": 5', b'"seed": 6')),
+        frozen=Frozen(text=""),
+        plan=None,
+        session="worker",
+        nonce="1",
+        epoch=1,
+        attempt=1,
+    )
+    asyncio.run(DirectoryStore(tmp_path).create(claim_key("cat", 1), late.body()))
+    assert http.put("/jobs/cat", json=PROMPT).status_code == 200
+    assert http.put("/jobs/cat", json=PROMPT | {"seed": 6}).status_code == 409
