@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+# Two at a time, each file in one process, which starts its servers once; PYTEST_ARGS="-n 0" for one after another.
+two := -n 2 --dist loadfile
 
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
@@ -24,7 +26,7 @@ demo: $(VENV)/.for-use
 	$(bin)/python -m producer.demo
 
 test: $(VENV)/.for-development
-	$(bin)/python -m pytest -q -ra $(PYTEST_ARGS)
+	$(bin)/python -m pytest -q -ra $(two) $(PYTEST_ARGS)
 
 lint: $(VENV)/.for-development
 	$(bin)/ruff check .

@@ -47,7 +47,7 @@ def facade(store: str | Path, **settings: Any) -> Iterator[str]:
 @contextlib.contextmanager
 def worker(store: str | Path, *options: str, environment: dict[str, str] | None = None) -> Iterator[None]:
     """A worker process of a store, with flat pictures unless the options name another renderer."""
-    fixed = [] if "--renderer" in options else ["--renderer", "null"]
+    fixed = ["--grace", "2", *([] if "--renderer" in options else ["--renderer", "null"])]
     process = subprocess.Popen(
         [sys.executable, "-m", "producer.cli", "worker", "--store", str(store), *fixed, *options],
         cwd=ROOT,
