@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ def drop(store: Path, name: str, document: Any) -> Path:
     return path
 
 
+def files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files below a folder that others work in; `Path.rglob` fails when a folder goes away under it."""
+    return [
+        Path(at, name)
+        for at, _, names in os.walk(folder)
+        for name in names
+        if fnmatch(name, pattern) and not name.startswith(".")
+    ]
+
+
 def result(store: Path, id: str, timeout: float = 20.0) -> dict[str, Any]:
     """Wait for a request's result."""
     path = store / "results" / id / "result.json"
@@ -56,7 +67,7 @@ def result(store: Path, id: str, timeout: float = 20.0) -> dict[str, Any]:
     while not path.exists():
         if time.monotonic() > ends:
             raise AssertionError(
-                f"no result for {id!r} after {timeout} s; there is {sorted(p.name for p in store.rglob('*.json'))}"
+                f"no result for {id!r} after {timeout} s; there is {sorted(p.name for p in files(store, '*.json'))}"
             )
         time.sleep(0.02)
     found: dict[str, Any] = json.loads(path.read_bytes())

@@ -21,6 +21,7 @@ from tests.chaos.history import Verdict, Wish, WitnessedStore, files, judge
 from tests.servers.fault_proxy import FaultProxy, Rule, failing
 from tests.servers.s3_front import S3Front, running
 from tests.servers.sqs_front import Habits, SqsFront, answering
+from tests.worker_process import files as files_in
 
 BUCKET = "bucket"
 QUEUE = "work"
@@ -78,8 +79,7 @@ class Folder:
         return len(self._open)
 
     def is_tidy(self) -> bool:
-        left = [*(self.root / "claims").rglob("0*"), *(self.root / "requests").rglob("*.json")]
-        return not any(path.is_file() for path in left)
+        return not (files_in(self.root / "claims", "0*") or files_in(self.root / "requests", "*.json"))
 
     def judge(self) -> Verdict:
         found = files(self.root)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.worker_process import drop, worker
+from tests.worker_process import drop, files, worker
 
 WORKERS = 3
 REQUESTS = 150
@@ -91,7 +91,7 @@ def _wait_for_all(store: Path, seconds: float = 60.0) -> dict[str, bytes]:
     ends = time.monotonic() + seconds
     while True:
         results = {p.parent.name: p.read_bytes() for p in (store / "results").glob("*/result.json")}
-        claims = [p for p in (store / "claims").rglob("0*") if p.is_file()]
+        claims = files(store / "claims", "0*")
         requests = list((store / "requests").glob("*.json"))
         if len(results) >= REQUESTS and not claims and not requests:
             return results

@@ -16,6 +16,7 @@ import pytest
 from tests.chaos.history import IMAGES, Wish, renderings, takeovers
 from tests.chaos.nursery import Nursery, nursery
 from tests.chaos.places import Folder, Place, place
+from tests.worker_process import files
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -78,14 +79,14 @@ def test_a_full_disk_tears_nothing_and_the_worker_goes_on_when_there_is_room(hom
             here.drop(wish(number, steps=8))
         null = json.dumps({"seconds_per_step": 0.02})
         worker = home.start(*here.options, "--renderer", "null", "--lease", "2", "--null", null)
-        until(lambda: list((disk / "store" / "claims").glob("*/0*")), "nothing is claimed")
+        until(lambda: files(disk / "store" / "claims", "0*"), "nothing is claimed")
         fill(disk / "ballast")
         until(lambda: "No space left" in worker.log.read_text(), "it says nothing")
         for _ in range(20):
             time.sleep(0.05)
             assert worker.alive
             fill(disk / "ballast")
-        torn = [path for path in (disk / "store" / "results").rglob("*.json") if not _is_whole(path)]
+        torn = [path for path in files(disk / "store" / "results", "*.json") if not _is_whole(path)]
         assert not torn
         (disk / "ballast").unlink()
         until(lambda: here.open_wishes() == 0 and here.is_tidy(), "it does not recover")

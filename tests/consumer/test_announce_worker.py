@@ -23,7 +23,7 @@ from infra.place import open_store
 from infra.store import Store
 from schemas.limits import Limits
 from tests.servers.webhook_receiver import Receiver, receiving
-from tests.worker_process import drop
+from tests.worker_process import drop, files
 
 pytestmark = pytest.mark.anyio
 
@@ -108,4 +108,4 @@ async def test_every_end_is_heard_and_is_as_it_says(tmp_path: Path):
 
 def left(store: Path) -> bool:
     """Whether a request or a claim is still there."""
-    return any(path.is_file() for name in ("requests", "claims") for path in (store / name).rglob("*"))
+    return bool(files(store / "requests") or files(store / "claims"))

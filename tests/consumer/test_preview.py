@@ -30,6 +30,7 @@ from infra.sqs import Queue
 from schemas.errors import StoreUnavailable
 from schemas.result import Progress, Result
 from tests.worker_inside import make_worker, running, until
+from tests.worker_process import files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,8 +176,8 @@ async def drawn(store: Watched, key: str, body: bytes, **settings: Any) -> Resul
     await store.put(key, body)
     async with running(make_worker(store, **settings)):
         results = store.root / "results"
-        await until(lambda: list(results.rglob("result.json")), 60)
-    (result,) = results.rglob("result.json")
+        await until(lambda: files(results, "result.json"), 60)
+    (result,) = files(results, "result.json")
     return Result.model_validate_json(result.read_bytes())
 
 

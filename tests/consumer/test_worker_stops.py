@@ -19,7 +19,7 @@ from infra.claims import Claims
 from infra.memory import MemoryStore
 from tests.worker_inside import make_worker, running
 from tests.worker_inside import until as until_it
-from tests.worker_process import drop, result, worker
+from tests.worker_process import drop, files, result, worker
 
 SLOW = {"seconds_per_step": 0.1}
 
@@ -57,7 +57,7 @@ def test_what_outlasts_the_grace_period_is_given_back(tmp_path: Path):
 def test_sigterm_while_a_renderer_is_being_started_ends_the_worker(tmp_path: Path):
     """Nobody waits for a model that will draw nothing, and no heartbeat stays behind."""
     with worker(tmp_path, "--renderer", "diffusers", "--model", "doodle") as process:
-        until(lambda: any("loading" in beat.read_text() for beat in (tmp_path / "workers").glob("*-*")))
+        until(lambda: any("loading" in beat.read_text() for beat in files(tmp_path / "workers")))
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         said = process.stderr.read()
@@ -71,7 +71,7 @@ def test_a_worker_shows_life_while_its_first_model_is_loaded(tmp_path: Path):
     """A large model may take many leases, and who looks for workers must see one all the while."""
 
     def beats() -> list[int]:
-        texts = [beat.read_text() for beat in (tmp_path / "workers").glob("*-*")]
+        texts = [beat.read_text() for beat in files(tmp_path / "workers")]
         return [json.loads(text)["seq"] for text in texts if '"loading"' in text]
 
     with worker(tmp_path, "--renderer", "diffusers", "--model", "doodle", "--lease", "0.5"):
@@ -130,20 +130,20 @@ def until(condition: Callable[[], Any], seconds: float = 15.0) -> None:
 
 
 def claims(store: Path) -> list[Path]:
-    return list((store / "claims").rglob("00000?"))
+    return files(store / "claims", "00000?")
 
 
 def released(store: Path) -> list[Path]:
-    return list((store / "claims").rglob("*.released"))
+    return files(store / "claims", "*.released")
 
 
 def results(store: Path) -> list[Path]:
-    return list((store / "results").rglob("result.json"))
+    return files(store / "results", "result.json")
 
 
 def statuses(store: Path) -> list[Path]:
     """Written after a second of work."""
-    return list((store / "status").rglob("*.json"))
+    return files(store / "status")
 
 
 def alive(pid: int) -> bool:
