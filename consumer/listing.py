@@ -45,15 +45,16 @@ class Listing:
     reconcile: float | None
     found: bool = False  # whether the last look found work, so that the next should come soon
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, when first listed)
+    _taking: dict[asyncio.Task[None], str] = field(default_factory=dict)  # claims under way, and their keys
     _overlooked: set[str] = field(default_factory=set)  # keys that are no requests
 
     async def look(self) -> None:
-        """List the inbox and claim what there is room for."""
+        """List the inbox and begin to claim what there is room for."""
         self.workshop.feed()
         eager = self.reconcile is None or bool(self.workshop.batches)
         self.found = eager and self.reconcile is not None
         listed: set[str] = set()
-        if self.room() <= 0:
+        if not self._has_room():
             self.found = eager
             return
         try:
@@ -61,17 +62,27 @@ class Listing:
                 listed |= {info.key for info in page}
                 page = page if self.reconcile is None else self._unheard(page, self.reconcile)
                 self.rng.shuffle(page)  # so that workers do not all begin with the same request
-                while page:
-                    room = self.room()
-                    if room <= 0 or self.stop.is_set():
+                for info in page:
+                    if not await self._has_a_free_hand():
                         self.found = eager
                         return
-                    size = min(_TAKING, room)
-                    now, page = page[:size], page[size:]
-                    await asyncio.gather(*(self._take(info) for info in self._fitting(now)))
+                    if self._fits(info):
+                        task = asyncio.create_task(self._take(info))
+                        self._taking[task] = info.key
+                        task.add_done_callback(self._taking.pop)
             self._seen = {key: seen for key, seen in self._seen.items() if key in listed}
         except StoreUnavailable as error:
             log.warning("the inbox cannot be listed", extra={"why": str(error)})
+
+    async def close(self) -> None:
+        """Wait for the claims under way."""
+        if self._taking:
+            await asyncio.wait(self._taking)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a claim is under way."""
+        return bool(self._taking)
 
     async def is_empty(self) -> bool:
         """Whether the inbox holds no request. Raises `StoreUnavailable`."""
@@ -118,10 +129,23 @@ class Listing:
                 found.append(info)
         return found
 
-    def _fitting(self, infos: list[Info]) -> list[Info]:
-        """Without the batches that are too many to be held at a time; they wait in the inbox."""
-        batches = [info for info in infos if layout.is_batch(info.key)]
-        return [info for info in infos if info not in batches[max(0, BATCHES - len(self.workshop.batches)) :]]
+    async def _has_a_free_hand(self) -> bool:
+        """Wait until one more request may be claimed; False when there is no room, or the worker is to stop."""
+        while self._has_room() and not self.stop.is_set():
+            if len(self._taking) < _TAKING:
+                return True
+            await asyncio.wait(self._taking, return_when=asyncio.FIRST_COMPLETED)
+        return False
+
+    def _has_room(self) -> bool:
+        return len(self._taking) < self.room()
+
+    def _fits(self, info: Info) -> bool:
+        """Whether it is new, and no batch too many to be held; such a one waits in the inbox."""
+        if info.key in self._taking.values():
+            return False
+        batches = len(self.workshop.batches) + sum(map(layout.is_batch, self._taking.values()))
+        return not layout.is_batch(info.key) or batches < BATCHES
 
     async def _take(self, info: Info) -> None:
         try:

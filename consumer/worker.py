@@ -147,7 +147,7 @@ class Worker:
             looks = changes(
                 self.store,
                 self.stop,
-                found_work=lambda: self._listing.found,
+                found_work=lambda: self._listing.found or self._listing.busy,
                 shortest=_SHORTEST,
                 longest=longest,
             )
@@ -212,7 +212,9 @@ class Worker:
 
     async def _is_done(self) -> bool:
         """Whether nothing is left, for two looks: no request in hand and none in the inbox."""
-        busy = self.workshop.busy or (self.messages is not None and not self.messages.idle)
+        busy = (
+            self.workshop.busy or self._listing.busy or (self.messages is not None and not self.messages.idle)
+        )
         if not busy and not (
             self._announcer is not None and self._announcer.owed and not self._listing.found
         ):
@@ -258,6 +260,7 @@ class Worker:
     async def _drain(self) -> None:
         """Give back what has not begun, finish what fits into the grace period, give back the rest."""
         self.stop.set()
+        await self._listing.close()
         shop = self.workshop
         shop.closing = True
         back, batches = shop.not_begun, list(shop.batches.values())

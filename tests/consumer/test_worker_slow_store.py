@@ -12,6 +12,7 @@ from PIL import Image
 
 from consumer.worker import Worker
 from infra.memory import MemoryStore
+from infra.store import Stored
 from schemas.errors import StoreUnavailable
 from schemas.layout import is_request
 from tests.worker_inside import make_worker, running, until
@@ -122,3 +123,26 @@ async def test_an_input_that_the_store_keeps_back_for_a_moment_costs_no_attempt(
                 await asyncio.sleep(0.02)
     (answer,) = await results(store)
     assert (answer["status"], answer["attempts"], store.refusals) == ("succeeded", 1, 0)
+
+
+class OneSlowStore(MemoryStore):
+    """Answers the first read of a request only when every other request is over."""
+
+    slow = ""
+
+    async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
+        if is_request(key):
+            self.slow = self.slow or key
+            while key == self.slow and len(await results(self)) < 23:
+                await asyncio.sleep(0.02)
+        return await super().get(key, max_bytes=max_bytes)
+
+
+async def test_a_request_that_is_read_slowly_holds_up_no_other():
+    """Its place among those that are being claimed is all that it costs."""
+    store = OneSlowStore()
+    await drop(store, 24)
+    async with running(make_worker(store, ahead=AHEAD)), asyncio.timeout(20):
+        while len(await results(store)) < 24:
+            await asyncio.sleep(0.02)
+    assert {answer["status"] for answer in await results(store)} == {"succeeded"}

@@ -130,7 +130,7 @@ async def test_a_worker_holds_only_so_many_batches():
     for name in names:
         await drop(store, f"{name}.jsonl", {"prompt": "x", "steps": 1, "width": 8, "height": 8})
     most = 0
-    async with running(make_worker(store)) as worker:
+    async with running(make_worker(store, ahead=64, null={"seconds_per_step": 0.05})) as worker:
         ended = asyncio.create_task(over(store, *names))
         while not ended.done():
             most = max(most, len(worker.workshop.batches))
