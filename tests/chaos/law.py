@@ -31,10 +31,17 @@ class Law:
     is_carried: Callable[[str, str], bool] = lambda _id, _fingerprint: False  # whether a message brings it
 
     def dropped(self, id: str, body: bytes, objects: Mapping[str, Stored]) -> None:
-        """A client wrote a request; a body that it replaced unread is withdrawn."""
+        """A client wrote a request; a body that it replaced before a worker had it is withdrawn.
+
+        A claim made after the id's result only passes by: its worker looks for another id next, and until that
+        one is claimed the request object is what counts.
+        """
         self.promised[id, sha(body)] = body
+        end = objects.get(f"results/{id}/result.json")
         for other, fingerprint in list(self.promised):
-            if other == id and not self._is_safe(id, fingerprint, objects):
+            over = end is not None and _parsed(end.body)["fingerprint"] != fingerprint
+            lasting = {k: o for k, o in objects.items() if not (over and k.startswith(f"claims/{id}/"))}
+            if other == id and not self._is_safe(id, fingerprint, lasting):
                 del self.promised[other, fingerprint]
 
     def check(self, before: Mapping[str, Stored], after: Mapping[str, Stored], log: list[str]) -> None:
