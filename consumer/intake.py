@@ -1,12 +1,11 @@
 """From a dropped file to a claimed request: read, check, plan, claim.
 
-What can never succeed is answered here, at once, in words for the one who asked.
+What can never succeed is claimed, too, with the reason for a plan.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -22,8 +21,7 @@ from schemas.errors import NotFound, Rejected, TooLarge
 from schemas.limits import Limits
 from schemas.manifest import Manifest, chosen_id, parse_manifest
 from schemas.plan import Plan, plan
-from schemas.result import Failure, Frozen, Note, Result
-from schemas.strictjson import load_object
+from schemas.result import Note
 
 if TYPE_CHECKING:
     from infra.claims import Claims, Held
@@ -35,7 +33,7 @@ log = logging.getLogger(__name__)
 SETTLED = 2.0  # seconds that a broken file must stay unchanged before it is answered: it may be half copied
 _FORGOTTEN = 600.0  # seconds until a broken file's first sight is forgotten
 _LONG = 1 << 20  # bytes of a body that is read in a thread: the heartbeats go on meanwhile
-_REPEATED = 65_536  # bytes of a request that is repeated in the answer to one that is over the size limit
+REFUSAL = "refusal"  # stands in the plan of a claim whose request can never succeed: why
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Intake:
     _broken: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, first seen)
 
     async def take(self, info: Info) -> Taken:
-        """Claim the request of a listed object, or answer it, or learn that there is nothing to do.
+        """Claim the request of a listed object, to draw or to refuse it, or learn that there is nothing to do.
 
         Raises:
             StoreUnavailable: it will be found again.
@@ -76,13 +74,13 @@ class Intake:
             return Taken(id)  # somebody else was faster
         except TooLarge as error:
             name = layout.oversize_fingerprint(info.key, info.size, info.etag)
-            return await self._answer(info, error, b"", id, fingerprint=name)
+            return await self._refuse(info, error, b"", id, fingerprint=name)
         return await self.take_body(stored.body, id=id, source=stored.info, batch=batch)
 
     async def take_body(
         self, body: bytes, *, id: str, source: Info | None = None, batch: bool = False
     ) -> Taken:
-        """Claim or answer a request whose body is at hand. Raises `StoreUnavailable`.
+        """Claim a request whose body is at hand. Raises `StoreUnavailable`.
 
         Args:
             id: unless the manifest names its own.
@@ -98,12 +96,12 @@ class Intake:
                 manifest = await _aside(len(body), parse_manifest, body, self.limits)
                 id_ = manifest.id or id
                 if has_expired(manifest):
-                    return await self._answer(source, _expired(manifest), body, id_)
+                    return await self._refuse(source, _expired(manifest), body, id_)
                 planned = self.plan(manifest).document()
         except Rejected as error:
             if error.code == "invalid_json" and source is not None and not self._is_settled(source):
                 return Taken(id, settling=True)
-            return await self._answer(source, error, body, chosen_id(body) or id)
+            return await self._refuse(source, error, body, chosen_id(body) or id)
         if source is not None:
             self._broken.pop(source.key, None)
         held = await self.claims.take(source, body, id=id_, plan=planned, batch=batch)
@@ -140,33 +138,14 @@ class Intake:
         del self._broken[info.key]
         return True
 
-    async def _answer(
-        self, source: Info | None, error: Rejected, body: bytes, id: str, *, fingerprint: str = ""
+    async def _refuse(
+        self, info: Info | None, error: Rejected, body: bytes, id: str, *, fingerprint: str = ""
     ) -> Taken:
-        fingerprint = fingerprint or layout.fingerprint(body)
-        failure = Failure.model_validate(
-            {"code": error.code, "message": error.message, "field": error.field}
-            | {"line": error.line, "column": error.column}
-        )
-        metadata: object = None
-        with contextlib.suppress(Rejected):
-            metadata = load_object(body).get("metadata")
-
-        def result(final: str) -> Result:
-            return Result(
-                id=final,
-                status="expired" if error.code == "expired" else "failed",
-                failure=failure,
-                metadata=metadata if isinstance(metadata, dict) else {},
-                worker=self.claims.session,
-                finished_at=utc_now(),
-                fingerprint=fingerprint,
-                request=Frozen.of(body, keep=_REPEATED if fingerprint != layout.fingerprint(body) else None),
-            )
-
-        answered = await self.claims.answer(source, fingerprint, id=id, result=result)
-        log.info("refused", extra={"id": answered, "code": error.code, "field": error.field})
-        return Taken(id, fingerprint)
+        """Claim what can never succeed, so that one worker answers it, under one name; its plan says why."""
+        why = {"code": error.code, "message": error.message, "field": error.field}
+        plan = {REFUSAL: {**why, "line": error.line, "column": error.column}}
+        held = await self.claims.take(info, body, id=id, plan=plan, fingerprint=fingerprint)
+        return Taken(id, fingerprint or layout.fingerprint(body), held)
 
 
 async def _aside(size: int, read: Callable[..., T], *words: Any) -> T:

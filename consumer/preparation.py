@@ -6,17 +6,19 @@ Everything here may be done twice without harm, and nothing of it needs the devi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import consumer.picture as picture
-from consumer.intake import has_expired
+from consumer.intake import REFUSAL, has_expired, utc_now
 from consumer.job import Job
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, parse_manifest
 from schemas.plan import Plan
 from schemas.result import Failure, Result
+from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from consumer.delivery import Delivery
@@ -39,9 +41,11 @@ class Preparation:
         """The job of a claim.
 
         Raises:
-            Rejected: this worker's limits refuse the request; another's let it in.
+            Rejected: it was refused when it was claimed, or this worker's limits refuse it, and another's let it in.
             ValueError: the plan is of a version that this worker does not know.
         """
+        if why := (held.claim.plan or {}).get(REFUSAL):
+            raise Rejected(**why)
         began = self.clock()
         manifest = parse_manifest(held.claim.frozen.body(), self.limits)
         plan = Plan.model_validate(held.claim.plan)
@@ -95,18 +99,23 @@ def _give_up(job: Job, failure: Failure) -> None:
 
 
 def _failure_of(error: Rejected) -> Failure:
-    return Failure.model_validate({"code": error.code, "message": error.message, "field": error.field})
+    where = {"field": error.field, "line": error.line, "column": error.column}
+    return Failure.model_validate({"code": error.code, "message": error.message, **where})
 
 
 def refusal(held: Held, error: Rejected | ValueError, worker: str) -> Result:
     """How a claim ends that cannot become a job."""
+    known = error if isinstance(error, Rejected) else Rejected("invalid_manifest", str(error))
+    metadata: object = None
+    with contextlib.suppress(Rejected, ValueError):
+        metadata = load_object(held.claim.frozen.body()).get("metadata")
     return Result(
         id=held.claim.id,
-        status="failed",
-        failure=_failure_of(error)
-        if isinstance(error, Rejected)
-        else Failure(code="invalid_manifest", message=str(error)),
+        status="expired" if known.code == "expired" else "failed",
+        failure=_failure_of(known),
+        metadata=metadata if isinstance(metadata, dict) else {},
         worker=worker,
+        finished_at=utc_now(),
         attempts=held.claim.attempt,
         fingerprint=held.claim.fingerprint,
         request=held.claim.frozen,

@@ -122,6 +122,9 @@ class Workshop:
         except (Rejected, ValueError) as error:
             result = refusal(held, error, self._claims.session)
             await self._delivery.insist(lambda: self._claims.commit(held, result))
+            assert result.failure is not None
+            facts = {"code": result.failure.code, "field": result.failure.field}
+            log.info("refused", extra={"id": held.over, **facts})
             return
         if (lost := self.jobs.get(job.id)) is not None:
             self.forget(lost)  # it was taken over, and has come back to us

@@ -98,18 +98,26 @@ class Claims:
     # Taking --------------------------------------------------------------------------------
 
     async def take(
-        self, source: Info | None, body: bytes, *, id: str, plan: dict[str, Any] | None, batch: bool = False
+        self,
+        source: Info | None,
+        body: bytes,
+        *,
+        id: str,
+        plan: dict[str, Any] | None,
+        batch: bool = False,
+        fingerprint: str = "",
     ) -> Held | None:
         """Claim a request, or learn that somebody has it or that it is over.
 
         Args:
             source: the request object; None when a queue's message brought the body, which the
                 caller deletes once the result exists.
+            fingerprint: of a body that is too large to be read; by default `body` has it.
 
         Returns:
             None when there is nothing to do; the request object is tidied away if it is safe.
         """
-        fingerprint = layout.fingerprint(body)
+        fingerprint = fingerprint or layout.fingerprint(body)
         limbo: list[str] = []  # ids where our claim met another body's result
         for target in _ids(id, fingerprint):
             if self._ledger.is_busy(target):
@@ -161,29 +169,6 @@ class Claims:
         if there is None:
             return "unclear"  # ended and tidied between our two looks: the next listing tells
         return "taken" if there.fingerprint == claim.fingerprint else "other body"
-
-    async def answer(
-        self, source: Info | None, fingerprint: str, *, id: str, result: Callable[[str], Result]
-    ) -> str:
-        """Answer a request that can never succeed, and tidy it away.
-
-        Args:
-            source: the request object, or None as in `take`.
-
-        Returns:
-            The id answered: of the first result for this body, which may be somebody else's.
-        """
-        for target in _ids(id, fingerprint):
-            first = await self._ledger.claim(layout.claim_key(target, 1))
-            free = first is None or first.fingerprint == fingerprint
-            if not (free and await self._store.create(layout.result_key(target), result(target).to_json())):
-                found = await self._ledger.answered(target)
-                if found is None or not answers(found, fingerprint):
-                    continue  # the id is another body's
-            if self.may_forget(target):
-                await self._ledger.drop_request(source)
-            return target
-        raise StoreUnavailable(f"no free id to answer {id!r} under; send it again under another name")
 
     # Looking -------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from schemas import layout
 from schemas.errors import NotFound
 from tests.chaos.law import Broken, results_for
 from tests.chaos.simulation import Simulation
-from tests.chaos.worker import Worker, refusal
+from tests.chaos.worker import Worker
 from tests.chaos.world import World
 
 BUCKET = "chaos"
@@ -183,9 +183,6 @@ class Listener(Worker):
 
     async def take_body(self, body: bytes, *, id: str, source: Info | None = None) -> Taken:
         fingerprint = layout.fingerprint(body)
-        if b"invalid" in body:
-            await self.claims.answer(source, fingerprint, id=id, result=lambda id: refusal(id, body))
-            return Taken(id, fingerprint)
         plan = {"task": "text2img", "lot": self.rng.getrandbits(32)}
         return Taken(id, fingerprint, await self.claims.take(source, body, id=id, plan=plan))
 

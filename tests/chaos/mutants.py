@@ -90,7 +90,7 @@ class ResultBeforeImages(Claims):
 
     async def commit(self, held: Held, result: Result) -> bool:
         done = await super().commit(held, result)
-        for _, index, extension, body, facts in self._later:
+        for _, index, extension, body, facts in getattr(self, "_later", []):
             await super().store_image(held, index, extension, body, **facts)
         return done
 

@@ -1,7 +1,7 @@
 """A simulated worker: the real `Claims`, a make-believe renderer.
 
 Its renderer is the worst there can be: no two attempts paint the same bytes. A request whose
-body says "poison" kills whoever paints it; one that says "invalid" is answered, not claimed.
+body says "poison" kills whoever paints it; one that says "invalid" is answered without work.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from infra.claims import Claims, Held, Timing
 from schemas import layout
 from schemas.errors import NotFound, StoreUnavailable
-from schemas.result import Failure, Frozen, Result
+from schemas.result import Failure, Result
 from tests.chaos.world import Door, World
 
 IMAGES = 2  # per request
@@ -82,12 +82,6 @@ class Worker:
         except NotFound:
             return
         id = layout.request_id(key)
-        if b"invalid" in stored.body:
-            fingerprint = layout.fingerprint(stored.body)
-            await self.claims.answer(
-                stored.info, fingerprint, id=id, result=lambda id: refusal(id, stored.body)
-            )
-            return
         plan = {"task": "text2img", "lot": self.rng.getrandbits(32)}
         held = await self.claims.take(stored.info, stored.body, id=id, plan=plan)
         if held is not None:
@@ -109,6 +103,9 @@ class Worker:
         task.add_done_callback(self.work.discard)
 
     async def _work(self, held: Held) -> None:
+        if "invalid" in (held.claim.frozen.text or ""):
+            await self._patiently(lambda: self.claims.commit(held, refusal(held)))
+            return
         images = []
         for index in range(IMAGES):
             if await self._patiently(lambda: self.claims.is_over(held.claim.id)):
@@ -151,8 +148,9 @@ class Worker:
                 await self.door.sleep(self.rng.uniform(0.2, 3))
 
 
-def refusal(id: str, body: bytes) -> Result:
+def refusal(held: Held) -> Result:
     failure = Failure(code="invalid_manifest", message="the request says that it is invalid")
+    claim = held.claim
     return Result(
-        id=id, status="failed", failure=failure, fingerprint=layout.fingerprint(body), request=Frozen.of(body)
+        id=claim.id, status="failed", failure=failure, fingerprint=claim.fingerprint, request=claim.frozen
     )

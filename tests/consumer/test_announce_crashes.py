@@ -12,7 +12,6 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import pytest
 
@@ -137,18 +136,15 @@ class World:
         async for info in self.store.list(layout.REQUESTS):
             body = (await self.store.get(info.key)).body
             id = layout.request_id(info.key)
-            if body == b"refused":
-                refusal = partial(self.ended, body=body, status="failed", session=claims.session)
-                await claims.answer(info, layout.fingerprint(body), id=id, result=refusal)
-                continue
             held = await claims.take(info, body, id=id, plan={})
             if held is not None:
-                await claims.commit(held, self.ended(id, body, "succeeded", claims.session))
+                await claims.commit(held, self.ended(id, body, claims.session))
         for held in await claims.sweep():
             body = held.claim.frozen.body()
-            await claims.commit(held, self.ended(held.claim.id, body, "succeeded", claims.session))
+            await claims.commit(held, self.ended(held.claim.id, body, claims.session))
 
-    def ended(self, id: str, body: bytes, status: str, session: str = "") -> Result:
+    def ended(self, id: str, body: bytes, session: str = "") -> Result:
+        status = "failed" if body == b"refused" else "succeeded"
         facts = {"id": id, "status": status, "worker": session, "finished_at": "2026-01-31T12:00:00Z"}
         return Result.model_validate(
             facts | {"fingerprint": layout.fingerprint(body), "request": Frozen.of(body)}
@@ -169,8 +165,8 @@ async def test_no_request_is_forgotten_before_its_end_was_heard(seed: int):
         body = b"refused" if id in ("r3", "r4") else f'{{"prompt": "{id}"}}'.encode()
         await MemoryStore.create(world.store, layout.request_key(id), body)
         if id == "r5":  # its client thought better of it
-            canceled = world.ended(id, body, "canceled").to_json()
-            await MemoryStore.create(world.store, layout.result_key(id), canceled)
+            canceled = world.ended(id, body).model_copy(update={"status": "canceled"})
+            await MemoryStore.create(world.store, layout.result_key(id), canceled.to_json())
     for _ in range(8):
         lives = [asyncio.create_task(world.live()) for _ in range(2)]
         for _ in range(world.rng.randrange(200)):

@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consumer.cards import Cards, ModelCard
+from consumer.intake import Intake
 from consumer.listing import BATCHES
+from infra.claims import Claims, Timing
 from infra.doorbell import Doorbell
 from infra.memory import MemoryStore
 from infra.store import Info
 from schemas import layout
 from schemas.errors import Unsupported
+from schemas.limits import Limits
+from schemas.result import Result
 from tests.worker_inside import make_worker, running, until
 
 if TYPE_CHECKING:
@@ -137,3 +141,23 @@ async def test_a_worker_holds_only_so_many_batches():
             await asyncio.sleep(0)
         await ended
     assert most == BATCHES
+
+
+@pytest.mark.parametrize("largest", [1000, 8], ids=["wrong", "too large"])
+async def test_a_refusal_that_its_worker_did_not_live_to_tell_is_told_by_the_next(largest: int):
+    """In the same words, under the same name; the claim has them, even where the body was never read."""
+    store, limits = MemoryStore(), Limits(max_body_bytes=largest)
+    await drop(store, "a.json", {"prompt": "x", "steps": "many"})
+    timing, rng = Timing(beat=0.5, lease=2.0), random.Random(1)
+    dead = Claims(store, session="dead", clock=time.monotonic, rng=rng, timing=timing)
+    intake = Intake(store, dead, Cards.of(), "doodle", limits, time.monotonic, rng)
+    taken = await intake.take((await store.get("requests/a.json")).info)
+    assert taken.held is not None
+    assert [info.key async for info in store.list("requests/")] == []
+    async with running(make_worker(store)):
+        await over(store, "a")
+    result = Result.model_validate_json((await store.get("results/a/result.json")).body)
+    assert (result.status, result.attempts) == ("failed", 2)
+    assert result.failure is not None
+    assert result.failure.code == ("invalid_manifest" if largest == 1000 else "too_large")
+    assert result.failure.field == ("steps" if largest == 1000 else None)

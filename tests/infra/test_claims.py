@@ -295,29 +295,6 @@ async def test_a_request_overwritten_while_it_is_taken_is_not_lost() -> None:
     assert (await bench.store.get("requests/cat.json")).body == OTHER
 
 
-async def test_a_bad_request_is_answered_once() -> None:
-    """Answered under its id; the object goes; the same again changes nothing."""
-    bench = Bench()
-    claims = bench.session("w")
-    for _ in range(2):
-        assert (
-            await claims.answer(await bench.drop(), layout.fingerprint(BODY), id="cat", result=_refusal)
-            == "cat"
-        )
-    assert await bench.keys() == ["results/cat/result.json"]
-
-
-async def test_a_bad_request_does_not_take_the_name_of_a_running_one() -> None:
-    """With another body at work under the id, the answer goes under name~hash."""
-    bench = Bench()
-    claims = bench.session("w")
-    held = await bench.must_take(claims, body=OTHER)
-    id = await claims.answer(await bench.drop(), layout.fingerprint(BODY), id="cat", result=_refusal)
-    assert id == layout.other_body_id("cat", layout.fingerprint(BODY))
-    assert await claims.is_over("cat") is False
-    assert await work(claims, held)
-
-
 async def test_a_commit_that_meets_another_bodys_answer_goes_under_its_own_id() -> None:
     """A bad file and a good one race for a name; both get their answer, whoever came first."""
     bench = Bench()
