@@ -10,6 +10,7 @@ a key has it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -43,26 +44,33 @@ class Sidecars:
         self._fsync = fsync
 
     def read(self, key: str, version: str) -> dict[str, str]:
-        shard, name = _place(_mark(key), version)
+        written = self._read(_mark(key), version)
+        return {str(k): str(v) for k, v in json.loads(written).items()} if written else {}
+
+    def _read(self, mark: str, version: str) -> bytes:
+        shard, name = _place(mark, version)
         try:
             with tree.folder(self._root, [META, shard]) as here:
                 fd = tree.open_file(name, here)
         except OSError as error:
             if error.errno not in tree.ABSENT or not self._root.is_dir():
                 raise
-            return {}
+            return b""
         if fd is None:
-            return {}
+            return b""
         with os.fdopen(fd, "rb") as file:
-            return {str(k): str(v) for k, v in json.load(file).items()}
+            return file.read()
 
     def write(self, key: str, version: str, metadata: Mapping[str, str]) -> None:
         """Write it under the name of a version that has no key yet: it appears with the object."""
-        shard, name = _place(_mark(key), version)
+        self._write(_mark(key), version, json.dumps(dict(metadata)).encode())
+
+    def _write(self, mark: str, version: str, body: bytes) -> None:
+        shard, name = _place(mark, version)
         with tree.folder(self._root, [META, shard], make=True, fsync=self._fsync) as here:
             fd = os.open(name, _WRITE, 0o666, dir_fd=here)
             try:
-                tree.write_all(fd, json.dumps(dict(metadata)).encode())
+                tree.write_all(fd, body)
                 if self._fsync:
                     os.fsync(fd)
             finally:
@@ -102,6 +110,12 @@ class Sidecars:
             now: seconds since 1970. One that is far too late costs living writers a try, and no metadata.
         """
         with tree.folder(self._root, [STAGING], make=True, fsync=self._fsync) as staging:
+            try:
+                fcntl.flock(staging, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the folder is closed
+            except BlockingIOError:
+                return  # somebody else sweeps
+            except OSError:
+                pass  # a file system without locks
             for name in os.listdir(staging):
                 facts = tree.look(name, staging)
                 # Born or given its second name (the change time) long ago; the file itself may be older.
@@ -122,10 +136,24 @@ class Sidecars:
             if marked:
                 os.rename(name, dead, src_dir_fd=staging, dst_dir_fd=staging)
                 # Only now: a creator that was merely slow could link until its name was gone.
-                facts = tree.look(dead, staging)
-                if facts is not None and facts.st_nlink == 1:
-                    self._remove(marked["key"], tree.etag(facts))
+                self._part(marked["key"], dead, staging)
             os.unlink(dead, dir_fd=staging)
+
+    def _part(self, mark: str, dead: str, staging: int) -> None:
+        """Remove the sidecar of a staged file, unless a key has the file."""
+        fd = tree.open_file(dead, staging)
+        if fd is None:
+            return
+        with os.fdopen(fd, "rb"):
+            facts = os.fstat(fd)
+            if facts.st_nlink > 1:
+                return
+            version = tree.etag(facts)
+            saved = self._read(mark, version)
+            self._remove(mark, version)
+            os.unlink(dead, dir_fd=staging)
+            if saved and os.fstat(fd).st_nlink:  # a link(2) had looked its old name up, and was not done yet
+                self._write(mark, version, saved)
 
     def _remove(self, mark: str, version: str) -> None:
         shard, name = _place(mark, version)

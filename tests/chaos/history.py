@@ -119,8 +119,8 @@ class WitnessedStore(MemoryStore):
 
     def inside(self, bucket: str) -> dict[str, bytes]:
         """What one bucket holds."""
-        start = f"{bucket}/"
-        return {k.removeprefix(start): o.body for k, o in self._objects.items() if k.startswith(start)}
+        start, found = f"{bucket}/", list(self._objects.items())  # at once: another thread writes
+        return {key.removeprefix(start): o.body for key, o in found if key.startswith(start)}
 
 
 def judge(objects: Mapping[str, bytes], wishes: list[Wish], seen: Mapping[str, bytes]) -> Verdict:

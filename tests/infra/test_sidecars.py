@@ -15,7 +15,7 @@ import pytest
 
 from infra import tree
 from infra.directory import DirectoryStore
-from infra.sidecars import Sidecars
+from infra.sidecars import Sidecars, staging_name
 from schemas.errors import DreamError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ DYING = """
 import asyncio, os, sys, time
 from pathlib import Path
 from infra.directory import DirectoryStore
-from infra.sidecars import Sidecars
+from infra.sidecars import Sidecars, staging_name
 
 STEPS = {"os.link", "os.rename", "os.remove", "open"}
 
@@ -157,6 +157,28 @@ async def test_a_sweep_takes_no_metadata_from_a_writer_that_lives(tmp_path: Path
             assert dict(info.metadata) == {"of": key.replace("/", ":")}
     assert made
     assert len(sidecars(tmp_path)) == len(found)
+
+
+async def test_a_link_that_is_under_way_when_its_file_is_taken_for_dead_keeps_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """link(2) looks its source up first and makes the new name later, whatever the source is called by then."""
+    async with DirectoryStore(tmp_path, fsync=False) as store:
+        await store.create("results/a/0.png", b"1", metadata={"n": "1"})
+        path, staging = tmp_path / "results/a/0.png", tmp_path / tree.STAGING
+        path.rename(staging / staging_name("results/a/0.png"))
+        remove = Sidecars._remove
+
+        def late(self: Sidecars, mark: str, version: str) -> None:
+            remove(self, mark, version)
+            os.link(staging / os.listdir(staging)[0], path)
+
+        monkeypatch.setattr(Sidecars, "_remove", late)
+        Sidecars(tmp_path, fsync=False).sweep(time.time() + LATER)
+        info = await store.head("results/a/0.png")
+        assert info is not None
+        assert info.metadata == {"n": "1"}
+        assert os.listdir(staging) == []
 
 
 async def test_a_creator_that_was_taken_for_dead_keeps_what_it_made(
