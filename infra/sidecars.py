@@ -3,8 +3,8 @@
 The one idea: from before a sidecar is written until after its object is gone, the object has a
 name in the staging folder whenever a crash could part the two, and that name says whose sidecar it
 is. So who sweeps what the dead left in staging needs no search, and no clock decides: once that
-name is changed its owner cannot make a key of the file any more, and the link count tells whether
-a key has it.
+name is changed its owner cannot begin to make a key of the file any more, and the link count tells
+whether a key has it; it is asked again at the end, for a link(2) that had begun.
 """
 
 from __future__ import annotations

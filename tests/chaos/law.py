@@ -38,11 +38,11 @@ class Law:
         """
         self.promised[id, sha(body)] = body
         end = objects.get(f"results/{id}/result.json")
-        for other, fingerprint in list(self.promised):
+        for fingerprint in [fingerprint for other, fingerprint in self.promised if other == id]:
             over = end is not None and _parsed(end.body)["fingerprint"] != fingerprint
             lasting = {k: o for k, o in objects.items() if not (over and k.startswith(f"claims/{id}/"))}
-            if other == id and not self._is_safe(id, fingerprint, lasting):
-                del self.promised[other, fingerprint]
+            if not self._is_safe(id, fingerprint, lasting):
+                del self.promised[id, fingerprint]
 
     def check(self, before: Mapping[str, Stored], after: Mapping[str, Stored], log: list[str]) -> None:
         changed = [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
