@@ -23,7 +23,7 @@ install := $(bin)/python -m pip install -q --disable-pip-version-check -c constr
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
-	$(bin)/python -m producer.demo
+	$(bin)/python -m producer.commands.demo
 
 test: $(VENV)/.for-development
 	$(bin)/python -m pytest -q -ra $(two) $(PYTEST_ARGS)

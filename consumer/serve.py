@@ -19,25 +19,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from consumer.cards import Cards
-from consumer.inputs import Inputs
-from consumer.intake import utc_now
-from consumer.renderer import RendererSettings
+from consumer.jobs.inputs import Inputs
+from consumer.models.cards import Cards
+from consumer.renderer.process import RendererSettings
 from consumer.worker import Worker, WorkerSettings
-from infra import telemetry
-from infra.claims import Claims, Timing
-from infra.doorbell import Doorbell
-from infra.place import open_store
-from infra.probe import probe
+from infra import logs
+from infra.claims.claims import Claims, Timing
+from infra.queues.leases import MessageLeases
+from infra.stores.open import open_store
+from infra.stores.probe import probe
 from schemas.errors import DreamError, StoreUnavailable
 from schemas.limits import Limits
+from schemas.result import utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from consumer.announce import Announcer
-    from infra.sqs import Queue
-    from infra.store import Store
+    from consumer.announce.announcer import Announcer
+    from infra.queues.sqs import Queue
+    from infra.stores.store import Store
     from schemas.result import Result
 
 log = logging.getLogger("dreamdrop.worker")
@@ -80,7 +80,7 @@ class Options:
 
 def serve(options: Options) -> int:
     """Run a worker to its end; returns the process's exit code."""
-    telemetry.log_lines(options.log_level, "consumer", "infra", "dreamdrop")
+    logs.log_lines(options.log_level, "consumer", "infra", "dreamdrop")
     try:
         return asyncio.run(_serve(options))
     except DreamError as error:
@@ -192,7 +192,7 @@ def _worker(
         clock=time.monotonic,
         rng=rng,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
-        bells=[Doorbell(queue, time.monotonic, rng) for queue in queues],
+        bells=[MessageLeases(queue, time.monotonic, rng) for queue in queues],
         announcer=announcer,
         told=told,
     )
@@ -209,8 +209,8 @@ def _announcer(
     """Who tells of ended requests. Its secrets come by the environment only, never by the command line."""
     if not options.announce:
         return None
-    from consumer.announce import Announcer
-    from consumer.targets import targets
+    from consumer.announce.announcer import Announcer
+    from consumer.announce.targets import targets
 
     places = targets(
         options.announce,
@@ -224,7 +224,7 @@ def _announcer(
 def _queues(urls: tuple[str, ...]) -> list[Queue]:
     if not urls:
         return []
-    from infra.sqs import Queue  # a directory's worker needs no AWS library
+    from infra.queues.sqs import Queue  # a directory's worker needs no AWS library
 
     return [Queue(url) for url in urls]
 
@@ -290,13 +290,13 @@ def _devices(options: Options) -> list[str]:
         or (not driver and (wanted in ("auto", "all") or launched))
     ):
         return ["cpu"]
-    code = "import json, sys; from consumer.devices import devices; print(json.dumps(devices(sys.argv[1])))"
+    code = "import json, sys; from consumer.engine.devices import devices; print(json.dumps(devices(sys.argv[1])))"
     answer = subprocess.run(
         [sys.executable, "-c", code, wanted], capture_output=True, text=True, timeout=120, check=False
     )
     if answer.returncode:
         last = (answer.stderr.strip() or "no answer").splitlines()[-1]
-        raise DreamError(f"devices {wanted!r}: {last.removeprefix('consumer.devices.BadDevice: ')}")
+        raise DreamError(f"devices {wanted!r}: {last.removeprefix('consumer.engine.devices.BadDevice: ')}")
     names: list[str] = json.loads(answer.stdout.strip().splitlines()[-1])
     return names
 

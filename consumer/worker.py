@@ -1,6 +1,6 @@
 """The loop that joins everything, and how it stops.
 
-A worker listens for requests, claims what it has room for, and hands them to its workshop. Beside
+A worker listens for requests, claims what it has room for, and hands them to its jobs. Beside
 that it shows life (only while its renderers do), sweeps up after the dead, and looks out for
 cancellations. No torch here: what crashes or hangs is a child's problem.
 """
@@ -16,24 +16,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from consumer import spot
-from consumer.batches import Batches
-from consumer.delivery import Delivery
-from consumer.intake import Intake
-from consumer.listing import Listing
-from consumer.workshop import Workshop
-from infra.claims import Claims, Timing
-from infra.inbox import IDLE, changes
+from consumer.intake.claiming import Intake
+from consumer.intake.listing import Listing
+from consumer.jobs.batches import Batches
+from consumer.jobs.delivery import Delivery
+from consumer.jobs.jobs import Jobs
+from infra.claims.claims import Claims, Timing
+from infra.stores.changes import IDLE, changes
 from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
 
 if TYPE_CHECKING:
-    from consumer.announce import Announcer
-    from consumer.cards import Cards
-    from consumer.inputs import Inputs
-    from consumer.messages import Messages
-    from consumer.renderer import RendererSettings
-    from infra.doorbell import Doorbell
-    from infra.store import Store
+    from consumer.announce.announcer import Announcer
+    from consumer.intake.queue import Messages
+    from consumer.jobs.inputs import Inputs
+    from consumer.models.cards import Cards
+    from consumer.renderer.process import RendererSettings
+    from infra.queues.leases import MessageLeases
+    from infra.stores.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Worker:
         clock: Callable[[], float],
         rng: random.Random,
         versions: dict[str, str],
-        bells: Sequence[Doorbell] = (),
+        bells: Sequence[MessageLeases] = (),
         announcer: Announcer | None = None,
         told: asyncio.Queue[str] | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Worker:
         self._idle_looks = 0
         self._sweeping = asyncio.Lock()
         intake = Intake(store, claims, cards, settings.default_model, settings.limits, clock, rng)
-        self.workshop = Workshop(
+        self.jobs = Jobs(
             store=store,
             claims=claims,
             renderers=renderers,
@@ -105,23 +105,23 @@ class Worker:
             clock=clock,
             previews=settings.previews,
         )
-        self.renderers = self.workshop.renderers
+        self.renderers = self.jobs.renderers
         self._announcer = announcer
         self._told = told
         room = self._room
         self._listing = Listing(
-            store, intake, self.workshop, room, self.stop, clock, rng, settings.reconcile if bells else None
+            store, intake, self.jobs, room, self.stop, clock, rng, settings.reconcile if bells else None
         )
         self.messages: Messages | None = None
         if bells:
-            from consumer.messages import Messages
+            from consumer.intake.queue import Messages
 
             self.messages = Messages(
                 bells,
                 store=store,
                 intake=intake,
                 claims=claims,
-                begin=self.workshop.begin,
+                begin=self.jobs.begin,
                 room=room,
                 ahead=settings.ahead * len(renderers),
                 stop=self.stop,
@@ -130,7 +130,7 @@ class Worker:
 
     def _room(self) -> int:
         """How many more images to claim now; none before a renderer is ready."""
-        return self.workshop.room if any(renderer.ready for renderer in self.renderers) else 0
+        return self.jobs.room if any(renderer.ready for renderer in self.renderers) else 0
 
     async def run(self) -> None:
         """Work until `stop` is set (or, with `once`, until all is done), then drain."""
@@ -162,9 +162,9 @@ class Worker:
             if self._announcer is not None:
                 await self._announcer.drain(min(_LAST_WORDS, self.settings.grace))
                 await self._announcer.close()
-            if last := self.workshop.board.tasks | self.workshop.tasks:
+            if last := self.jobs.board.tasks | self.jobs.tasks:
                 await asyncio.wait(last, timeout=_LAST_STATUS)
-            rest = [*loops, *self.workshop.tasks, *self.workshop.board.tasks]
+            rest = [*loops, *self.jobs.tasks, *self.jobs.board.tasks]
             for task in rest:
                 task.cancel()
             await asyncio.gather(*rest, return_exceptions=True)
@@ -183,13 +183,13 @@ class Worker:
             await self._until_sweep()
 
     async def _sweep(self) -> None:
-        for held in await self.claims.sweep(max(0, self.workshop.room)):
+        for held in await self.claims.sweep(max(0, self.jobs.room)):
             log.info("took over", extra={"id": held.claim.id, "attempt": held.claim.attempt})
             if self.stop.is_set():
-                await self.workshop.release(held)  # the drain began while we looked
+                await self.jobs.release(held)  # the drain began while we looked
             else:
-                self.workshop.begin(held)
-        self.workshop.drop_lost()
+                self.jobs.begin(held)
+        self.jobs.drop_lost()
 
     async def _until_sweep(self) -> None:
         """Wait for the next sweep's time, or for a doubt that it can settle."""
@@ -212,9 +212,7 @@ class Worker:
 
     async def _is_done(self) -> bool:
         """Whether nothing is left, for two looks: no request in hand and none in the inbox."""
-        busy = (
-            self.workshop.busy or self._listing.busy or (self.messages is not None and not self.messages.idle)
-        )
+        busy = self.jobs.busy or self._listing.busy or (self.messages is not None and not self.messages.idle)
         if not busy and not (
             self._announcer is not None and self._announcer.owed and not self._listing.found
         ):
@@ -237,7 +235,7 @@ class Worker:
     async def _beat(self) -> None:
         ready = [renderer.ready for renderer in self.renderers if renderer.ready]
         facts = {
-            "state": "draining" if self.stop.is_set() else "working" if self.workshop.jobs else "idle",
+            "state": "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle",
             "models": self._cards.known(),
             "default_model": self.settings.default_model,
             "devices": [r.device for r in ready],
@@ -253,7 +251,7 @@ class Worker:
     async def _watches(self) -> None:
         while True:
             await asyncio.sleep(min(2.0, self.settings.timing.beat))
-            await self.workshop.watch()
+            await self.jobs.watch()
 
     # Stopping --------------------------------------------------------------------------------
 
@@ -261,20 +259,20 @@ class Worker:
         """Give back what has not begun, finish what fits into the grace period, give back the rest."""
         self.stop.set()
         await self._listing.close()
-        shop = self.workshop
-        shop.closing = True
-        back, batches = shop.not_begun, list(shop.batches.values())
-        facts = {"given_back": len(back) + len(batches), "finishing": len(shop.jobs) - len(back)}
+        jobs = self.jobs
+        jobs.closing = True
+        back, batches = jobs.not_begun, list(jobs.batches.values())
+        facts = {"given_back": len(back) + len(batches), "finishing": len(jobs.active) - len(back)}
         log.info("draining", extra=facts)
         for _, task in batches:
             task.cancel()
         await asyncio.gather(
-            *(shop.give_back(job) for job in back), *(shop.release(held) for held, _ in batches)
+            *(jobs.give_back(job) for job in back), *(jobs.release(held) for held, _ in batches)
         )
         ends = self._clock() + self.settings.grace
-        while (shop.jobs or shop.tasks) and self._clock() < ends:
+        while (jobs.active or jobs.tasks) and self._clock() < ends:
             await asyncio.sleep(0.05)
-        await asyncio.gather(*(shop.give_back(job) for job in list(shop.jobs.values())))
+        await asyncio.gather(*(jobs.give_back(job) for job in list(jobs.active.values())))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SWEEP), self._sweeping:
                 pass

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from producer.client import AsyncClient
     from producer.errors import Conflict, NothingToRetry, StillWorking, UnknownRequest
-    from producer.lookup import State
+    from producer.request_state import State
     from producer.requests import Ticket
     from producer.sync import Client
 

@@ -7,10 +7,9 @@ stands for now; another one that comes under the same name later is another requ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from producer import lookup, naming
+from producer import ids, request_state
 from producer.errors import UnknownRequest
 from schemas.batch import split_rows
 from schemas.errors import NotFound, Rejected, StoreUnavailable
@@ -24,10 +23,10 @@ from schemas.layout import (
     request_id,
     result_key,
 )
-from schemas.result import Failure, Frozen, Result
+from schemas.result import Failure, Frozen, Result, utc_now
 
 if TYPE_CHECKING:
-    from infra.store import Info, Store
+    from infra.stores.store import Info, Store
     from schemas.limits import Limits
 
 LOOKS = 5  # a request moves on between two looks; more often is no accident
@@ -43,7 +42,7 @@ class Body:
     source: Info | None = None  # the request object that holds it
 
 
-async def cancel(store: Store, name: str, limits: Limits) -> lookup.State:
+async def cancel(store: Store, name: str, limits: Limits) -> request_state.State:
     """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
 
     Args:
@@ -53,7 +52,7 @@ async def cancel(store: Store, name: str, limits: Limits) -> lookup.State:
         UnknownRequest: nobody has submitted this id.
     """
     for _ in range(LOOKS):
-        state = await naming.state(store, name, limits)
+        state = await ids.state_of(store, name, limits)
         id = state.id
         if state.over:
             return state
@@ -67,14 +66,14 @@ async def cancel(store: Store, name: str, limits: Limits) -> lookup.State:
         await store.delete(body.source.key, etag=body.source.etag)
     if won and body.batch:
         await _cancel_rows(store, id, limits)
-    return await lookup.state(store, id)
+    return await request_state.state_of(store, id)
 
 
-async def _body(store: Store, state: lookup.State, limits: Limits) -> Body | None:
+async def _body(store: Store, state: request_state.State, limits: Limits) -> Body | None:
     """What an id stands for: its claim's body, else its object's, else its row's; None when it moved on."""
     id = state.id
-    source = await (store.head(state.source) if state.source else lookup.find_request(store, id))
-    claim = await lookup.read_claim(store, id)
+    source = await (store.head(state.source) if state.source else request_state.find_request(store, id))
+    claim = await request_state.read_claim(store, id)
     if claim is not None:  # what lies under its key now may be another body, which gets its own result
         return Body(claim.frozen, claim.fingerprint, claim.batch)
     if source is None:
@@ -87,7 +86,7 @@ async def _body(store: Store, state: lookup.State, limits: Limits) -> Body | Non
         stored = await store.get(source.key)
     except NotFound:
         return None
-    if not batch and (await naming.asked_id(store, stored.body) or request_id(source.key)) != id:
+    if not batch and (await ids.asked_id(store, stored.body) or request_id(source.key)) != id:
         return None  # it was edited since, and asks under another id now
     frozen = Frozen.of(stored.body, keep=limits.max_body_bytes)
     return Body(frozen, fingerprint(stored.body), batch, stored.info)
@@ -96,11 +95,11 @@ async def _body(store: Store, state: lookup.State, limits: Limits) -> Body | Non
 async def _row(store: Store, id: str, limits: Limits) -> Body | None:
     """A row that its batch's worker has not dropped yet, out of the batch itself."""
     batch = id.rpartition("/")[0]
-    claim = await lookup.read_claim(store, batch) if batch else None
+    claim = await request_state.read_claim(store, batch) if batch else None
     if claim is not None:
         whole = claim.frozen.body()
     else:
-        source = await lookup.find_request(store, batch) if batch else None
+        source = await request_state.find_request(store, batch) if batch else None
         if source is None or not is_batch(source.key):
             return None
         try:
@@ -138,7 +137,7 @@ def _canceled(id: str, body: Body) -> bytes:
         id=id,
         status="canceled",
         failure=Failure(code="canceled", message="cancelled on request"),
-        finished_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        finished_at=utc_now(),
         fingerprint=body.fingerprint,
         request=body.frozen,
     ).to_json()

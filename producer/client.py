@@ -11,13 +11,13 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from infra.bounds import limits_from
-from infra.claim import Claim
-from infra.place import open_store
-from producer import canceling, catalogue, collect, lookup, naming, retrying, sending
+from infra.claims.claim import Claim
+from infra.limits_env import limits_from
+from infra.stores.open import open_store
+from producer import canceling, collect, ids, overview, request_state, retrying, sending
 from producer.errors import Conflict, StillWorking
 from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
-from producer.waiting import Pace, Waiting
+from producer.result_poller import Pace, Waiting
 from schemas.errors import NotFound
 from schemas.layout import is_batch
 from schemas.result import Result
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from infra.place import OpenableStore
-    from infra.store import Store
+    from infra.stores.open import OpenableStore
+    from infra.stores.store import Store
     from schemas.limits import Limits
 
 TRIES = 5  # an id's request object is taken by a worker between two looks; more often is no accident
@@ -141,13 +141,13 @@ class AsyncClient:
         checked = asyncio.to_thread(batch_parcel, rows, id=id, express=False, limits=self._limits)
         return (await self._send([await checked], queue))[0]
 
-    async def status(self, request: Ticket | str) -> lookup.State:
+    async def status(self, request: Ticket | str) -> request_state.State:
         """How far a request is. Raises `UnknownRequest`."""
-        return await lookup.state(await self._open(), _id(request))
+        return await request_state.state_of(await self._open(), _id(request))
 
-    async def find(self, name: str) -> lookup.State:
+    async def find(self, name: str) -> request_state.State:
         """As `status`; also by the path of a dropped file that asks under an id of its own. Raises `UnknownRequest`."""
-        return await naming.state(await self._open(), name, self._limits)
+        return await ids.state_of(await self._open(), name, self._limits)
 
     async def wait(self, request: Ticket | str, timeout: float | None = None) -> Result:
         """Wait until a request is over, however it ended.
@@ -160,13 +160,15 @@ class AsyncClient:
             UnknownRequest: nobody has submitted this id.
         """
         store = await self._open()
-        if isinstance(request, str) and not await lookup.is_known(store, request):
-            await lookup.state(store, request)  # raises, with a hint
+        if isinstance(request, str) and not await request_state.is_known(store, request):
+            await request_state.state_of(store, request)  # raises, with a hint
         try:
             async with asyncio.timeout(timeout):
                 return await self._waiter().result(request)
         except TimeoutError as error:
-            result = await lookup.read_result(store, _id(request))  # time may have been too short to look
+            result = await request_state.read_result(
+                store, _id(request)
+            )  # time may have been too short to look
             if result is not None and (isinstance(request, str) or result.fingerprint == request.fingerprint):
                 return result
             raise StillWorking([_id(request)], timeout or 0) from error
@@ -209,7 +211,7 @@ class AsyncClient:
         """Wait for a request and open its images with Pillow. A failed one has none: see `wait`."""
         return await collect.pictures(self.store, await self.wait(request))
 
-    async def cancel(self, request: Ticket | str) -> lookup.State:
+    async def cancel(self, request: Ticket | str) -> request_state.State:
         """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
 
         Cancelling is winning the race for the result: if a worker was first, its result stands.
@@ -240,15 +242,15 @@ class AsyncClient:
 
     async def is_known(self, id: str) -> bool:
         """Whether a request, a claim or a result has this id."""
-        return await lookup.is_known(await self._open(), id)
+        return await request_state.is_known(await self._open(), id)
 
-    async def known(self, latest: int = catalogue.LATEST, *, begin: str = "") -> catalogue.Overview:
-        """What is in the store: what waits, what is being drawn, what ended last; see `catalogue.overview`."""
-        return await catalogue.overview(await self._open(), latest, begin=begin)
+    async def known(self, latest: int = overview.LATEST, *, begin: str = "") -> overview.Overview:
+        """What is in the store: what waits, what is being drawn, what ended last; see `overview.overview`."""
+        return await overview.overview(await self._open(), latest, begin=begin)
 
-    async def models(self) -> list[catalogue.ModelName]:
+    async def models(self) -> list[overview.ModelName]:
         """The models that live workers announce, and those that lie in the store."""
-        return await catalogue.models(await self._open())
+        return await overview.models(await self._open())
 
     async def _open(self) -> Store:
         """Open the store once, on the loop that first needs it."""
@@ -294,7 +296,7 @@ class AsyncClient:
 
     async def _is_there(self, ticket: Ticket) -> bool:
         """Whether this very request is being drawn or over. Raises `Conflict` for another one."""
-        owner = await lookup.owner(self.store, ticket.id)
+        owner = await request_state.owner(self.store, ticket.id)
         if owner is None:
             return False
         if owner.fingerprint == ticket.fingerprint:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image as Picture
 
-    from infra.store import Store
+    from infra.stores.store import Store
 
 AT_ONCE = 8  # objects on their way at the same time
 

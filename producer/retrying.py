@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from producer import lookup
+from producer import request_state
 from producer.errors import NothingToRetry
 from producer.requests import Ticket
 from schemas.batch import split_rows
@@ -23,7 +23,7 @@ from schemas.manifest import parse_manifest
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
-    from infra.store import Store
+    from infra.stores.store import Store
     from schemas.limits import Limits
 
 AT_ONCE = 16  # rows' results read at the same time
@@ -52,7 +52,7 @@ class Again:
 
 async def prepare(store: Store, id: str, limits: Limits) -> Again:
     """What to submit so that `id` is drawn again. Raises as `AsyncClient.retry` does."""
-    state = await lookup.state(store, id)
+    state = await request_state.state_of(store, id)
     result = state.result
     if result is None:
         raise NothingToRetry(
@@ -70,7 +70,7 @@ async def prepare(store: Store, id: str, limits: Limits) -> Again:
         body = await _open_rows(store, id, body, limits)
     for number in range(_number(id) + 1, 10_000):
         new = _new_id(id, number)
-        earlier = await lookup.read_result(store, new)
+        earlier = await request_state.read_result(store, new)
         if earlier is not None and earlier.status != "succeeded":
             continue
         if earlier is not None or await _is_under_way(store, new):
@@ -81,8 +81,8 @@ async def prepare(store: Store, id: str, limits: Limits) -> Again:
 
 async def _is_under_way(store: Store, id: str) -> bool:
     """Whether this very id waits or is being drawn; a row of a batch that is on its way has another one."""
-    waits = await lookup.find_request(store, id) is not None
-    return waits or await lookup.read_claim(store, id) is not None
+    waits = await request_state.find_request(store, id) is not None
+    return waits or await request_state.read_claim(store, id) is not None
 
 
 def _number(id: str) -> int:
@@ -124,7 +124,7 @@ async def _open_rows(store: Store, batch: str, body: bytes, limits: Limits) -> b
 
     async def succeeded(id: str) -> bool:
         async with gate:
-            result = await lookup.read_result(store, id)
+            result = await request_state.read_result(store, id)
         return result is not None and result.status == "succeeded"
 
     rows = split_rows(batch, body, limits)

@@ -25,7 +25,7 @@ from schemas.layout import CHOSEN_ID, is_batch
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
-    from infra.sqs import Queue
+    from infra.queues.sqs import Queue
     from schemas.limits import Limits
 
 AT_ONCE = 16  # objects dropped at the same time
@@ -44,7 +44,7 @@ class Queues:
         """The open queue at a URL. Raises `QueueUnavailable`, `Unsupported`."""
         async with self._lock:
             if url not in self._open:
-                from infra.sqs import Queue  # a client without queues need not load it
+                from infra.queues.sqs import Queue  # a client without queues need not load it
 
                 self._open[url] = await self._exits.enter_async_context(Queue(url))
             return self._open[url]
@@ -122,7 +122,7 @@ def _expect_one_body_for_each_id(parcels: Sequence[Parcel]) -> None:
 
 def _carried(parcel: Parcel, limit: int) -> str | None:
     """A request as a message; None when it must travel by claim check."""
-    from infra.sqs_batches import is_sendable, size_of
+    from infra.queues.call_batches import is_sendable, size_of
 
     if len(parcel.body) > limit or not CHOSEN_ID.fullmatch(parcel.ticket.id):
         return None

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from infra.store import Store
-    from producer.catalogue import ModelName, Overview
-    from producer.lookup import State
+    from infra.stores.store import Store
+    from producer.overview import ModelName, Overview
+    from producer.request_state import State
     from producer.requests import Request, Ticket
     from producer.retrying import Retry
     from schemas.limits import Limits

@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import json
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -289,3 +289,8 @@ def _check_limits(manifest: Manifest, limits: Limits) -> None:
 
 def _invalid(field: str, text: str) -> Rejected:
     return Rejected("invalid_manifest", f"{field} {text}", field=field)
+
+
+def has_expired(manifest: Manifest) -> bool:
+    """Whether the manifest's `expires_at` has passed, by this machine's clock."""
+    return manifest.expires_at is not None and manifest.expires_at <= datetime.now(UTC)

@@ -6,14 +6,16 @@ Pictures stay in the frozen request; the plan holds numbers and names only.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.errors import Rejected
 from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
 from schemas.result import Note, digest
 
 SEEDS = 2**63  # seeds are below this
+_REFUSAL = "refusal"  # the key that tells a refusal from a plan
 
 
 class Plan(BaseModel):
@@ -44,6 +46,43 @@ class Plan(BaseModel):
     def hash(self) -> str:
         """What two attempts compare before one adopts the other's image."""
         return digest(self.document())
+
+
+class Refusal(BaseModel):
+    """Why a request can never succeed: it stands in its claim in place of a plan."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    field: str | None = None
+    line: int | None = None
+    column: int | None = None
+
+    @classmethod
+    def of(cls, error: Rejected) -> Self:
+        return cls(
+            code=error.code, message=error.message, field=error.field, line=error.line, column=error.column
+        )
+
+    def error(self) -> Rejected:
+        return Rejected(self.code, self.message, field=self.field, line=self.line, column=self.column)
+
+    def document(self) -> dict[str, Any]:
+        return {_REFUSAL: self.model_dump(mode="json")}
+
+
+def read_plan(document: dict[str, Any] | None) -> Plan | Refusal | None:
+    """What a claim says will be done: draw a plan, answer with a refusal, or None for a batch.
+
+    Raises:
+        ValueError: the plan was written by a version that this one cannot read.
+    """
+    if document is None:
+        return None
+    if _REFUSAL in document:
+        return Refusal.model_validate(document[_REFUSAL])
+    return Plan.model_validate(document)
 
 
 def plan(

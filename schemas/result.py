@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import json
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -197,3 +198,8 @@ class Progress(_Part):
 def digest(document: dict[str, Any]) -> str:
     """SHA-256 of a document in one spelling; the *plan hash* is this of the plan."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def utc_now() -> str:
+    """The date and time in UTC, ISO 8601 with milliseconds: for people, never compared."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from infra.place import OpenableStore, open_store
+from infra.stores.open import OpenableStore, open_store
 from tests.servers.s3_front import S3Front, running
 
 if TYPE_CHECKING:

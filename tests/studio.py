@@ -9,14 +9,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from consumer import pipelines
-from consumer.engine import Engine
-from consumer.tasks import Drawn, ImageTask, RawPicture, Undrawable
+from consumer.engine import pipelines
+from consumer.engine.engine import Engine
+from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from consumer.model_registry import ModelRegistry
+    from consumer.engine.registry import ModelRegistry
 
 
 def save_tiny(folder: Path) -> Path:

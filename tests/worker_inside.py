@@ -9,17 +9,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from consumer.cards import Cards
-from consumer.inputs import Inputs
-from consumer.intake import utc_now
-from consumer.renderer import RendererSettings
+from consumer.jobs.inputs import Inputs
+from consumer.models.cards import Cards
+from consumer.renderer.process import RendererSettings
 from consumer.worker import Worker, WorkerSettings
-from infra.claims import Claims, Timing
+from infra.claims.claims import Claims, Timing
 from schemas.limits import Limits
+from schemas.result import utc_now
 
 if TYPE_CHECKING:
-    from infra.doorbell import Doorbell
-    from infra.store import Store
+    from infra.queues.leases import MessageLeases
+    from infra.stores.store import Store
 
 TIMING = Timing(beat=0.5, lease=2.0, sweep=(0.3, 0.6), retry_after=(0.1,))
 
@@ -31,7 +31,7 @@ def make_worker(
     null: dict[str, Any] | None = None,
     children: Sequence[RendererSettings] | None = None,
     cards: Cards | None = None,
-    bells: Sequence[Doorbell] = (),
+    bells: Sequence[MessageLeases] = (),
     **settings: Any,
 ) -> Worker:
     """A worker that was not started yet; its children are null renderers unless told otherwise."""

@@ -23,7 +23,7 @@ from producer.commands.setup import documents, ok
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from infra.wiring_check import Finding
+    from infra.queues.setup_check import Finding
 
 
 def doctor(
@@ -42,14 +42,14 @@ def doctor(
     """Say what is in order, what is not, and how to put it right. Exit code 1 if something fails."""
 
     async def work() -> tuple[list[Finding], list[Finding], str]:
-        from producer.doctor import examine
+        from producer.checks.doctor import examine
 
         found = await _shown(examine(store, queue or [], attempts=max_attempts), as_json)
         usable = all(finding.status != "fail" for finding in found if finding.check in ("store", "promises"))
         if not (canary and usable):
             return found, [], ""
-        from infra.place import open_store
-        from producer.canary import Canary
+        from infra.stores.open import open_store
+        from producer.checks.canary import Canary
 
         async with open_store(store) as opened:
             bird = Canary(opened, queue or [], timeout)
@@ -77,7 +77,7 @@ async def _shown(findings: AsyncIterator[Finding], as_json: bool) -> list[Findin
         return [finding async for finding in findings]
     from rich.console import Console
 
-    from producer import show
+    from producer.commands import show
 
     console, found = Console(), []
     with show.people.status("looking"):

@@ -20,9 +20,9 @@ from producer.commands.session import (
 )
 
 if TYPE_CHECKING:
-    from producer.catalogue import Overview
     from producer.client import AsyncClient
-    from producer.lookup import State
+    from producer.overview import Overview
+    from producer.request_state import State
 
 AnyId = Annotated[
     str | None, typer.Argument(metavar="[ID]", help="One request; without it, the whole store.")
@@ -73,7 +73,7 @@ def fetch(
         for path in paths:
             typer.echo(path)
         if not paths:
-            from producer.show import why
+            from producer.commands.show import why
 
             say(f"{id} {result.status} and left no images; {why(result.failure)}".rstrip("; "))
         return OK if paths else 1
@@ -148,8 +148,8 @@ async def with_client(store: str, as_json: bool, work: Any) -> Any:
 async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
     from rich.console import Console
 
-    from producer import show
-    from producer.lookup import namesakes
+    from producer.commands import show
+    from producer.request_state import namesakes
 
     if id is None:
         found = await client.known()
@@ -177,7 +177,7 @@ async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: 
 
     from rich.live import Live
 
-    from producer import show
+    from producer.commands import show
 
     said = ""
     screen = Live(console=show.people, auto_refresh=False) if not as_json else None

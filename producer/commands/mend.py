@@ -23,8 +23,8 @@ from producer.commands.session import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from producer.checks.dead_letters import Box, DeadLetter
     from producer.client import AsyncClient
-    from producer.dead_letters import Box, DeadLetter
 
 dead_letters = typer.Typer(
     help="Messages that were received too often: look at them, put them back.",
@@ -80,8 +80,8 @@ def list_(queue: QueueUrl = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJs
         return
     from rich.console import Console
 
-    from producer.dead_letters import MOST
-    from producer.show import dead_letters
+    from producer.checks.dead_letters import MOST
+    from producer.commands.show import dead_letters
 
     Console().print(dead_letters(found))
     if len(found) >= MOST:
@@ -95,7 +95,7 @@ def show(
     """One of them, with its whole text."""
 
     async def work() -> DeadLetter:
-        from producer.dead_letters import chosen
+        from producer.checks.dead_letters import chosen
 
         return chosen(await _found(queue, store), id)
 
@@ -144,7 +144,7 @@ async def _put_back(
     queues: list[str] | None, store: str, id: str | None
 ) -> tuple[list[DeadLetter], list[str]]:
     """(those that are back, the ids of those that could not be deleted)."""
-    from producer.dead_letters import chosen
+    from producer.checks.dead_letters import chosen
 
     exact = None if id is None else chosen(await _found(queues, store), id).message.id
     back: list[DeadLetter] = []
@@ -159,7 +159,7 @@ async def _put_back(
 
 async def _boxes(queues: list[str] | None, store: str) -> AsyncIterator[Box]:
     """Each queue's dead letters; of queues that share theirs, once."""
-    from producer.dead_letters import look
+    from producer.checks.dead_letters import look
 
     if not queues:
         raise typer.BadParameter("give the workers' queue with --queue or DREAMDROP_QUEUE")
@@ -186,7 +186,7 @@ def _document(letter: DeadLetter) -> dict[str, Any]:
 
 def _pretty(text: str) -> str:
     """JSON laid out, anything else as it is."""
-    from producer.dead_letters import printable
+    from producer.checks.dead_letters import printable
 
     try:
         return printable(json.dumps(json.loads(text), ensure_ascii=False, indent=2))

@@ -38,7 +38,7 @@ def replay(
             print_json(document)
             return
         body = checked(document)
-    from producer.intake import Item
+    from producer.input_files import Item
 
     item = Item(str(picture), False, body, None)
     errand = Errand(store, [item], True, out, True, 16, timeout, as_json, flat=True)

@@ -79,7 +79,7 @@ def new(
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown once; the settings keep only its hash."""
-    from producer.web.keys import new_key
+    from producer.web.api_keys import new_key
 
     with spoken(as_json=as_json):
         key, line = new_key(name, prefix=prefix, room=room)
@@ -151,8 +151,8 @@ def _settings(
     *,
     without_keys: bool,
 ) -> FacadeSettings:
-    from infra.bounds import limits_from
-    from producer.web.keys import read_keys
+    from infra.limits_env import limits_from
+    from producer.web.api_keys import read_keys
     from producer.web.settings import LOOPBACK_NAMES, FacadeSettings, is_loopback
 
     with spoken(as_json=False):
@@ -218,9 +218,9 @@ async def _serve(
     try:
         while not serving.done():
             await asyncio.wait({serving}, timeout=0.5)
-            app.state.desk.leaving = server.should_exit
+            app.state.facade.leaving = server.should_exit
             if worker is not None and worker.poll() is not None and not serving.done():
-                server.should_exit = app.state.desk.leaving = True
+                server.should_exit = app.state.facade.leaving = True
                 await serving
                 return True
     finally:
@@ -248,7 +248,7 @@ async def _tell(
 async def _until_alive(store: str) -> None:
     """Wait for a sign of life, however long it takes; a worker that ended is noticed by `_serve`."""
     from producer.client import AsyncClient
-    from producer.lookup import workers_alive
+    from producer.request_state import workers_alive
     from schemas.errors import Unavailable
 
     loop = asyncio.get_running_loop()

@@ -13,8 +13,8 @@ from producer.commands.session import DEFAULT_STORE, FAILED, OK, AsJson, StoreUr
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from infra.wiring import Wiring
-    from infra.wiring_check import Finding
+    from infra.queues.setup_check import Finding
+    from infra.queues.setup_documents import Wiring
 
 app = typer.Typer(help="Set up what is beside a store.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -51,7 +51,7 @@ def queue(
 
 
 def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
-    from infra.provision import Account
+    from infra.queues.setup import Account
     from schemas.errors import Unsupported
 
     bucket, prefix = _bucket(store)
@@ -68,15 +68,15 @@ def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
     else:
         from rich.console import Console
 
-        from producer import show
+        from producer.commands import show
 
         Console().print(show.findings(findings))
     return OK if ok(findings) else FAILED
 
 
 def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> int:
-    from infra.s3_config import new_session, region_of
-    from infra.wiring import Wiring, partition_of
+    from infra.aws import new_session, region_of
+    from infra.queues.setup_documents import Wiring, partition_of
 
     bucket, prefix = _bucket(store)
     region = region_of(new_session())
@@ -87,7 +87,7 @@ def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> i
         else:
             typer.echo(_commands(wish))
         return OK
-    from infra.provision import Account
+    from infra.queues.setup import Account
 
     made = Account().apply(wish)
     if as_json:

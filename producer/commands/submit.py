@@ -24,7 +24,7 @@ from producer.commands.session import (
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
-    from producer.intake import Item
+    from producer.input_files import Item
     from producer.requests import Ticket
     from schemas.result import Result
 
@@ -58,13 +58,13 @@ def submit(
 ) -> None:
     """Submit files of requests. Everything is checked first; one fault, and nothing is sent.
 
-    With --queue each request is a message; what no message carries is dropped into the store and referred to.
+    With --queue each request is a message; what no message carries is dropped into the store and key_in_store to.
 
     How much may be asked for is read where workers read it: DREAMDROP_MAX_STEPS, DREAMDROP_MAX_SIDE,
     DREAMDROP_MAX_IMAGES and DREAMDROP_MAX_BODY_MB.
     """
-    from infra.bounds import limits_from
-    from producer.intake import gather
+    from infra.limits_env import limits_from
+    from producer.input_files import gather
 
     with spoken(as_json=as_json):
         items = gather(files, id=id, limits=limits_from())
@@ -132,8 +132,8 @@ class Errand:
             typer.echo(ticket.id)
 
     async def _collect(self, client: AsyncClient, tickets: list[Ticket]) -> int:
-        from producer import show
-        from producer.intake import row_ids
+        from producer.commands import show
+        from producer.input_files import row_ids
 
         rows = {t.id: row_ids(i, t.id) for i, t in zip(self.items, tickets, strict=True) if i.batch}
         ended, late = await show.follow(client, tickets, rows, timeout=self.timeout, quiet=self.as_json)
@@ -234,7 +234,7 @@ def imagine(
     as_json: AsJson = False,
 ) -> None:
     """Draw one prompt, wait, save the pictures and print their paths."""
-    from producer.intake import Item
+    from producer.input_files import Item
 
     document: dict[str, Any] = {"prompt": prompt, "number_of_images": number}
     optional = {

@@ -17,28 +17,22 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from producer.web import (
-    a1111,
-    a1111_lists,
-    answers,
-    batches,
-    describe,
-    generate,
-    health,
-    jobs,
-    openai,
-    openai_batches,
-    openai_errors,
-    openai_files,
-    pages,
-)
-from producer.web.album import Album
-from producer.web.desk import Desk
+from producer.web import openapi, responses
+from producer.web.a1111 import lists as a1111_lists
+from producer.web.a1111 import routes as a1111
+from producer.web.api import batches, generate, health, jobs
+from producer.web.facade import Facade
 from producer.web.guard import Guard
-from producer.web.leaving import Leaving
 from producer.web.metrics import Measured
-from producer.web.openai_rows import Tally
+from producer.web.openai import batches as openai_batches
+from producer.web.openai import errors as openai_errors
+from producer.web.openai import files as openai_files
+from producer.web.openai import images as openai_images
+from producer.web.openai.batch_input import Tally
+from producer.web.pages import routes as pages
+from producer.web.pages.gallery import Gallery
 from producer.web.settings import FacadeSettings
+from producer.web.shutdown import Leaving
 from schemas.errors import DreamError
 
 ABOUT = """Draw pictures from words and from pictures.
@@ -51,11 +45,11 @@ what was queued is not lost when this server is restarted.
 
 def create_app(settings: FacadeSettings) -> FastAPI:
     """The facade over one store, as an ASGI application."""
-    desk = Desk(settings)
+    facade = Facade(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with desk.client:
+        async with facade.client:
             yield
 
     app = FastAPI(
@@ -67,11 +61,11 @@ def create_app(settings: FacadeSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.desk, app.state.album = desk, Album(desk)
+    app.state.facade, app.state.gallery = facade, Gallery(facade)
     app.state.checkpoints = {}  # by key's name, see `a1111_lists`
     app.state.tally = Tally()
     for router in (
-        *(generate, jobs, batches, openai, openai_files, openai_batches, a1111, a1111_lists),
+        *(generate, jobs, batches, openai_images, openai_files, openai_batches, a1111, a1111_lists),
         *(health, pages),
     ):
         app.include_router(router.router)
@@ -90,7 +84,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
         )
     app.add_middleware(Leaving)
     app.add_middleware(Guard, hosts=settings.hosts, origins=settings.origins)
-    app.add_middleware(Measured, metrics=desk.metrics)
+    app.add_middleware(Measured, metrics=facade.metrics)
     return app
 
 
@@ -106,7 +100,7 @@ async def _told(request: Request, fault: Exception) -> Response:
     assert isinstance(fault, DreamError)
     if openai_errors.is_theirs(request):
         return openai_errors.told(fault)
-    status, body, headers = answers.error(fault)
+    status, body, headers = responses.error(fault)
     return JSONResponse(body, status, headers)
 
 
@@ -117,7 +111,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         openai_errors.tidy(document)
         known = document.setdefault("components", {}).setdefault("schemas", {})
-        for name, schema in describe.components().items():
+        for name, schema in openapi.components().items():
             known.setdefault(name, schema)
         app.openapi_schema = document
     return app.openapi_schema

@@ -1,4 +1,4 @@
-"""What every route needs of a request: the desk, who is calling, and the body as one JSON object."""
+"""What every route needs of a request: the facade, who is calling, and the body as one JSON object."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import Depends, HTTPException, Request
 from starlette.requests import ClientDisconnect
 
-from producer.web.desk import CallerGone, Desk
-from producer.web.keys import NOBODY, Key, given, whose
+from producer.web.api_keys import NOBODY, Key, given, whose
+from producer.web.facade import CallerGone, Facade
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
 from schemas.strictjson import load_object
@@ -21,14 +21,14 @@ FORM = re.compile(
 LONG = 1 << 18  # bytes of a body that is read in a thread, so that other callers are answered meanwhile
 
 
-def desk_of(request: Request) -> Desk:
-    desk: Desk = request.app.state.desk
-    return desk
+def facade_of(request: Request) -> Facade:
+    facade: Facade = request.app.state.facade
+    return facade
 
 
 def caller_of(request: Request) -> Key:
     """Who is calling. Raises 401 where keys are asked for and none of them is given."""
-    keys = desk_of(request).settings.keys
+    keys = facade_of(request).settings.keys
     if not keys:
         return NOBODY
     sent = given(request.headers)
@@ -44,13 +44,13 @@ def caller_of(request: Request) -> Key:
     return key
 
 
-AtDesk = Annotated[Desk, Depends(desk_of)]
+FacadeOf = Annotated[Facade, Depends(facade_of)]
 Caller = Annotated[Key, Depends(caller_of)]
 
 
 async def document(request: Request) -> dict[str, Any]:
     """The body. Raises `Rejected` with line and column when it is not one JSON object."""
-    raw = await body(request, desk_of(request).settings.limits.max_body_bytes)
+    raw = await body(request, facade_of(request).settings.limits.max_body_bytes)
     make_sure_it_is_no_form(request, raw, 'one JSON object, such as {"prompt": "a red circle"}')
     return await asyncio.to_thread(load_object, raw) if len(raw) > LONG else load_object(raw)
 
@@ -116,6 +116,6 @@ def preferred(request: Request) -> dict[str, str]:
 
 def patience(request: Request) -> float:
     """Seconds that a synchronous call may last: the caller's `Prefer: wait=N`, bounded by the settings."""
-    most = desk_of(request).settings.wait
+    most = facade_of(request).settings.wait
     asked = preferred(request).get("wait", "")
     return min(most, float(asked)) if asked.isdecimal() else most

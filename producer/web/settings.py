@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from producer.web.keys import Key
+from producer.web.api_keys import Key
 from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS
 

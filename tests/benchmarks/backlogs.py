@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tests.studio import make_task
 
 if TYPE_CHECKING:
-    from consumer.tasks import ImageTask
+    from consumer.renderer.protocol import ImageTask
 
 SCHEDULER = "DPM++ 2M"  # the bundled model's own; it remembers steps, so each image needs its own
 

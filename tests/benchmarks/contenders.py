@@ -20,18 +20,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from consumer import picture, pipelines
-from consumer.engine import Engine
-from consumer.renderer import Renderer, RendererSettings
-from consumer.tasks import Drawn, ImageTask, RawPicture, Undrawable
-from consumer.waiting import rows_of
+from consumer.engine import pipelines
+from consumer.engine.admission import rows_of
+from consumer.engine.engine import Engine
+from consumer.jobs import picture
+from consumer.renderer.process import Renderer, RendererSettings
+from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
 from schemas.manifest import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from consumer.model_registry import Loaded, ModelRegistry
+    from consumer.engine.registry import Loaded, ModelRegistry
 
 MAX_ROWS = 16  # of a UNet call, for everybody: eight images with guidance
 _AHEAD = 2 * MAX_ROWS  # images that a worker lets its renderer hold

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from consumer import picture
+from consumer.jobs import picture
 from schemas.manifest import Output
 from tests.benchmarks import backlogs
 from tests.benchmarks.contenders import Child
@@ -32,7 +32,7 @@ from tests.benchmarks.table import Row, Table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from consumer.tasks import ImageTask
+    from consumer.renderer.protocol import ImageTask
 
 _ROOT = Path(__file__).parents[2]
 _MODEL, _STEPS = "launch", 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from consumer.cards import BUNDLED
+from consumer.models.cards import BUNDLED
 from tests.studio import save_tiny
 
 if TYPE_CHECKING:

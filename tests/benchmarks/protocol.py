@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.place import open_store
+from infra.stores.open import open_store
 from tests.benchmarks.table import Row, Table
 from tests.servers.s3_front import S3Front, running
 

@@ -62,8 +62,8 @@ def main() -> None:
 def _drawing(names: list[str], models: list[str], place: Path, table: Any, quick: bool) -> None:
     import torch
 
-    from consumer.cards import Cards
-    from consumer.model_registry import ModelRegistry, quiet
+    from consumer.engine.registry import ModelRegistry, quiet
+    from consumer.models.cards import Cards
     from tests.benchmarks import latency, throughput
     from tests.benchmarks.contenders import Child
     from tests.benchmarks.models import available

@@ -18,8 +18,8 @@ from tests.benchmarks.table import Row, Table
 from tests.studio import grey_levels_apart
 
 if TYPE_CHECKING:
-    from consumer.model_registry import ModelRegistry
-    from consumer.tasks import ImageTask
+    from consumer.engine.registry import ModelRegistry
+    from consumer.renderer.protocol import ImageTask
 
 Contender = Callable[["list[ImageTask]"], Run]
 Round = dict[str, Run]

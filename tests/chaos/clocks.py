@@ -35,6 +35,6 @@ def spoil(seed: int, since: float) -> None:
     time.time_ns = lambda: int(time.time() * 1e9)
     time.monotonic = lambda: monotonic() + since
     datetime.datetime = Wrong  # type: ignore[misc]
-    import consumer.intake
+    import consumer.intake.claiming
 
-    consumer.intake.datetime = Wrong  # type: ignore[attr-defined]
+    consumer.intake.claiming.datetime = Wrong  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from consumer import status_board
+from consumer.jobs import progress
 
 CALLS = ("open", "write", "utime", "fsync", "link", "rename", "unlink", "mkdir", "rmdir")
 
@@ -27,7 +27,7 @@ def spoil(request: str, at: int, trace: str) -> None:
         at: the call, counted from 1, that does not happen any more; 0 for none.
         trace: a file for what was called.
     """
-    status_board._AFTER = (
+    progress._AFTER = (
         math.inf
     )  # on a slow machine there would be a status, and so more calls than in another run
     lock = threading.Lock()

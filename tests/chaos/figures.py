@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGKILL
 
-from infra.s3 import S3Store
+from infra.stores.s3 import S3Store
 from tests.chaos import weather
 from tests.chaos.history import IMAGES, Wish
 from tests.chaos.nursery import Nursery, nursery

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from infra.memory import MemoryStore
+from infra.stores.memory import MemoryStore
 
 IMAGES = 2  # per request
 

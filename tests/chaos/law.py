@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.store import Stored
+from infra.stores.store import Stored
 
 
 class Broken(AssertionError):

@@ -1,6 +1,6 @@
 """A queue in the simulated world, and workers that hear of work from it.
 
-The coroutines are the worker's own (`Messages` and `Doorbell`); the queue does what SQS may do. It
+The coroutines are the worker's own (`Messages` and `MessageLeases`); the queue does what SQS may do. It
 shows messages twice and in any order, loses announcements, takes a delete and forgets it. What a
 message alone carries is promised like everything else: deleting it before its result exists breaks
 invariant 3.
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from consumer.intake import Taken
-from consumer.messages import Messages
-from infra.claims import Claims, Held
-from infra.doorbell import Doorbell
-from infra.sqs import Message
-from infra.store import Info
+from consumer.intake.claiming import Taken
+from consumer.intake.queue import Messages
+from infra.claims.claims import Claims, Held
+from infra.queues.leases import MessageLeases
+from infra.queues.sqs import Message
+from infra.stores.store import Info
 from schemas import layout
 from schemas.errors import NotFound
 from tests.chaos.law import Broken, results_for
@@ -117,7 +117,7 @@ class Post:
 
 @dataclass
 class Window:
-    """One session's way to the queue: a `Ringable`."""
+    """One session's way to the queue: a `QueueClient`."""
 
     post: Post
     worker: Worker
@@ -159,7 +159,7 @@ class Listener(Worker):
         super().__init__(world, session, seed, make)
         self.door.url = f"s3://{BUCKET}"
         self.stop = asyncio.Event()
-        bell = Doorbell(Window(post, self), world.clock, random.Random(f"bell {session} {seed}"))
+        bell = MessageLeases(Window(post, self), world.clock, random.Random(f"bell {session} {seed}"))
         self.messages = messages(
             [bell],
             store=self.door,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from infra import stored_image
-from infra.claim import Claim, Held, Release
-from infra.claims import Claims
-from infra.ledger import Ledger
-from infra.store import Info
-from infra.sweep import Sweep
-from infra.watch import Watch
+from infra.claims import stored_image
+from infra.claims.claim import Claim, Held, Release
+from infra.claims.claims import Claims
+from infra.claims.ledger import Ledger
+from infra.claims.liveness import Watch
+from infra.claims.sweep import Sweep
+from infra.stores.store import Info
 from schemas import layout
 from schemas.result import ImageResult, Result
 from tests.chaos.world import Door

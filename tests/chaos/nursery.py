@@ -104,7 +104,7 @@ def nursery(logs: Path) -> Iterator[Nursery]:
 
 async def _warm() -> None:
     """Read the AWS library's large tables, which every fork then has."""
-    from infra.s3_config import config_for, new_session
+    from infra.aws import config_for, new_session
 
     for service in ("s3", "sqs"):
         session = new_session()
@@ -116,10 +116,8 @@ async def _warm() -> None:
 
 def main() -> None:
     import consumer.cli
-    import consumer.messages
+    import consumer.intake.queue
     import consumer.serve
-    import infra.s3
-    import infra.sqs  # noqa: F401
 
     asyncio.run(_warm())
     # What is tested here is not the store, which is known: a few creates instead of a hundred and thirty.

@@ -10,7 +10,7 @@ import json
 import random
 from dataclasses import dataclass, field
 
-from infra.claims import Claims
+from infra.claims.claims import Claims
 from schemas import layout
 from schemas.result import Frozen, Result
 from tests.chaos.law import Broken, is_kept, results_for

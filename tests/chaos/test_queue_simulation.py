@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from consumer.messages import Asked, Messages
+from consumer.intake.queue import Asked, Messages
 from schemas.errors import StoreUnavailable
 from tests.chaos.depth import is_long
 from tests.chaos.law import Broken

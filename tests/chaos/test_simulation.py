@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine, Iterable
 
 import pytest
 
-from infra.claims import Claims
-from infra.store import Stored
+from infra.claims.claims import Claims
+from infra.stores.store import Stored
 from schemas import layout
 from schemas.errors import NotFound
 from tests.chaos.depth import is_long

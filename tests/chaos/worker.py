@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from infra.claims import Claims, Held, Timing
+from infra.claims.claims import Claims, Held, Timing
 from schemas import layout
 from schemas.errors import NotFound, StoreUnavailable
 from schemas.result import Failure, Result

@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from infra.memory import MemoryStore
-from infra.store import Info, Stored
+from infra.stores.memory import MemoryStore
+from infra.stores.store import Info, Stored
 from schemas.errors import DreamError, StoreUnavailable
 from tests.chaos.law import Law
 from tests.chaos.still import StillLoop

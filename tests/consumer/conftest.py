@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from consumer.model_registry import ModelRegistry
-    from consumer.tasks import ImageTask, RawPicture
+    from consumer.engine.registry import ModelRegistry
+    from consumer.renderer.protocol import ImageTask, RawPicture
     from tests.studio import Studio
 
 
@@ -26,8 +26,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_registry(tiny_folder: Path) -> Callable[..., ModelRegistry]:
     """Make a registry that serves "tiny"."""
-    from consumer.cards import Cards
-    from consumer.model_registry import ModelRegistry
+    from consumer.engine.registry import ModelRegistry
+    from consumer.models.cards import Cards
 
     def make(**settings: Any) -> ModelRegistry:
         return ModelRegistry(Cards.of([f"tiny={tiny_folder}"]), **settings)
@@ -38,8 +38,8 @@ def make_registry(tiny_folder: Path) -> Callable[..., ModelRegistry]:
 @pytest.fixture(scope="session")
 def registry(tiny_folder: Path) -> ModelRegistry:
     """One registry for all tests that do not change the model."""
-    from consumer.cards import Cards
-    from consumer.model_registry import ModelRegistry
+    from consumer.engine.registry import ModelRegistry
+    from consumer.models.cards import Cards
 
     return ModelRegistry(Cards.of([f"tiny={tiny_folder}"]))
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from consumer.announce import Announcer, Memory
-from consumer.outbox import Gone, Patience, Target, Undelivered
-from infra.claims import Claims, Timing
-from infra.memory import MemoryStore
+from consumer.announce.announcer import Announcer, Memory
+from consumer.announce.outbox import Gone, Patience, Target, Undelivered
+from infra.claims.claims import Claims, Timing
+from infra.stores.memory import MemoryStore
 from schemas import layout
 from schemas.completion import Completion
 from schemas.errors import StoreUnavailable

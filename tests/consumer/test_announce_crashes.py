@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from consumer.announce import Announcer
-from consumer.outbox import Patience, Undelivered
-from infra.claims import Claims, Timing
-from infra.memory import MemoryStore
+from consumer.announce.announcer import Announcer
+from consumer.announce.outbox import Patience, Undelivered
+from infra.claims.claims import Claims, Timing
+from infra.stores.memory import MemoryStore
 from schemas import layout
 from schemas.completion import Completion, event_id
 from schemas.errors import StoreUnavailable

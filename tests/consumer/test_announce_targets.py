@@ -13,10 +13,10 @@ from typing import Any
 import boto3
 import pytest
 
-from consumer.announce import Announcer
-from consumer.outbox import Patience, Target, Undelivered
-from consumer.targets import QueueTarget, TopicTarget, targets
-from consumer.webhook import Webhook
+from consumer.announce.announcer import Announcer
+from consumer.announce.outbox import Patience, Target, Undelivered
+from consumer.announce.targets import QueueTarget, TopicTarget, targets
+from consumer.announce.webhook import Webhook
 from schemas.completion import Completion, completion
 from schemas.errors import Unsupported
 from schemas.result import Frozen, Result

@@ -25,10 +25,10 @@ from typing import Any
 
 import pytest
 
-from consumer.addresses import Hosts
-from consumer.outbox import Gone, Outbox, Patience, Undelivered
-from consumer.targets import targets
-from consumer.webhook import Secrets, Webhook, seconds_until
+from consumer.announce.allow_list import Hosts
+from consumer.announce.outbox import Gone, Outbox, Patience, Undelivered
+from consumer.announce.targets import targets
+from consumer.announce.webhook import Secrets, Webhook, seconds_until
 from schemas.completion import Completion, completion
 from schemas.errors import Unsupported
 from schemas.result import Frozen, Result
@@ -432,8 +432,8 @@ async def test_an_authority_of_ones_own_is_believed(tmp_path: Path):
     """SSL_CERT_FILE names it, as the docs say; it is read when a process starts."""
     code = (
         "import asyncio, sys, time\n"
-        "from consumer.addresses import Hosts\n"
-        "from consumer.webhook import Secrets, Webhook\n"
+        "from consumer.announce.allow_list import Hosts\n"
+        "from consumer.announce.webhook import Secrets, Webhook\n"
         "from schemas.completion import Completion\n"
         "async def main(url, secret, host, event):\n"
         "    hook = Webhook(url, Secrets(secret), Hosts(host), now=time.time)\n"

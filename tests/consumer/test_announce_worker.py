@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from consumer.announce import Announcer, Patience
-from consumer.cards import Cards
-from consumer.inputs import Inputs
-from consumer.renderer import RendererSettings
-from consumer.targets import targets
+from consumer.announce.announcer import Announcer, Patience
+from consumer.announce.targets import targets
+from consumer.jobs.inputs import Inputs
+from consumer.models.cards import Cards
+from consumer.renderer.process import RendererSettings
 from consumer.worker import Worker, WorkerSettings
-from infra.claims import Claims, Timing
-from infra.place import open_store
-from infra.store import Store
+from infra.claims.claims import Claims, Timing
+from infra.stores.open import open_store
+from infra.stores.store import Store
 from schemas.limits import Limits
 from tests.servers.webhook_receiver import Receiver, receiving
 from tests.worker_process import drop, files

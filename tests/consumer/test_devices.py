@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from consumer import devices
-from consumer.devices import BadDevice
+from consumer.engine import devices
+from consumer.engine.devices import BadDevice
 
 NO_GPU = not torch.cuda.is_available()
 

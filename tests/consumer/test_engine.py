@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from consumer import pipelines, schedulers
-from consumer.tasks import Drawn, Stepped, Undrawable
+from consumer.engine import pipelines
+from consumer.models import schedulers
+from consumer.renderer.protocol import Drawn, Stepped, Undrawable
 
 TASKS = ("text2img", "img2img", "inpainting")
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from consumer.tasks import Drawn
+from consumer.renderer.protocol import Drawn
 
 TASKS = ("text2img", "img2img", "inpainting")
 

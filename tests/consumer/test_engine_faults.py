@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from consumer.faults import StickyDeviceError
-from consumer.tasks import Drawn
+from consumer.engine.device_errors import StickyDeviceError
+from consumer.renderer.protocol import Drawn
 
 WORSE = 666.0  # stands in the text of a poisoned row
 

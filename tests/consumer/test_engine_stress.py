@@ -9,8 +9,8 @@ import pytest
 import torch
 from greenlet import greenlet
 
-from consumer import schedulers
-from consumer.tasks import Drawn, Undrawable
+from consumer.models import schedulers
+from consumer.renderer.protocol import Drawn, Undrawable
 
 TASKS = ("text2img", "img2img", "inpainting")
 

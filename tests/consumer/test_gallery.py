@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from consumer.gallery import GalleryItem, contact_sheet, page, thumbnail
+from consumer.jobs.gallery import GalleryItem, contact_sheet, page, thumbnail
 from schemas.result import BatchCounts
 
 PAYLOADS = [

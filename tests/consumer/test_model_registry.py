@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from consumer.cards import Cards, ModelCard
-from consumer.model_files import ModelUnavailable, check
-from consumer.model_registry import ModelRegistry
-from consumer.tasks import Drawn
+from consumer.engine.model_files import ModelUnavailable, check
+from consumer.engine.registry import ModelRegistry
+from consumer.models.cards import Cards, ModelCard
+from consumer.renderer.protocol import Drawn
 from schemas.errors import Rejected
 
 
@@ -213,7 +213,7 @@ def lora_file(tiny_folder, tmp_path_factory):
 
 def test_loras_are_switched_between_rows_that_differ(make_registry, lora_file, studio, task, alone, apart):
     """Images with, without, and with a weaker LoRA are drawn side by side, each as if alone."""
-    from consumer.tasks import Lora
+    from consumer.renderer.protocol import Lora
 
     registry = make_registry(loras={"style": lora_file})
     tasks = [
@@ -234,7 +234,7 @@ def test_loras_are_switched_between_rows_that_differ(make_registry, lora_file, s
 
 def test_an_unknown_lora_is_rejected_with_the_known(make_registry, lora_file, studio, task):
     """The image that asks for it fails with the field; its neighbour is drawn."""
-    from consumer.tasks import Lora
+    from consumer.renderer.protocol import Lora
 
     room = studio(make_registry(loras={"style": lora_file}))
     ended = room.draw(task("bad", loras=(Lora("stile", 1.0),)), task("good"))
@@ -246,7 +246,7 @@ def test_an_unknown_lora_is_rejected_with_the_known(make_registry, lora_file, st
 
 def test_a_file_that_is_no_lora_is_rejected(make_registry, tiny_folder, studio, task):
     """Weights that do not fit are named, and the model goes on without them."""
-    from consumer.tasks import Lora
+    from consumer.renderer.protocol import Lora
 
     wrong = tiny_folder / "vae" / "diffusion_pytorch_model.safetensors"
     room = studio(make_registry(loras={"wrong": wrong}))

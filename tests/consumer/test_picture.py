@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from consumer import picture
-from consumer.picture import decode_base64, decode_picture, encode, fit
-from consumer.tasks import RawPicture
+from consumer.jobs import picture
+from consumer.jobs.picture import decode_base64, decode_picture, encode, fit
+from consumer.renderer.protocol import RawPicture
 from producer.recipe import read_recipe
 from schemas import infotext
 from schemas.errors import Rejected

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consumer import frames, preview
-from consumer.cards import Cards
-from consumer.job import Pace
-from consumer.model_registry import ModelRegistry
-from consumer.renderer import RendererSettings
-from consumer.tasks import Drawn, RawPicture, Stepped
-from infra.directory import DirectoryStore
-from infra.doorbell import Doorbell
-from infra.memory import MemoryStore
-from infra.sqs import Queue
+from consumer.engine import preview
+from consumer.engine.registry import ModelRegistry
+from consumer.jobs.job import Pace
+from consumer.models.cards import Cards
+from consumer.renderer import frames
+from consumer.renderer.process import RendererSettings
+from consumer.renderer.protocol import Drawn, RawPicture, Stepped
+from infra.queues.leases import MessageLeases
+from infra.queues.sqs import Queue
+from infra.stores.directory.store import DirectoryStore
+from infra.stores.memory import MemoryStore
 from schemas.errors import StoreUnavailable
 from schemas.result import Progress, Result
 from tests.worker_inside import make_worker, running, until
@@ -287,11 +288,11 @@ async def test_the_first_of_two_queues_is_the_express_lane(moto_url: str, monkey
                 body = {"prompt": "a dot", "steps": 100, "id": f"queue{number}"}
                 client.send_message(QueueUrl=url, MessageBody=json.dumps(body))
                 queue = await stack.enter_async_context(Queue(url))
-                bells.append(Doorbell(queue, time.monotonic, random.Random(1)))
+                bells.append(MessageLeases(queue, time.monotonic, random.Random(1)))
             worker = make_worker(MemoryStore(), null={"seconds_per_step": 0.1}, grace=0.1, bells=bells)
             async with running(worker):
-                await until(lambda: len(worker.workshop.jobs) == count)
-                return {id: job.express for id, job in worker.workshop.jobs.items()}
+                await until(lambda: len(worker.jobs.active) == count)
+                return {id: job.express for id, job in worker.jobs.active.items()}
 
     assert await lanes(2) == {"queue0": True, "queue1": False}
     assert await lanes(1) == {"queue0": False}

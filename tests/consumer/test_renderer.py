@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from consumer import frames
-from consumer.renderer import Loss, NotStarted, Renderer, RendererSettings
-from consumer.tasks import Drawn, ImageTask, Lora, RawPicture, Ready, Stepped, Undrawable
+from consumer.renderer import frames
+from consumer.renderer.process import Loss, NotStarted, Renderer, RendererSettings
+from consumer.renderer.protocol import Drawn, ImageTask, Lora, RawPicture, Ready, Stepped, Undrawable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from consumer.model_registry import ModelRegistry
-    from consumer.tasks import Event
+    from consumer.engine.registry import ModelRegistry
+    from consumer.renderer.protocol import Event
 
 _WAIT = 60  # seconds; far beyond what is needed, for a busy machine
 
@@ -300,12 +300,12 @@ def test_an_idle_child_is_not_taken_for_hung():
 def _with_child(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have renderers start this program as their child."""
     (tmp_path / "odd_child.py").write_text(
-        "import os, sys, time\nfrom consumer import frames\nfrom consumer.tasks import *\n"
+        "import os, sys, time\nfrom consumer import frames\nfrom consumer.renderer.protocol import *\n"
         "def say(m):\n    sys.stdout.buffer.write(frames.pack(m)); sys.stdout.buffer.flush()\n"
         "frames.read(sys.stdin.buffer)\n" + textwrap.dedent(code)
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
-    monkeypatch.setattr("consumer.renderer._MODULES", {"null": "odd_child"})
+    monkeypatch.setattr("consumer.renderer.process._MODULES", {"null": "odd_child"})
 
 
 _DRAW = 'say(Drawn(t.request, t.index, RawPicture(1, 1, 3, b"abc"), (), {}, 0.0, 1))\n'
@@ -434,7 +434,7 @@ def test_a_child_ends_with_its_parent(prompt: str):
     """A parent that is killed leaves no child behind, not even one that hangs over its work."""
     code = f"""
         import asyncio
-        from consumer.renderer import Renderer, RendererSettings
+        from consumer.renderer.process import Renderer, RendererSettings
         from tests_renderer import a_task
 
         async def main():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from consumer import schedulers
+from consumer.models import schedulers
 from schemas.errors import Rejected
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from infra.memory import MemoryStore
+from infra.stores.memory import MemoryStore
 from tests.worker_inside import make_worker, running, until
 
 pytestmark = pytest.mark.anyio
@@ -62,7 +62,7 @@ async def test_a_large_request_is_handed_out_in_parts_and_ends_after_a_loss():
     await drop(store, ["large"], number_of_images=20, seed=5)
     async with running(make_worker(store, renderers=2, null={"seconds_per_step": 0.005})) as worker:
         busy = lambda: [one for one in worker.renderers if one.pending]  # noqa: E731
-        await until(lambda: worker.workshop.jobs and len(worker.workshop.jobs["large"].images) >= 6)
+        await until(lambda: worker.jobs.active and len(worker.jobs.active["large"].images) >= 6)
         assert all(one.pending <= 4 for one in worker.renderers)
         (one,) = busy()
         assert one.pid is not None
@@ -82,19 +82,19 @@ async def test_a_worker_whose_device_is_gone_gives_its_requests_back(
         f"if pathlib.Path({str(gone)!r}).exists():\n    sys.exit('no device')\nnull_renderer.main()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
-    monkeypatch.setattr("consumer.renderer._MODULES", {"null": "dying_child"})
-    monkeypatch.setattr("consumer.renderer._BACK_OFF", (0.05, 0.1))
+    monkeypatch.setattr("consumer.renderer.process._MODULES", {"null": "dying_child"})
+    monkeypatch.setattr("consumer.renderer.process._BACK_OFF", (0.05, 0.1))
     store = MemoryStore()
     await drop(store, ["a", "b", "c"])
     async with running(make_worker(store, null={"seconds_per_step": 0.5})) as worker:
         (renderer,) = worker.renderers
-        await until(lambda: len(worker.workshop.jobs) == 3 and renderer.pending)
+        await until(lambda: len(worker.jobs.active) == 3 and renderer.pending)
         gone.touch()
         assert renderer.pid is not None
         os.kill(renderer.pid, signal.SIGKILL)
-        await until(lambda: renderer.hopeless and not worker.workshop.jobs)
+        await until(lambda: renderer.hopeless and not worker.jobs.active)
         assert not renderer.healthy
-        assert worker.workshop.room <= 0
+        assert worker.jobs.room <= 0
         async with asyncio.timeout(10):
             while len([i async for i in store.list("claims/") if i.key.endswith(".released")]) < 3:
                 await asyncio.sleep(0.02)

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from consumer.last_words import LastWords, aloud
-from consumer.loads import Loads
-from consumer.tasks import Ready
-from infra.memory import MemoryStore
+from consumer.renderer.load_progress import LoadProgress
+from consumer.renderer.protocol import Ready
+from consumer.renderer.stderr import StderrTail
+from infra.logs import redacted
+from infra.stores.memory import MemoryStore
 from tests.worker_inside import make_worker, running, until
 
 pytestmark = pytest.mark.anyio
@@ -27,12 +28,12 @@ SECRET = "the unannounced product"
 def with_child(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have null renderers start this program as their child."""
     (tmp_path / "odd_child.py").write_text(
-        "import os, sys, time\nfrom consumer import frames\nfrom consumer.tasks import *\n"
+        "import os, sys, time\nfrom consumer import frames\nfrom consumer.renderer.protocol import *\n"
         "def say(m):\n    sys.stdout.buffer.write(frames.pack(m)); sys.stdout.buffer.flush()\n"
         "frames.read(sys.stdin.buffer)\n" + textwrap.dedent(code)
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")
-    monkeypatch.setattr("consumer.renderer._MODULES", {"null": "odd_child"})
+    monkeypatch.setattr("consumer.renderer.process._MODULES", {"null": "odd_child"})
 
 
 async def end(store: MemoryStore, prompt: str) -> dict[str, Any]:
@@ -102,7 +103,7 @@ async def test_an_error_that_nobody_foresaw_is_logged_by_its_kind_and_place(
     def broken(*_: object) -> None:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr("consumer.delivery.encode", broken)
+    monkeypatch.setattr("consumer.jobs.delivery.encode", broken)
     with caplog.at_level(logging.INFO):
         answer = await end(MemoryStore(), SECRET)
     assert answer["status"] == "failed"
@@ -112,7 +113,7 @@ async def test_an_error_that_nobody_foresaw_is_logged_by_its_kind_and_place(
 
 async def test_last_words_name_the_last_error_of_a_chain():
     """Frames and kinds are taken from a traceback only: a line that looks like an error is somebody's prompt."""
-    words, stderr = LastWords(), asyncio.StreamReader()
+    words, stderr = StderrTail(), asyncio.StreamReader()
     stderr.feed_data(
         b"SecretError: a prompt\r 10 %\r\nTraceback (most recent call last):\n"
         b'  File "/a/one.py", line 3, in first\n    x()\nKeyError: 1\n'
@@ -123,14 +124,14 @@ async def test_last_words_name_the_last_error_of_a_chain():
     stderr.feed_eof()
     await words.listen(stderr)
     words.saw("exit status 1")
-    assert words.aloud == "StoreUnavailable at two.py:7 in <module>; exit status 1"
+    assert words.redacted == "StoreUnavailable at two.py:7 in <module>; exit status 1"
     assert "a prompt" in words.whole
     assert words.last == "schemas.errors.StoreUnavailable: a prompt"
 
 
 def test_an_error_without_a_traceback_has_a_kind():
     """It was made, and never raised."""
-    assert aloud(ValueError("a prompt")) == "ValueError at an unknown place"
+    assert redacted(ValueError("a prompt")) == "ValueError at an unknown place"
 
 
 # Loading ----------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ class Terminal(io.StringIO):
 
 async def test_a_load_is_told_when_it_begins_and_when_it_has_ended(caplog: pytest.LogCaptureFixture):
     """Name and source first; then seconds and size. Two announcements of one load are one."""
-    loads = Loads("cpu", io.StringIO())
+    loads = LoadProgress("cpu", io.StringIO())
     with caplog.at_level(logging.INFO):
         loads.begin("sd21", "a folder or the hub")
         loads.begin("sd21", "the hub")
@@ -159,9 +160,9 @@ async def test_a_load_is_told_when_it_begins_and_when_it_has_ended(caplog: pytes
 
 async def test_a_terminal_counts_the_seconds_of_a_load(monkeypatch: pytest.MonkeyPatch):
     """The line is renewed in place, and gone when the load has ended, well or not."""
-    monkeypatch.setattr("consumer.loads._COUNT", 0.01)
+    monkeypatch.setattr("consumer.renderer.load_progress._COUNT", 0.01)
     terminal = Terminal()
-    loads = Loads("cpu", terminal)
+    loads = LoadProgress("cpu", terminal)
     loads.begin("sd21", "the hub")
     await until(lambda: terminal.getvalue().count("loading sd21 from the hub: 0 s") >= 2)
     loads.end()
@@ -170,7 +171,7 @@ async def test_a_terminal_counts_the_seconds_of_a_load(monkeypatch: pytest.Monke
 
 async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixture, tiny_folder: Path):
     """A worker that preloads a model says so, with where it came from and how large it is."""
-    from consumer.renderer import Renderer, RendererSettings
+    from consumer.renderer.process import Renderer, RendererSettings
 
     models = (("tiny", str(tiny_folder)),)
     renderer = Renderer(

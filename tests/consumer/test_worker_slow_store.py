@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from consumer.worker import Worker
-from infra.memory import MemoryStore
-from infra.store import Stored
+from infra.stores.memory import MemoryStore
+from infra.stores.store import Stored
 from schemas.errors import StoreUnavailable
 from schemas.layout import is_request
 from tests.worker_inside import make_worker, running, until
@@ -51,7 +51,7 @@ async def results(store: MemoryStore) -> list[dict[str, object]]:
 
 def unstored(worker: Worker) -> int:
     """Pictures that are drawn and not in the store."""
-    return sum(len(job.finishing) for job in worker.workshop.jobs.values())
+    return sum(len(job.finishing) for job in worker.jobs.active.values())
 
 
 async def highest_unstored(worker: Worker) -> int:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from infra.claims import Claims
-from infra.memory import MemoryStore
+from infra.claims.claims import Claims
+from infra.stores.memory import MemoryStore
 from tests.worker_inside import make_worker, running
 from tests.worker_inside import until as until_it
 from tests.worker_process import drop, files, result, worker

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from infra.memory import MemoryStore
+from infra.stores.memory import MemoryStore
 from tests.worker_inside import make_worker, running, until
 
 pytestmark = pytest.mark.anyio
@@ -47,10 +47,10 @@ async def test_what_another_worker_took_over_is_dropped(kind: str):
     name = "requests/r.json" if kind == "request" else "requests/r.jsonl"
     await store.create(name, row)
     async with running(make_worker(store, null={"hang_on": "hang"}, grace=0.1)) as worker:
-        shop = worker.workshop
-        await until(lambda: "r" in (shop.jobs if kind == "request" else shop.batches))
+        jobs = worker.jobs
+        await until(lambda: "r" in (jobs.active if kind == "request" else jobs.batches))
         await overtake(store, "r")
-        await until(lambda: "r" not in shop.jobs and "r" not in shop.batches)
+        await until(lambda: "r" not in jobs.active and "r" not in jobs.batches)
     assert await store.head("results/r/result.json") is None
     assert await store.head("claims/r/000002") is not None
 
@@ -63,7 +63,7 @@ async def test_no_status_outlives_its_request():
     async with running(make_worker(store, null={"seconds_per_step": 0.06})) as worker:
         async with asyncio.timeout(20):
             await store.asked.wait()
-        await until(lambda: not worker.workshop.busy and not worker.workshop.jobs)
+        await until(lambda: not worker.jobs.busy and not worker.jobs.active)
         assert await store.head("results/r/result.json") is not None
         store.go.set()
         async with asyncio.timeout(10):

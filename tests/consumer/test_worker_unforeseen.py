@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer.cards import Cards, ModelCard
-from consumer.intake import Intake
-from consumer.listing import BATCHES
-from infra.claims import Claims, Timing
-from infra.doorbell import Doorbell
-from infra.memory import MemoryStore
-from infra.store import Info
+from consumer.intake.claiming import Intake
+from consumer.intake.listing import BATCHES
+from consumer.models.cards import Cards, ModelCard
+from infra.claims.claims import Claims, Timing
+from infra.queues.leases import MessageLeases
+from infra.stores.memory import MemoryStore
+from infra.stores.store import Info
 from schemas import layout
 from schemas.errors import Unsupported
 from schemas.limits import Limits
@@ -25,7 +25,7 @@ from schemas.result import Result
 from tests.worker_inside import make_worker, running, until
 
 if TYPE_CHECKING:
-    from infra.sqs import Message
+    from infra.queues.sqs import Message
 
 pytestmark = pytest.mark.anyio
 
@@ -120,7 +120,7 @@ class Denied:
 async def test_a_queue_that_is_denied_for_a_while_costs_no_worker():
     """Requests are found by listing meanwhile, and the queue is asked again."""
     store, queue = MemoryStore(), Denied()
-    bell = Doorbell(queue, time.monotonic, random.Random(1))  # type: ignore[arg-type]
+    bell = MessageLeases(queue, time.monotonic, random.Random(1))  # type: ignore[arg-type]
     async with running(make_worker(store, bells=[bell], reconcile=0.1)) as worker:
         await drop(store, "a.json", {"prompt": "x", "steps": 1})
         await over(store, "a")
@@ -137,7 +137,7 @@ async def test_a_worker_holds_only_so_many_batches():
     async with running(make_worker(store, ahead=64, null={"seconds_per_step": 0.05})) as worker:
         ended = asyncio.create_task(over(store, *names))
         while not ended.done():
-            most = max(most, len(worker.workshop.batches))
+            most = max(most, len(worker.jobs.batches))
             await asyncio.sleep(0)
         await ended
     assert most == BATCHES

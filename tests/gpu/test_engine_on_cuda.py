@@ -7,10 +7,10 @@ import importlib.util
 import pytest
 import torch
 
-from consumer.cards import Cards
-from consumer.device_call import DeviceCaller
-from consumer.model_registry import ModelRegistry
-from consumer.tasks import Drawn
+from consumer.engine.device_call import DeviceCaller
+from consumer.engine.registry import ModelRegistry
+from consumer.models.cards import Cards
+from consumer.renderer.protocol import Drawn
 from tests.studio import Studio, draw_alone, grey_levels_apart, make_task
 
 TASKS = ("text2img", "img2img", "inpainting")

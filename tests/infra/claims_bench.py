@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.claims import Claims, Held, Timing
-from infra.memory import MemoryStore
-from infra.store import Info, Store, Stored
+from infra.claims.claims import Claims, Held, Timing
+from infra.stores.memory import MemoryStore
+from infra.stores.store import Info, Store, Stored
 from schemas import layout
 from schemas.errors import StoreUnavailable
 from schemas.result import ImageResult, Result

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from consumer.cli import worker
-from infra.bounds import limits_from
+from infra.limits_env import limits_from
 from producer import Client
 from schemas.errors import DreamError, Rejected
 from schemas.limits import Limits

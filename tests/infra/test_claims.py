@@ -9,7 +9,7 @@ import hashlib
 
 import pytest
 
-from infra.store import Store
+from infra.stores.store import Store
 from schemas import layout
 from schemas.errors import StoreUnavailable
 from schemas.result import Failure, Frozen, Result

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra import tree
-from infra.directory import DirectoryStore
-from infra.store import InvalidKey
+from infra.stores.directory import safe_paths
+from infra.stores.directory.store import DirectoryStore
+from infra.stores.store import InvalidKey
 from schemas.errors import DreamError, NotFound, StoreUnavailable, TooLarge
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def keys(store: DirectoryStore, prefix: str = "") -> list[str]:
 RACER = """
 import asyncio, sys
 from pathlib import Path
-from infra.directory import DirectoryStore
+from infra.stores.directory.store import DirectoryStore
 
 async def main(root, name, rounds):
     async with DirectoryStore(Path(root), fsync=False) as store:
@@ -91,13 +91,13 @@ async def test_of_sixteen_creators_in_four_processes_one_wins(folder: DirectoryS
         found = await folder.get(f"claims/race-{number}/000001")
         assert found.body == name.encode() * 1000
         assert dict(found.info.metadata) == {"winner": name}
-    assert os.listdir(folder.root / tree.STAGING) == []
+    assert os.listdir(folder.root / safe_paths.STAGING) == []
 
 
 CHURN = """
 import asyncio, sys
 from pathlib import Path
-from infra.directory import DirectoryStore
+from infra.stores.directory.store import DirectoryStore
 
 async def main(root, rounds):
     async with DirectoryStore(Path(root), fsync=False) as store:
@@ -158,7 +158,7 @@ async def test_every_version_has_an_etag_of_its_own(tmp_path: Path):
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from infra.directory import DirectoryStore
+from infra.stores.directory.store import DirectoryStore
 
 async def main(root, name):
     async with DirectoryStore(Path(root)) as store:
@@ -196,7 +196,7 @@ async def test_a_killed_writer_leaves_whole_objects_or_none(folder: DirectorySto
 
 async def test_leftovers_of_the_dead_are_swept_after_an_hour(folder: DirectoryStore):
     """Opening removes old staging files, and leaves those that somebody may be writing."""
-    staging = folder.root / tree.STAGING
+    staging = folder.root / safe_paths.STAGING
     (staging / "old").write_bytes(b"half")
     (staging / "new").write_bytes(b"half")
     os.utime(staging / "old", (time.time() - 3700, time.time() - 3700))
@@ -209,7 +209,7 @@ async def test_leftovers_of_the_dead_are_swept_after_an_hour(folder: DirectorySt
 async def test_an_object_whose_creator_died_before_tidying_is_whole(folder: DirectoryStore):
     """With its staging name still there an object is read and listed like any other."""
     await folder.create("requests/a.json", b"{}")
-    os.link(folder.root / "requests/a.json", folder.root / tree.STAGING / "left")
+    os.link(folder.root / "requests/a.json", folder.root / safe_paths.STAGING / "left")
 
     assert (await folder.get("requests/a.json")).body == b"{}"
     assert await keys(folder) == ["requests/a.json"]
@@ -430,7 +430,7 @@ async def test_a_file_that_grows_past_the_limit_is_not_read_to_its_end(folder: D
     """The limit holds for what is read, not only for what the file said of itself at first."""
     parts = iter([b"x" * 60, b"x" * 60])
     with pytest.raises(TooLarge):
-        tree.read_all(lambda _: next(parts), "requests/a.json", size=60, max_bytes=100)
+        safe_paths.read_all(lambda _: next(parts), "requests/a.json", size=60, max_bytes=100)
 
 
 names = st.one_of(

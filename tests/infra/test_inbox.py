@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.directory import DirectoryStore
-from infra.inbox import changes
-from infra.memory import MemoryStore
+from infra.stores.changes import changes
+from infra.stores.directory.store import DirectoryStore
+from infra.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ async def test_the_pause_doubles_while_nothing_comes_and_shrinks_with_work(monke
     async def noted(stop: asyncio.Event, news: asyncio.Event, seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr("infra.inbox._wait_for_either", noted)
+    monkeypatch.setattr("infra.stores.changes._wait_for_either", noted)
     found = iter([False] * 7 + [True, True, False, False])
     stop = asyncio.Event()
 

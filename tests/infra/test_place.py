@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.directory import DirectoryStore
-from infra.keys import check_metadata
-from infra.memory import MemoryStore
-from infra.place import open_store
-from infra.s3 import S3Store
+from infra.stores.directory.store import DirectoryStore
+from infra.stores.keys import check_metadata
+from infra.stores.memory import MemoryStore
+from infra.stores.open import open_store
+from infra.stores.s3 import S3Store
 from schemas.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_a_directory_needs_no_aws_library(tmp_path: Path):
     """Opening a directory imports neither aiobotocore nor aiohttp nor watchfiles."""
     script = (
         "import asyncio, sys\n"
-        "from infra.place import open_store\n"
+        "from infra.stores.open import open_store\n"
         "async def main():\n"
         f"    async with open_store({str(tmp_path / 'store')!r}) as store:\n"
         "        await store.create('requests/a.json', b'{}')\n"

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.memory import MemoryStore
-from infra.place import OpenableStore, open_store
-from infra.probe import probe
+from infra.stores.memory import MemoryStore
+from infra.stores.open import OpenableStore, open_store
+from infra.stores.probe import probe
 from schemas.errors import StoreUnavailable, Unsupported
 from tests.servers.s3_front import Fault, S3Front
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from infra.store import Info
+    from infra.stores.store import Info
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.place import open_store
-from infra.s3 import S3Store
-from infra.store import InvalidKey
+from infra.stores.open import open_store
+from infra.stores.s3 import S3Store
+from infra.stores.store import InvalidKey
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 from tests.servers.s3_front import Fault, S3Front
 
@@ -115,7 +115,7 @@ async def test_a_store_without_conditions_is_refused(bucket: S3Store, s3_front: 
 
 RACER = """
 import asyncio, sys
-from infra.s3 import S3Store
+from infra.stores.s3 import S3Store
 
 async def main(name, rounds):
     async with S3Store("s3://bucket") as store:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from infra import tree
-from infra.directory import DirectoryStore
-from infra.sidecars import Sidecars, staging_name
+from infra.stores.directory import safe_paths
+from infra.stores.directory.metadata import Sidecars, staging_name
+from infra.stores.directory.store import DirectoryStore
 from schemas.errors import DreamError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ LATER = 7200.0  # seconds; then all that lies in staging is taken for a dead pro
 DYING = """
 import asyncio, os, sys, time
 from pathlib import Path
-from infra.directory import DirectoryStore
-from infra.sidecars import Sidecars, staging_name
+from infra.stores.directory.store import DirectoryStore
+from infra.stores.directory.metadata import Sidecars, staging_name
 
 STEPS = {"os.link", "os.rename", "os.remove", "open"}
 
@@ -70,7 +70,7 @@ for last in range(1, 200):
 
 
 def sidecars(root: Path) -> list[Path]:
-    return sorted((root / tree.META).rglob("*.json"))
+    return sorted((root / safe_paths.META).rglob("*.json"))
 
 
 async def sidecars_of_objects(root: Path) -> int:
@@ -93,7 +93,7 @@ async def test_no_crash_leaves_a_sidecar_without_its_object(tmp_path: Path):
         left += len(sidecars(root)) - await sidecars_of_objects(root)
         Sidecars(root, fsync=False).sweep(time.time() + LATER)
         assert len(sidecars(root)) == await sidecars_of_objects(root), f"after dying at step {root.name}"
-        assert os.listdir(root / tree.STAGING) == []
+        assert os.listdir(root / safe_paths.STAGING) == []
         for key, body in (("a", b"1"), ("c", b"1")):
             path = root / f"results/{key}/0.png"
             assert not path.exists() or path.read_bytes() == body
@@ -104,7 +104,7 @@ async def test_a_sweep_leaves_what_somebody_may_be_writing(tmp_path: Path):
     """What is younger than an hour stays, also when the object that goes is old."""
     async with DirectoryStore(tmp_path, fsync=False) as store:
         await store.create("results/a/0.png", b"1", metadata={"n": "1"})
-        staging = tmp_path / tree.STAGING
+        staging = tmp_path / safe_paths.STAGING
         name = f"{time.time_ns():x}-0123456789abcdef-{'0' * 32}"
         os.link(tmp_path / "results/a/0.png", staging / name)
         os.utime(staging / name, (1, 1))
@@ -165,7 +165,7 @@ async def test_a_link_that_is_under_way_when_its_file_is_taken_for_dead_keeps_it
     """link(2) looks its source up first and makes the new name later, whatever the source is called by then."""
     async with DirectoryStore(tmp_path, fsync=False) as store:
         await store.create("results/a/0.png", b"1", metadata={"n": "1"})
-        path, staging = tmp_path / "results/a/0.png", tmp_path / tree.STAGING
+        path, staging = tmp_path / "results/a/0.png", tmp_path / safe_paths.STAGING
         path.rename(staging / staging_name("results/a/0.png"))
         remove = Sidecars._remove
 

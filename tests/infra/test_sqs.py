@@ -16,10 +16,10 @@ from typing import Any
 import boto3
 import pytest
 
-from infra.s3_config import new_session
-from infra.sqs import Queue
-from infra.sqs_batches import fitting, is_sendable, size_of
-from infra.sqs_config import where
+from infra.aws import new_session
+from infra.queues.call_batches import fitting, is_sendable, size_of
+from infra.queues.sqs import Queue
+from infra.queues.sqs_config import where
 from schemas.errors import QueueUnavailable, Rejected, TooLarge, Unsupported
 from tests.conftest import pretend_credentials
 from tests.servers.fault_proxy import FaultProxy, Rule, failing

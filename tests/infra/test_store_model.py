@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.directory import DirectoryStore
-from infra.memory import MemoryStore
+from infra.stores.directory.store import DirectoryStore
+from infra.stores.memory import MemoryStore
 from schemas.errors import NotFound
 
 if TYPE_CHECKING:
-    from infra.place import OpenableStore
+    from infra.stores.open import OpenableStore
 
 # Folders and files never share a name, for a directory cannot have both; files end in "!".
 folders = st.lists(st.sampled_from(["a", "b", "a-", "a.b", "a0", "Ä", "日"]), max_size=3)

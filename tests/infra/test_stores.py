@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from infra.place import OpenableStore, open_store
-from infra.store import InvalidKey
+from infra.stores.open import OpenableStore, open_store
+from infra.stores.store import InvalidKey
 from schemas.errors import NotFound, TooLarge
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from infra.wiring import Wiring, changes, partition_of
-from infra.wiring_check import Finding, judge_notifications, judge_queue
+from infra.queues.setup_check import Finding, judge_notifications, judge_queue
+from infra.queues.setup_documents import Wiring, changes, partition_of
 
 WISH = Wiring("art", "studio/", "dreamdrop", "123456789012", "eu-west-1")
 ARN = "arn:aws:sqs:eu-west-1:123456789012:dreamdrop"

@@ -23,7 +23,7 @@ from tests.conftest import pretend_credentials
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from infra.store import Store
+    from infra.stores.store import Store
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from producer.web.keys import new_key, read_keys
+from producer.web.api_keys import new_key, read_keys
 from schemas import infotext
 from tests.producer.facade import facade, ready, worker
 

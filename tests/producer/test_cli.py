@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra.place import open_store
+from infra.stores.open import open_store
 from producer import AsyncClient, Client
 from schemas.layout import is_request
 from tests.servers.s3_front import S3Front

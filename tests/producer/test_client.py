@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.claim import Claim, answers
+from infra.claims.claim import Claim, answers
 from producer import AsyncClient, Client, Conflict, StillWorking, UnknownRequest
 from producer.errors import Damaged
 from producer.requests import fresh_id

@@ -15,13 +15,13 @@ from urllib.parse import unquote_plus
 
 import pytest
 
-from infra.claims import Claims
-from infra.memory import MemoryStore
-from infra.sqs import QueueFacts
-from infra.store import Info
-from infra.wiring_check import Finding
-from producer import doctor
-from producer.canary import Canary
+from infra.claims.claims import Claims
+from infra.queues.setup_check import Finding
+from infra.queues.sqs import QueueFacts
+from infra.stores.memory import MemoryStore
+from infra.stores.store import Info
+from producer.checks import doctor
+from producer.checks.canary import Canary
 from schemas.layout import WORKERS
 from tests.chaos.places import CREDENTIALS
 from tests.cloud import Cloud, wait_for

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from producer.web.desk import LATEST
-from producer.web.keys import BadKey, new_key, read_keys
+from producer.web.api_keys import BadKey, new_key, read_keys
+from producer.web.facade import LATEST
 from schemas.result import Frozen, Result
 from tests.producer.facade import facade, ready, worker
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.claim import Claim
-from infra.directory import DirectoryStore
+from infra.claims.claim import Claim
+from infra.stores.directory.store import DirectoryStore
 from schemas.layout import claim_key, fingerprint
 from schemas.result import Frozen
 from tests.producer.facade import facade, ready, worker

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
 
-from producer.web import describe
+from producer.web import openapi
 from producer.web.app import create_app
 from producer.web.settings import FacadeSettings
 from schemas.limits import Limits
@@ -67,10 +67,10 @@ def test_whatever_is_called_the_server_answers_as_it_says(
     call()
 
 
-@pytest.mark.parametrize("name", sorted(describe.examples()))
+@pytest.mark.parametrize("name", sorted(openapi.examples()))
 def test_every_example_of_the_document_can_be_sent_as_it_is(address: str, name: str):
     """What the documentation page offers to try out works."""
-    body = describe.examples()[name]["value"] | {"steps": 2}
+    body = openapi.examples()[name]["value"] | {"steps": 2}
     answer = httpx.post(f"{address}/generate/", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["images"]

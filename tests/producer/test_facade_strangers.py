@@ -12,8 +12,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from producer.web import a1111_fields
-from producer.web.openai_rows import read_lines
+from producer.web.a1111 import fields
+from producer.web.openai.batch_input import read_lines
 from schemas.batch import split_rows
 from schemas.manifest import DEFAULT_LIMITS
 from tests.producer.facade import facade, ready, worker
@@ -77,8 +77,8 @@ def test_a_form_is_utf8(address: str, charset: str):
 def test_a_title_of_blanks_is_read_at_once():
     """A body's worth of them took hours, on the event loop."""
     title = "a" + " " * 1_000_000 + "b"
-    assert a1111_fields.checkpoint(title) == title
-    assert a1111_fields.checkpoint(" sd15  [0123abcdef] ") == "sd15"
+    assert fields.checkpoint(title) == title
+    assert fields.checkpoint(" sd15  [0123abcdef] ") == "sd15"
 
 
 def test_a_photograph_with_odd_exif_is_drawn_from_or_refused(address: str):

@@ -8,11 +8,14 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from producer.web import a1111_fields, describe, openai_fields, openai_rows
+from producer.web import openapi
+from producer.web.a1111 import fields as a1111_fields
+from producer.web.openai import batch_input
+from producer.web.openai import fields as openai_fields
 from schemas.errors import Rejected
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
-PICTURE = describe.examples()["redraw"]["value"]["image"]
+PICTURE = openapi.examples()["redraw"]["value"]["image"]
 SETTINGS = ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "samples_format", "sd_vae", "other")
 A1111 = (*a1111_fields.NEUTRAL, *a1111_fields.THEIRS.values(), *a1111_fields.SAME)
 A1111 = (
@@ -82,8 +85,8 @@ def test_an_openai_body_is_a_manifest_or_refused(body: dict[str, Any], name: Any
         validate_manifest(openai_fields.words(whole).manifest, DEFAULT_LIMITS)
     except Rejected:
         right = False
-    line = {"custom_id": name, "method": "POST", "url": openai_rows.ENDPOINT, "body": whole}
-    read = openai_rows.read_lines(json.dumps(line).encode(), DEFAULT_LIMITS, 1_999_999_999)
+    line = {"custom_id": name, "method": "POST", "url": batch_input.ENDPOINT, "body": whole}
+    read = batch_input.read_lines(json.dumps(line).encode(), DEFAULT_LIMITS, 1_999_999_999)
     assert len(read.rows) + len(read.faults) == 1
     assert all(fault.line == 1 for fault in read.faults)
     assert right or not read.rows

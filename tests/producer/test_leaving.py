@@ -7,7 +7,7 @@ import json
 
 from starlette.types import Message, Receive, Scope, Send
 
-from producer.web.leaving import Leaving
+from producer.web.shutdown import Leaving
 
 
 async def _cut_off(begun: bool) -> tuple[list[Message], bool]:

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from infra.sqs import Message
+from infra.queues.sqs import Message
 from producer import AsyncClient
-from producer.dead_letters import read
+from producer.checks.dead_letters import read
+from producer.commands.show import dead_letters
 from producer.errors import NothingToRetry
 from producer.requests import Ticket
-from producer.show import dead_letters
 from schemas.errors import Rejected
 from schemas.events import reference
 from schemas.layout import fingerprint

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from infra.claim import Claim
+from infra.claims.claim import Claim
 from producer import AsyncClient, UnknownRequest
 from schemas.layout import claim_key, fingerprint, other_body_id, result_key
 from schemas.result import Frozen

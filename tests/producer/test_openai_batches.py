@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from producer.web.keys import new_key, read_keys
+from producer.web.api_keys import new_key, read_keys
 from tests.cloud import Cloud
 from tests.producer.facade import facade, ready, worker
 from tests.producer.openai_calls import client, ended, line, made, opened, uploaded

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from producer.web.keys import new_key, read_keys
+from producer.web.api_keys import new_key, read_keys
 from schemas.manifest import validate_manifest
 from tests.producer.facade import facade, ready, worker
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from producer.lookup import State
-from producer.show import about
+from producer.commands.show import about
+from producer.request_state import State
 from schemas.result import Progress
 
 

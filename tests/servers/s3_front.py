@@ -25,14 +25,14 @@ from xml.sax.saxutils import escape
 
 from aiohttp import web
 
-from infra.directory import DirectoryStore
-from infra.memory import MemoryStore
+from infra.stores.directory.store import DirectoryStore
+from infra.stores.memory import MemoryStore
 from schemas.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from infra.store import Info
+    from infra.stores.store import Info
 
 KINDS = {
     "slow_down": "503 SlowDown, nothing done",

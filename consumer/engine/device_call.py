@@ -1,0 +1,250 @@
+"""One call of a real module for the rows of many images: stacked, run, cut up again.
+
+Here the device's troubles end: memory that runs out halves the rows and is remembered, a row
+that raises is looked for by halving the group, and numbers that are not finite are drawn again
+in float32. What comes out is one answer or one failure for each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from consumer.engine import device_errors, rows
+from consumer.engine.batch_size import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from torch import nn
+
+    from consumer.engine.stand_in import Call
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why one call has no answer."""
+
+    code: str
+    message: str
+    retry: bool
+
+
+@dataclass
+class Counters:
+    """What the device did, exactly; only ever grows."""
+
+    calls: int = 0  # of any module
+    unet_calls: int = 0
+    useful_rows: int = 0  # UNet rows that belong to an image
+    slots: int = 0  # UNet rows that those calls had room for
+    text_calls: int = 0
+    text_rows: int = 0
+    encode_calls: int = 0
+    encode_rows: int = 0
+    decode_calls: int = 0
+    decode_rows: int = 0
+    splits: int = 0  # groups cut in two after an error
+    idle_steps: int = 0  # `step` found nothing to do
+    device_seconds: float = 0.0  # inside device calls; a GPU's calls may return before they are done
+    host_seconds: float = 0.0  # between two device calls, while there was something to do
+
+    @property
+    def slot_efficiency(self) -> float:
+        """Share of the UNet's rows that were of use."""
+        return self.useful_rows / self.slots if self.slots else 1.0
+
+
+@dataclass
+class DeviceCaller:
+    """Runs groups of calls that can be stacked."""
+
+    max_rows: int
+    exact: bool
+    clock: Callable[[], float]
+    pace: Pace | None = None  # None: as many rows as may be
+    counters: Counters = field(default_factory=Counters)
+    safe_rows: dict[Hashable, int] = field(default_factory=dict)  # learned when memory ran out
+    _ended: float | None = None  # when the last device call returned; None: nothing was to do since
+
+    def idle(self) -> None:
+        """Say that there is nothing to do."""
+        self.counters.idle_steps += 1
+        self._ended = None
+
+    def limit(self, kind: str, key: Hashable) -> int:
+        """Rows that a call of this key may have."""
+        most = min(self._full(kind), self.safe_rows.get(key, self.max_rows))
+        return min(most, self.pace.rows(key)) if self.pace is not None and kind == "unet" else most
+
+    def run(
+        self, calls: Sequence[Call], key: Hashable, ready: Callable[[], None]
+    ) -> list[tuple[Call, Any | Failure]]:
+        """Answer every call of a group.
+
+        Args:
+            key: of the group, LoRAs included; safe sizes are remembered under it.
+            ready: brings the model into the state that the group needs.
+
+        A sticky error is raised as it is: nothing can be answered any more.
+        """
+        waiting: list[list[Call]] = [list(calls)]
+        done: list[tuple[Call, Any | Failure]] = []
+        while waiting:
+            group = waiting.pop()
+            answers, trouble = self._attempt(group, key, ready)
+            # Here, outside `except`, no traceback holds the tensors of the failed attempt.
+            if trouble is None:
+                done += zip(group, answers or (), strict=True)
+                continue
+            if trouble.code == "out_of_memory":
+                device_errors.free_memory()
+                if self._fewer(group, key):
+                    waiting.append(group)
+                    continue
+            if len(group) > 1:
+                self.counters.splits += 1
+                half = len(group) // 2
+                waiting += [group[half:], group[:half]]
+            else:
+                done.append((group[0], trouble))
+        return done
+
+    def _attempt(
+        self, group: list[Call], key: Hashable, ready: Callable[[], None]
+    ) -> tuple[list[Any] | None, Failure | None]:
+        try:
+            ready()
+            return self._call(group, key), None
+        except Exception as error:
+            if device_errors.is_sticky(error):
+                raise
+            if device_errors.is_out_of_memory(error):
+                return None, Failure(
+                    "out_of_memory", "the image does not fit this device's memory, even alone", False
+                )
+            return None, Failure("render_error", f"the model failed: {device_errors.describe(error)}", True)
+
+    def _fewer(self, group: list[Call], key: Hashable) -> bool:
+        """Halve the rows of this key's calls; False when there is only one."""
+        now = min(self.limit(group[0].kind, key), sum(call.rows for call in group))
+        if now <= 1:
+            return False
+        self.safe_rows[key] = now // 2
+        self.counters.splits += 1
+        return True
+
+    def _call(self, group: list[Call], key: Hashable) -> list[Any]:
+        """Run the group's rows in pieces of at most the limit; answers in the group's order."""
+        total = sum(call.rows for call in group)
+        stacked = rows.stack([call.arguments for call in group])
+        limit = self.limit(group[0].kind, key)
+        pieces = []
+        for start in range(0, total, limit):
+            stop = min(start + limit, total)
+            part = stacked if (start, stop) == (0, total) else rows.take(stacked, start, stop)
+            pieces.append(self._piece(group[0], part, stop - start, limit, key))
+        return rows.split(rows.join(pieces), [call.rows for call in group])
+
+    def _piece(self, like: Call, arguments: Any, count: int, limit: int, key: Hashable) -> Any:
+        padded = rows.pad(arguments, count, limit) if self.exact else arguments
+        timed = self.pace if like.kind == "unet" and self.pace and self.pace.measuring(key) else None
+        if timed is not None:
+            _synchronize(like.module)
+        began = self.clock()
+        self.counters.host_seconds += began - self._ended if self._ended is not None else 0.0
+        answer = getattr(like.module, like.method)(**padded)
+        if timed is not None:
+            _synchronize(like.module)
+            timed.record(key, count, self.clock() - began)
+        self._ended = self.clock()
+        self._count(like.kind, count, limit, self._ended - began)
+        return rows.take(answer, 0, count) if self.exact else answer
+
+    def _count(self, kind: str, count: int, limit: int, seconds: float) -> None:
+        seen = self.counters
+        seen.calls += 1
+        seen.device_seconds += seconds
+        if kind == "unet":
+            seen.unet_calls += 1
+            seen.useful_rows += count
+            seen.slots += limit
+        elif kind == "text":
+            seen.text_calls += 1
+            seen.text_rows += count
+        elif kind == "encode":
+            seen.encode_calls += 1
+            seen.encode_rows += count
+        else:
+            seen.decode_calls += 1
+            seen.decode_rows += count
+
+    def _full(self, kind: str) -> int:
+        """Rows of a call at most. In exact mode every call of a kind has just as many."""
+        return 1 if self.exact and kind != "unet" else self.max_rows
+
+
+def _synchronize(module: nn.Module) -> None:
+    """Let the device finish: a GPU's calls return before they are done."""
+    device = next(module.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def finite_picture(call: Call, answer: Any) -> Any | Failure:
+    """A decoded picture, or why there is none: never a black square without a word."""
+    if _is_finite(answer) and not _is_black(answer):
+        return answer
+    if not _is_finite(call.arguments):
+        return Failure(
+            "non_finite", "the model produced numbers that are not finite (NaN) while denoising", False
+        )
+    try:
+        again = _decode_in_float32(call)
+    except Exception as error:
+        if device_errors.is_sticky(error):
+            raise
+        again = None
+    if again is not None:
+        return again
+    if _is_finite(answer):
+        return Failure(
+            "non_finite",
+            "the picture came out black all over, which is how a model shows that its numbers ran over; "
+            "try another scheduler, a lower cfg_scale, or a worker with --dtype float32",
+            False,
+        )
+    return Failure("non_finite", "the decoder produced numbers that are not finite (NaN)", False)
+
+
+def _decode_in_float32(call: Call) -> Any | None:
+    """Decode one call's latents again with the VAE in float32; None when that is no better."""
+    module = call.module
+    before = next(module.parameters()).dtype
+    if before == torch.float32:
+        return None
+    try:
+        module.to(torch.float32)
+        answer = getattr(module, call.method)(
+            **{k: v.float() if isinstance(v, torch.Tensor) else v for k, v in call.arguments.items()}
+        )
+    finally:
+        module.to(before)
+    return answer if _is_finite(answer) and not _is_black(answer) else None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether every number in an answer is one."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in rows.tensors_in(value))
+
+
+def _is_black(answer: Any) -> bool:
+    """Whether a decoded picture, in [-1, 1], shows nothing: no drawing is that dark and that even."""
+    for tensor in rows.tensors_in(answer):
+        levels = (tensor.float() + 1).clamp(0, 2) * 127.5  # grey levels
+        if bool((levels.mean() < 2) & (levels.std() < 1)):
+            return True
+    return False

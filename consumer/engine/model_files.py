@@ -1,0 +1,185 @@
+"""Finding a model's files, and refusing what is not safe to load, before anything is imported.
+
+Only safetensors hold weights here: a pickle runs code when it is read, and so does a folder that
+brings its own Python.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import Rejected, Unavailable
+
+if TYPE_CHECKING:
+    import torch
+
+    from consumer.models.cards import ModelCard
+
+_LIBRARIES = {"diffusers", "transformers"}
+_FAMILIES = tuple(
+    f"StableDiffusion{size}{kind}Pipeline" for size in ("", "XL") for kind in ("", "Img2Img", "Inpaint")
+)
+_LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+_UNWANTED = [
+    "safety_checker/*",
+    "image_encoder/*",
+    "*.fp16.*",
+    "*non_ema*",
+    "*openvino*",
+    "*onnx*",
+    "vae_*/*",
+]
+
+
+class ModelUnavailable(Unavailable):
+    """The model is known, but its weights cannot be had here now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A folder that was looked through and may be loaded."""
+
+    folder: Path
+    source: str
+    revision: str
+    variant: str | None  # such as "fp16", where only that precision is there
+    left_out: tuple[str, ...]  # components that are not loaded
+    elements: int  # weights, in numbers
+
+    def bytes_as(self, dtype: torch.dtype) -> int:
+        """What the weights take in memory at this precision."""
+        return self.elements * dtype.itemsize
+
+
+def find(card: ModelCard, *, offline: bool, cache: Path | None) -> Found:
+    """Try the card's sources in order; the first that can be had must be safe.
+
+    Raises:
+        Rejected: a source is there, but is not what we load.
+        ModelUnavailable: no source can be had; the message says what was tried.
+    """
+    tried = []
+    for source in card.sources:
+        try:
+            folder = _fetch(source, card.revision, offline, cache)
+        except ModelUnavailable as error:
+            tried.append(f"{source}: {error}")
+            continue
+        pinned = source.startswith("hub:") or not any(s.startswith("hub:") for s in card.sources)
+        return check(folder, source=source, revision=card.revision if pinned else "")
+    raise ModelUnavailable(
+        f"model {card.name!r} cannot be had here. Tried {'; '.join(tried)}. Give the worker a diffusers "
+        f"folder with it, as {card.name}=/path/to/folder, or let it reach the hub"
+    )
+
+
+def check(folder: Path, *, source: str = "", revision: str = "") -> Found:
+    """Look a diffusers folder through. Raises `Rejected` with the first thing that is wrong."""
+    index = _read(folder / "model_index.json")
+    kind = index.get("_class_name")
+    if kind not in _FAMILIES:
+        raise _refuse(folder, f"its pipeline is {kind!r}; known are {', '.join(_FAMILIES)}")
+    code = next((p for p in folder.rglob("*.py")), None)
+    if code is not None:
+        raise _refuse(folder, f"it brings its own code ({code.relative_to(folder)}), which is never run")
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    for name, (library, _) in parts.items():
+        if name not in _LEFT_OUT and library is not None and library not in _LIBRARIES:
+            raise _refuse(folder, f"{name} comes from {library!r}, not from diffusers or transformers")
+    for config in (folder / "model_index.json", *folder.glob("*/*.json")):
+        keys = _read(config)
+        if "auto_map" in keys or "custom_pipeline" in keys:
+            raise _refuse(folder, f"{config.relative_to(folder)} asks for code from elsewhere")
+    weights = [name for name in _WEIGHTS if parts.get(name, [None])[0] is not None]
+    variant, elements = None, 0
+    for name in weights:
+        files, variant = _weights(folder, name, variant)
+        elements += sum(_elements(file) for file in files)
+    left_out = tuple(name for name in _LEFT_OUT if name in index)
+    return Found(folder, source or str(folder), revision, variant, left_out, elements)
+
+
+def _weights(folder: Path, name: str, variant: str | None) -> tuple[list[Path], str | None]:
+    every = sorted((folder / name).glob("*.safetensors"))
+    plain = [file for file in every if ".fp16" not in file.name and "non_ema" not in file.name]
+    if plain:
+        return plain, variant
+    if every:
+        return [file for file in every if ".fp16" in file.name], "fp16"
+    pickles = [p.name for ending in ("bin", "pt", "pth", "ckpt") for p in (folder / name).glob(f"*.{ending}")]
+    if pickles:
+        raise _refuse(
+            folder, f"{name} is a pickle ({pickles[0]}), which is never loaded: convert it to safetensors"
+        )
+    raise _refuse(folder, f"{name} has no safetensors file")
+
+
+def _elements(file: Path) -> int:
+    """How many numbers a safetensors file holds, from its header."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > 100 << 20:
+                raise ValueError("header too long")
+            header = json.loads(stream.read(length))
+        sizes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise Rejected(
+            "unsupported", f"{file} is not a safetensors file; was it downloaded whole?", field="model"
+        ) from error
+    total = 0
+    for shape in sizes:
+        count = 1
+        for side in shape:
+            count *= side
+        total += count
+    return total
+
+
+def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Path:
+    if not source.startswith("hub:"):
+        folder = Path(source).expanduser()
+        if not (folder / "model_index.json").is_file():
+            raise ModelUnavailable("no model_index.json there" if folder.is_dir() else "no such folder")
+        return folder
+    from huggingface_hub import snapshot_download
+
+    wanted: dict[str, Any] = {
+        "repo_id": source.removeprefix("hub:"),
+        "revision": revision or None,
+        "allow_patterns": _WANTED,
+        "ignore_patterns": _UNWANTED,
+        "cache_dir": cache,
+    }
+    try:
+        folder = Path(snapshot_download(**wanted, local_files_only=True))
+        if (folder / "unet").is_dir():
+            return folder
+    except Exception as error:  # the hub's library has many kinds of "not here"
+        if offline:
+            raise ModelUnavailable("not in the download cache, and the worker is offline") from error
+    if offline:
+        raise ModelUnavailable("not whole in the download cache, and the worker is offline")
+    try:
+        return Path(snapshot_download(**wanted))
+    except Exception as error:  # network, proxy, permission, revision: all mean the same to us
+        said = " ".join(str(error).split())  # the hub's client speaks in paragraphs
+        raise ModelUnavailable(f"the hub did not give it ({type(error).__name__}: {said})") from error
+
+
+def _refuse(folder: Path, why: str) -> Rejected:
+    return Rejected("unsupported", f"the model in {folder} is refused: {why}", field="model")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Rejected("unsupported", f"{path} cannot be read as JSON: {error}", field="model") from error
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,132 @@
+"""One image as one call of an ordinary diffusers pipeline.
+
+The engine runs `draw` in a greenlet, with a pipeline whose models are stand-ins; a test runs it
+with a plain pipeline and compares. Both take the same path through diffusers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from consumer.models import schedulers
+from consumer.renderer.protocol import ImageTask, RawPicture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+Note = tuple[str, str]  # (code, message)
+
+
+def prepare(
+    template: Any,
+    task: ImageTask,
+    scheduler_config: Mapping[str, Any],
+    build: Callable[[schedulers.SchedulerChoice, Mapping[str, Any]], Any] = schedulers.build,
+) -> Any:
+    """A pipeline of this image's own: the template's models, a scheduler that nobody shares."""
+    pipe = copy.copy(template)  # shallow: models and processors are shared, state is not
+    scheduler = build(schedulers.resolve(task.scheduler), scheduler_config)
+    vars(pipe)["scheduler"] = scheduler  # not by the pipeline's setter, which would rewrite its config
+    return pipe
+
+
+def draw(pipe: Any, task: ImageTask) -> RawPicture:
+    """Run the pipeline. Inpainting returns the given picture's own pixels wherever the mask is black."""
+    image = pipe(**arguments(task)).images[0]
+    pixels = to_bytes(image)
+    if task.task == "inpainting":
+        pixels = _overlay(pipe, task, pixels)
+    return RawPicture(width=pixels.shape[1], height=pixels.shape[0], channels=3, data=pixels.tobytes())
+
+
+def arguments(task: ImageTask) -> dict[str, Any]:
+    """What the pipeline is called with."""
+    given: dict[str, Any] = {
+        "prompt": task.prompt,
+        "negative_prompt": task.negative_prompt,
+        "num_inference_steps": task.steps,
+        "guidance_scale": task.cfg_scale,
+        "generator": torch.Generator("cpu").manual_seed(task.seed),
+        "clip_skip": task.clip_skip - 1 if task.clip_skip and task.clip_skip > 1 else None,
+        "output_type": "pt",
+    }
+    if task.task != "img2img":
+        given |= {"width": task.width, "height": task.height}
+    if task.task != "text2img":
+        given |= {"image": to_pil(task.image), "strength": strength(task)}
+    if task.task == "inpainting":
+        given["mask_image"] = to_pil(task.mask)
+    return given
+
+
+def strength(task: ImageTask) -> float:
+    """How far to go from the picture; never so little that no step is left to draw."""
+    wanted = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
+    if int(task.steps * wanted) >= 1:
+        return wanted
+    return min(1.0, math.nextafter(1 / task.steps, 2.0))
+
+
+def notes(task: ImageTask, tokenizers: Sequence[Any]) -> list[Note]:
+    """What the pipeline will change without saying so."""
+    found = []
+    for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
+        if field == "negative_prompt" and task.cfg_scale <= 1:
+            continue
+        cut = words_cut(tokenizers[0], text) if tokenizers else ""
+        if cut:
+            limit = tokenizers[0].model_max_length - 2
+            found.append(
+                ("prompt_cut", f'the words "{cut}" of {field} were cut: the model reads {limit} tokens')
+            )
+    if task.negative_prompt and task.cfg_scale <= 1:
+        found.append(("ignored", "negative_prompt has no effect at a cfg_scale of 1 or below"))
+    if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
+        found.append(
+            (
+                "strength_raised",
+                f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn",
+            )
+        )
+    return found
+
+
+def words_cut(tokenizer: Any, text: str) -> str:
+    """The end of the text that does not fit the model's token limit, as it was written."""
+    limit = tokenizer.model_max_length - 2  # start and end take one each
+    if len(text.encode()) <= limit:  # a token is one byte or more
+        return ""
+    encoded = tokenizer(
+        text, add_special_tokens=False, truncation=False, return_offsets_mapping=tokenizer.is_fast
+    )
+    ids = encoded["input_ids"]
+    if len(ids) <= limit:
+        return ""
+    if tokenizer.is_fast:
+        return text[encoded["offset_mapping"][limit][0] :].strip()
+    return str(tokenizer.decode(ids[limit:])).strip()
+
+
+def to_pil(picture: RawPicture | None) -> Image.Image:
+    if picture is None:
+        raise ValueError("the task has no picture")
+    mode = {1: "L", 3: "RGB"}[picture.channels]
+    return Image.frombytes(mode, (picture.width, picture.height), picture.data)
+
+
+def to_bytes(image: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(3, h, w) in [0, 1] to (h, w, 3) uint8, rounded as diffusers rounds."""
+    scaled = (image.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _overlay(pipe: Any, task: ImageTask, pixels: Any) -> Any:
+    """Lay the given picture over the drawn one where the mask is black: a VAE alone would change it."""
+    whole = pipe.image_processor.apply_overlay(to_pil(task.mask), to_pil(task.image), Image.fromarray(pixels))
+    return np.asarray(whole)

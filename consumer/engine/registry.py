@@ -1,0 +1,242 @@
+"""Names to loaded models.
+
+A model is loaded once: text2img, img2img and inpainting pipelines share its components. When
+the memory budget is reached, the model that was used longest ago leaves, but never one that an
+image in flight needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from consumer.engine.device_errors import free_memory
+from consumer.engine.devices import Offload, pick_dtype, place, set_attention
+from consumer.engine.loras import Adapters
+from consumer.engine.model_files import Found, ModelUnavailable, find
+from consumer.engine.stand_in import Embeddings, StandIn
+from consumer.models.cards import BUNDLED, Cards, ModelCard
+from schemas.errors import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+_MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")  # in the order in which they run
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory."""
+
+    card: ModelCard
+    record: dict[str, str]  # name, revision, source, licence, dtype: what a result says of it
+    templates: dict[str, Any]  # task: a pipeline whose models are stand-ins
+    plain: dict[str, Any]  # task: the same with the real models
+    scheduler_config: dict[str, Any]
+    tokenizers: list[Any]
+    adapters: Adapters
+    modules: list[Any]
+
+    @property
+    def bytes(self) -> int:
+        """What the weights take in memory."""
+        return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
+
+    def template(self, task: str) -> Any:
+        """The pipeline that an image's own is copied from. Raises `Rejected` for a task it cannot do."""
+        if task not in self.templates:
+            can = ", ".join(self.templates)
+            raise Rejected(
+                "unsupported", f"model {self.card.name!r} cannot do {task}; it does {can}", field="task"
+            )
+        return self.templates[task]
+
+
+@dataclass
+class ModelRegistry:
+    """LoadProgress models on one device, and keeps what fits.
+
+    Args:
+        dtype: precision by name; empty: the card's, else what suits the device.
+        memory_budget: bytes of weights to keep; None: no limit.
+        loras: registered name to a safetensors file.
+        offline: never ask the hub.
+        on_load: told a model's name and source before it is looked for or loaded, which may take minutes.
+        on_loaded: told of each model once it is loaded.
+    """
+
+    cards: Cards
+    device: str = "cpu"
+    dtype: str = ""
+    channels_last: bool = True
+    attention: str = "auto"
+    offload: bool = False
+    memory_budget: int | None = None
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    offline: bool = False
+    cache: Path | None = None  # of downloads; None: the hub's own
+    on_load: Callable[[str, str], None] = lambda _name, _source: None
+    on_loaded: Callable[[Loaded], None] = lambda _model: None
+    embeddings: Embeddings = field(default_factory=Embeddings)
+    loads: int = 0  # models loaded since the start
+    offloading: Offload = field(default_factory=Offload)
+    _loaded: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
+    _found: dict[str, Found] = field(default_factory=dict)
+
+    def fits(self, name: str, in_use: Collection[str]) -> bool:
+        """Whether the model is loaded, or can be once every model not in use has left."""
+        if name in self._loaded or self.memory_budget is None or not in_use:
+            return True  # where nothing is in use, `get` says it if the model is too large
+        needed = self._find(name).bytes_as(self._dtype(self.cards.get(name)))
+        held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
+        return held + needed <= self.memory_budget
+
+    def get(self, name: str, *, in_use: Collection[str] = ()) -> Loaded:
+        """The model, loaded if need be; models that are not in use may leave for it.
+
+        Raises:
+            Rejected: unknown, or not safe to load.
+            ModelUnavailable: none of its sources can be had; the message says what was tried.
+        """
+        if name in self._loaded:
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+        found = self._find(name)
+        self.on_load(name, _named(found.source))
+        self._make_room(name, found, in_use)
+        loaded = self._load(self.cards.get(name), found)
+        self._loaded[name] = loaded
+        self.loads += 1
+        self.on_loaded(loaded)
+        return loaded
+
+    def loaded(self) -> list[str]:
+        """Names of the models in memory, the one used longest ago first."""
+        return list(self._loaded)
+
+    def _find(self, name: str) -> Found:
+        if name not in self._found:
+            card = self.cards.get(name)
+            self.on_load(name, " or ".join(map(_named, card.sources)))
+            self._found[name] = find(card, offline=self.offline, cache=self.cache)
+        return self._found[name]
+
+    def _dtype(self, card: ModelCard) -> torch.dtype:
+        return pick_dtype(self.device, self.dtype or card.dtype)
+
+    def _make_room(self, name: str, found: Found, in_use: Collection[str]) -> None:
+        if self.memory_budget is None:
+            return
+        needed = found.bytes_as(self._dtype(self.cards.get(name)))
+        if needed > self.memory_budget:
+            raise ModelUnavailable(
+                f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"
+            )
+        for old in [key for key in self._loaded if key not in in_use]:
+            if sum(model.bytes for model in self._loaded.values()) + needed <= self.memory_budget:
+                break
+            self.offloading.forget(self._loaded.pop(old).modules)
+            self.embeddings.forget()
+            free_memory()
+
+    def _load(self, card: ModelCard, found: Found) -> Loaded:
+        diffusers = _library("diffusers")
+        quiet()
+        dtype = self._dtype(card)
+        optional = dict.fromkeys(found.left_out)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            str(found.folder),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=found.variant,
+            **optional,
+            **({"requires_safety_checker": False} if "safety_checker" in found.left_out else {}),
+        )
+        pipe.set_progress_bar_config(disable=True)
+        if dtype == torch.float16 and pipe.vae.config.force_upcast:
+            pipe.vae.to(
+                torch.float32
+            )  # this VAE overflows in float16; its pipeline would cast it at every image
+        modules = [pipe.components[name] for name in _MODELS if pipe.components.get(name) is not None]
+        for module in modules:
+            module.eval().requires_grad_(False)
+        if self.channels_last:
+            pipe.unet.to(memory_format=torch.channels_last)
+            pipe.vae.to(memory_format=torch.channels_last)
+        place(modules, self.device, self.offloading if self.offload else None)
+        set_attention(pipe.unet, pipe.vae, self.attention)
+        plain = _tasks(pipe)
+        for one in plain.values():
+            one.set_progress_bar_config(disable=True)
+        return Loaded(
+            card=card,
+            record={
+                "name": card.name,
+                "revision": found.revision,
+                "source": _named(found.source),
+                "licence": card.licence,
+                "dtype": str(dtype).removeprefix("torch."),
+            },
+            templates={task: self._with_stand_ins(one) for task, one in plain.items()},
+            plain=plain,
+            scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
+            tokenizers=[
+                t for t in (pipe.components.get("tokenizer"), pipe.components.get("tokenizer_2")) if t
+            ],
+            adapters=Adapters(pipe, self.loras),
+            modules=modules,
+        )
+
+    def _with_stand_ins(self, pipe: Any) -> Any:
+        stood = type(pipe)(**pipe.components, **_extras(pipe))
+        stood.set_progress_bar_config(disable=True)
+        for name in _MODELS:
+            module = pipe.components.get(name)
+            if module is not None:
+                setattr(stood, name, StandIn(module, self.embeddings if name.startswith("text") else None))
+        return stood
+
+
+def _named(source: str) -> str:
+    """A source as results and logs call it."""
+    return "bundled" if source.startswith(str(BUNDLED)) else source
+
+
+def quiet() -> None:
+    """Let the libraries speak only of errors: what matters to a request becomes a warning in its result."""
+    for name in ("diffusers", "transformers"):
+        logging = _library(f"{name}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def _library(name: str) -> Any:
+    """Import late, because it takes seconds; as Any, because it is not typed."""
+    return importlib.import_module(name)
+
+
+def _tasks(pipe: Any) -> dict[str, Any]:
+    """The three pipelines around one set of components, where the model can do them."""
+    diffusers = _library("diffusers")
+    if pipe.unet.config.in_channels == 9:  # made for inpainting: it cannot draw without a mask
+        return {"inpainting": diffusers.AutoPipelineForInpainting.from_pipe(pipe)}
+    return {
+        "text2img": diffusers.AutoPipelineForText2Image.from_pipe(pipe),
+        "img2img": diffusers.AutoPipelineForImage2Image.from_pipe(pipe),
+        "inpainting": diffusers.AutoPipelineForInpainting.from_pipe(pipe),
+    }
+
+
+def _extras(pipe: Any) -> dict[str, Any]:
+    """The settings that are not components, such as `requires_safety_checker`."""
+    _, optional = pipe._get_signature_keys(pipe)
+    settings = {name: pipe.config[name] for name in optional if name in pipe.config}
+    if "add_watermarker" in optional:
+        settings["add_watermarker"] = False
+    return settings

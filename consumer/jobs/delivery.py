@@ -1,0 +1,105 @@
+"""Images into the store, then the result, then let go.
+
+A finished image is encoded in a thread and created in the store while the device goes on. The
+result is committed when every image that it names is known to be stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from consumer.jobs.picture import encode
+from schemas.errors import StoreUnavailable
+from schemas.result import ModelUsed, Note, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from consumer.jobs.job import Job
+    from consumer.renderer.protocol import Drawn
+    from infra.claims.claims import Claims
+    from schemas.result import Result
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_PATIENCE = (0.2, 10.0)  # seconds between tries while the store does not answer: first, longest
+
+
+class Delivery:
+    """Stores what was drawn, for one worker."""
+
+    def __init__(self, claims: Claims, clock: Callable[[], float], versions: Mapping[str, str]) -> None:
+        self._claims = claims
+        self._clock = clock
+        self.versions = dict(versions)
+
+    async def adopt(self, job: Job) -> None:
+        """Find the images that an earlier attempt stored."""
+        if job.held.claim.epoch == 1:
+            return  # nobody worked on it before
+        for index in job.missing():
+            found = await self.insist(lambda i=index: self._claims.stored_image(job.held, i, job.extension))  # type: ignore[misc]
+            if found is not None:
+                job.images[index] = found
+
+    async def image(self, job: Job, drawn: Drawn) -> None:
+        """Encode and store one drawn image."""
+        began = self._clock()
+        job.model = ModelUsed.model_validate(
+            {k: v for k, v in drawn.model.items() if k in ModelUsed.model_fields}
+        )
+        for code, message in drawn.warnings:
+            job.note(Note(code=code, message=message, field="prompt" if "prompt" in code else None))
+        job.seconds["render"] = max(job.seconds.get("render", 0.0), drawn.seconds)
+        body, content_type, extension = await asyncio.to_thread(
+            encode, drawn.picture, job.plan.output, job.recipe(drawn.index)
+        )
+        encoded = self._clock()
+        job.spent("encode", encoded - began)
+        job.images[drawn.index] = await self.insist(
+            lambda: self._claims.store_image(
+                job.held,
+                drawn.index,
+                extension,
+                body,
+                seed=job.plan.seeds[drawn.index],
+                width=drawn.picture.width,
+                height=drawn.picture.height,
+                content_type=content_type,
+            )
+        )
+        job.spent("upload", self._clock() - encoded)
+
+    async def commit(self, job: Job, result: Result | None = None) -> None:
+        """End a request: as the given result, or as what its job has come to."""
+        if result is None:
+            result = job.result(
+                worker=self._claims.session,
+                now=self._clock(),
+                finished_at=utc_now(),
+                versions=self.versions,
+            )
+        ours = await self.insist(lambda: self._claims.commit(job.held, result))
+        log.info(
+            "request ended" if ours else "request was ended by somebody else",
+            extra={
+                "id": job.id,
+                "status": result.status,
+                "images": len(result.images),
+                "seconds": round(self._clock() - job.began, 3),
+            },
+        )
+
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a store call until the store answers; being cancelled is the way out."""
+        pause, longest = _PATIENCE
+        while True:
+            try:
+                return await call()
+            except StoreUnavailable as error:
+                log.warning("the store does not answer", extra={"why": str(error), "again_in": pause})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)

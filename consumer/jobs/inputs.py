@@ -1,0 +1,67 @@
+"""Where a manifest's pictures come from: the manifest itself, or a key in this store.
+
+A key is read with the worker's rights, so only prefixes that the operator has named may be
+given. Another bucket, a URL, or a path is never opened.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import consumer.jobs.picture as picture
+from infra.stores.keys import MAX_KEY_BYTES
+from infra.stores.store import InvalidKey
+from schemas.errors import NotFound, Rejected, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from infra.stores.store import Store
+    from schemas.limits import Limits
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_KEY = re.compile(r"[^\s=]+/[^\s=]+\.(png|jpe?g|webp)", re.IGNORECASE)  # base64 has no dot
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Reads the pictures that a manifest names or holds."""
+
+    store: Store
+    limits: Limits
+    prefixes: Sequence[str]
+
+    async def read(self, value: str, field: str) -> bytes:
+        """The bytes of a picture. Raises `Rejected` that names the field."""
+        scheme = _SCHEME.match(value)
+        # A picture's text is not searched: with its many slashes that takes minutes a megabyte.
+        if scheme is None and not (len(value) <= MAX_KEY_BYTES and _KEY.fullmatch(value)):
+            return picture.decode_base64(value, field, self.limits)
+        key = self._key(value, field) if scheme else value
+        if ".." in key or not key.startswith(tuple(self.prefixes)):
+            allowed = ", ".join(self.prefixes) or "none"
+            raise Rejected(
+                "invalid_manifest",
+                f"{field} names a key that this worker may not read; allowed prefixes: {allowed}",
+                field=field,
+            )
+        try:
+            return (await self.store.get(key, max_bytes=self.limits.max_body_bytes)).body
+        except (NotFound, InvalidKey) as error:
+            raise Rejected(
+                "invalid_manifest", f"{field}: there is no object {key[:200]!r}", field=field
+            ) from error
+        except TooLarge as error:
+            raise Rejected("too_large", f"{field}: {error.message}", field=field) from error
+
+    def _key(self, value: str, field: str) -> str:
+        own = self.store.url.rstrip("/") + "/"
+        if not value.startswith("s3://") or not value.startswith(own):
+            raise Rejected(
+                "invalid_manifest",
+                f"{field} is a URL; give the picture as base64, or as a key of this worker's own store",
+                field=field,
+            )
+        return value.removeprefix(own)

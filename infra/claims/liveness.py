@@ -1,0 +1,73 @@
+"""Who is alive, judged by one clock only: the observer's.
+
+A heartbeat is an object that its worker overwrites. What it says does not matter; that it
+*changes* does. A worker is presumed dead when its heartbeat has been the same, or missing, for a
+lease since this observer first saw it so. Being wrong costs a second rendering, never a result.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from infra.claims.claim import Release, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+
+@dataclass(slots=True)
+class Watch:
+    """What one worker has seen of the others."""
+
+    timing: Timing
+    rng: random.Random
+    _beats: dict[str, tuple[str | None, float]] = field(default_factory=dict)  # session to (etag, since)
+    _owners: set[str] = field(default_factory=set)
+    _ripe: dict[str, float] = field(default_factory=dict)  # release marker's key to not-before
+
+    def observe(self, beats: Mapping[str, str], owners: Collection[str], at: float) -> None:
+        """Note the heartbeats of a listing.
+
+        Args:
+            beats: session to etag.
+            owners: sessions that own claims, with or without a heartbeat.
+            at: seconds by our clock, read after the listing was complete.
+        """
+        self._owners = set(owners)
+        sessions = beats.keys() | self._owners
+        for gone in self._beats.keys() - sessions:
+            del self._beats[gone]
+        for session in sessions:
+            known, etag = self._beats.get(session), beats.get(session)
+            if known is None or known[0] != etag:
+                self._beats[session] = (etag, at)
+
+    def unchanged(self, session: str, asked: float) -> float:
+        """For how many seconds a heartbeat was the same when the listing was asked for."""
+        known = self._beats.get(session)
+        return 0.0 if known is None else asked - known[1]
+
+    def is_dead(self, session: str, asked: float) -> bool:
+        return self.unchanged(session, asked) >= self.timing.lease
+
+    def is_ripe(self, key: str, attempt: int, release: Release, at: float) -> bool:
+        """Whether a released claim may be taken: a retry waits, counted from our first sight of it."""
+        if release.reason == "drain" or attempt >= self.timing.max_attempts:
+            return True
+        if key not in self._ripe:
+            waits = self.timing.retry_after or (0.0,)
+            wait = waits[min(attempt, len(waits)) - 1]
+            self._ripe[key] = at + wait * (1 + self.rng.random() / 4)  # spread, so that not all come at once
+        return at >= self._ripe[key]
+
+    def soonest(self, now: float, *, but: str) -> float:
+        """Seconds until a lease (not that of session `but`) or a wait runs out unless something changes."""
+        leases = [self._beats[owner][1] + self.timing.lease for owner in self._owners if owner != but]
+        return min((at - now for at in [*leases, *self._ripe.values()] if at > now), default=math.inf)
+
+    def forget_markers(self, present: Collection[str]) -> None:
+        for gone in self._ripe.keys() - set(present):
+            del self._ripe[gone]

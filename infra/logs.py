@@ -1,0 +1,54 @@
+"""What a program says of its work: one line an event, with its facts as key=value."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from pathlib import PurePath
+
+
+class Line(logging.Formatter):
+    """`12:00:01 info  request ended id=cat status=succeeded`: an event and its facts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        usual = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
+        facts = " ".join(f"{k}={_plain(v)}" for k, v in record.__dict__.items() if k not in usual)
+        when, level = self.formatTime(record, "%H:%M:%S"), record.levelname.lower()
+        text = f"{when} {level:<7} {_plain(record.getMessage(), 2000)}"
+        line = f"{text} {facts}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _plain(value: object, longest: int = 300) -> str:
+    """One line, printable, short: a log entry cannot be forged by what it quotes."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def log_lines(level: str, *names: str) -> None:
+    """Send what these loggers say to stderr from a level on; of all others, warnings only."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Line())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in names:
+        logging.getLogger(name).setLevel(level.upper())
+
+
+def redacted(error: BaseException) -> str:
+    """An error's kind and place, without its message, such as `ValueError at pipelines.py:71 in draw`.
+
+    A message may repeat what it was given, such as somebody's prompt, and logs are copied, shipped and
+    kept. The message itself is logged at the level debug, which an operator asks for.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return f"{type(error).__name__} at an unknown place"
+    return (
+        f"{type(error).__name__} at {code_location(frames[-1].filename, frames[-1].lineno, frames[-1].name)}"
+    )
+
+
+def code_location(file: str, line: object, function: str) -> str:
+    """`pipelines.py:71 in draw`, without the folder."""
+    return f"{PurePath(file).name}:{line} in {function}"

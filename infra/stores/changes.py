@@ -1,0 +1,106 @@
+"""When to look at the inbox: the pause between two listings, cut short where news can be heard.
+
+A bucket cannot call, so the pause doubles while nothing comes. A directory can: there a new file
+ends the pause at once. The pause stays as a safety net, for not every file system tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from infra.stores.directory.store import DirectoryStore
+from schemas.layout import REQUESTS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from infra.stores.store import Store
+
+log = logging.getLogger(__name__)
+
+BUSY = 0.5  # seconds between two looks while there is work
+IDLE = 15.0  # seconds between two looks when nothing has come for long
+
+
+async def changes(
+    store: Store,
+    stop: asyncio.Event,
+    *,
+    prefixes: Sequence[str] = (REQUESTS,),
+    found_work: Callable[[], bool] = lambda: False,
+    shortest: float = BUSY,
+    longest: float = IDLE,
+    growth: float = 2.0,
+    news: asyncio.Event | None = None,
+) -> AsyncIterator[None]:
+    """Yield whenever it is time to list: at once, then after each pause, until `stop` is set.
+
+    Args:
+        prefixes: folders (ending in "/") to listen to in a directory.
+        found_work: asked after each look: whether it found something, so that the next comes soon.
+        shortest, longest: the pause in seconds.
+        growth: how much longer it gets with each look that found nothing.
+        news: set by the caller to look at once.
+    """
+    news = news or asyncio.Event()
+    with _listening(store, prefixes, stop, news):
+        pause = shortest
+        while not stop.is_set():
+            news.clear()  # before the look, so that what comes during it causes another one
+            yield
+            if found_work():
+                pause = shortest
+            await _wait_for_either(stop, news, pause)
+            pause = shortest if news.is_set() else min(growth * pause, longest)
+
+
+async def _wait_for_either(stop: asyncio.Event, news: asyncio.Event, seconds: float) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in (stop, news)]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+@contextlib.contextmanager
+def _listening(
+    store: Store, prefixes: Sequence[str], stop: asyncio.Event, news: asyncio.Event
+) -> Iterator[None]:
+    if not isinstance(store, DirectoryStore):
+        yield
+        return
+    task = asyncio.create_task(_watch(store, prefixes, stop, news))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _watch(
+    store: DirectoryStore, prefixes: Sequence[str], stop: asyncio.Event, news: asyncio.Event
+) -> None:
+    """Set `news` when files come or change below the prefixes."""
+    from watchfiles import Change, awatch
+
+    folders = [store.root / prefix for prefix in prefixes]
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        arrivals = awatch(
+            *folders,
+            watch_filter=lambda change, _: change != Change.deleted,
+            stop_event=stop,
+            step=2,  # milliseconds; the first of many files is news enough
+            debounce=50,
+        )
+        async for _ in arrivals:
+            news.set()
+    except (OSError, RuntimeError) as error:  # such as too few inotify watches
+        log.warning(
+            "new files are found by listing only: the directory cannot be watched",
+            extra={"directory": str(store.root), "reason": str(error)},
+        )

@@ -1,0 +1,256 @@
+"""Steps below one directory that nothing in it can lead astray.
+
+Every path is walked one segment at a time from an open directory, never through a symbolic
+link, and only plain files are opened. What a stranger may leave in an inbox (a link out of the
+tree, a pipe without a writer, a device) is looked at and left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from infra.stores.keys import check_key
+from infra.stores.store import InvalidKey
+from schemas.errors import TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+STAGING = ".staging"  # half-written files, on the same file system as the keys
+META = ".meta"  # metadata, beside the objects that have some
+PRIVATE = frozenset({STAGING, META})
+MAX_SEGMENT_BYTES = 255  # of every common file system
+INBOX = "requests/"  # where people copy files in with what they have: editors, rsync, cp
+UNFINISHED = (".tmp", ".part", "~")
+PATIENCE = 100  # times that a folder is made again when another process removes it meanwhile
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+#: What "there is no such file" looks like when something else stands in the way.
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+
+_warned: set[str] = set()
+
+
+def segments(key: str) -> tuple[str, ...]:
+    """A key as path segments, checked for what a file system cannot hold."""
+    check_key(key)
+    found = tuple(key.split("/"))
+    if found[0] in PRIVATE:
+        raise InvalidKey(f"the key {key!r} begins with {found[0]!r}, which the store keeps for itself")
+    for segment in found:
+        if len(os.fsencode(segment)) > MAX_SEGMENT_BYTES:
+            raise InvalidKey(
+                f"the key {key!r} has a segment of more than {MAX_SEGMENT_BYTES} bytes, the longest name "
+                "that a file system takes; shorten it"
+            )
+    return found
+
+
+def etag(facts: os.stat_result) -> str:
+    """Changes with every replacement (inode) and every edit in place (time, size)."""
+    return f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
+
+
+@contextlib.contextmanager
+def folder(root: Path, names: Sequence[str], *, make: bool = False, fsync: bool = True) -> Iterator[int]:
+    """Open the folder `root/names...` as a file descriptor, without following links below root.
+
+    Raises:
+        OSError: ENOENT where it is missing and not to be made; ENOTDIR or ELOOP where a file or
+            a link stands in its place. A missing root is `FileNotFoundError` with its path.
+    """
+    here = _descend(root, names, make=make, fsync=fsync)
+    try:
+        yield here
+    finally:
+        os.close(here)
+
+
+def _descend(root: Path, names: Sequence[str], *, make: bool, fsync: bool) -> int:
+    for _ in range(PATIENCE):
+        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in names:
+                below = _step(here, name, make=make, fsync=fsync)
+                os.close(here)
+                here = below
+        except FileNotFoundError:
+            os.close(here)
+            if not make:
+                raise
+            # Another process has removed an empty folder that we stood in: again from the root.
+        except OSError:
+            os.close(here)
+            raise
+        else:
+            return here
+    raise OSError(errno.EAGAIN, "its folder is removed as fast as it is made", "/".join(names))
+
+
+def _step(here: int, name: str, *, make: bool, fsync: bool) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(name, _FOLDER, dir_fd=here)
+    if not make:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=here)
+        if fsync:
+            sync_folder(here)
+    return os.open(name, _FOLDER, dir_fd=here)
+
+
+def look(name: str, here: int) -> os.stat_result | None:
+    """A plain file's facts, or None when there is no plain file of this name."""
+    try:
+        facts = os.stat(name, dir_fd=here, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+    return facts if stat.S_ISREG(facts.st_mode) else None
+
+
+def open_file(name: str, here: int) -> int | None:
+    """Open a plain file for reading; None when there is none. Never blocks, never follows a link."""
+    if look(name, here) is None:  # opening a device could already do something
+        return None
+    try:
+        fd = os.open(name, _FILE, dir_fd=here)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # exchanged in between
+        os.close(fd)
+        return None
+    return fd
+
+
+def read_all(read: Callable[[int], bytes], key: str, size: int, max_bytes: int | None) -> bytes:
+    """Read to the end, but never more than the limit, however the file grows meanwhile."""
+    if max_bytes is not None and size > max_bytes:
+        raise TooLarge(key, size, max_bytes)
+    parts: list[bytes] = []
+    total = 0
+    while part := read(1 << 20):
+        parts.append(part)
+        total += len(part)
+        if max_bytes is not None and total > max_bytes:
+            raise TooLarge(key, total, max_bytes)
+    return b"".join(parts)
+
+
+def write_all(fd: int, body: bytes) -> None:
+    """Write every byte, however few the system takes at once."""
+    rest = memoryview(body)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def sync_folder(fd: int) -> None:
+    """Make the names in a folder durable, where its file system can."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+
+
+def is_foreign_link(facts: os.stat_result, root: Path) -> bool:
+    """Whether a plain file is also known by a name other than its key.
+
+    Dropped files only: a hard link would let somebody show us a file that only we may read.
+    Our own files have a second name for a moment, in the staging folder.
+    """
+    if facts.st_nlink == 1:
+        return False
+    try:
+        with folder(root, [STAGING]) as staging, os.scandir(staging) as entries:
+            return facts.st_nlink > 2 or all(entry.inode() != facts.st_ino for entry in entries)
+    except OSError:
+        return True
+
+
+def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Keys that begin with prefix, with their facts, in ascending order of their UTF-8 bytes.
+
+    Only the folder that the prefix names is read, and below it only what start_after leaves.
+    """
+    base, _, beginning = prefix.rpartition("/")
+    names = base.split("/") if base else []
+    if names and names[0] in PRIVATE:
+        return
+    try:
+        with folder(root, names) as here:
+            yield from _walk(here, f"{base}/" if base else "", beginning, start_after)
+    except OSError as error:
+        if error.errno not in ABSENT or not root.is_dir():
+            raise
+
+
+def _walk(here: int, base: str, beginning: str, start_after: str) -> Iterator[tuple[str, os.stat_result]]:
+    for name, is_folder in _entries(here, base, beginning):
+        key = base + name
+        if not is_folder:
+            facts = look(name, here) if key > start_after else None
+            if facts is not None:
+                yield key, facts
+            continue
+        below = f"{key}/"
+        if start_after >= below and not start_after.startswith(below):
+            continue  # all of it comes before
+        try:
+            fd = os.open(name, _FOLDER, dir_fd=here)
+        except OSError as error:
+            if error.errno in ABSENT:
+                continue  # removed, or exchanged for something else, in between
+            raise
+        try:
+            yield from _walk(fd, below, "", start_after)
+        finally:
+            os.close(fd)
+
+
+def _entries(here: int, base: str, beginning: str) -> list[tuple[str, bool]]:
+    """Names of plain files and folders, sorted as their keys will be: a folder ends in "/"."""
+    found: list[tuple[str, bool]] = []
+    with os.scandir(here) as entries:
+        for entry in entries:
+            name = entry.name
+            if not name.startswith(beginning) or not _is_listed(base, name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                found.append((name, True))
+            elif entry.is_file(follow_symlinks=False):
+                found.append((name, False))
+    found.sort(key=lambda e: f"{e[0]}/" if e[1] else e[0])
+    return found
+
+
+def _is_listed(base: str, name: str) -> bool:
+    if not base and name in PRIVATE:
+        return False
+    if base.startswith(INBOX) and (name.startswith(".") or name.endswith(UNFINISHED)):
+        return False
+    try:
+        check_key(base + name)
+    except InvalidKey as error:
+        warn_once(base + name, f"a file is not listed: {error}")
+        return False
+    return True
+
+
+def warn_once(about: str, message: str) -> None:
+    """Say it the first time only: listings come every second. At most a thousand are remembered."""
+    if about not in _warned and len(_warned) < 1000:
+        _warned.add(about)
+        log.warning(message)

@@ -1,0 +1,86 @@
+"""A store in a dict, for tests and notebooks: the same promises, gone when the process ends.
+
+Nothing here waits, reads a clock or draws a random number, so a simulation that uses it is
+repeated exactly by its seed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from infra.stores.keys import check_key, check_metadata, check_prefix
+from infra.stores.store import Info, Stored
+from schemas.errors import NotFound, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+
+class MemoryStore:
+    """Keys to objects; safe for the tasks of one event loop, not for threads."""
+
+    def __init__(self, *, clock: Callable[[], float] = lambda: 0.0, url: str = "memory://") -> None:
+        self.url = url
+        self._clock = clock  # seconds since 1970, for `Info.modified` only
+        self._objects: dict[str, Stored] = {}
+        self._writes = 0  # gives every version its own etag
+
+    async def open(self) -> None:
+        """Nothing to open: here so that every store is opened alike."""
+
+    async def close(self) -> None:
+        """Nothing to let go: the objects stay, so that another user of this store still sees them."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
+        check_key(key)
+        found = self._objects.get(key)
+        if found is None:
+            raise NotFound(key)
+        if max_bytes is not None and found.info.size > max_bytes:
+            raise TooLarge(key, found.info.size, max_bytes)
+        return found
+
+    async def head(self, key: str) -> Info | None:
+        check_key(key)
+        found = self._objects.get(key)
+        return found.info if found else None
+
+    async def create(
+        self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
+    ) -> bool:
+        check_key(key)
+        check_metadata(metadata or {})
+        if key in self._objects:
+            return False
+        self._write(key, body, metadata or {})
+        return True
+
+    async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
+        check_key(key)
+        self._write(key, body, {})
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
+        check_prefix(prefix)
+        # Code points sort as their UTF-8 bytes do, so plain string order is the promised one.
+        for key in sorted(k for k in self._objects if k.startswith(prefix) and k > start_after):
+            found = self._objects.get(key)
+            if found is not None:  # deleted since the listing began
+                info = found.info
+                yield Info(info.key, info.size, info.etag, info.modified)
+
+    async def delete(self, key: str, *, etag: str | None = None) -> None:
+        check_key(key)
+        found = self._objects.get(key)
+        if found is not None and etag in (None, found.info.etag):
+            del self._objects[key]
+
+    def _write(self, key: str, body: bytes, metadata: Mapping[str, str]) -> None:
+        self._writes += 1
+        info = Info(key, len(body), str(self._writes), self._clock(), dict(metadata))
+        self._objects[key] = Stored(info, bytes(body))

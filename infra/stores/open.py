@@ -1,0 +1,93 @@
+"""From a setting to a store: `./folder`, `file://`, `s3://bucket/prefix`, `memory://name`.
+
+Each kind is imported when it is asked for, so that a directory needs no AWS library.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+from urllib.parse import unquote, urlsplit
+
+from infra.stores.store import Store
+from schemas.errors import Unsupported
+
+if TYPE_CHECKING:
+    from infra.stores.memory import MemoryStore
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_memories: dict[str, MemoryStore] = {}  # one per name: two users of "memory://demo" meet
+
+
+class OpenableStore(Store, Protocol):
+    """A store as `open_store` hands it out: to be used as `async with open_store(url) as store`."""
+
+    async def open(self) -> None:
+        """Make what can be made, and say early what is missing. Raises `StoreUnavailable`."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+def open_store(url: str) -> OpenableStore:
+    """The store of this name, not opened yet.
+
+    Args:
+        url: a directory's path, `file:///path`, `s3://bucket[/prefix]`, or `memory://[name]`
+            (named ones are shared within the process).
+
+    Raises:
+        Unsupported: the text names no store; the message lists what does.
+    """
+    match = _SCHEME.match(url)
+    scheme = match[1].lower() if match else ""
+    if scheme == "s3":
+        return _s3(url)
+    if scheme == "memory":
+        return _memory(url.partition("://")[2])
+    if scheme not in ("", "file") or not url:
+        raise Unsupported(
+            f"{url!r} is no store: give a directory (./dreamdrop-data), file:///a/directory, "
+            f"s3://bucket or s3://bucket/prefix, or memory://{_hint(scheme)}"
+        )
+    if os.name != "posix":
+        raise Unsupported(f"{url!r}: a directory store needs Linux or macOS; use s3://bucket, or WSL")
+    from infra.stores.directory.store import DirectoryStore
+
+    return DirectoryStore(_path(url) if scheme else Path(url).expanduser())
+
+
+def _hint(scheme: str) -> str:
+    if scheme in ("http", "https", "minio", "r2"):
+        return "; for a server that speaks S3 use s3://bucket and set AWS_ENDPOINT_URL_S3 to its address"
+    return ""
+
+
+def _path(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise Unsupported(f"{url!r} names no directory: write file:///absolute/path, with three slashes")
+    return Path(unquote(url.partition("://")[2].removeprefix("localhost")))
+
+
+def _s3(url: str) -> OpenableStore:
+    try:
+        from infra.stores.s3 import S3Store
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            f"{url!r} needs {error.name}, which is not installed: pip install aiobotocore"
+        ) from error
+    return S3Store(url)
+
+
+def _memory(name: str) -> OpenableStore:
+    from infra.stores.memory import MemoryStore
+
+    if not name:
+        return MemoryStore(clock=time.time)
+    return _memories.setdefault(name, MemoryStore(clock=time.time, url=f"memory://{name}"))

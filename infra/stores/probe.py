@@ -1,0 +1,122 @@
+"""Stores are probed, not believed: does this one keep what the protocol needs of it?
+
+A few short-lived objects tell: level A takes any number of workers, level B (two creators of one
+key were both told that they won) takes one worker only, and a store that ignores conditions, or
+forgets what it was just given, is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from schemas.errors import DreamError, NotFound, Unsupported
+from schemas.layout import WORKERS
+
+if TYPE_CHECKING:
+    from infra.stores.store import Store
+
+log = logging.getLogger(__name__)
+
+RACERS = 16  # concurrent creators of one key
+ROUNDS = 8  # keys that they race for
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a store was found to do."""
+
+    level: str  # "A": any number of workers; "B": one worker only
+    reason: str
+    conditional_delete: bool  # whether a delete with a stale etag leaves the object alone
+
+    @property
+    def is_atomic(self) -> bool:
+        return self.level == "A"
+
+
+async def probe(store: Store, *, racers: int = RACERS, rounds: int = ROUNDS, name: str = "") -> Verdict:
+    """Try the store's promises on objects `workers/.probe-<name>-...`, and remove those again.
+
+    About `racers * rounds` small writes; well under a second on a near store.
+
+    Raises:
+        Unsupported: the store cannot carry the protocol; the message says why.
+        StoreUnavailable: it does not answer, or not us.
+    """
+    stem = f"{WORKERS}.probe-{name or secrets.token_hex(8)}-"
+    keys = [f"{stem}{number:03d}" for number in range(rounds + 1)]
+    try:
+        await _expect_write_once(store, keys[0])
+        winners = [await _race(store, key, racers) for key in keys[1:]]
+        await _expect_listed(store, stem, keys)
+        conditional = await _has_conditional_delete(store, keys[0])
+    finally:
+        await _clean_up(store, keys)
+    spoiled = sum(1 for count in winners if count != 1)
+    if spoiled:
+        reason = (
+            f"in {spoiled} of {rounds} races for one key the store told not exactly one creator that it "
+            "won: its creates are not atomic, so only one worker may use it"
+        )
+        return Verdict("B", reason, conditional)
+    return Verdict("A", f"each of {rounds} races for one key had exactly one winner", conditional)
+
+
+async def _expect_write_once(store: Store, key: str) -> None:
+    """Create twice, one after the other: the first must stay, and be readable at once."""
+    mine = {"probe": "first"}
+    if not await store.create(key, b"first", metadata=mine):
+        raise Unsupported(f"{store.url} says that the new key {key!r} exists already: its reads are stale")
+    again = await store.create(key, b"second")
+    try:
+        found = await store.get(key)
+    except NotFound as error:
+        raise Unsupported(f"{store.url} does not show an object just after it was written") from error
+    if again or found.body == b"second":
+        raise Unsupported(
+            f"{store.url} overwrote an object although the write said If-None-Match: * (create only if "
+            "absent). Two workers could take one request there. Use a store that has conditional writes "
+            "(AWS S3, Ceph, MinIO, R2, ...), or a directory"
+        )
+    if found.body != b"first":
+        raise Unsupported(f"{store.url} gave back other bytes than were written to it")
+    info = await store.head(key)
+    if info is None or dict(info.metadata) != mine:
+        raise Unsupported(f"{store.url} does not keep the metadata of objects (x-amz-meta-...)")
+
+
+async def _race(store: Store, key: str, racers: int) -> int:
+    """How many of the concurrent creators of a key won; 0 when what is there is no winner's."""
+    answers = await asyncio.gather(*(store.create(key, b"%d" % n) for n in range(racers)))
+    winners = [b"%d" % n for n, won in enumerate(answers) if won]
+    found = await store.get(key)
+    return len(winners) if found.body in winners else 0
+
+
+async def _expect_listed(store: Store, stem: str, keys: list[str]) -> None:
+    found = [info.key async for info in store.list(stem)]
+    missing = sorted(set(keys) - set(found))
+    if missing:
+        raise Unsupported(
+            f"{store.url} does not list an object just after it was written ({missing[0]!r}): requests "
+            "would be overlooked. Look for an eventual-consistency setting"
+        )
+    if found != sorted(found):
+        raise Unsupported(f"{store.url} does not list keys in ascending order of their bytes")
+
+
+async def _has_conditional_delete(store: Store, key: str) -> bool:
+    await store.delete(key, etag="0" * 32)
+    return await store.head(key) is not None
+
+
+async def _clean_up(store: Store, keys: list[str]) -> None:
+    for key in keys:
+        try:
+            await store.delete(key)
+        except DreamError as error:  # what was found out matters more than a crumb left behind
+            log.info("a probe object stays behind", extra={"key": key, "reason": str(error)})

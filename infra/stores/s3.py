@@ -1,0 +1,288 @@
+"""An S3-compatible bucket, through aiobotocore.
+
+The one idea is in `create`: an answer can be lost after the write was done, so every object
+carries a *nonce*, and whatever is not a plain yes or no is settled by reading the nonce back.
+Reading, listing and overwriting are repeated by the SDK as usual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NotConnected
+
+from infra.aws import FOREIGN, READ_TIMEOUT, code_of, config_for, is_on_aws, new_session, region_of, status_of
+from infra.stores.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
+from infra.stores.s3_errors import translated
+from infra.stores.store import Info, InvalidKey, Stored
+from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from aiobotocore.session import AioSession
+
+NONCE = "dreamdrop-nonce"  # metadata name
+
+
+class S3Store:
+    """Keys below `s3://bucket/prefix`; belongs to the event loop that first uses it.
+
+    Endpoint, region, profile and credentials are those that boto3 would use (`AWS_PROFILE`,
+    `AWS_ENDPOINT_URL_S3`, `~/.aws/config`, instance roles, ...).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience: float = 30.0,
+        rng: random.Random | None = None,
+        read_timeout: float = READ_TIMEOUT,
+    ) -> None:
+        scheme, _, rest = url.partition("://")
+        self.bucket, _, path = rest.partition("/")
+        if scheme != "s3" or not self.bucket:
+            raise Unsupported(f"{url!r} names no bucket: write s3://bucket or s3://bucket/prefix")
+        if self.bucket.endswith("--x-s3"):
+            raise Unsupported(
+                f"{self.bucket} is an S3 directory bucket, which does not list in order; "
+                "use a general purpose bucket"
+            )
+        self._prefix = f"{path.strip('/')}/" if path.strip("/") else ""
+        check_prefix(self._prefix)
+        self.url = f"s3://{self.bucket}/{self._prefix}".rstrip("/")
+        self._patience = patience  # seconds that a create is tried before it gives up
+        self._read_timeout = read_timeout  # seconds of silence
+        self._rng = rng or random.Random()
+        self._exits = AsyncExitStack()
+        self._lock = asyncio.Lock()
+        self._ready = False
+        self._client: Any = None  # retries by itself
+        self._once: Any = None  # tries once: for creates
+        self._on_aws = True
+        self._conditional_delete = True  # until the store says that it has none
+
+    async def open(self) -> None:
+        """Connect, and find out early whether the bucket is there for us. Raises `StoreUnavailable`."""
+        await self._connect()
+        try:
+            await self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+        except FOREIGN as error:
+            if code_of(error) != "AccessDenied":  # a client may be allowed to write and not to list
+                reason = self._translated(error, "open the store")
+                await self.close()
+                raise reason from error
+
+    async def close(self) -> None:
+        self._ready = False
+        await self._exits.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
+        full = self._full(key)
+        await self._connect()
+        for last in (False, False, True):  # the SDK does not repeat a body that breaks off
+            try:
+                return await self._read(key, full, max_bytes)
+            except FOREIGN as error:
+                if code_of(error) == "NoSuchKey":
+                    raise NotFound(key) from error
+                if last or isinstance(error, ClientError):
+                    raise self._translated(error, f"read {key!r}") from error
+        raise AssertionError("unreachable")
+
+    async def head(self, key: str) -> Info | None:
+        full = self._full(key)
+        await self._connect()
+        try:
+            answer = await self._client.head_object(Bucket=self.bucket, Key=full)
+        except FOREIGN as error:
+            if status_of(error) == 404:
+                return None
+            raise self._translated(error, f"look at {key!r}") from error
+        return _info(key, answer)
+
+    async def create(
+        self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
+    ) -> bool:
+        """See `Store.create`. The nonce of this call is in every try, so a late one meets itself."""
+        full = self._full(key)
+        check_metadata(metadata or {})
+        await self._connect()
+        nonce = secrets.token_hex(16)
+        fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **_typed(content_type)}
+        give_up = time.monotonic() + self._patience
+        pause = 0.05  # seconds; the mean of a random wait that doubles up to 5 s
+        while True:
+            try:
+                await self._once.put_object(
+                    Bucket=self.bucket, Key=full, Body=body, IfNoneMatch="*", **fields
+                )
+                return True
+            except FOREIGN as error:
+                self._stop_if_hopeless(error, key)
+                if not _is_surely_unwritten(error):
+                    mine = await self._is_mine(full, nonce)
+                    if mine is not None:
+                        return mine
+                wait = self._rng.uniform(0, 2 * pause)
+                pause = min(2 * pause, 2.5)
+                if time.monotonic() + wait > give_up:
+                    raise self._translated(error, f"create {key!r}") from error
+            await asyncio.sleep(wait)
+
+    async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
+        full = self._full(key)
+        await self._connect()
+        try:
+            await self._client.put_object(Bucket=self.bucket, Key=full, Body=body, **_typed(content_type))
+        except FOREIGN as error:
+            raise self._translated(error, f"write {key!r}") from error
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
+        check_prefix(prefix)
+        await self._connect()
+        after = {"StartAfter": self._prefix + start_after} if start_after else {}
+        pages = self._client.get_paginator("list_objects_v2")
+        try:
+            async for page in pages.paginate(Bucket=self.bucket, Prefix=self._prefix + prefix, **after):
+                for entry in page.get("Contents", ()):
+                    key = str(entry["Key"])[len(self._prefix) :]
+                    if _is_key(key):  # not a "folder" that a console made, and nothing a person mistyped
+                        yield _listed(key, entry)
+        except FOREIGN as error:
+            raise self._translated(error, f"list {prefix!r}") from error
+
+    async def delete(self, key: str, *, etag: str | None = None) -> None:
+        """See `Store.delete`. Off AWS the condition may be ignored, so there we also look first."""
+        full = self._full(key)
+        await self._connect()
+        if etag is not None and not (self._on_aws and self._conditional_delete):
+            found = await self.head(key)
+            if found is None or found.etag != etag:
+                return
+        condition = {"IfMatch": f'"{etag}"'} if etag is not None and self._conditional_delete else {}
+        try:
+            await self._client.delete_object(Bucket=self.bucket, Key=full, **condition)
+        except FOREIGN as error:
+            if status_of(error) == 404 and code_of(error) != "NoSuchBucket":
+                return
+            if condition and status_of(error) in (409, 412):
+                return  # another version is there now
+            if condition and status_of(error) in (400, 501):
+                self._conditional_delete = False
+                await self.delete(key, etag=etag)
+                return
+            raise self._translated(error, f"delete {key!r}") from error
+
+    async def _connect(self) -> None:
+        """Make the clients, once; they share a session and with it the credentials."""
+        if self._ready:
+            return
+        async with self._lock:
+            if self._ready:
+                return
+            try:
+                session = new_session()
+                self._on_aws = is_on_aws(session)
+                self._client = await self._client_of(session, tries=4)
+                self._once = await self._client_of(session, tries=1)
+            except FOREIGN as error:
+                await self._exits.aclose()
+                raise self._translated(error, "connect") from error
+            self._ready = True
+
+    async def _client_of(self, session: AioSession, *, tries: int) -> Any:
+        config = config_for(session, tries=tries, read_timeout=self._read_timeout)
+        client: Any = session.create_client("s3", region_name=region_of(session), config=config)
+        return await self._exits.enter_async_context(client)
+
+    async def _read(self, key: str, full: str, max_bytes: int | None) -> Stored:
+        answer = await self._client.get_object(Bucket=self.bucket, Key=full)
+        async with answer["Body"] as stream:
+            size = int(answer["ContentLength"])
+            if max_bytes is not None and size > max_bytes:
+                raise TooLarge(key, size, max_bytes)
+            body = await stream.read()
+        return Stored(_info(key, answer), body)
+
+    async def _is_mine(self, full: str, nonce: str) -> bool | None:
+        """Read a create back: ours, somebody else's, or None when it cannot be told yet."""
+        try:
+            answer = await self._once.head_object(Bucket=self.bucket, Key=full)
+        except FOREIGN:
+            return None
+        return bool(answer.get("Metadata", {}).get(NONCE) == nonce)
+
+    def _stop_if_hopeless(self, error: Exception, key: str) -> None:
+        """Raise at once where trying again would say the same."""
+        status, code = status_of(error), code_of(error)
+        if status == 501 or (
+            status == 400 and code in ("NotImplemented", "InvalidArgument", "InvalidRequest")
+        ):
+            raise Unsupported(
+                f"{self.url} refused a conditional write (If-None-Match: *) with {code or status}: "
+                "without it two workers could take one request. Use a store that has it "
+                "(AWS S3, Ceph, MinIO, R2, ...), or a directory"
+            ) from error
+        if status == 403 or code in ("NoSuchBucket", "ExpiredToken", "InvalidToken"):
+            raise self._translated(error, f"create {key!r}") from error
+        if isinstance(error, BotoCoreError) and not isinstance(error, (HTTPClientError, NotConnected)):
+            raise self._translated(error, f"create {key!r}") from error
+
+    def _full(self, key: str) -> str:
+        check_key(key)
+        full = self._prefix + key
+        if len(full.encode()) > MAX_KEY_BYTES:
+            raise InvalidKey(
+                f"the key {key[:60]!r}... with the store's prefix is more than {MAX_KEY_BYTES:,} bytes"
+            )
+        return full
+
+    def _translated(self, error: Exception, verb: str) -> StoreUnavailable:
+        endpoint = self._client.meta.endpoint_url if self._client is not None else ""
+        return translated(error, f"cannot {verb} in {self.url}", self.bucket, endpoint)
+
+
+def _is_surely_unwritten(error: Exception) -> bool:
+    """Whether the store said that it did not write, so that there is nothing to read back."""
+    return status_of(error) in (409, 429) or code_of(error) in (
+        "SlowDown",
+        "Throttling",
+        "RequestLimitExceeded",
+    )
+
+
+def _typed(content_type: str) -> dict[str, str]:
+    return {"ContentType": content_type} if content_type else {}
+
+
+def _is_key(key: str) -> bool:
+    try:
+        check_key(key)
+    except InvalidKey:
+        return False
+    return True
+
+
+def _info(key: str, answer: Mapping[str, Any]) -> Info:
+    metadata = {k: v for k, v in answer.get("Metadata", {}).items() if k != NONCE}
+    modified = answer["LastModified"].timestamp()
+    return Info(key, int(answer["ContentLength"]), answer["ETag"].strip('"'), modified, metadata)
+
+
+def _listed(key: str, entry: Mapping[str, Any]) -> Info:
+    return Info(key, int(entry["Size"]), entry["ETag"].strip('"'), entry["LastModified"].timestamp())

@@ -1,0 +1,71 @@
+"""What went wrong between us and a bucket, in words that say what to do.
+
+Foreign messages are not repeated: they may hold addresses with passwords in them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from botocore import exceptions as boto
+
+from infra.aws import CREDENTIALS, HOW_TO_SIGN_IN, code_of, status_of
+from schemas.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BY_CODE: Mapping[str, str] = {
+    "AccessDenied": "access denied: give this identity s3:GetObject, s3:PutObject, s3:DeleteObject and "
+    "s3:ListBucket (without the last, a missing object is denied, too)",
+    "AllAccessDisabled": "the account's access is disabled: look at its billing and status",
+    "InvalidAccessKeyId": "the access key is unknown there: check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL_S3",
+    "SignatureDoesNotMatch": "the signature is refused: check AWS_SECRET_ACCESS_KEY and the region",
+    "ExpiredToken": "the session has expired: sign in again",
+    "InvalidToken": "the session token is refused: check AWS_SESSION_TOKEN",
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it (NTP)",
+    "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
+    "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
+    "SlowDown": "the store asks for fewer requests; it is tried again later",
+    "QuotaExceeded": "the store is full: free some space or raise the quota",
+}
+
+
+def translated(error: Exception, what: str, bucket: str, endpoint: str) -> StoreUnavailable:
+    """Our error for a foreign one: what failed, why, and what to do."""
+    return StoreUnavailable(f"{what}: {_reason(error, bucket, _shown(endpoint))}")
+
+
+def _shown(endpoint: str) -> str:
+    """An endpoint without the password that it may hold."""
+    parts = urlsplit(endpoint)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}" if parts.hostname else "the endpoint"
+
+
+def _reason(error: Exception, bucket: str, endpoint: str) -> str:
+    if isinstance(error, CREDENTIALS):
+        return f"no usable AWS credentials: {HOW_TO_SIGN_IN}"
+    if isinstance(error, boto.ProfileNotFound):
+        return "AWS_PROFILE names a profile that is not in ~/.aws/config: correct it or unset it"
+    if isinstance(error, boto.ClientError):
+        return _answered(error, bucket, endpoint)
+    if isinstance(error, (boto.ConnectTimeoutError, boto.EndpointConnectionError)):
+        return f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL_S3 and the network"
+    if isinstance(error, boto.SSLError):
+        return f"{endpoint} shows a certificate that is not trusted: set AWS_CA_BUNDLE to its authority"
+    if isinstance(error, boto.BotoCoreError) and not isinstance(error, boto.HTTPClientError):
+        return f"the AWS library refused ({type(error).__name__}): check the AWS variables and ~/.aws/config"
+    return f"the connection to {endpoint} broke or timed out; it is tried again later"
+
+
+def _answered(error: boto.ClientError, bucket: str, endpoint: str) -> str:
+    code, status = code_of(error), status_of(error)
+    if code == "NoSuchBucket":
+        return f"there is no bucket {bucket!r} at {endpoint}: create it, or correct the name"
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    if status == 403:
+        return _BY_CODE["AccessDenied"]
+    return f"{endpoint} answered {status} {code}; it is tried again later"

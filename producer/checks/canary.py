@@ -1,0 +1,213 @@
+"""A canary: one small request with a nasty key, followed hop by hop until its picture can be looked at.
+
+Each hop is a thing that goes wrong by itself: the key is mangled on its way in, the listing or the
+notification spells it differently, nobody listens, the model does not load, the result cannot be read.
+The request object is removed if nobody took it; its result stays, as every result does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from infra.queues.setup_check import Finding
+from producer import collect
+from producer.errors import Damaged
+from producer.request_state import read_claim, read_progress, read_result, workers_alive
+from schemas.errors import DreamError, NotFound
+from schemas.events import Created, decode
+from schemas.layout import EXPRESS, request_id, result_key
+
+if TYPE_CHECKING:
+    from infra.queues.sqs import Message
+    from infra.stores.store import Store
+    from schemas.result import Result
+
+MANIFEST = {
+    "prompt": "a red circle on a white background",
+    "width": 128,
+    "height": 128,
+    "steps": 2,
+    "seed": 1,
+}
+NASTY = "a canary+50%=50%25/grün 鳥"  # blank, plus, percent twice, equals, slash, beyond ASCII
+PROMPT = 15.0  # seconds within which an announced request is taken by an idle worker
+DESERTED = 5.0  # seconds to wait where no worker has announced itself
+
+
+@dataclass(slots=True)
+class Canary:
+    """One request on its way."""
+
+    store: Store
+    queues: Sequence[str]
+    timeout: float  # seconds for everything
+    key: str = field(default_factory=lambda: f"{EXPRESS}doctor/{secrets.token_hex(4)} {NASTY}.json")
+    result: Result | None = None
+    _begun: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return request_id(self.key)
+
+    async def fly(self) -> AsyncIterator[Finding]:
+        """Drop it and follow it; ends with the first hop that breaks."""
+        self._begun = time.monotonic()
+        try:
+            for hop in (self._stored, self._listed, self._heard, self._drawn, self._readable):
+                for finding in await self._told(hop):
+                    yield finding
+                    if finding.status == "fail":
+                        return
+        finally:
+            await self._clean_up()
+
+    async def _told(self, hop: Callable[[], Coroutine[Any, Any, list[Finding]]]) -> list[Finding]:
+        try:
+            return await hop()
+        except DreamError as error:
+            name = hop.__name__.strip("_")
+            return [Finding(name, "fail", str(error), "the message says what to do")]
+
+    async def _stored(self) -> list[Finding]:
+        body = json.dumps(MANIFEST | {"metadata": {"canary": True}}).encode()
+        if not await self.store.create(self.key, body, content_type="application/json"):
+            return [Finding("stored", "fail", f"the store says that the new key {self.key!r} exists already")]
+        try:
+            found = (await self.store.get(self.key)).body
+        except NotFound:
+            if not await self._is_taken():
+                why = f"the store does not have what was written to {self.key!r}: it mangles keys"
+                return [Finding("stored", "fail", why, "use another store, or plain ASCII names")]
+        else:
+            if found != body:
+                return [Finding("stored", "fail", "the store gave back other bytes than were written")]
+        return [Finding("stored", "pass", f"under {self.key}")]
+
+    async def _listed(self) -> list[Finding]:
+        folder = self.key.rpartition("/")[0] + "/"
+        keys = [info.key async for info in self.store.list(folder)]
+        if self.key in keys or await self._is_taken():
+            return [Finding("listed", "pass", "under the same key" if self.key in keys else "taken already")]
+        others = f" ({keys[0]!r} instead)" if keys else ""
+        why = f"the store does not list {self.key!r}{others}: workers would overlook such files"
+        return [Finding("listed", "fail", why, "use another store, or plain ASCII names")]
+
+    async def _heard(self) -> list[Finding]:
+        """Somebody takes it; if nobody does, whether its notification is in a queue tells who is to blame."""
+        alive = await workers_alive(self.store)
+        patience = self.timeout if alive else min(DESERTED, self.timeout)
+        if await self._until(self._is_taken, patience):
+            seconds = time.monotonic() - self._begun
+            if self.queues and seconds > PROMPT:
+                why = f"after {seconds:.0f} s: by the slow sweep, it seems, not by a notification"
+                fix = "run `dreamdrop setup queue --check`, unless the queue is long or the workers are busy"
+                return [Finding("heard", "warn", why, fix), self._claimed()]
+            return [Finding("heard", "pass", f"by a worker, within {seconds:.1f} s"), self._claimed()]
+        nobody = "no worker took it" if alive else "no worker is alive"
+        start = "start one: dreamdrop worker --store ..." if not alive else "look into the workers' logs"
+        where = await self._in_a_queue()
+        if where:
+            listening = f"{start}{'' if alive else ' --queue ...'}"
+            return [
+                Finding("heard", "pass", f"its notification is in the queue {where}"),
+                Finding("claimed", "fail", f"{nobody} within {patience:g} s", listening),
+            ]
+        if self.queues:
+            why = f"{nobody} within {patience:g} s, and no notification came to the queue"
+            return [Finding("heard", "fail", why, f"run `dreamdrop setup queue --check`; {start}")]
+        return [Finding("heard", "fail", f"{nobody} within {patience:g} s", start)]
+
+    def _claimed(self) -> Finding:
+        return Finding("claimed", "pass", f"as {self.id}")
+
+    async def _drawn(self) -> list[Finding]:
+        if not await self._until(self._is_over, self._left()):
+            progress = await read_progress(self.store, self.id)
+            steps = (
+                f"step {progress.steps_done} of {progress.steps_total}"
+                if progress and progress.steps_total
+                else "no step was done"
+            )
+            why = f"not over after {self.timeout:g} s: {steps}"
+            return [
+                Finding("drawn", "fail", why, "give it longer with --timeout, or look into the workers' logs")
+            ]
+        result = self.result
+        assert result is not None
+        if result.status != "succeeded":
+            failure = result.failure
+            why = f"it {result.status}: {failure.message if failure else 'without a reason'}"
+            return [Finding("drawn", "fail", why, f"see `dreamdrop status {self.id}` and the workers' logs")]
+        seconds = f" in {result.timings.total:.1f} s" if result.timings else ""
+        model = result.model.name if result.model else "?"
+        return [
+            Finding("drawn", "pass", f"by {result.worker or 'a worker'} with {model}{seconds}"),
+            Finding("committed", "pass", result_key(self.id)),
+        ]
+
+    async def _readable(self) -> list[Finding]:
+        result = self.result
+        assert result is not None
+        try:
+            pictures = await collect.pictures(self.store, result)
+        except (Damaged, OSError) as error:
+            fix = "look for what changes objects: a virus scanner, a lifecycle rule, a proxy"
+            return [Finding("readable", "fail", f"its picture cannot be read: {error}", fix)]
+        if not pictures:
+            return [Finding("readable", "fail", "the result names no picture", "look into the worker's log")]
+        width, height = pictures[0].size
+        return [Finding("readable", "pass", f"{width} x {height} pixels, as the result says")]
+
+    def _left(self) -> float:
+        return max(0.0, self._begun + self.timeout - time.monotonic())
+
+    async def _is_taken(self) -> bool:
+        return await read_claim(self.store, self.id) is not None or await self._is_over()
+
+    async def _is_over(self) -> bool:
+        self.result = self.result or await read_result(self.store, self.id)
+        return self.result is not None
+
+    async def _until(self, there: Callable[[], Coroutine[Any, Any, bool]], seconds: float) -> bool:
+        end, pause = time.monotonic() + seconds, 0.05
+        while not await there():
+            if time.monotonic() >= end:
+                return False
+            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
+            pause = min(2 * pause, 1.0)
+        return True
+
+    async def _in_a_queue(self) -> str:
+        """The name of the queue that holds our notification; all that was looked at is given back."""
+        from infra.queues.sqs import Queue
+
+        for url in self.queues:
+            seen: dict[str, Message] = {}
+            async with Queue(url, patience=5.0) as queue:
+                try:
+                    while new := {
+                        m.id: m for m in await queue.receive(10, wait=2, visibility=20) if m.id not in seen
+                    }:
+                        seen |= new
+                        if any(self._is_ours(message) for message in new.values()):
+                            return url.rpartition("/")[2]
+                finally:
+                    await queue.renew(list(seen.values()), 0)
+        return ""
+
+    def _is_ours(self, message: Message) -> bool:
+        items = decode(message.body)
+        return any(isinstance(i, Created) and any(key.endswith(self.key) for key in i.keys) for i in items)
+
+    async def _clean_up(self) -> None:
+        with suppress(DreamError):
+            info = await self.store.head(self.key)
+            if info is not None:
+                await self.store.delete(self.key, etag=info.etag)

@@ -1,0 +1,270 @@
+"""What people see: a bar while they wait, a table when it is over.
+
+Everything here goes to standard error, except tables that were asked for; standard output is
+for paths, ids and JSON, so that commands can be chained.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from producer.errors import StillWorking
+from producer.request_state import read_progress, workers_alive
+from schemas.errors import Unavailable
+
+if TYPE_CHECKING:
+    from infra.queues.setup_check import Finding
+    from producer.checks.dead_letters import DeadLetter
+    from producer.client import AsyncClient
+    from producer.overview import Overview
+    from producer.request_state import State
+    from producer.requests import Ticket
+    from schemas.result import Failure, Result
+    from schemas.result import Progress as Said
+
+COLOURS = {
+    "succeeded": "green",
+    "partial": "yellow",
+    "failed": "red",
+    "canceled": "magenta",
+    "expired": "magenta",
+}
+_SIGNAL = {"pass": "green", "warn": "yellow", "fail": "red"}
+HINT_AFTER = 3.0  # seconds without a worker before it is said
+LOOK, LOOK_S3 = 0.5, 2.0  # seconds between two looks at the progress of single requests
+FEW = 8  # requests whose steps are shown
+
+people = Console(stderr=True)
+
+
+async def follow(
+    client: AsyncClient,
+    tickets: Sequence[Ticket | str],
+    rows: Mapping[str, Sequence[str]],
+    *,
+    timeout: float | None,
+    quiet: bool,
+) -> tuple[dict[str, Result], StillWorking | None]:
+    """Wait for requests, and the rows of batches, behind a progress bar.
+
+    Args:
+        rows: batch id to the ids of its rows.
+
+    Returns:
+        What ended, by id (a batch's rows included), and what stopped the waiting, if anything did.
+    """
+    left = {str(ticket): ticket for ticket in tickets}
+    left |= {row: row for ids in rows.values() for row in ids}
+    ended: dict[str, Result] = {}
+    with _bar(len(left), quiet) as (move, describe):
+        narrator = asyncio.create_task(_narrate(client, left, describe, quiet))
+        try:
+            async with contextlib.aclosing(client.results(list(left.values()), timeout)) as results:
+                async for result in results:
+                    ended[result.id] = result
+                    gone = [result.id, *(rows.get(result.id, ()))]  # a batch is over after all of its rows
+                    move(sum(_take(left, id) for id in gone))
+                    if not left:
+                        break
+        except StillWorking as error:
+            return ended, StillWorking(sorted(left), timeout or 0) if left else error
+        finally:
+            narrator.cancel()
+            await asyncio.gather(narrator, return_exceptions=True)
+    return ended, None
+
+
+def _take(left: dict[str, Ticket | str], id: str) -> bool:
+    """Strike an id off; a result may stand under `id~hash`."""
+    return (left.pop(id, None) or left.pop(id.partition("~")[0], None)) is not None
+
+
+@contextlib.contextmanager
+def _bar(total: int, quiet: bool):  # type: ignore[no-untyped-def]
+    if quiet:
+        yield (lambda count: None), (lambda text: None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[doing]}"),
+    )
+    with Progress(*columns, console=people, transient=True) as progress:
+        task: TaskID = progress.add_task("drawing", total=total, doing="")
+
+        def move(count: int) -> None:
+            progress.advance(task, count)
+
+        def describe(text: str) -> None:
+            progress.update(task, doing=escape(text))
+
+        yield move, describe
+
+
+async def _narrate(
+    client: AsyncClient, left: Mapping[str, object], describe: Callable[[str], None], quiet: bool
+) -> None:
+    """Say what is going on: steps of the first few requests, or that no worker is there."""
+    loop = asyncio.get_running_loop()
+    start, told = loop.time(), quiet
+    while True:
+        with contextlib.suppress(Unavailable):
+            if not quiet:
+                describe(await _doing(client, list(left)[:FEW]))
+            if not told and loop.time() - start > HINT_AFTER:
+                told = True
+                if not await workers_alive(client.store):
+                    people.print(
+                        "[yellow]no worker has announced itself; start one with:[/] "
+                        f"dreamdrop worker --store {escape(client.name)}",
+                        soft_wrap=True,
+                    )
+        await asyncio.sleep(LOOK_S3 if client.store.url.startswith("s3:") else LOOK)
+
+
+async def _doing(client: AsyncClient, ids: Sequence[str]) -> str:
+    said = await asyncio.gather(*(read_progress(client.store, id) for id in ids))
+    words = [f"{p.id} {p.steps_done}/{p.steps_total}{_left(p)}" for p in said if p and p.steps_total]
+    return ", ".join(words[:3]) or ("waiting for a worker" if not any(said) else "")
+
+
+def _left(said: Said) -> str:
+    """The time that remains, if a request's worker can tell."""
+    return f", about {math.ceil(said.eta)} s left" if said.eta else ""
+
+
+def why(failure: Failure | None) -> str:
+    """A failure in one line."""
+    if failure is None:
+        return ""
+    where = (
+        f"line {failure.line}: "
+        if failure.line is not None and f"line {failure.line}" not in failure.message
+        else ""
+    )
+    return where + failure.message
+
+
+def summary(results: Iterable[Result], names: Mapping[str, str]) -> None:
+    """Counts in a line, and a table of what did not succeed."""
+    results = list(results)
+    counts = Counter(result.status for result in results)
+    images = sum(len(result.images) for result in results)
+    words = ", ".join(f"[{COLOURS[s]}]{n} {s}[/]" for s, n in counts.most_common())
+    people.print(f"{words or 'nothing ended'}; {images} image{'s' * (images != 1)}")
+    bad = [result for result in results if result.status != "succeeded"]
+    if bad:
+        table = Table("request", "ended", "why", box=None, padding=(0, 2, 0, 0))
+        for result in bad[:50]:
+            table.add_row(
+                escape(names.get(result.id, result.id)), _coloured(result.status), escape(why(result.failure))
+            )
+        people.print(table)
+        if len(bad) > 50:
+            people.print(f"and {len(bad) - 50} more")
+
+
+def findings(rows: Iterable[Finding]) -> Table:
+    """A table of what was looked at; what to do stands below what is wrong."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(width=4)
+    table.add_column(min_width=16)
+    table.add_column()
+    for row in rows:
+        text = escape(row.found) + (f"\n[bold]→[/] {escape(row.fix)}" if row.fix else "")
+        table.add_row(f"[{_SIGNAL[row.status]}]{row.status}[/]", escape(row.check), text)
+    return table
+
+
+def finding(row: Finding) -> Table:
+    """One row of that table, as soon as it is known."""
+    return findings([row])
+
+
+def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
+    """A table of messages that were received too often."""
+    if not rows:
+        return "there are no dead letters"
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("message", no_wrap=True)
+    for name in ("received", "what", "why"):
+        table.add_column(name, overflow="fold")  # keys are long words, and their ends matter
+    for row in rows:
+        table.add_row(row.message.id, str(row.message.receives), escape(row.what), escape(row.why))
+    return table
+
+
+def states(rows: Iterable[State]) -> Table:
+    """A table of single requests."""
+    table = Table("request", "status", "about", box=None, padding=(0, 2, 0, 0))
+    for state in rows:
+        table.add_row(escape(state.id), _coloured(state.status), escape(about(state)))
+    return table
+
+
+def about(state: State) -> str:
+    """What else there is to say of a state."""
+    if state.result is not None:
+        result = state.result
+        if result.batch is not None:
+            counts = result.batch.counts
+            return f"{counts.succeeded} of {counts.total} rows succeeded" + _also(why(result.failure))
+        return f"{len(result.images)} image{'s' * (len(result.images) != 1)}" + _also(why(result.failure))
+    if state.progress is not None and state.progress.steps_total:
+        progress = state.progress
+        return (
+            f"step {progress.steps_done} of {progress.steps_total}, "
+            f"image {min(progress.images_done + 1, progress.images_total)} of {progress.images_total}{_left(progress)}"
+        )
+    if state.position is not None:
+        return f"{state.position} ahead of it"
+    return ""
+
+
+def overview(found: Overview) -> Group:
+    """A store at a glance."""
+    some = f" (below, the newest {len(found.latest)})" if len(found.latest) < found.over else ""
+    counts = (
+        f"{len(found.queued)} queued, {len(found.processing)} processing, {found.over} over{some}; "
+        f"{found.workers} worker{'s' * (found.workers != 1)}"
+    )
+    table = Table("request", "status", "about", box=None, padding=(0, 2, 0, 0))
+    for id in found.queued[:20]:
+        table.add_row(escape(id), "queued", "")
+    for id, progress in list(found.processing.items())[:20]:
+        steps = (
+            f"step {progress.steps_done} of {progress.steps_total}{_left(progress)}"
+            if progress and progress.steps_total
+            else ""
+        )
+        table.add_row(escape(id), "processing", steps)
+    for result in found.latest:
+        images = (
+            f"{len(result.images)} image{'s' * (len(result.images) != 1)}"
+            if result.batch is None
+            else "batch"
+        )
+        table.add_row(
+            escape(result.id), _coloured(result.status), escape(images + _also(why(result.failure)))
+        )
+    return Group(counts, table) if table.row_count else Group(counts)
+
+
+def _also(text: str) -> str:
+    return f"; {text}" if text else ""
+
+
+def _coloured(status: str) -> str:
+    return f"[{COLOURS[status]}]{status}[/]" if status in COLOURS else status

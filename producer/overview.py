@@ -1,0 +1,123 @@
+"""What is in the store, for people: requests that wait, run and ended; models; workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from producer.request_state import is_alive, read_progress, read_result
+from schemas.errors import NotFound
+from schemas.layout import (
+    CLAIMS,
+    COMMIT,
+    EXPRESS,
+    MODELS,
+    REQUESTS,
+    RESULTS,
+    WORKERS,
+    is_request,
+    parse_claim,
+    request_id,
+)
+
+if TYPE_CHECKING:
+    from infra.stores.store import Info, Store
+    from schemas.result import Progress, Result
+
+LATEST = 20  # results that an overview reads
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A store at a glance."""
+
+    queued: tuple[str, ...]  # ids, in turn: the express lane, then the other, the oldest first
+    processing: dict[str, Progress | None]
+    over: int  # results
+    latest: tuple[Result, ...]  # the newest of them, newest first
+    workers: int  # that said lately that they live
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A model that a request may name, and who said so."""
+
+    name: str
+    workers: int  # live ones that announce it
+    versions: tuple[str, ...]  # those that lie in the store
+
+
+async def overview(
+    store: Store,
+    latest: int = LATEST,
+    read: Callable[[Info], Awaitable[Result | None]] | None = None,
+    *,
+    begin: str = "",
+) -> Overview:
+    """A look at everything.
+
+    Args:
+        read: how results are read, for those who look often and remember them.
+        begin: of claimed and ended requests, only those whose ids begin so. What waits is told whole: places in a
+            queue depend on all.
+    """
+    requests = [info async for info in store.list(REQUESTS) if is_request(info.key)]
+    claimed = {found[0] async for info in store.list(CLAIMS + begin) if (found := parse_claim(info.key))}
+    commits = [info async for info in store.list(RESULTS + begin) if info.key.endswith(f"/{COMMIT}")]
+    ended = {_committed(info.key) for info in commits}
+    queued = [request_id(i.key) for i in sorted(requests, key=_turn)]
+    processing = sorted(claimed - ended)
+    newest = sorted(commits, key=lambda i: (-i.modified, i.key))[:latest]
+    reading = (read(info) if read else read_result(store, _committed(info.key)) for info in newest)
+    results = await asyncio.gather(*reading)
+    return Overview(
+        queued=tuple(id for id in queued if id not in claimed and id not in ended),
+        processing={id: await read_progress(store, id) for id in processing[:LATEST]}
+        | dict.fromkeys(processing[LATEST:]),
+        over=len(commits),
+        latest=tuple(result for result in results if result is not None),
+        workers=len(await heartbeats(store)),
+    )
+
+
+def _turn(request: Info) -> tuple[bool, float, str]:
+    return not request.key.startswith(EXPRESS), request.modified, request.key
+
+
+def _committed(key: str) -> str:
+    return key[len(RESULTS) : -len(COMMIT) - 1]
+
+
+async def heartbeats(store: Store) -> list[dict[str, Any]]:
+    """What the workers say that have said something lately (by the store's clock)."""
+    now = time.time()
+    found = []
+    async for info in store.list(WORKERS):
+        if not is_alive(info, now):
+            continue
+        said: object = {}
+        with contextlib.suppress(NotFound, ValueError):
+            said = json.loads((await store.get(info.key)).body)
+        found.append(said if isinstance(said, dict) else {})
+    return found
+
+
+async def models(store: Store) -> list[ModelName]:
+    """The models that live workers announce, and those that lie in the store."""
+    announced: dict[str, int] = {}
+    for said in await heartbeats(store):
+        names = said.get("models")
+        for name in {n for n in names if isinstance(n, str)} if isinstance(names, list) else ():
+            announced[name] = announced.get(name, 0) + 1
+    stored: dict[str, set[str]] = {}
+    async for info in store.list(MODELS):
+        name, _, rest = info.key.removeprefix(MODELS).partition("/")
+        if "/" in rest:
+            stored.setdefault(name, set()).add(rest.partition("/")[0])
+    names = sorted(announced.keys() | stored.keys())
+    return [ModelName(name, announced.get(name, 0), tuple(sorted(stored.get(name, ())))) for name in names]

@@ -1,0 +1,210 @@
+"""Where a request is: its object, its claim or its result.
+
+A request moves one way, and the next thing exists before the last one goes: request object,
+claim, result. So looking in that order finds it, however fast it moves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+from infra.claims.claim import Claim
+from infra.stores.store import Info, Store
+from producer.errors import UnknownRequest
+from schemas.errors import NotFound
+from schemas.layout import (
+    BATCH,
+    CLAIMS,
+    COMMIT,
+    EXPRESS,
+    REQUESTS,
+    RESULTS,
+    SINGLE,
+    WORKERS,
+    claims_prefix,
+    is_batch,
+    is_request,
+    parse_claim,
+    request_id,
+    result_key,
+    status_key,
+)
+from schemas.result import Progress, Result, Status
+
+Word = Literal["queued", "processing"] | Status
+
+_MADE_SAFE = re.compile(r"-[0-9a-f]{8}$")  # see schemas.layout.safe_id
+
+ALIVE = 60.0  # seconds since its last heartbeat for which people are told that a worker is there
+MOST = 5000  # keys that a hint may cost
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a request is."""
+
+    id: str
+    status: Word
+    position: int | None = None  # queued: about so many requests are ahead, 0 for none
+    progress: Progress | None = None  # processing: as its worker last said
+    result: Result | None = None  # over: everything
+    source: str = ""  # the key of a file that asked for this id, when its path is another name
+
+    @property
+    def over(self) -> bool:
+        return self.result is not None
+
+
+async def read_result(store: Store, id: str) -> Result | None:
+    try:
+        return Result.model_validate_json((await store.get(result_key(id))).body)
+    except NotFound:
+        return None
+
+
+async def read_claim(store: Store, id: str) -> Claim | None:
+    """The latest claim of a request."""
+    latest: tuple[int, str] | None = None
+    async for info in store.list(claims_prefix(id)):
+        found = parse_claim(info.key)
+        if found and found[0] == id and not found[2]:
+            latest = (found[1], info.key)
+    if latest is None:
+        return None
+    try:
+        return Claim.model_validate_json((await store.get(latest[1])).body)
+    except NotFound:
+        return None  # it ended just now
+
+
+async def owner(store: Store, id: str) -> Claim | Result | None:
+    """What tells which body an id stands for: its result, else its claim.
+
+    A claim beside the result of another body says nothing: a worker claims an id before it sees that it is over.
+    """
+    claim = await read_claim(store, id)
+    return await read_result(store, id) or claim
+
+
+def request_keys(id: str) -> list[str]:
+    """Where an id's request may have been dropped."""
+    return [f"{lane}{id}{kind}" for lane in (REQUESTS, EXPRESS) for kind in (SINGLE, BATCH)]
+
+
+async def find_request(store: Store, id: str) -> Info | None:
+    """The request object that was dropped for an id, if it is still there."""
+    for key in request_keys(id):
+        info = await store.head(key)
+        if info is not None:
+            return info
+    if _MADE_SAFE.search(id):  # the file's name was not an id, so the key does not follow from it
+        async for info in first(store.list(REQUESTS), MOST):
+            if is_request(info.key) and request_id(info.key) == id:
+                return info
+    return None
+
+
+async def read_progress(store: Store, id: str) -> Progress | None:
+    with contextlib.suppress(NotFound, ValueError):
+        return Progress.model_validate_json((await store.get(status_key(id))).body)
+    return None
+
+
+async def state_of(store: Store, id: str) -> State:
+    """How far a request is. Raises `UnknownRequest`, with the nearest known ids."""
+    result = await read_result(store, id)
+    if result is not None:
+        return State(id, result.status, result=result)
+    request = await find_request(store, id)
+    if await read_claim(store, id) is not None:
+        return State(id, "processing", progress=await read_progress(store, id))
+    result = await read_result(store, id)
+    if result is not None:
+        return State(id, result.status, result=result)
+    if request is not None:
+        return State(id, "queued", position=await position(store, request))
+    if await _is_row_of_a_known_batch(store, id):
+        return State(id, "queued")
+    raise UnknownRequest(id, store.url, difflib.get_close_matches(id, await known_ids(store), 3, 0.6))
+
+
+async def is_known(store: Store, id: str) -> bool:
+    """Whether a request, claim or result has this id."""
+    return (
+        await find_request(store, id) is not None
+        or await read_claim(store, id) is not None
+        or await store.head(result_key(id)) is not None
+        or await _is_row_of_a_known_batch(store, id)
+    )
+
+
+async def _is_row_of_a_known_batch(store: Store, id: str) -> bool:
+    """A row is known before its batch's owner has dropped it."""
+    batch = id.rpartition("/")[0]
+    if not batch:
+        return False
+    request = await find_request(store, batch)
+    if request is not None and is_batch(request.key):
+        return True
+    claim = await read_claim(store, batch)
+    return claim is not None and claim.batch
+
+
+async def position(store: Store, request: Info) -> int:
+    """About how many requests are ahead: those of its lane that were dropped earlier."""
+    lane = EXPRESS if request.key.startswith(EXPRESS) else REQUESTS
+    ahead = 0
+    async for info in first(store.list(lane), MOST):
+        ahead += is_request(info.key) and (info.modified, info.key) < (request.modified, request.key)
+    return ahead
+
+
+async def known_ids(store: Store) -> list[str]:
+    """Some ids that exist, for a hint."""
+    ids: dict[str, None] = {}
+    async for info in first(store.list(REQUESTS), MOST):
+        ids[request_id(info.key)] = None
+    async for info in first(store.list(CLAIMS), MOST):
+        found = parse_claim(info.key)
+        if found:
+            ids[found[0]] = None
+    async for info in first(store.list(RESULTS), MOST):
+        if info.key.endswith(f"/{COMMIT}"):
+            ids[info.key[len(RESULTS) : -len(COMMIT) - 1]] = None
+    return list(ids)
+
+
+async def namesakes(store: Store, id: str) -> list[str]:
+    """Ids of the results of other requests that were dropped under the same name: `<id>~<hash>`."""
+    return [
+        info.key[len(RESULTS) : -len(COMMIT) - 1]
+        async for info in first(store.list(f"{RESULTS}{id}~"), MOST)
+        if info.key.endswith(f"/{COMMIT}")
+    ]
+
+
+async def workers_alive(store: Store) -> int:
+    """About how many workers have said lately that they live (by the store's clock: for people)."""
+    now = time.time()
+    return sum([is_alive(info, now) async for info in store.list(WORKERS)])
+
+
+def is_alive(beat: Info, now: float) -> bool:
+    """Whether an object is a heartbeat, and a late one at most."""
+    return now - beat.modified < ALIVE and not beat.key.startswith(f"{WORKERS}.")
+
+
+async def first(infos: AsyncIterator[Info], most: int) -> AsyncIterator[Info]:
+    """At most so many of them."""
+    count = 0
+    async for info in infos:
+        yield info
+        count += 1
+        if count >= most:
+            return
