@@ -78,7 +78,7 @@ async def test_a_worker_whose_device_is_gone_gives_its_requests_back(
     """No child starts any more: the worker shows no life, claims nothing, and another one draws."""
     gone = tmp_path / "gone"
     (tmp_path / "dying_child.py").write_text(
-        "import pathlib, sys\nfrom consumer import null_renderer\n"
+        "import pathlib, sys\nfrom consumer.renderer import null as null_renderer\n"
         f"if pathlib.Path({str(gone)!r}).exists():\n    sys.exit('no device')\nnull_renderer.main()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path.cwd()}")

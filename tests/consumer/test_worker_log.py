@@ -28,7 +28,7 @@ SECRET = "the unannounced product"
 def with_child(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have null renderers start this program as their child."""
     (tmp_path / "odd_child.py").write_text(
-        "import os, sys, time\nfrom consumer import frames\nfrom consumer.renderer.protocol import *\n"
+        "import os, sys, time\nfrom consumer.renderer import frames\nfrom consumer.renderer.protocol import *\n"
         "def say(m):\n    sys.stdout.buffer.write(frames.pack(m)); sys.stdout.buffer.flush()\n"
         "frames.read(sys.stdin.buffer)\n" + textwrap.dedent(code)
     )

@@ -34,20 +34,20 @@ class Named:
 
 #: The first delete of `tidy` and of `drop_claim` is of the status object: it is for people, and no step.
 NAMED = [
-    Named("infra/claims.py", "Claims.take", "B6", "_claim_first drop_request drop_claim"),
-    Named("infra/claims.py", "Claims._claim_first", "B4 B5", "create claim answered drop_claim"),
-    Named("infra/claims.py", "Claims.stored_image", "B7", "head"),
-    Named("infra/claims.py", "Claims.store_image", "B7", "create head"),
-    Named("infra/claims.py", "Claims.commit", "B8 B9", "create result_body drop_claim tidy"),
-    Named("infra/claims.py", "Claims.is_over", "", "head answered tidy"),
-    Named("infra/claims.py", "Claims.release", "", "create"),
-    Named("infra/ledger.py", "Ledger.tidy", "B9", "groups delete note delete delete"),
-    Named("infra/ledger.py", "Ledger.drop_request", "", "delete"),
-    Named("infra/ledger.py", "Ledger.drop_claim", "", "delete delete"),
-    Named("infra/sweep.py", "Sweep.__call__", "S1 S2", "list groups _candidates"),
-    Named("infra/sweep.py", "Sweep._settle_one", "S3", "answered tidy note tidy claim _move _succeed"),
-    Named("infra/sweep.py", "Sweep._succeed", "S4 B5", "_give_up create answered tidy"),
-    Named("infra/sweep.py", "Sweep._give_up", "", "create answered tidy"),
+    Named("infra/claims/claims.py", "Claims.take", "B6", "_claim_first drop_request drop_claim"),
+    Named("infra/claims/claims.py", "Claims._claim_first", "B4 B5", "create claim answered drop_claim"),
+    Named("infra/claims/claims.py", "Claims.stored_image", "B7", "head"),
+    Named("infra/claims/claims.py", "Claims.store_image", "B7", "create head"),
+    Named("infra/claims/claims.py", "Claims.commit", "B8 B9", "create result_body drop_claim tidy"),
+    Named("infra/claims/claims.py", "Claims.is_over", "", "head answered tidy"),
+    Named("infra/claims/claims.py", "Claims.release", "", "create"),
+    Named("infra/claims/ledger.py", "Ledger.tidy", "B9", "groups delete note delete delete"),
+    Named("infra/claims/ledger.py", "Ledger.drop_request", "", "delete"),
+    Named("infra/claims/ledger.py", "Ledger.drop_claim", "", "delete delete"),
+    Named("infra/claims/sweep.py", "Sweep.__call__", "S1 S2", "list groups _candidates"),
+    Named("infra/claims/sweep.py", "Sweep._settle_one", "S3", "answered tidy note tidy claim _move _succeed"),
+    Named("infra/claims/sweep.py", "Sweep._succeed", "S4 B5", "_give_up create answered tidy"),
+    Named("infra/claims/sweep.py", "Sweep._give_up", "", "create answered tidy"),
 ]
 
 

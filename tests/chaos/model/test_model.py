@@ -57,7 +57,7 @@ def test_a_reordering_in_the_code_would_be_noticed(tmp_path: Path) -> None:
     )
     assert create is not None
     assert look is not None
-    (tmp_path / "infra").mkdir()
+    (tmp_path / "infra" / "claims").mkdir(parents=True)
     swapped = text.replace(look[0], "", 1)
     (tmp_path / first.file).write_text(swapped.replace(create[0], look[0] + create[0], 1))
 
@@ -66,7 +66,7 @@ def test_a_reordering_in_the_code_would_be_noticed(tmp_path: Path) -> None:
 
 def test_the_model_has_the_steps_of_the_design_in_their_order() -> None:
     """One worker alone takes B4 to B9 as the protocol's docstring lists them."""
-    text = ast.get_docstring(ast.parse((ROOT / "infra/claims.py").read_text())) or ""
+    text = ast.get_docstring(ast.parse((ROOT / "infra/claims/claims.py").read_text())) or ""
     listed = re.findall(r"^\s+(B\d)  ", text, re.MULTILINE)
 
     assert listed == ["B4", "B5", "B6", "B7", "B8", "B9"]
