@@ -38,6 +38,11 @@ class Rejected(DreamError):
         self.line = line  # from 1
         self.column = column  # from 1
 
+    @staticmethod
+    def of_field(field: str, text: str, code: str = "invalid_manifest") -> Rejected:
+        """A refusal of one field; the message is the field's name and `text`: "size should be ..."."""
+        return Rejected(code, f"{field} {text}", field=field)
+
 
 class Unavailable(DreamError):
     """The manifest is fine, something that it needs is missing just now: leave it to a retry."""
