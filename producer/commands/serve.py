@@ -218,9 +218,9 @@ async def _serve(
     try:
         while not serving.done():
             await asyncio.wait({serving}, timeout=0.5)
-            app.state.facade.leaving = server.should_exit
+            app.state.facade.stopping = server.should_exit
             if worker is not None and worker.poll() is not None and not serving.done():
-                server.should_exit = app.state.facade.leaving = True
+                server.should_exit = app.state.facade.stopping = True
                 await serving
                 return True
     finally:

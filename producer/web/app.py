@@ -1,4 +1,4 @@
-"""The application: routes, guards and the words of errors, put together."""
+"""The ASGI application: routes, middleware and error responses put together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from producer.web.a1111 import routes as a1111
 from producer.web.api import batches, generate, health, jobs
 from producer.web.facade import Facade
 from producer.web.guard import Guard
-from producer.web.metrics import Measured
+from producer.web.metrics import MetricsMiddleware
 from producer.web.openai import batches as openai_batches
 from producer.web.openai import errors as openai_errors
 from producer.web.openai import files as openai_files
@@ -32,14 +32,14 @@ from producer.web.openai.batch_input import Tally
 from producer.web.pages import routes as pages
 from producer.web.pages.gallery import Gallery
 from producer.web.settings import FacadeSettings
-from producer.web.shutdown import Leaving
+from producer.web.shutdown import ShutdownMiddleware
 from schemas.errors import DreamError
 
-ABOUT = """Draw pictures from words and from pictures.
+ABOUT = """Draws pictures from prompts and from other pictures.
 
-POST one of the three documented bodies to `/generate/` and get the pictures in the answer; or queue requests
-as jobs and batches, and look when they are over. Everything lies in an object store, where workers draw it:
-what was queued is not lost when this server is restarted.
+POST one of the three request bodies to `/generate/` and get the pictures in the response. Or queue requests as jobs
+and batches, and get the results later. Requests and results are kept in an object store, so nothing is lost when
+this server restarts.
 """
 
 
@@ -62,7 +62,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.facade, app.state.gallery = facade, Gallery(facade)
-    app.state.checkpoints = {}  # by key's name, see `a1111_lists`
+    app.state.checkpoints = {}  # key's name to the model that it set, see `a1111_lists`
     app.state.tally = Tally()
     for router in (
         *(generate, jobs, batches, openai_images, openai_files, openai_batches, a1111, a1111_lists),
@@ -70,9 +70,9 @@ def create_app(settings: FacadeSettings) -> FastAPI:
     ):
         app.include_router(router.router)
     _mount_files(app)
-    app.add_exception_handler(DreamError, _told)
+    app.add_exception_handler(DreamError, _error_response)
     app.add_exception_handler(HTTPException, openai_errors.http_error)
-    app.add_exception_handler(RequestValidationError, openai_errors.invalid)
+    app.add_exception_handler(RequestValidationError, openai_errors.invalid_parameter)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     if settings.origins:
         app.add_middleware(
@@ -82,25 +82,26 @@ def create_app(settings: FacadeSettings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Prefer", "X-API-Key"],
             expose_headers=["Location", "Retry-After"],
         )
-    app.add_middleware(Leaving)
+    # The last one added is the outermost.
+    app.add_middleware(ShutdownMiddleware)  # inside the guard, so that its 503 has the security headers too
     app.add_middleware(Guard, hosts=settings.hosts, origins=settings.origins)
-    app.add_middleware(Measured, metrics=facade.metrics)
+    app.add_middleware(MetricsMiddleware, metrics=facade.metrics)  # outermost: it counts refused requests too
     return app
 
 
 def _mount_files(app: FastAPI) -> None:
-    """Scripts and styles of the pages, and Swagger UI, from this server."""
+    """Serve the pages' scripts and styles, and Swagger UI."""
     app.mount("/static", pages.Files(directory=pages.HERE / "static"), name="static")
     swagger = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/swagger", StaticFiles(directory=swagger), name="swagger")
 
 
-async def _told(request: Request, fault: Exception) -> Response:
-    """An error in the words and the shape that this route's callers expect."""
-    assert isinstance(fault, DreamError)
-    if openai_errors.is_theirs(request):
-        return openai_errors.told(fault)
-    status, body, headers = responses.error(fault)
+async def _error_response(request: Request, error: Exception) -> Response:
+    """The response for an error, in OpenAI's shape under `/v1`."""
+    assert isinstance(error, DreamError)
+    if openai_errors.is_openai_path(request):
+        return openai_errors.error_response(error)
+    status, body, headers = responses.error_parts(error)
     return JSONResponse(body, status, headers)
 
 
@@ -109,9 +110,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        openai_errors.tidy(document)
-        known = document.setdefault("components", {}).setdefault("schemas", {})
+        openai_errors.drop_422(document)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for name, schema in openapi.components().items():
-            known.setdefault(name, schema)
+            schemas.setdefault(name, schema)
         app.openapi_schema = document
     return app.openapi_schema

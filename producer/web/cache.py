@@ -1,4 +1,4 @@
-"""A costly answer that many ask for is asked for once, and believed for a moment."""
+"""A time-limited cache of one asynchronous call, whose simultaneous callers share one call."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ T = TypeVar("T")
 
 @dataclass
 class CachedCall(Generic[T]):
-    """A costly answer that many ask for, believed for a moment."""
+    """A call whose answer is reused for some seconds. An error is not kept."""
 
-    ask: Callable[[], Awaitable[T]]
+    call: Callable[[], Awaitable[T]]
     seconds: float = 1.0
-    _answer: asyncio.Task[T] | None = None
+    _task: asyncio.Task[T] | None = None
     _until: float = 0.0
 
     def forget(self) -> None:
-        """Ask anew at the next call, unless that is being done."""
+        """Call again next time, unless a call is in progress."""
         self._until = 0.0
 
     async def __call__(self) -> T:
-        if self._answer is None or (self._answer.done() and time.monotonic() > self._until):
+        if self._task is None or (self._task.done() and time.monotonic() > self._until):
             self._until = time.monotonic() + self.seconds
-            self._answer = asyncio.create_task(_as_task(self.ask))
+            self._task = asyncio.create_task(_as_coroutine(self.call))
         try:
-            return await asyncio.shield(self._answer)
+            return await asyncio.shield(self._task)
         except BaseException:
-            if self._answer is not None and self._answer.done():
-                self._answer = None  # a failure is not remembered
+            if self._task is not None and self._task.done():
+                self._task = None  # it failed
             raise
 
 
-async def _as_task(ask: Callable[[], Awaitable[T]]) -> T:
-    return await ask()
+async def _as_coroutine(call: Callable[[], Awaitable[T]]) -> T:
+    return await call()

@@ -1,24 +1,24 @@
-"""What every route needs of a request: the facade, who is calling, and the body as one JSON object."""
+"""What every route needs: the facade, who is calling, their ids, and the body as one JSON object."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 from starlette.requests import ClientDisconnect
 
-from producer.web.api_keys import NOBODY, Key, given, whose
+from producer.web.api_keys import ANONYMOUS, Key, caller_with, key_in
 from producer.web.facade import CallerGone, Facade
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
+from schemas.result import Result
 from schemas.strictjson import load_object
 
-FORM = re.compile(
-    rb"[\w.%+-]{1,100}="
-)  # how a form begins; `curl -d` calls every body one, so its name says nothing
-LONG = 1 << 18  # bytes of a body that is read in a thread, so that other callers are answered meanwhile
+FORM = re.compile(rb"[\w.%+-]{1,100}=")  # how a form starts: `curl -d` sends its content type with every body
+LARGE = 1 << 18  # bytes from which a body is parsed in a thread, so that it does not block other callers
 
 
 def facade_of(request: Request) -> Facade:
@@ -27,21 +27,20 @@ def facade_of(request: Request) -> Facade:
 
 
 def caller_of(request: Request) -> Key:
-    """Who is calling. Raises 401 where keys are asked for and none of them is given."""
+    """The caller. Raises 401 when keys are required and the request has none of them."""
     keys = facade_of(request).settings.keys
     if not keys:
-        return NOBODY
-    sent = given(request.headers)
-    key = whose(sent, keys)
-    if key is None:
-        wrong = "this server does not know the key that was sent" if sent else "a key is needed"
+        return ANONYMOUS
+    key = key_in(request.headers)
+    caller = caller_with(key, keys)
+    if caller is None:
+        reason = "this server does not know the key that was sent" if key else "a key is needed"
         raise HTTPException(
             401,
-            f"{wrong}: send yours as `Authorization: Bearer ...` or `X-API-Key`, or as the password of a "
-            "browser's question",
+            f"{reason}: send it as `Authorization: Bearer ...`, as `X-API-Key`, or as the password in the browser",
             {"WWW-Authenticate": 'Basic realm="Dreamdrop", charset="UTF-8"'},
         )
-    return key
+    return caller
 
 
 FacadeOf = Annotated[Facade, Depends(facade_of)]
@@ -49,40 +48,40 @@ Caller = Annotated[Key, Depends(caller_of)]
 
 
 async def document(request: Request) -> dict[str, Any]:
-    """The body. Raises `Rejected` with line and column when it is not one JSON object."""
+    """The body as JSON. Raises `Rejected` with line and column when it is not one JSON object."""
     raw = await body(request, facade_of(request).settings.limits.max_body_bytes)
-    make_sure_it_is_no_form(request, raw, 'one JSON object, such as {"prompt": "a red circle"}')
-    return await asyncio.to_thread(load_object, raw) if len(raw) > LONG else load_object(raw)
+    refuse_form(request, raw, 'one JSON object, such as {"prompt": "a red circle"}')
+    return await asyncio.to_thread(load_object, raw) if len(raw) > LARGE else load_object(raw)
 
 
-async def body(request: Request, most: int) -> bytes:
-    """The body's bytes, never more in memory than allowed. Raises `TooLarge`, `CallerGone`."""
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > most:
-        raise TooLarge("the request", int(told), most)
+async def body(request: Request, limit: int) -> bytes:
+    """The body, at most `limit` bytes of it in memory. Raises `TooLarge`, `CallerGone`."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise TooLarge("the request", int(announced), limit)
     parts, size = [], 0
     try:
         async for part in request.stream():
             size += len(part)
-            if size > most:
-                raise TooLarge("the request", size, most)
+            if size > limit:
+                raise TooLarge("the request", size, limit)
             parts.append(part)
     except ClientDisconnect as error:
-        raise CallerGone("the caller has left in the middle of its body") from error
+        raise CallerGone("the caller disconnected while it sent its body") from error
     return b"".join(parts)
 
 
-def make_sure_it_is_no_form(request: Request, raw: bytes, wanted: str) -> None:
-    """Raises `Rejected` for a form, which is what clients send who are told of fields."""
+def refuse_form(request: Request, raw: bytes, expected: str) -> None:
+    """Refuse a form, which callers send by mistake, and say what to send. Raises `Rejected`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data" or FORM.match(raw):
-        raise Rejected("invalid_json", f"the body is a form; send {wanted}", line=1, column=1)
+        raise Rejected("invalid_json", f"the body is a form; send {expected}", line=1, column=1)
 
 
 def own_id(caller: Key, id: str) -> str:
-    """What a caller calls an id, in the store. Raises 404 for what can be no id."""
+    """The full id in the store of what a caller calls `id`. Raises 404 for what cannot be an id."""
     if not is_id(id):
-        raise HTTPException(404, f"{id[:100]!r} is no id")
+        raise HTTPException(404, f"{id[:100]!r} is not a valid id")
     return caller.id(id)
 
 
@@ -91,21 +90,34 @@ def new_id(caller: Key, id: str) -> str:
     if not CHOSEN_ID.fullmatch(caller.id(id)):
         raise Rejected(
             "invalid_manifest",
-            f"id {id[:60]!r} may hold letters, digits, '.', '_' and '-' only, begins with a letter or digit, and has "
-            "at most 100 characters",
+            f"id {id[:60]!r} should be 1 to 100 letters, digits, '.', '_' and '-', and start with a letter or digit",
             field="id",
         )
     return caller.id(id)
 
 
-async def left(request: Request) -> None:
-    """Return when the caller has gone. To be called after the body was read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def result_of(id: str, facade: Facade) -> Result:
+    """The result of a finished request. Raises `UnknownRequest`, and 409 when the request is not finished."""
+    state = await facade.state(id)
+    if state.result is None:
+        state = await facade.client.status(id)  # the cached state may be older than the result
+    if state.result is None:
+        raise HTTPException(409, f"{id} is {state.status}: try again when it has finished")
+    return state.result
 
 
-def preferred(request: Request) -> dict[str, str]:
-    """RFC 7240's `Prefer` header: names to values."""
+async def draw(request: Request, facade: Facade, caller: Key, manifest: Mapping[str, Any]) -> Result:
+    """Draw while the caller waits, see `Facade.draw`. To be called after the body was read."""
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return await facade.draw(manifest, caller, wait=_wait_seconds(request), gone=disconnected)
+
+
+def preferences(request: Request) -> dict[str, str]:
+    """The `Prefer` header (RFC 7240): names to values."""
     header = ",".join(request.headers.getlist("prefer"))
     return {
         name.strip().lower(): value.strip().strip('"')
@@ -114,8 +126,8 @@ def preferred(request: Request) -> dict[str, str]:
     }
 
 
-def patience(request: Request) -> float:
+def _wait_seconds(request: Request) -> float:
     """Seconds that a synchronous call may last: the caller's `Prefer: wait=N`, bounded by the settings."""
-    most = facade_of(request).settings.wait
-    asked = preferred(request).get("wait", "")
-    return min(most, float(asked)) if asked.isdecimal() else most
+    longest = facade_of(request).settings.wait
+    preferred = preferences(request).get("wait", "")
+    return min(longest, float(preferred)) if preferred.isdecimal() else longest

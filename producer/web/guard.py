@@ -1,4 +1,4 @@
-"""The door: which names and sites may talk to the facade, and what a browser may do with its answers."""
+"""Host and origin checks, and the security headers of every response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Scripts and styles come from here and nowhere else; `data:` and `blob:` are previews and dropped pictures.
+#: Scripts and styles only from this server; `data:` and `blob:` for previews and for pictures that users drop.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -21,18 +21,18 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-READING = {"GET", "HEAD", "OPTIONS"}
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware against CSRF and DNS rebinding.
 
-    A page of another site must not draw here with the visitor's address or password (CSRF), and must not
-    reach us by a name of its own that it points at this machine (DNS rebinding).
+    A page of another site must not use a visitor's address or password to draw here (CSRF), and must not reach
+    this server by a host name of its own that resolves to this machine (DNS rebinding).
 
     Args:
-        hosts: names that it may be called by; "*" for any.
-        origins: other sites whose pages may call it.
+        hosts: host names that the server answers to; "*" for any.
+        origins: other sites whose pages may call the server.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Collection[str], origins: Collection[str] = ()) -> None:
@@ -43,7 +43,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def dressed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -53,19 +53,19 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope["method"], Headers(scope=scope))
-        await (refusal or self.app)(scope, receive, dressed)
+        await (refusal or self.app)(scope, receive, send_with_headers)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
         if "*" not in self.hosts and _name(host) not in self.hosts:
-            text = f"this server does not answer to the name {host[:100]!r}: allow it with --allow-host"
+            text = f"this server does not serve the host name {host[:100]!r}: allow it with --allow-host"
             return JSONResponse({"detail": text}, 421)
         origin = headers.get("origin")
-        if method in READING or origin is None or origin in self.origins:
+        if method in SAFE_METHODS or origin is None or origin in self.origins:
             return None
         if headers.get("sec-fetch-site") in ("same-origin", "none") or origin.partition("://")[2] == host:
             return None
-        text = f"pages of {origin[:100]!r} may not call this server: allow them with --allow-origin"
+        text = f"pages of {origin[:100]!r} may not call this server: allow that site with --allow-origin"
         return JSONResponse({"detail": text}, 403)
 
 

@@ -1,4 +1,4 @@
-"""What the facade counts, for Prometheus."""
+"""Prometheus metrics of the facade, and the middleware that records every HTTP response."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"}
 
 @dataclass
 class Metrics:
-    """What this facade counts; a registry of its own, so that two can live in one process."""
+    """One facade's metrics, in a registry of their own, so that two facades can run in one process."""
 
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
         self.answers = Counter(
             "dreamdrop_http_answers",
-            "Answers by route and status.",
+            "HTTP responses by method, route and status.",
             ["method", "route", "status"],
             registry=self.registry,
         )
         self.seconds = Histogram(
             "dreamdrop_http_seconds",
-            "Seconds from a request's first byte to the answer's last.",
+            "Seconds from the first byte of a request to the last byte of its response.",
             ["method", "route"],
             buckets=BUCKETS,
             registry=self.registry,
         )
         self.waiting = Gauge(
-            "dreamdrop_callers_waiting", "Callers that wait for a picture.", registry=self.registry
+            "dreamdrop_callers_waiting",
+            "Callers of synchronous endpoints that wait for a picture.",
+            registry=self.registry,
         )
         self.workers = Gauge(
-            "dreamdrop_workers_alive", "Workers that said lately that they live.", registry=self.registry
+            "dreamdrop_workers_alive", "Workers with a recent heartbeat.", registry=self.registry
         )
 
 
-class Measured:
-    """ASGI middleware: count and time every answer."""
+class MetricsMiddleware:
+    """ASGI middleware: count and time every HTTP response."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -53,16 +55,16 @@ class Measured:
         loop = asyncio.get_running_loop()
         began, status = loop.time(), 500
 
-        async def counted(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, counted)
+            await self.app(scope, receive, send_noting_status)
         finally:
-            route = getattr(scope.get("route"), "path", "unknown")  # the pattern: ids would be endless
+            route = getattr(scope.get("route"), "path", "unknown")  # the pattern: a label per id has no bound
             method = scope["method"] if scope["method"] in METHODS else "other"
             self.metrics.answers.labels(method, route, str(status)).inc()
             self.metrics.seconds.labels(method, route).observe(loop.time() - began)

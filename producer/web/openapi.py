@@ -1,4 +1,8 @@
-"""The OpenAPI document's parts that FastAPI cannot see: the three bodies are read by `schemas`, in its own words."""
+"""Parts of the OpenAPI document that FastAPI cannot derive: the three request bodies, and the error responses.
+
+The routes read their bodies as bytes and `schemas` validates them, so that a refusal is the same however the
+request arrived.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,24 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from producer.web.responses import Drawing
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img
 
 _REFERENCE = "#/components/schemas/{model}"
 BODIES = TASKS
 MODELS: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
 
+#: The body of an error with one message.
 PROBLEM = {
     "type": "object",
     "title": "Problem",
     "required": ["detail"],
     "properties": {
-        "detail": {"type": "string", "description": "What is wrong, and what to do."},
-        "code": {"type": "string", "description": "As in the failure of a result."},
-        "id": {"type": "string", "description": "The request, where there is one."},
+        "detail": {"type": "string", "description": "What is wrong, and what to do about it."},
+        "code": {"type": "string", "description": "The code of the failure, as in a result."},
+        "id": {"type": "string", "description": "The request's id, if it has one."},
     },
 }
+#: The body of an error that names the wrong fields, as FastAPI writes it.
 INVALID = {
     "type": "object",
     "title": "HTTPValidationError",
@@ -57,22 +62,22 @@ def invalid(text: str) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": INVALID}}}
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Pictures; with `Accept: image/png` the one picture itself.",
-        "model": Drawing,
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-    },
-    202: {"description": "With `Prefer: respond-async`: it is queued, and `Location` says where to look."},
-    401: problem("A key is needed."),
-    409: problem("The id stands for another request, or somebody cancelled it."),
-    410: problem("It expired before it was begun."),
-    413: invalid("Larger than is allowed."),
-    422: invalid("A field is wrong; the message says what to do."),
-    429: problem("Too many wait already; `Retry-After` says when to ask again."),
+_ERRORS: dict[int, dict[str, Any]] = {
+    401: problem("No key, or an unknown one."),
+    404: problem("No request has this id."),
+    409: problem("The id belongs to another request, or the request was canceled."),
+    410: problem("The request expired before it was started."),
+    413: invalid("The body is larger than allowed."),
+    422: invalid("A field is not valid; the message says what to do."),
+    429: problem("Too many requests are waiting; `Retry-After` says when to try again."),
     503: problem("No worker is alive, or the store does not answer."),
-    504: problem("Not drawn in the given time; the work goes on, and `id` names it."),
+    504: problem("Not finished in time; the work goes on, and `id` is its id."),
 }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of an endpoint."""
+    return {status: _ERRORS[status] for status in statuses}
 
 
 def components() -> dict[str, Any]:
@@ -80,38 +85,42 @@ def components() -> dict[str, Any]:
     _, schema = models_json_schema(
         [(model, "validation") for model in MODELS.values()], ref_template=_REFERENCE
     )
-    found: dict[str, Any] = schema["$defs"]
-    return found
+    schemas: dict[str, Any] = schema["$defs"]
+    return schemas
 
 
-def body_of(*tasks: str) -> dict[str, Any]:
-    """A request body: one of these tasks, each with an example that draws something."""
+def request_body(
+    schema: dict[str, Any], *, content_type: str = "application/json", **examples: Any
+) -> dict[str, Any]:
+    """`openapi_extra` for a body that the route reads itself.
+
+    Args:
+        examples: the `example` or `examples` of the body.
+    """
+    content = {content_type: {"schema": schema, **examples}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def manifest_body(*tasks: str) -> dict[str, Any]:
+    """`openapi_extra` for a manifest of one of these tasks, with examples that can be sent as they are."""
     refs = [{"$ref": _REFERENCE.format(model=MODELS[task].__name__)} for task in tasks]
-    return {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": refs[0] if len(refs) == 1 else {"anyOf": refs},
-                "examples": {
-                    name: example for name, example in examples().items() if example["value"]["task"] in tasks
-                },
-            }
-        },
-    }
+    schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+    chosen = {name: example for name, example in examples().items() if example["value"]["task"] in tasks}
+    return request_body(schema, examples=chosen)
 
 
 @cache
 def examples() -> dict[str, Any]:
-    """Worked examples of each body."""
+    """Complete examples of each body, by name."""
     picture, mask = _pictures()
     base = {"steps": 20, "seed": 5}
     return {
-        "words": {
-            "summary": "From words",
+        "text": {
+            "summary": "From a prompt",
             "value": {"task": "text2img", "prompt": "a red circle on a blue background"} | base,
         },
         "documented": {
-            "summary": "Every documented field",
+            "summary": "All documented fields",
             "value": {
                 "task": "text2img",
                 "prompt": "a yellow star on a black background",
@@ -134,7 +143,7 @@ def examples() -> dict[str, Any]:
             | base,
         },
         "repaint": {
-            "summary": "A part of a picture",
+            "summary": "Part of a picture",
             "value": {
                 "task": "inpainting",
                 "prompt": "a green circle on a blue background",
@@ -147,10 +156,10 @@ def examples() -> dict[str, Any]:
 
 
 def _pictures() -> tuple[str, str]:
-    """A red square on blue, and a mask of its middle."""
+    """A red square on blue and a mask of its middle, as PNG in base64."""
     from PIL import Image
 
-    def written(picture: Image.Image) -> str:
+    def encoded(picture: Image.Image) -> str:
         out = io.BytesIO()
         picture.save(out, "PNG", optimize=True)
         return base64.b64encode(out.getvalue()).decode("ascii")
@@ -159,4 +168,4 @@ def _pictures() -> tuple[str, str]:
     picture.paste((220, 40, 40), (40, 40, 88, 88))
     mask = Image.new("L", (128, 128), 0)
     mask.paste(255, (24, 24, 104, 104))
-    return written(picture), written(mask)
+    return encoded(picture), encoded(mask)

@@ -1,4 +1,4 @@
-"""What callers get: results and states as JSON, and every error in the words that a failed result has."""
+"""Response bodies: results and states as JSON, and every error with its HTTP status."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from producer import collect
 from producer.errors import Conflict, Damaged, StillWorking, UnknownRequest
-from producer.web.facade import CallerGone, LaneFull, NoWorker, TooLate
+from producer.web.facade import CallerGone, NoWorker, QueueFull, WaitExpired
 from schemas.errors import DreamError, Rejected, Unavailable
-from schemas.result import BatchResult, Failure, ModelUsed, Note, Progress, Result, Timings
+from schemas.result import BatchResult, Failure, ImageResult, ModelUsed, Note, Progress, Result, Timings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from infra.stores.store import Store
     from producer.request_state import State
 
 log = logging.getLogger(__name__)
-AT_ONCE = 8  # images of one answer that are read at the same time
-#: Which failures are the caller's to mend (422), a matter of time (503) or past (409, 410); all others: 500.
+AT_ONCE = 8  # images of one response that are read at the same time
+#: The HTTP status of a failure by its code. Codes that are not here are the caller's to correct: 422.
 STATUS = {
     "too_large": 413,
     "model_unavailable": 503,
@@ -37,7 +39,7 @@ STATUS = {
 }
 
 
-class Undrawn(DreamError):
+class NoPictures(DreamError):
     """A request ended without a picture."""
 
     def __init__(self, result: Result) -> None:
@@ -51,23 +53,23 @@ class _View(BaseModel):
 
 
 class Drawing(_View):
-    """What a synchronous call answers."""
+    """The response of a synchronous call."""
 
-    images: list[str] = Field(description="Base64, in the order of their seeds.")
+    images: list[str] = Field(description="The pictures in base64, in the order of `seeds`.")
     seeds: list[int]
-    id: str = Field(description="Names the result; `GET /jobs/{id}` finds it again.")
+    id: str = Field(description="The request's id: `GET /jobs/{id}` returns the result again.")
     status: str = Field(description="succeeded, or partial when some images failed.")
     timings: Timings | None = None
-    warnings: tuple[Note, ...] = Field((), description="Everything that was changed, cut or ignored.")
-    failure: Failure | None = Field(None, description="Of the images that failed, when some did.")
+    warnings: tuple[Note, ...] = Field((), description="What was changed, cut or ignored.")
+    failure: Failure | None = Field(None, description="Why some images failed, when status is partial.")
     model: ModelUsed | None = None
     parameters: dict[str, Any] = Field(
-        default_factory=dict, description="The recipe: every default resolved, every seed drawn."
+        default_factory=dict, description="The recipe: all parameters, with defaults and seeds resolved."
     )
 
 
 class JobImage(_View):
-    """A stored image, and where to get it."""
+    """A stored image, and its URL."""
 
     index: int
     url: str
@@ -79,12 +81,14 @@ class JobImage(_View):
 
 
 class Job(_View):
-    """How far a request is."""
+    """The state of a request."""
 
     id: str
-    status: str = Field(description="queued, processing, succeeded, partial, failed, canceled, expired")
-    position: int | None = Field(None, description="While queued: about so many are ahead.")
-    progress: Progress | None = Field(None, description="While processing: as its worker last said.")
+    status: str = Field(description="queued, processing, succeeded, partial, failed, canceled or expired.")
+    position: int | None = Field(
+        None, description="While queued: about how many requests are ahead of this one."
+    )
+    progress: Progress | None = Field(None, description="While processing: the worker's last report.")
     images: list[JobImage] = []
     failure: Failure | None = None
     warnings: tuple[Note, ...] = ()
@@ -95,57 +99,47 @@ class Job(_View):
     model: ModelUsed | None = None
     finished_at: str = ""
     batch: BatchResult | None = None
-    data: list[str] | None = Field(None, description="The images in base64, where they were asked for.")
+    data: list[str] | None = Field(None, description="The pictures in base64, with `images=true`.")
 
     @property
     def over(self) -> bool:
         return self.status not in ("queued", "processing")
 
 
-def job(state: State) -> Job:
-    """A state, as callers see it."""
+#: Fields that a response takes from a result unchanged.
+_DRAWING_FIELDS = Drawing.model_fields.keys() & Result.model_fields.keys() - {"images"}
+_JOB_FIELDS = Job.model_fields.keys() & Result.model_fields.keys() - {"images"}
+_IMAGE_FIELDS = JobImage.model_fields.keys() & ImageResult.model_fields.keys()
+
+
+def job_of_state(state: State) -> Job:
+    """A request's state as a response."""
     if state.result is not None:
-        return finished(state.result)
+        return job_of_result(state.result)
     return Job(id=state.id, status=state.status, position=state.position, progress=state.progress)
 
 
-def finished(result: Result) -> Job:
-    """A request that is over, however it ended."""
-    return Job(
-        id=result.id,
-        status=result.status,
-        images=[
-            JobImage(
-                index=image.index,
-                url=f"{job_path(result.id)}/images/{image.index}",
-                seed=image.seed,
-                width=image.width,
-                height=image.height,
-                content_type=image.content_type,
-                bytes=image.bytes,
-            )
-            for image in result.images
-        ],
-        failure=result.failure,
-        warnings=result.warnings,
-        task=result.task,
-        parameters=result.parameters,
-        metadata=result.metadata,
-        timings=result.timings,
-        model=result.model,
-        finished_at=result.finished_at,
-        batch=result.batch,
-    )
+def job_of_result(result: Result) -> Job:
+    """A finished request as a response, however it ended."""
+    images = [
+        JobImage(url=image_path(result.id, image.index), **image.model_dump(include=_IMAGE_FIELDS))
+        for image in result.images
+    ]
+    return Job(images=images, **result.model_dump(include=_JOB_FIELDS))
 
 
 def job_path(id: str) -> str:
     return f"/jobs/{quote(id)}"
 
 
+def image_path(id: str, index: int) -> str:
+    return f"{job_path(id)}/images/{index}"
+
+
 async def pictures(store: Store, result: Result) -> list[bytes]:
-    """A result's images, checked. Raises `Undrawn` when there are none, `Damaged`."""
+    """A result's images, checked. Raises `NoPictures` when there are none, `Damaged`."""
     if not result.images:
-        raise Undrawn(result)
+        raise NoPictures(result)
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(index: int) -> bytes:
@@ -155,79 +149,80 @@ async def pictures(store: Store, result: Result) -> list[bytes]:
     return list(await asyncio.gather(*map(one, range(len(result.images)))))
 
 
-def drawing(result: Result, images: list[bytes]) -> bytes:
-    """A `Drawing` as JSON. The pictures are most of it, so they are joined in as they are: base64 needs no care."""
-    about = Drawing(
-        images=[],
-        seeds=[image.seed for image in result.images],
-        id=result.id,
-        status=result.status,
-        timings=result.timings,
-        warnings=result.warnings,
-        failure=result.failure,
-        model=result.model,
-        parameters=result.parameters,
-    ).model_dump_json(exclude={"images"})
-    coded = b",".join(b'"%b"' % base64.b64encode(image) for image in images)
-    return b'{"images":[%b],%b' % (coded, about.encode()[1:])
+def drawing_json(result: Result, images: Sequence[bytes]) -> bytes:
+    """A `Drawing` as JSON."""
+    seeds = [image.seed for image in result.images]
+    return json_with_images(
+        Drawing(images=[], seeds=seeds, **result.model_dump(include=_DRAWING_FIELDS)), images
+    )
 
 
-def words(fault: DreamError) -> str:
-    """What a caller is told: not where the store lies, and no other caller's names."""
-    if isinstance(fault, UnknownRequest):
-        return f"nothing is known of {fault.id!r}; what was sent to a queue is known when a worker has it"
-    if _is_away(fault):
-        return "the store does not answer just now; try again in a few seconds"
-    return str(fault)
+def json_with_images(body: BaseModel, images: Sequence[bytes]) -> bytes:
+    """A body as JSON with `images` in base64; they are most of it, and base64 needs no escaping."""
+    encoded = b",".join(b'"%b"' % base64.b64encode(image) for image in images)
+    rest = body.model_dump_json(exclude={"images"}).encode()
+    return b'{"images":[%b],%b' % (encoded, rest[1:])
 
 
-def _is_away(fault: DreamError) -> bool:
-    return isinstance(fault, Unavailable) and not isinstance(fault, NoWorker)
+def message_for(error: DreamError) -> str:
+    """The message that a caller gets: without the store's address and other callers' ids."""
+    if isinstance(error, UnknownRequest):
+        return f"no request has the id {error.id!r}; a request that was sent to a queue is known once a worker reads it"
+    if _is_outage(error):
+        return "the store does not answer at the moment; try again in a few seconds"
+    return str(error)
 
 
-def error(fault: DreamError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for what went wrong; 422 has the shape of FastAPI's `HTTPValidationError`."""
-    if _is_away(fault):
-        log.warning("answered 503: %s", fault)  # the caller is not told where
-    status, headers = _status(fault), dict[str, str]()
-    body: dict[str, Any] = {"detail": words(fault)}
-    if isinstance(fault, (Rejected, Undrawn)):
-        said = fault.failure if isinstance(fault, Undrawn) else fault
+def _is_outage(error: DreamError) -> bool:
+    return isinstance(error, Unavailable) and not isinstance(error, NoWorker)
+
+
+def error_parts(error: DreamError) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers of an error response; 413 and 422 have the shape of `HTTPValidationError`."""
+    if _is_outage(error):
+        log.warning("answered 503: %s", error)  # the response does not say where the store is
+    status, headers = _status(error), dict[str, str]()
+    body: dict[str, Any] = {"detail": message_for(error)}
+    if isinstance(error, (Rejected, NoPictures)):
+        failure = error.failure if isinstance(error, NoPictures) else error
         if status in (413, 422):
-            where = ["body", *(said.field.split(".") if said.field else ())]
-            entry: dict[str, Any] = {"type": said.code, "loc": where, "msg": said.message}
-            if said.line is not None:
-                entry["ctx"] = {"line": said.line} | ({"column": said.column} if said.column else {})
-            body = {"detail": [entry]}
+            body = {"detail": [_validation_error(failure)]}
         else:
-            body["code"] = said.code
-    if isinstance(fault, (Undrawn, TooLate, UnknownRequest, Conflict)):
-        body["id"] = fault.id
-    if isinstance(fault, TooLate):
-        headers["Location"] = job_path(fault.id)
-    if isinstance(fault, LaneFull):
-        headers["Retry-After"] = str(fault.retry_after)
+            body["code"] = failure.code
+    if isinstance(error, (NoPictures, WaitExpired, UnknownRequest, Conflict)):
+        body["id"] = error.id
+    if isinstance(error, WaitExpired):
+        headers["Location"] = job_path(error.id)
+    if isinstance(error, QueueFull):
+        headers["Retry-After"] = str(error.retry_after)
     elif status == 503:
         headers["Retry-After"] = "5"
     return status, body, headers
 
 
-def _status(fault: DreamError) -> int:
-    if isinstance(fault, Undrawn):
-        return STATUS.get(fault.failure.code, 422)
-    if isinstance(fault, Rejected):
-        return STATUS.get(fault.code, 422)
+def _validation_error(failure: Rejected | Failure) -> dict[str, Any]:
+    location = ["body", *(failure.field.split(".") if failure.field else ())]
+    entry: dict[str, Any] = {"type": failure.code, "loc": location, "msg": failure.message}
+    if failure.line is not None:
+        entry["ctx"] = {"line": failure.line} | ({"column": failure.column} if failure.column else {})
+    return entry
+
+
+def _status(error: DreamError) -> int:
+    if isinstance(error, NoPictures):
+        return STATUS.get(error.failure.code, 422)
+    if isinstance(error, Rejected):
+        return STATUS.get(error.code, 422)
     for kind, status in (
         (Conflict, 409),
         (UnknownRequest, 404),
-        (LaneFull, 429),
-        (TooLate, 504),
+        (QueueFull, 429),
+        (WaitExpired, 504),
         (StillWorking, 409),
         (CallerGone, 499),
         (Damaged, 410),
-        (NoWorker, 503),
         (Unavailable, 503),
     ):
-        if isinstance(fault, kind):
+        if isinstance(error, kind):
             return status
     return 500

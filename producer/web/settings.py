@@ -1,4 +1,4 @@
-"""What an operator decides about the facade."""
+"""The facade's settings."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True)
 class FacadeSettings:
-    """Everything that `dreamdrop serve` can be told."""
+    """What the options and variables of `dreamdrop serve` set."""
 
     store: str
-    queues: tuple[str, ...] = ()  # the first is the express lane
-    keys: tuple[Key, ...] = ()  # none: everybody may do everything
-    hosts: tuple[str, ...] = LOOPBACK_NAMES  # names that a browser may reach it by; "*" for any
+    queues: tuple[str, ...] = ()  # requests go to the first, batches to the last
+    keys: tuple[Key, ...] = ()  # none: every caller may do everything
+    hosts: tuple[str, ...] = LOOPBACK_NAMES  # host names that it answers to; "*" for any
     origins: tuple[str, ...] = ()  # other sites whose pages may call it (CORS)
-    wait: float = 300.0  # seconds that a synchronous call lasts at most
-    room: int = 1000  # requests that may wait in the express lane before callers are sent away
+    wait: float = 300.0  # the most seconds that a synchronous call lasts
+    room: int = 1000  # requests that may wait in the express lane before callers get 429
     limits: Limits = DEFAULT_LIMITS
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address to listen on."""
+    """Whether a listening address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

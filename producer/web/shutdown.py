@@ -1,4 +1,4 @@
-"""A caller that still waits when the server stops is told so, instead of being given a bare 500."""
+"""Middleware that answers 503 to callers that still wait when the server shuts down, not a bare 500."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ import asyncio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LEAVING = "this server is being stopped: ask again, under the same id if you chose one"
+STOPPING = "this server is being stopped: send the request again, with the same id if you chose one"
 
 
-class Leaving:
-    """ASGI middleware: calls that the server ends at its own end answer 503."""
+class ShutdownMiddleware:
+    """ASGI middleware: a call that the server cancels at shutdown answers 503."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        started = False
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_noting_start(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, receive, send_noting_start)
         except asyncio.CancelledError:
-            if scope["type"] != "http" or begun:
+            if scope["type"] != "http" or started:
                 raise
-            answer = JSONResponse({"detail": LEAVING}, 503, {"Retry-After": "5", "Connection": "close"})
-            await answer(scope, receive, send)
+            # "Connection: close", because the next request on it would meet a server that is gone.
+            response = JSONResponse({"detail": STOPPING}, 503, {"Retry-After": "5", "Connection": "close"})
+            await response(scope, receive, send)

@@ -70,10 +70,10 @@ def ready(address: str) -> None:
         time.sleep(0.05)
 
 
-def command(*words: str, **environment: str) -> subprocess.Popen[str]:
-    """The `dreamdrop` command, under way."""
+def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start the `dreamdrop` command."""
     return subprocess.Popen(
-        [sys.executable, "-m", "producer.cli", *words],
+        [sys.executable, "-m", "producer.cli", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -82,12 +82,12 @@ def command(*words: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def said(process: subprocess.Popen[str]) -> str:
-    """The address that a command says it is ready at."""
+def address_of(process: subprocess.Popen[str]) -> str:
+    """The address in a command's "ready" line."""
     assert process.stderr is not None
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if found := re.search(r"ready: (http://\S+)", line):
-            return found[1]
+        if match := re.search(r"ready: (http://\S+)", line):
+            return match[1]
     raise AssertionError("".join(lines))

@@ -45,11 +45,11 @@ def api(address: str) -> Iterator[webuiapi.WebUIApi]:
 
 
 def client(address: str, key: str | None = None) -> Iterator[webuiapi.WebUIApi]:
-    found = webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1", sampler="Euler a")
+    api = webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1", sampler="Euler a")
     if key:
-        found.set_auth("anybody", key)
-    yield found
-    found.session.close()
+        api.set_auth("anybody", key)
+    yield api
+    api.session.close()
 
 
 def picture(size: tuple[int, int] = (64, 48), colour: Any = (40, 80, 200), mode: str = "RGB") -> Image.Image:
@@ -58,17 +58,17 @@ def picture(size: tuple[int, int] = (64, 48), colour: Any = (40, 80, 200), mode:
 
 def test_words_become_pictures_with_seeds_and_infotexts(api: webuiapi.WebUIApi):
     """batch_size times n_iter pictures in one request, each with the text that its file carries."""
-    found = api.txt2img(
+    drawn = api.txt2img(
         prompt="a red circle", negative_prompt="blue", seed=7, batch_size=2, n_iter=2, cfg_scale=5, **SMALL
     )
-    assert [image.size for image in found.images] == [(64, 48)] * 4
-    assert found.info["all_seeds"] == [7, 8, 9, 10]
-    assert found.info["all_prompts"] == ["a red circle"] * 4
-    for image, text in zip(found.images, found.info["infotexts"], strict=True):
+    assert [image.size for image in drawn.images] == [(64, 48)] * 4
+    assert drawn.info["all_seeds"] == [7, 8, 9, 10]
+    assert drawn.info["all_prompts"] == ["a red circle"] * 4
+    for image, text in zip(drawn.images, drawn.info["infotexts"], strict=True):
         image.load()
         assert image.info["parameters"] == text
-    assert infotext.read(found.info["infotexts"][1])["seed"] == 8
-    assert found.parameters["negative_prompt"] == "blue"
+    assert infotext.read(drawn.info["infotexts"][1])["seed"] == 8
+    assert drawn.parameters["negative_prompt"] == "blue"
 
 
 def test_a_seed_of_minus_one_is_drawn_by_lot_and_told(api: webuiapi.WebUIApi):
@@ -79,7 +79,7 @@ def test_a_seed_of_minus_one_is_drawn_by_lot_and_told(api: webuiapi.WebUIApi):
 
 
 def test_sampler_and_schedule_become_one_scheduler(api: webuiapi.WebUIApi):
-    """Also in the old spelling of both in one name; a pair that does not exist is refused."""
+    """The old spelling, with both in one name, works too; a pair that does not exist is refused."""
     small = {**SMALL, "sampler_name": "DPM++ 2M"}
     assert api.txt2img(prompt="x", scheduler="karras", **small).info["sampler_name"] == "DPM++ 2M Karras"
     assert api.txt2img(prompt="x", **small).info["sampler_name"] == "DPM++ 2M"
@@ -94,8 +94,8 @@ def test_sampler_and_schedule_become_one_scheduler(api: webuiapi.WebUIApi):
 def test_settings_of_one_request_count(api: webuiapi.WebUIApi):
     """Model, clip skip and LoRA tags arrive as what they mean here."""
     settings = {"sd_model_checkpoint": "sd15 [0123abcdef]", "CLIP_stop_at_last_layers": 2}
-    found = api.txt2img(prompt="a cat", override_settings=settings, **SMALL)
-    assert (found.info["sd_model_name"], found.info["clip_skip"]) == ("sd15", 2)
+    drawn = api.txt2img(prompt="a cat", override_settings=settings, **SMALL)
+    assert (drawn.info["sd_model_name"], drawn.info["clip_skip"]) == ("sd15", 2)
     tagged = api.txt2img(prompt="a cat <lora:style:0.5>", **SMALL).info
     assert tagged["prompt"] == "a cat"
     assert infotext.read(tagged["infotexts"][0])["loras"] == [{"name": "style", "weight": 0.5}]
@@ -128,7 +128,7 @@ def test_what_would_change_the_picture_and_cannot_be_done_is_refused_by_name(
 
 
 def test_a_field_that_nobody_knows_is_refused_unless_it_says_nothing(address: str):
-    """A typo is not silently ignored; an extension's field that is off is no harm."""
+    """A typo is refused; an extension's field that is off is accepted."""
     ask = {"prompt": "x", **SMALL}
     assert httpx.post(f"{address}/sdapi/v1/txt2img", json={**ask, "some_extension": None}).status_code == 200
     refused = httpx.post(f"{address}/sdapi/v1/txt2img", json={**ask, "cfg_scael": 3})
@@ -138,9 +138,9 @@ def test_a_field_that_nobody_knows_is_refused_unless_it_says_nothing(address: st
 def test_a_picture_is_redrawn_in_the_size_that_is_asked_for(api: webuiapi.WebUIApi):
     """Stretched or cropped, as A1111 does."""
     for mode in (0, 1):
-        found = api.img2img(images=[picture((100, 60))], prompt="x", resize_mode=mode, **SMALL)
-        assert found.image.size == (64, 48)
-        assert found.info["denoising_strength"] == 0.75
+        drawn = api.img2img(images=[picture((100, 60))], prompt="x", resize_mode=mode, **SMALL)
+        assert drawn.image.size == (64, 48)
+        assert drawn.info["denoising_strength"] == 0.75
     with pytest.raises(RuntimeError, match="resize_mode"):
         api.img2img(images=[picture()], prompt="x", resize_mode=2, **SMALL)
     with pytest.raises(RuntimeError, match="init_images"):
@@ -148,34 +148,34 @@ def test_a_picture_is_redrawn_in_the_size_that_is_asked_for(api: webuiapi.WebUIA
 
 
 def test_the_white_part_of_a_mask_is_what_the_worker_repaints(api: webuiapi.WebUIApi, address: str):
-    """Inverted, the other part. What is done otherwise than in A1111 is told."""
+    """With invert, the black part. Warnings say what differs from A1111."""
     mask = picture(colour=0, mode="L")
     mask.paste(255, (0, 0, 32, 48))
     for invert in (0, 1):
-        found = api.img2img(
+        drawn = api.img2img(
             images=[picture()], mask_image=mask, inpainting_mask_invert=invert, prompt="x", seed=3, **SMALL
         )
-        sent = httpx.get(f"{address}/jobs/{found.info['dreamdrop']['id']}/request").json()
+        sent = httpx.get(f"{address}/jobs/{drawn.info['dreamdrop']['id']}/request").json()
         assert (sent["task"], sent["strength"]) == ("inpainting", 0.75)
         white = Image.open(io.BytesIO(base64.b64decode(sent["mask_image"])))
         assert [white.getpixel(at) for at in ((10, 24), (50, 24))] == ([0, 255] if invert else [255, 0])
-        told = {note["field"] for note in found.info["dreamdrop"]["warnings"] if "field" in note}
-        assert {"mask_blur", "inpainting_fill", "inpaint_full_res"} <= told
+        fields = {note["field"] for note in drawn.info["dreamdrop"]["warnings"] if "field" in note}
+        assert {"mask_blur", "inpainting_fill", "inpaint_full_res"} <= fields
 
 
 def test_a_picture_tells_its_recipe(api: webuiapi.WebUIApi, address: str):
-    """As text and read; one without a recipe has none, and a text is no picture."""
+    """As text and parsed; a picture without a recipe has none, and text is not a picture."""
     drawn = api.txt2img(prompt="a red circle", seed=7, **SMALL)
     drawn.image.load()
     assert api.png_info(drawn.image).info == drawn.info["infotexts"][0]
     out = io.BytesIO()
     drawn.image.info.pop("dreamdrop")
-    told = httpx.post(
+    read = httpx.post(
         f"{address}/sdapi/v1/png-info", json={"image": webuiapi.raw_b64_img(drawn.image)}
     ).json()
-    assert told["parameters"]["Prompt"] == "a red circle"
-    assert (told["parameters"]["Seed"], told["parameters"]["Size-1"]) == ("7", "64")
-    assert list(told["items"]) == ["parameters"]
+    assert read["parameters"]["Prompt"] == "a red circle"
+    assert (read["parameters"]["Seed"], read["parameters"]["Size-1"]) == ("7", "64")
+    assert list(read["items"]) == ["parameters"]
     picture().save(out, "PNG")
     bare = base64.b64encode(out.getvalue()).decode()
     none = httpx.post(f"{address}/sdapi/v1/png-info", json={"image": bare}).json()
@@ -200,11 +200,11 @@ def test_progress_is_told_and_an_interrupt_ends_the_work(api: webuiapi.WebUIApi,
     drawing = threading.Thread(target=draw)
     drawing.start()
     end = time.monotonic() + 60
-    while not (told := api.get_progress())["progress"]:
+    while not (progress := api.get_progress())["progress"]:
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert told["state"]["job_count"] == 1
-    assert 0 < told["state"]["sampling_step"] < told["state"]["sampling_steps"]
+    assert progress["state"]["job_count"] == 1
+    assert 0 < progress["state"]["sampling_step"] < progress["state"]["sampling_steps"]
     assert api.interrupt() == {}
     drawing.join(60)
     assert refused[0].args[0] == 409
@@ -212,7 +212,7 @@ def test_progress_is_told_and_an_interrupt_ends_the_work(api: webuiapi.WebUIApi,
 
 
 def test_an_interrupt_leaves_other_callers_alone(tmp_path: Path):
-    """It ends what its own key waits for, and nothing else."""
+    """It cancels what its own key waits for, and nothing else."""
     (one, first), (two, second) = new_key("one"), new_key("two")
     slow = json.dumps({"seconds_per_step": 0.05})
     with worker(tmp_path, "--null", slow), facade(tmp_path, keys=read_keys(f"{first},{second}")) as address:
@@ -241,11 +241,11 @@ def test_the_lists_say_what_there_is(api: webuiapi.WebUIApi):
     assert {"Euler a", "DPM++ 2M Karras"} <= set(api.util_get_sampler_names())
     assert api.util_get_scheduler_names() == ["automatic", "karras"]
     assert "doodle" in api.util_get_model_names()
-    asked = (
+    lists = (
         api.get_upscalers, api.get_sd_vae, api.get_loras, api.get_hypernetworks, api.get_face_restorers,
         api.get_realesrgan_models, api.get_prompt_styles, api.get_latent_upscale_modes,
     )  # fmt: skip
-    assert [ask() for ask in asked] == [[]] * len(asked)
+    assert [read() for read in lists] == [[]] * len(lists)
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
     assert (api.get_cmd_flags(), api.get_memory()) == ({}, {"ram": {}, "cuda": {}})

@@ -31,9 +31,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def api(address: str) -> Iterator[webuiapi.WebUIApi]:
-    found = webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1")
-    yield found
-    found.session.close()
+    api = webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1")
+    yield api
+    api.session.close()
 
 
 def red_pixels(picture: Image.Image, left: int, right: int) -> int:
@@ -99,12 +99,12 @@ def test_progress_shows_how_the_picture_looks_now(api: webuiapi.WebUIApi, addres
     drawing = threading.Thread(target=draw)
     drawing.start()
     end = time.monotonic() + 60
-    while not (told := api.get_progress())["current_image"]:
+    while not (progress := api.get_progress())["current_image"]:
         assert time.monotonic() < end
         time.sleep(0.05)
     api.interrupt()
     drawing.join(60)
-    preview = Image.open(io.BytesIO(base64.b64decode(told["current_image"], validate=True)))
+    preview = Image.open(io.BytesIO(base64.b64decode(progress["current_image"], validate=True)))
     preview.load()
     assert max(preview.size) <= 128
     assert refused

@@ -38,9 +38,9 @@ def http(store: Path) -> Iterator[httpx.Client]:
 
 
 def picture(text: str) -> Image.Image:
-    found = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
-    found.load()
-    return found
+    image = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+    image.load()
+    return image
 
 
 def test_the_documented_example_runs_unchanged(http: httpx.Client):
@@ -101,7 +101,7 @@ def test_a_caller_that_accepts_a_picture_gets_one(http: httpx.Client):
 
 
 def test_a_caller_that_will_not_wait_is_told_where_to_look(http: httpx.Client):
-    """202 and a location, which has the pictures later."""
+    """202 and the address of a job that has the pictures later."""
     answer = http.post("/generate/", json=PROMPT, headers={"Prefer": "respond-async"})
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "respond-async"
@@ -148,7 +148,7 @@ def test_broken_json_is_told_with_line_and_column(http: httpx.Client):
 
 
 def test_a_failed_drawing_is_told_in_its_own_words(http: httpx.Client):
-    """What only a worker can know, such as which models there are."""
+    """Errors that only a worker can find, such as a damaged picture."""
     answer = http.post("/generate/", json=PROMPT | {"image": "bm8gcGljdHVyZQ=="} | {"width": 64})
     assert answer.status_code == 422
     bad = {"prompt": "x", "image": "bm8gcGljdHVyZQ=="}
@@ -162,8 +162,8 @@ def test_a_body_over_the_limit_is_not_read(store: Path):
     from schemas.limits import Limits
 
     with facade(store, limits=Limits(max_body_bytes=1000)) as address:
-        told = httpx.post(f"{address}/generate/", content=b"x" * 2000)
-        assert told.status_code == 413
+        announced = httpx.post(f"{address}/generate/", content=b"x" * 2000)
+        assert announced.status_code == 413
         counted = httpx.post(f"{address}/generate/", content=iter([b"x" * 600, b"x" * 600]))
         assert counted.status_code == 413
 
@@ -195,7 +195,7 @@ def test_a_wait_that_ends_before_the_picture_tells_the_id_and_the_work_goes_on(t
 
 
 def test_a_caller_that_leaves_takes_its_own_request_along(tmp_path: Path):
-    """It is cancelled, unless it was given an id, by which others may come for it."""
+    """It is canceled, unless the caller chose its id, by which others may ask for it."""
     slow = json.dumps({"seconds_per_step": 0.5})
     with worker(tmp_path, "--null", slow), facade(tmp_path) as address:
         ready(address)
@@ -204,10 +204,10 @@ def test_a_caller_that_leaves_takes_its_own_request_along(tmp_path: Path):
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{address}/generate/", json=body, timeout=1)
         end = time.monotonic() + 30
-        while len(found := httpx.get(f"{address}/jobs").json()["latest"]) < 1:
+        while len(jobs := httpx.get(f"{address}/jobs").json()["latest"]) < 1:
             assert time.monotonic() < end
             time.sleep(0.05)
-        assert [job["status"] for job in found] == ["canceled"]
+        assert [job["status"] for job in jobs] == ["canceled"]
         kept = httpx.get(f"{address}/jobs/kept").json()
         assert kept["status"] == "processing", kept
 
@@ -215,7 +215,7 @@ def test_a_caller_that_leaves_takes_its_own_request_along(tmp_path: Path):
 def test_a_caller_that_leaves_in_the_middle_of_its_body_is_no_fault(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    """It is counted, and the log has no traceback of it."""
+    """It is counted, and the log has no traceback."""
     with facade(tmp_path) as address:
         with socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0)) as caller:
             caller.sendall(b'POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"prompt')
@@ -227,7 +227,7 @@ def test_a_caller_that_leaves_in_the_middle_of_its_body_is_no_fault(
 
 
 def test_a_full_lane_sends_callers_away_for_a_while(tmp_path: Path):
-    """429 with the seconds after which to come again."""
+    """429, with the seconds after which to try again."""
     with facade(tmp_path, room=2) as address, httpx.Client(base_url=address) as http:
         for n in range(2):
             assert http.put(f"/jobs/{n}", json=PROMPT).status_code == 201
@@ -239,7 +239,7 @@ def test_a_full_lane_sends_callers_away_for_a_while(tmp_path: Path):
 
 
 def test_a_full_lane_is_noticed_within_the_moment_for_which_its_count_is_believed(tmp_path: Path):
-    """However fast they come: what was sent since the lane was counted counts, too."""
+    """However fast requests come: those sent since the lane was counted are added to the count."""
     with facade(tmp_path, room=5) as address, ThreadPoolExecutor(8) as callers:
         tries = [callers.submit(httpx.post, f"{address}/jobs", json=PROMPT, timeout=60) for _ in range(24)]
         answers = [one.result().status_code for one in tries]

@@ -32,14 +32,14 @@ def http(store: Path) -> Iterator[httpx.Client]:
 
 
 def events(http: httpx.Client, id: str) -> list[dict]:
-    """Everything that is told of a job until it is over."""
-    told = []
+    """All events of a job, until it has finished."""
+    sent = []
     with http.stream("GET", f"/jobs/{id}/events") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         for line in stream.iter_lines():
             if line.startswith("data: "):
-                told.append(json.loads(line.removeprefix("data: ")))
-    return told
+                sent.append(json.loads(line.removeprefix("data: ")))
+    return sent
 
 
 def test_the_same_body_under_an_id_is_the_same_job(http: httpx.Client):
@@ -61,12 +61,12 @@ def test_the_same_body_under_an_id_is_the_same_job(http: httpx.Client):
 def test_a_job_is_told_until_it_is_over(http: httpx.Client):
     """The stream ends with the result, and the pictures are where it says."""
     id = http.post("/jobs", json=PROMPT | {"steps": 50}).json()["id"]
-    told = events(http, id)
-    assert told[-1]["status"] == "succeeded"
-    assert {job["status"] for job in told[:-1]} <= {"queued", "processing"}
-    image = http.get(told[-1]["images"][0]["url"])
+    sent = events(http, id)
+    assert sent[-1]["status"] == "succeeded"
+    assert {job["status"] for job in sent[:-1]} <= {"queued", "processing"}
+    image = http.get(sent[-1]["images"][0]["url"])
     assert image.content.startswith(b"\x89PNG")
-    same = http.get(told[-1]["images"][0]["url"], headers={"If-None-Match": image.headers["etag"]})
+    same = http.get(sent[-1]["images"][0]["url"], headers={"If-None-Match": image.headers["etag"]})
     assert same.status_code == 304
     assert json.loads(http.get(f"/jobs/{id}/request").content)["prompt"] == PROMPT["prompt"]
     assert http.get(f"/jobs/{id}?images=true").json()["data"][0].startswith("iVBOR")

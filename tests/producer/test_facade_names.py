@@ -1,4 +1,4 @@
-"""One name, one request: what is answered when a name is asked for twice in different ways."""
+"""An id stands for one request: what happens when one id is used twice in different ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of other programs, with anything in them: each is understood or refused in words, none breaks the server."""
+"""Random bodies of A1111 and OpenAI: each is translated or refused with a message, and none breaks the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
 PICTURE = openapi.examples()["redraw"]["value"]["image"]
 SETTINGS = ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "samples_format", "sd_vae", "other")
-A1111 = (*a1111_fields.NEUTRAL, *a1111_fields.THEIRS.values(), *a1111_fields.SAME)
+A1111 = (*a1111_fields.NEUTRAL, *a1111_fields.A1111_NAMES.values(), *a1111_fields.SAME)
 A1111 = (
     *A1111,
     "seed",
@@ -65,14 +65,14 @@ values = st.recursive(
 def test_an_a1111_body_is_a_manifest_or_refused(
     body: dict[str, Any], chosen: dict[str, Any], img2img: bool
 ) -> None:
-    """And what is understood can be written down and is right."""
+    """A translated body can be written as JSON and is a valid manifest."""
     whole = {"prompt": "x", "init_images": [PICTURE], "override_settings": chosen, **body}
     whole = whole if img2img else {k: v for k, v in whole.items() if k != "init_images"}
     try:
-        asked = a1111_fields.understood(whole, img2img=img2img, model=None, limits=DEFAULT_LIMITS)
+        translation = a1111_fields.manifest_of(whole, img2img=img2img, model=None, limits=DEFAULT_LIMITS)
     except Rejected:
-        return  # in words; anything else that is raised would be a 500
-    validate_manifest(json.loads(json.dumps(asked.manifest)), DEFAULT_LIMITS)
+        return  # any other error would be a 500
+    validate_manifest(json.loads(json.dumps(translation.manifest)), DEFAULT_LIMITS)
 
 
 @given(st.dictionaries(st.sampled_from(OPENAI), values, max_size=4), values)
@@ -82,7 +82,7 @@ def test_an_openai_body_is_a_manifest_or_refused(body: dict[str, Any], name: Any
     whole = {"prompt": "x", **body}
     right = True
     try:
-        validate_manifest(openai_fields.words(whole).manifest, DEFAULT_LIMITS)
+        validate_manifest(openai_fields.manifest_of(whole).manifest, DEFAULT_LIMITS)
     except Rejected:
         right = False
     line = {"custom_id": name, "method": "POST", "url": batch_input.ENDPOINT, "body": whole}

@@ -61,7 +61,7 @@ def test_words_become_pictures(api: openai.OpenAI):
 
 
 def test_every_field_of_a_manifest_may_travel_along(api: openai.OpenAI, address: str):
-    """And what their models understand and ours do not is tolerated where it changes nothing that is checked."""
+    """Settings of OpenAI's models that no model here has are accepted and ignored."""
     answer = api.images.generate(
         prompt="x",
         model="sd15",
@@ -167,7 +167,7 @@ def test_a_failure_of_the_pipeline_is_theirs_to_catch_and_not_tried_again(addres
 
 
 def test_models_are_listed(api: openai.OpenAI):
-    """And found by name, or not."""
+    """And can be read by name; an unknown one is 404."""
     assert {"doodle", "sd21"} <= {model.id for model in api.models.list()}
     assert api.models.retrieve("doodle").owned_by == "dreamdrop"
     with pytest.raises(openai.NotFoundError, match="gpt-image-1"):

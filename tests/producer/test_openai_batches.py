@@ -122,8 +122,8 @@ def test_a_batch_in_a_bucket_is_known_to_every_server(cloud: Cloud):
         with facade(cloud.store) as third, client(third) as api:
             assert ended(api, batch).request_counts.completed == 2
             answers = api.files.content(api.batches.retrieve(batch).output_file_id).text
-    found = {one["custom_id"]: one["response"]["body"] for one in map(json.loads, answers.splitlines())}
-    assert {name: len(body["data"]) for name, body in found.items()} == {"a": 1, "b": 2}
+    bodies = {one["custom_id"]: one["response"]["body"] for one in map(json.loads, answers.splitlines())}
+    assert {name: len(body["data"]) for name, body in bodies.items()} == {"a": 1, "b": 2}
 
 
 def test_keys_are_asked_for_and_prefixes_are_walls(tmp_path: Path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.producer.facade import ROOT, command, ready, said, worker
+from tests.producer.facade import ROOT, address_of, command, ready, worker
 
 PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
 #: `dreamdrop up` by somebody who speaks of a worker that has shown no sign of life for a moment.
@@ -39,7 +39,7 @@ def test_other_machines_are_let_in_with_keys_only(tmp_path: Path):
         DREAMDROP_API_KEYS=made["setting"],
     )
     try:
-        address = said(served)
+        address = address_of(served)
         assert httpx.get(f"{address}/jobs").status_code == 401
         assert httpx.get(f"{address}/jobs", headers={"X-API-Key": made["key"]}).status_code == 200
     finally:
@@ -53,7 +53,7 @@ def test_up_starts_everything_and_ends_everything(tmp_path: Path):
     """One command: a worker and a facade, ready when it says so; a signal ends both."""
     up = command("up", "--store", str(tmp_path / "s"), "--port", "0", DREAMDROP_RENDERER="null")
     try:
-        address = said(up)
+        address = address_of(up)
         assert httpx.post(f"{address}/generate/", json=PROMPT, timeout=60).status_code == 200
     finally:
         up.send_signal(signal.SIGINT)
@@ -72,7 +72,7 @@ def test_a_worker_that_starts_slowly_is_waited_for(tmp_path: Path):
         text=True,
     )
     try:
-        address = said(up)
+        address = address_of(up)
         assert httpx.get(f"{address}/readyz").status_code == 200
     finally:
         up.send_signal(signal.SIGINT)
@@ -88,7 +88,7 @@ def test_a_name_that_is_given_is_the_only_one_that_is_answered_to(tmp_path: Path
         *("--without-keys", "--allow-host", "dream.example"),
     )
     try:
-        address = said(served)
+        address = address_of(served)
         assert httpx.get(f"{address}/jobs").status_code == 200
         assert httpx.get(f"{address}/jobs", headers={"Host": "dream.example:8000"}).status_code == 200
         assert httpx.get(f"{address}/jobs", headers={"Host": "evil.example"}).status_code == 421
@@ -103,7 +103,7 @@ def test_a_stream_ends_when_the_server_is_stopped(tmp_path: Path):
     with worker(tmp_path, "--null", slow):
         served = command("serve", "--store", str(tmp_path), "--port", "0")
         try:
-            address = said(served)
+            address = address_of(served)
             ready(address)
             httpx.put(f"{address}/jobs/long", json=PROMPT | {"steps": 100}).raise_for_status()
             with httpx.stream("GET", f"{address}/jobs/long/events", timeout=60) as stream:
@@ -132,7 +132,7 @@ def test_a_caller_that_waits_when_the_server_stops_is_told_where_its_picture_wil
             text=True,
         )
         try:
-            address = said(served)
+            address = address_of(served)
             ready(address)
             body = PROMPT | {"steps": 100}
             waiting = caller.submit(lambda: httpx.post(f"{address}/generate/", json=body, timeout=60))

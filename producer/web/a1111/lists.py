@@ -1,6 +1,6 @@
-"""What there is to choose from, in A1111's words; and the one choice that is remembered, the model.
+"""A1111's lists of samplers, schedulers and models, and its options, of which only the model is stored.
 
-Lists of what this server has none of are empty: programs ask for them when they start.
+Lists of things that this server does not have are empty; programs read them when they start.
 """
 
 from __future__ import annotations
@@ -14,49 +14,37 @@ from producer.web.a1111.fields import checkpoint
 from producer.web.api_keys import Key
 from producer.web.caller import Caller, FacadeOf, document
 from producer.web.facade import Facade
-from producer.web.openapi import ERRORS
+from producer.web.openapi import errors, request_body
 from schemas import samplers
 from schemas.errors import Rejected
 
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
-LOOKING: dict[int | str, dict[str, Any]] = {401: ERRORS[401], 503: ERRORS[503]}
-CHANGING: dict[int | str, dict[str, Any]] = {**LOOKING, 413: ERRORS[413], 422: ERRORS[422]}
-NONE_OF = (
-    "upscalers",
-    "latent-upscale-modes",
-    "sd-vae",
-    "sd-modules",
-    "loras",
-    "hypernetworks",
-    "face-restorers",
-    "realesrgan-models",
-    "prompt-styles",
-    "artist-categories",
-    "artists",
-    "script-info",
-    "extensions",
-)
-EMPTY: dict[str, dict[str, Any]] = {
+READ_ERRORS = errors(401, 503)
+EMPTY_LISTS = (
+    "upscalers", "latent-upscale-modes", "sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers",
+    "realesrgan-models", "prompt-styles", "artist-categories", "artists", "script-info", "extensions",
+)  # fmt: skip
+EMPTY_OBJECTS: dict[str, dict[str, Any]] = {
     "scripts": {"txt2img": [], "img2img": []},
     "embeddings": {"loaded": {}, "skipped": {}},
     "cmd-flags": {},
-    "memory": {"ram": {}, "cuda": {}},  # of the workers, which are other machines
+    "memory": {"ram": {}, "cuda": {}},  # workers are other machines
 }
 
 
 def chosen_model(request: Request, caller: Key) -> str | None:
-    """The model that a caller set in `/options`, until this server ends."""
+    """The model that a caller set in `/options`; lost when this server stops."""
     chosen: dict[str, str] = request.app.state.checkpoints
     return chosen.get(caller.name)
 
 
-@router.get("/samplers", responses=LOOKING, summary="Samplers")
+@router.get("/samplers", responses=READ_ERRORS, summary="List samplers")
 async def all_samplers(caller: Caller) -> list[dict[str, Any]]:
-    """Those of the name Karras are also there as `scheduler: karras`."""
+    """A sampler with Karras in its name can also be chosen by `scheduler: karras`."""
     return [{"name": name, "aliases": samplers.aliases(name), "options": {}} for name in samplers.names()]
 
 
-@router.get("/schedulers", responses=LOOKING, summary="Noise schedules")
+@router.get("/schedulers", responses=READ_ERRORS, summary="List noise schedules")
 async def schedulers(caller: Caller) -> list[dict[str, Any]]:
     return [
         {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
@@ -64,7 +52,7 @@ async def schedulers(caller: Caller) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/sd-models", responses=LOOKING, summary="Models")
+@router.get("/sd-models", responses=READ_ERRORS, summary="List models")
 async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
     return [
         {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
@@ -72,9 +60,9 @@ async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/options", responses=LOOKING, summary="Settings")
+@router.get("/options", responses=READ_ERRORS, summary="Get the settings")
 async def options(request: Request, facade: FacadeOf, caller: Caller) -> dict[str, Any]:
-    """The model that is drawn with where a request names none, and what else is fixed."""
+    """The model of requests that name none, and fixed values."""
     default = next((str(w["default_model"]) for w in await facade.workers() if w.get("default_model")), "")
     return {
         "sd_model_checkpoint": chosen_model(request, caller) or default,
@@ -87,24 +75,14 @@ async def options(request: Request, facade: FacadeOf, caller: Caller) -> dict[st
 
 @router.post(
     "/options",
-    responses=CHANGING,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"type": "object"},
-                    "example": {"sd_model_checkpoint": "doodle"},
-                }
-            },
-        }
-    },
-    summary="Choose the model of later requests",
+    responses=errors(401, 413, 422, 503),
+    openapi_extra=request_body({"type": "object"}, example={"sd_model_checkpoint": "doodle"}),
+    summary="Set the model of later requests",
 )
 async def set_options(request: Request, facade: FacadeOf, caller: Caller) -> dict[str, Any]:
-    """`sd_model_checkpoint` is remembered for this caller's key until the server ends; "" forgets it.
+    """Sets `sd_model_checkpoint` for this caller's key until the server stops; "" resets it.
 
-    Everything else is accepted without effect: `GET /sdapi/v1/options` goes on to say what is in force.
+    Other settings are accepted and ignored: `GET /sdapi/v1/options` still returns the values in effect.
     """
     body = await document(request)
     chosen: dict[str, str] = request.app.state.checkpoints
@@ -113,16 +91,17 @@ async def set_options(request: Request, facade: FacadeOf, caller: Caller) -> dic
     elif body.get("sd_model_checkpoint") is not None:
         name, known = checkpoint(body["sd_model_checkpoint"]), await _names(facade)
         if name.partition("@")[0] not in known:
-            raise Rejected(
-                "unknown_model",
-                f"no model is named {name[:100]!r}; there are {', '.join(known) or 'none yet'}",
-                field="sd_model_checkpoint",
-            )
+            text = f"no model is named {name[:100]!r}; known models: {', '.join(known) or 'none yet'}"
+            raise Rejected("unknown_model", text, field="sd_model_checkpoint")
         chosen[caller.name] = name
     return {}
 
 
-@router.post("/refresh-checkpoints", responses=LOOKING, summary="Nothing: models are looked for each time")
+@router.post(
+    "/refresh-checkpoints",
+    responses=READ_ERRORS,
+    summary="Does nothing: the list of models is always current",
+)
 async def refresh_checkpoints(caller: Caller) -> dict[str, Any]:
     return {}
 
@@ -131,16 +110,21 @@ async def _names(facade: Facade) -> list[str]:
     return [model.name for model in await facade.client.models()]
 
 
-def _mount(name: str, answer: Callable[[], Any]) -> None:
+def _mount(name: str, make: Callable[[], Any]) -> None:
     async def empty(caller: Caller) -> Any:
-        return answer()
+        return make()
 
     router.add_api_route(
-        f"/{name}", empty, methods=["GET"], responses=LOOKING, summary="Empty", name=f"a1111 {name}"
+        f"/{name}",
+        empty,
+        methods=["GET"],
+        responses=READ_ERRORS,
+        summary="Always empty",
+        name=f"a1111 {name}",
     )
 
 
-for _name in NONE_OF:
+for _name in EMPTY_LISTS:
     _mount(_name, list)
-for _name, _answer in EMPTY.items():
-    _mount(_name, _answer.copy)
+for _name, _object in EMPTY_OBJECTS.items():
+    _mount(_name, _object.copy)

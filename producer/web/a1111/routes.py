@@ -1,13 +1,12 @@
-"""The endpoints of AUTOMATIC1111's web UI: its programs draw here.
+"""The endpoints of AUTOMATIC1111's web UI that draw, report progress and read recipes.
 
-Each is a thin shell: fields are translated in `a1111_fields`, the facade does the rest, and the answer has A1111's
-shape. What cannot be done here is refused by name. Lists and settings are in `a1111_lists`.
+`fields` translates the body, the facade draws, and the response has A1111's shape. Unsupported fields are refused
+by name. Lists and settings are in `lists`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 from typing import Any
@@ -19,37 +18,29 @@ from producer.recipe import PARAMETERS, texts_in
 from producer.web import pictures, responses
 from producer.web.a1111 import fields
 from producer.web.a1111.lists import chosen_model
-from producer.web.caller import Caller, FacadeOf, document, left, patience
-from producer.web.openapi import ERRORS, examples, invalid
+from producer.web.caller import Caller, FacadeOf, document, draw
+from producer.web.openapi import errors, examples, request_body
 from schemas import infotext
 from schemas.errors import Rejected
 from schemas.result import Note, Result
 
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
-HIDDEN = ("init_images", "mask")  # not repeated in answers
-DRAWING: dict[int | str, dict[str, Any]] = {
-    code: ERRORS[code] for code in (401, 409, 410, 413, 422, 429, 503, 504)
-}
-READING: dict[int | str, dict[str, Any]] = {
-    401: ERRORS[401],
-    413: ERRORS[413],
-    422: invalid("A field is wrong; the message says what to do."),
-    503: ERRORS[503],
-}
+HIDDEN = ("init_images", "mask")  # not repeated in responses
+DRAW_ERRORS = errors(401, 409, 410, 413, 422, 429, 503, 504)
 
 
 class Pictures(BaseModel):
-    """What A1111 answers."""
+    """A1111's response to a drawing request."""
 
-    images: list[str] = Field(description="Base64.")
-    parameters: dict[str, Any] = Field(description="The body that was sent, without its pictures.")
-    info: str = Field(description="JSON as a text: all_seeds, all_prompts, infotexts; ours: id, warnings.")
+    images: list[str] = Field(description="The pictures in base64.")
+    parameters: dict[str, Any] = Field(description="The request body without its pictures.")
+    info: str = Field(description="JSON in a string: all_seeds, all_prompts, infotexts and more.")
 
 
-class At(BaseModel):
-    """Where the work stands, in A1111's words."""
+class ProgressState(BaseModel):
+    """The `state` object of A1111's progress."""
 
-    job: str = Field("", description="The id of the request that is being drawn.")
+    job: str = Field("", description="The id of the request in progress.")
     job_count: int = 0
     job_no: int = 0
     job_timestamp: str = "0"
@@ -61,37 +52,37 @@ class At(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far the caller's own requests are that wait at this server."""
+    """The progress of the synchronous requests that the caller waits for at this server."""
 
     progress: float = Field(0.0, ge=0, le=1)
-    eta_relative: float = Field(0.0, description="Seconds.")
-    state: At = At()
-    current_image: str | None = Field(None, description="A small preview: base64 of a JPEG.")
+    eta_relative: float = Field(0.0, description="Remaining seconds.")
+    state: ProgressState = ProgressState()
+    current_image: str | None = Field(None, description="A small preview, as JPEG in base64.")
     textinfo: str | None = None
 
 
 class PngInfo(BaseModel):
-    """What a picture says of itself."""
+    """The recipe in a picture."""
 
     info: str = Field(description="The `parameters` text.")
-    items: dict[str, str] = Field(description="All texts in the picture, by keyword.")
-    parameters: dict[str, str] = Field(description="The text, read.")
+    items: dict[str, str] = Field(description="All texts in the file, by keyword.")
+    parameters: dict[str, str] = Field(description="The text, parsed.")
 
 
 def _body(example: dict[str, Any], text: str) -> dict[str, Any]:
-    schema = {"type": "object", "description": text}
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": schema, "example": example}},
-        }
-    }
+    return request_body({"type": "object", "description": text}, example=example)
 
 
-_WORDS = {"prompt": "a red circle on a blue background", "steps": 20, "seed": 5, "width": 128, "height": 128}
-_WORDS |= {"sampler_name": "Euler a", "batch_size": 1, "n_iter": 1}
-_PICTURE = {
-    **{k: v for k, v in _WORDS.items() if k != "prompt"},
+_TXT2IMG = {
+    "prompt": "a red circle on a blue background",
+    "steps": 20,
+    "seed": 5,
+    "width": 128,
+    "height": 128,
+}
+_TXT2IMG |= {"sampler_name": "Euler a", "batch_size": 1, "n_iter": 1}
+_IMG2IMG = {
+    **{k: v for k, v in _TXT2IMG.items() if k != "prompt"},
     "prompt": "a yellow star on a blue background",
     "init_images": [examples()["redraw"]["value"]["image"]],
     "denoising_strength": 0.75,
@@ -101,9 +92,9 @@ _PICTURE = {
 @router.post(
     "/txt2img",
     response_model=Pictures,
-    responses=DRAWING,
-    openapi_extra=_body(_WORDS, "A1111's fields; see docs/clients.md for those that are refused."),
-    summary="Draw from words",
+    responses=DRAW_ERRORS,
+    openapi_extra=_body(_TXT2IMG, "A1111's fields; docs/clients.md lists those that are not supported."),
+    summary="Draw from a prompt",
 )
 async def txt2img(request: Request, facade: FacadeOf, caller: Caller) -> Response:
     return await _draw(request, facade, caller, img2img=False)
@@ -112,9 +103,9 @@ async def txt2img(request: Request, facade: FacadeOf, caller: Caller) -> Respons
 @router.post(
     "/img2img",
     response_model=Pictures,
-    responses=DRAWING,
-    openapi_extra=_body(_PICTURE, "A1111's fields; with `mask`, its white part is repainted."),
-    summary="Redraw a picture, or the white part of a mask",
+    responses=DRAW_ERRORS,
+    openapi_extra=_body(_IMG2IMG, "A1111's fields; with `mask`, its white part is repainted."),
+    summary="Redraw a picture, or repaint the white part of a mask",
 )
 async def img2img(request: Request, facade: FacadeOf, caller: Caller) -> Response:
     return await _draw(request, facade, caller, img2img=True)
@@ -122,28 +113,27 @@ async def img2img(request: Request, facade: FacadeOf, caller: Caller) -> Respons
 
 async def _draw(request: Request, facade: FacadeOf, caller: Caller, *, img2img: bool) -> Response:
     body = await document(request)
-    asked = await asyncio.to_thread(
-        fields.understood,
+    translation = await asyncio.to_thread(
+        fields.manifest_of,
         body,
         img2img=img2img,
         model=chosen_model(request, caller),
         limits=facade.settings.limits,
     )
-    result = await facade.draw(asked.manifest, caller, wait=patience(request), gone=lambda: left(request))
+    result = await draw(request, facade, caller, translation.manifest)
     if not result.images:
-        raise responses.Undrawn(result)
+        raise responses.NoPictures(result)
     images = [] if body.get("send_images") is False else await responses.pictures(facade.client.store, result)
-    told = Pictures(
+    response = Pictures(
         images=[],
         parameters={name: value for name, value in body.items() if name not in HIDDEN},
-        info=json.dumps(_info(result, body, asked.notes), ensure_ascii=False),
-    ).model_dump_json(exclude={"images"})
-    sent = b",".join(b'"%b"' % base64.b64encode(image) for image in images)
-    return Response(b'{"images":[%b],%b' % (sent, told.encode()[1:]), media_type="application/json")
+        info=json.dumps(_info(result, body, translation.notes), ensure_ascii=False),
+    )
+    return Response(responses.json_with_images(response, images), media_type="application/json")
 
 
 def _info(result: Result, body: dict[str, Any], notes: list[Note]) -> dict[str, Any]:
-    """What A1111 tells of the pictures; under `dreamdrop` what it has no words for."""
+    """A1111's description of the pictures; `dreamdrop` holds what A1111 has no field for."""
     recipe, count = result.parameters, len(result.images)
     prompt, negative = str(recipe.get("prompt") or ""), str(recipe.get("negative_prompt") or "")
     seeds = [image.seed for image in result.images]
@@ -181,29 +171,27 @@ def _info(result: Result, body: dict[str, Any], notes: list[Note]) -> dict[str, 
     }
 
 
-@router.get(
-    "/progress", responses={401: ERRORS[401], 503: ERRORS[503]}, summary="How far the caller's work is"
-)
+@router.get("/progress", responses=errors(401, 503), summary="Get the progress of the caller's requests")
 async def progress(
     facade: FacadeOf,
     caller: Caller,
-    skip_current_image: bool = Query(False, description="Leave the preview out."),
+    skip_current_image: bool = Query(False, description="Omit the preview."),
 ) -> Progress:
-    """Of the synchronous requests that this caller waits for at this server."""
+    """Covers the synchronous requests that this caller waits for at this server."""
     ids = facade.waits_of(caller)
-    states = [state for state in await asyncio.gather(*map(facade.state, ids), return_exceptions=True)]
-    told = [state.progress for state in states if not isinstance(state, BaseException) and state.progress]
     if not ids:
         return Progress()
-    done = sum(min(1.0, one.steps_done / one.steps_total) for one in told if one.steps_total)
-    if not told:
-        return Progress(state=At(job_count=len(ids)), textinfo="waiting")
-    first = told[0]
+    states = await asyncio.gather(*map(facade.state, ids), return_exceptions=True)
+    reports = [state.progress for state in states if not isinstance(state, BaseException) and state.progress]
+    done = sum(min(1.0, one.steps_done / one.steps_total) for one in reports if one.steps_total)
+    if not reports:
+        return Progress(state=ProgressState(job_count=len(ids)), textinfo="waiting")
+    first = reports[0]
     preview = "" if skip_current_image else first.preview.partition(",")[2]
     return Progress(
         progress=min(1.0, done / len(ids)),
-        eta_relative=max((one.eta or 0.0 for one in told), default=0.0),
-        state=At(
+        eta_relative=max((one.eta or 0.0 for one in reports), default=0.0),
+        state=ProgressState(
             job=first.id,
             job_count=len(ids),
             sampling_step=first.steps_done,
@@ -213,18 +201,16 @@ async def progress(
     )
 
 
-@router.post(
-    "/interrupt", responses={401: ERRORS[401], 503: ERRORS[503]}, summary="Cancel the caller's own work"
-)
+@router.post("/interrupt", responses=errors(401, 503), summary="Cancel the caller's requests")
 async def interrupt(facade: FacadeOf, caller: Caller) -> dict[str, Any]:
-    """Every synchronous request that this caller waits for at this server ends as canceled: it answers 409."""
+    """Cancels the synchronous requests that this caller waits for at this server; they answer 409."""
     await facade.interrupt(caller)
     return {}
 
 
-@router.post("/skip", responses={401: ERRORS[401], 503: ERRORS[503]}, summary="The same as interrupt")
+@router.post("/skip", responses=errors(401, 503), summary="The same as interrupt")
 async def skip(facade: FacadeOf, caller: Caller) -> dict[str, Any]:
-    """Images of a request are drawn side by side, so there is no current one to be skipped alone."""
+    """The images of a request are drawn at the same time, so there is no current one to skip."""
     await facade.interrupt(caller)
     return {}
 
@@ -232,15 +218,14 @@ async def skip(facade: FacadeOf, caller: Caller) -> dict[str, Any]:
 @router.post(
     "/png-info",
     response_model=PngInfo,
-    responses=READING,
+    responses=errors(401, 413, 422, 503),
     openapi_extra=_body({"image": examples()["redraw"]["value"]["image"]}, "`image`: a picture in base64."),
-    summary="The recipe in a picture",
+    summary="Read the recipe in a picture",
 )
 async def png_info(request: Request, facade: FacadeOf, caller: Caller) -> PngInfo:
     body, limits = await document(request), facade.settings.limits
     if unknown := set(body) - {"image"}:
-        name = min(unknown)
-        raise Rejected("invalid_manifest", f"{name[:60]} is an unknown field; send `image`", field=name)
+        raise Rejected.of_field(min(unknown)[:60], "is an unknown field; send `image`")
     raw = pictures.decoded(body.get("image"), "image", limits)
 
     def read() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Batches: a JSON Lines file of requests, drawn as one, with a summary and a gallery."""
+"""Batches: a JSON Lines file of requests that are drawn together, with summary files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
+from infra.stores.store import Store
 from producer import collect
+from producer.request_state import State
 from producer.requests import fresh_id
 from producer.web import responses
-from producer.web.api.jobs import REFUSED, UNKNOWN
-from producer.web.caller import Caller, FacadeOf, body, make_sure_it_is_no_form, new_id, own_id
-from producer.web.openapi import ERRORS, problem
+from producer.web.caller import Caller, FacadeOf, body, new_id, own_id, refuse_form
+from producer.web.openapi import errors, request_body
 from producer.web.responses import Job
 from schemas.result import BatchCounts
 
@@ -23,50 +24,44 @@ FILES = {
     "gallery": "text/html",
     "contact_sheet": "image/png",
 }
+#: A gallery is one self-contained page: its pictures and style are inline, and it has no scripts.
+GALLERY_POLICY = "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'; sandbox"
 
 
 class Batch(BaseModel):
-    """How far a batch is."""
+    """The state of a batch."""
 
     id: str
     status: str
     position: int | None = None
     counts: BatchCounts | None = None
     rows: list[Job] = []
-    done: int = 0  # rows that are over
-    total: int | None = None  # rows; None while it is queued
-    files: dict[str, str] = {}  # of a batch that is over: what, and where to get it
+    done: int = 0  # finished rows
+    total: int | None = None  # rows; None while the batch is queued
+    files: dict[str, str] = {}  # of a finished batch: name to URL
 
 
 @router.post(
     "/batches",
     status_code=202,
     response_model=Batch,
-    responses={**REFUSED, 409: ERRORS[409]},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/jsonl": {
-                    "schema": {"type": "string"},
-                    "example": '{"custom_id": "a", "prompt": "a red circle on a blue background"}\n'
-                    '{"custom_id": "b", "prompt": "a yellow star on a black background"}\n',
-                }
-            },
-        }
-    },
-    summary="Queue a file of requests, one JSON object a line",
+    responses=errors(401, 404, 409, 413, 422, 429, 503),
+    openapi_extra=request_body(
+        {"type": "string"},
+        content_type="application/jsonl",
+        example='{"custom_id": "a", "prompt": "a red circle on a blue background"}\n'
+        '{"custom_id": "b", "prompt": "a yellow star on a black background"}\n',
+    ),
+    summary="Queue a file of requests, one JSON object per line",
 )
 async def post(
     request: Request,
     facade: FacadeOf,
     caller: Caller,
-    id: Annotated[str | None, Query(description="Names the batch; left out, it gets one.")] = None,
+    id: Annotated[str | None, Query(description="The batch's id; by default a new one.")] = None,
 ) -> Response:
     lines = await body(request, facade.settings.limits.max_batch_bytes)
-    make_sure_it_is_no_form(
-        request, lines, "the file itself, one JSON object a line (curl: --data-binary @FILE)"
-    )
+    refuse_form(request, lines, "the file itself, one JSON object per line (curl: --data-binary @FILE)")
     name = new_id(caller, id) if id else caller.id(fresh_id())
     ticket = await facade.submit_batch(lines, name, caller, chosen=bool(id))
     return Response(
@@ -80,50 +75,58 @@ async def post(
 @router.get(
     "/batches/{id:path}/files/{name}",
     response_class=Response,
-    responses={404: UNKNOWN},
-    summary="A batch's summary: results, errors, gallery or contact_sheet",
+    responses=errors(404),
+    summary="Get a summary file: results, errors, gallery or contact_sheet",
 )
 async def file(id: str, name: str, facade: FacadeOf, caller: Caller) -> Response:
     state = await facade.state(own_id(caller, id))
-    key = (
-        getattr(state.result.batch, name, "") if state.result and state.result.batch and name in FILES else ""
-    )
+    batch = state.result.batch if state.result else None
+    key = getattr(batch, name, "") if name in FILES else ""
     if not key:
-        raise HTTPException(404, f"{id} has no {name}; a batch that is over has {', '.join(FILES)}")
+        raise HTTPException(404, f"{id} has no {name}; a finished batch has {', '.join(FILES)}")
     stored = await facade.client.store.get(key)
     headers = {"Content-Security-Policy": GALLERY_POLICY} if name == "gallery" else {}
     return Response(stored.body, media_type=FILES[name], headers=headers)
 
 
-#: A gallery is one self-contained page: its pictures and its style are inside, and nothing runs.
-GALLERY_POLICY = "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'; sandbox"
-
-
-@router.get("/batches/{id:path}", responses={404: UNKNOWN, 401: problem("A key is needed.")})
+@router.get("/batches/{id:path}", responses=errors(401, 404), summary="Get the state of a batch")
 async def get(
     id: str,
     facade: FacadeOf,
     caller: Caller,
-    rows: Annotated[int, Query(ge=0, le=1000, description="How many rows to list.")] = 100,
+    rows: Annotated[int, Query(ge=0, le=1000, description="The most rows to list.")] = 100,
 ) -> Batch:
-    """How far a batch is, and its rows that are over."""
+    """Includes its finished rows."""
     id = own_id(caller, id)
     state = await facade.state(id)
     result = state.result
     if result is not None and result.batch is None and not (result.failure and result.task is None):
         raise HTTPException(404, f"{id} is a single request: see GET /jobs/{id}")
-    facts: dict[str, Any] = {"id": id, "status": state.status, "position": state.position}
-    if result is not None and result.batch is not None:
-        facts |= {"counts": result.batch.counts, "done": result.batch.counts.total}
-        facts |= {"total": result.batch.counts.total}
-        files = {name: f"/batches/{id}/files/{name}" for name in FILES if getattr(result.batch, name)}
-        facts["files"] = files
-    elif state.progress is not None:
-        facts |= {"done": state.progress.images_done, "total": state.progress.images_total or None}
-    found: list[Job] = []
-    if rows and state.status != "queued":
-        async for row in collect.rows(facade.client.store, id):
-            found.append(responses.finished(row))
-            if len(found) >= rows:
+    jobs = await _finished_rows(facade.client.store, id, rows) if state.status != "queued" else []
+    return Batch(id=id, status=state.status, position=state.position, rows=jobs, **_progress(state))
+
+
+def _progress(state: State) -> dict[str, Any]:
+    """The fields of a `Batch` that say how many rows have finished."""
+    batch = state.result.batch if state.result else None
+    if batch is not None:
+        files = {name: f"/batches/{state.id}/files/{name}" for name in FILES if getattr(batch, name)}
+        return {
+            "counts": batch.counts,
+            "done": batch.counts.total,
+            "total": batch.counts.total,
+            "files": files,
+        }
+    if state.progress is not None:
+        return {"done": state.progress.images_done, "total": state.progress.images_total or None}
+    return {}
+
+
+async def _finished_rows(store: Store, id: str, limit: int) -> list[Job]:
+    jobs: list[Job] = []
+    if limit:
+        async for row in collect.rows(store, id):
+            jobs.append(responses.job_of_result(row))
+            if len(jobs) >= limit:
                 break
-    return Batch(rows=found, **facts)
+    return jobs

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, and what has it done: for load balancers and Prometheus."""
+"""Liveness, readiness and metrics, for load balancers and Prometheus."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from producer.web.openapi import problem
 from schemas.errors import DreamError
 
 router = APIRouter(tags=["Health"])
-PATIENCE = 5.0  # seconds for the store's answer
+STORE_TIMEOUT = 5.0  # seconds
 
 
-@router.get("/livez", summary="The process answers")
+@router.get("/livez", summary="Whether the process answers")
 async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses={503: problem("The store does not answer, or nobody is there to draw.")})
+@router.get(
+    "/readyz",
+    summary="Whether requests can be drawn",
+    responses={503: problem("The store does not answer, or no worker is alive.")},
+)
 async def readyz(facade: FacadeOf, response: Response) -> dict[str, str | int]:
-    """The store answers, and a worker is alive."""
+    """200 when the store answers and a worker is alive."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(STORE_TIMEOUT):
             workers = len(await facade.workers())
     except (DreamError, TimeoutError):
         response.status_code = 503
@@ -35,13 +39,13 @@ async def readyz(facade: FacadeOf, response: Response) -> dict[str, str | int]:
     return {"status": "ready", "workers": workers}
 
 
-@router.get("/metrics", response_class=Response, summary="For Prometheus")
+@router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
 async def metrics(facade: FacadeOf, caller: Caller) -> Response:
-    found = facade.metrics
-    found.waiting.set(facade.waiting.total())
+    gauges = facade.metrics
+    gauges.waiting.set(facade.waiting.total())
     try:
-        async with asyncio.timeout(PATIENCE):
-            found.workers.set(len(await facade.workers()))
+        async with asyncio.timeout(STORE_TIMEOUT):
+            gauges.workers.set(len(await facade.workers()))
     except (DreamError, TimeoutError):
-        found.workers.set(0)
-    return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
+        gauges.workers.set(0)
+    return Response(generate_latest(gauges.registry), media_type=CONTENT_TYPE_LATEST)

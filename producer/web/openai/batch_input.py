@@ -1,4 +1,4 @@
-"""The lines of an OpenAI batch: checked and translated into rows of ours, and counted while they are drawn."""
+"""The lines of an OpenAI batch: checked, translated into rows of a batch, and counted while they are drawn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pydantic import BaseModel
 
 from producer import request_state
 from producer.web.openai import fields as openai_fields
-from producer.web.openai.batch_output import MARK
-from producer.web.openai.fields import refused
+from producer.web.openai.batch_output import METADATA
 from schemas.batch import numbered
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID, COMMIT, RESULTS, result_folder
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
 
 ENDPOINT = "/v1/images/generations"
-MOST_FAULTS = 100  # that are told; whoever mends a hundred will look again
+MAX_FAULTS = 100  # mistakes after which the rest of a file is not checked
 AT_ONCE = 16  # results read at the same time
-KEPT = 100_000  # rows whose end is remembered
-_KNOWN = {"custom_id", "method", "url", "body"}
+KEPT = 100_000  # finished rows that are remembered
+_LINE_FIELDS = {"custom_id", "method", "url", "body"}
 
 
 class LineFault(BaseModel):
@@ -41,77 +40,79 @@ class LineFault(BaseModel):
 
 
 @dataclass
-class Read:
-    """A file of requests, as rows of ours."""
+class ParsedFile:
+    """A file of requests as rows of a batch."""
 
     rows: list[bytes] = field(default_factory=list)
     faults: list[LineFault] = field(default_factory=list)
 
 
-def read_lines(body: bytes, limits: Limits, expires_at: int) -> Read:
-    """Check and translate every line; blank ones are passed over.
+def read_lines(body: bytes, limits: Limits, expires_at: int) -> ParsedFile:
+    """Check and translate every line; blank lines are skipped.
 
     Args:
-        expires_at: seconds since 1970; rows that are not begun by then end as expired.
+        expires_at: seconds since 1970; rows that are not started by then expire.
     """
-    found, seen = Read(), dict[str, int]()
-    moment = datetime.fromtimestamp(expires_at, UTC).isoformat()
+    parsed, lines_by_name = ParsedFile(), dict[str, int]()
+    deadline = datetime.fromtimestamp(expires_at, UTC).isoformat()
     for number, line in numbered(body):
-        if len(found.rows) >= limits.max_batch_rows:
-            text = f"the file has more than {limits.max_batch_rows:,} requests; cut it in parts"
-            found.faults.append(LineFault(code="too_large", line=number, message=text))
-            return found
+        if len(parsed.rows) >= limits.max_batch_rows:
+            text = f"the file has more than {limits.max_batch_rows:,} requests; split it"
+            parsed.faults.append(LineFault(code="too_large", line=number, message=text))
+            return parsed
         try:
-            found.rows.append(_row(line, number, seen, moment, limits))
-        except Rejected as fault:
-            said = LineFault(code=fault.code, line=number, message=fault.message, param=fault.field)
-            found.faults.append(said)
-            if len(found.faults) == MOST_FAULTS:
-                return found
-    if not found.rows and not found.faults:
-        text = "the file has no requests; write one JSON object a line"
-        found.faults.append(LineFault(code="empty_file", message=text))
-    return found
+            parsed.rows.append(_row(line, number, lines_by_name, deadline, limits))
+        except Rejected as error:
+            fault = LineFault(code=error.code, line=number, message=error.message, param=error.field)
+            parsed.faults.append(fault)
+            if len(parsed.faults) == MAX_FAULTS:
+                return parsed
+    if not parsed.rows and not parsed.faults:
+        text = "the file has no requests; write one JSON object per line"
+        parsed.faults.append(LineFault(code="empty_file", message=text))
+    return parsed
 
 
-def _row(line: bytes, number: int, seen: dict[str, int], expires_at: str, limits: Limits) -> bytes:
-    asked = load_object(line, what="a line")
-    if unknown := asked.keys() - _KNOWN:
-        raise refused(min(unknown)[:60], f"is unknown; a line has {', '.join(sorted(_KNOWN))}")
-    name, body = asked.get("custom_id"), asked.get("body")
+def _row(line: bytes, number: int, lines_by_name: dict[str, int], expires_at: str, limits: Limits) -> bytes:
+    request = load_object(line, what="a line")
+    if unknown := request.keys() - _LINE_FIELDS:
+        raise Rejected.of_field(
+            min(unknown)[:60], f"is an unknown field; a line has {', '.join(sorted(_LINE_FIELDS))}"
+        )
+    name, body = request.get("custom_id"), request.get("body")
     if not isinstance(name, str) or not 0 < len(name) <= 500:
-        raise refused("custom_id", "should be a text that names the request within the file")
-    if name in seen:
-        raise refused("custom_id", f"{name[:60]!r} is that of line {seen[name]}, too; each needs its own")
-    seen[name] = number
-    if asked.get("method") != "POST" or asked.get("url") != ENDPOINT:
-        raise refused("url", f"should be {ENDPOINT!r}, and method 'POST'")
+        raise Rejected.of_field("custom_id", "should be a string that names the request within the file")
+    if name in lines_by_name:
+        raise Rejected.of_field("custom_id", f"{name[:60]!r} is used in line {lines_by_name[name]} already")
+    lines_by_name[name] = number
+    if request.get("method") != "POST" or request.get("url") != ENDPOINT:
+        raise Rejected.of_field("url", f"should be {ENDPOINT!r}, and method 'POST'")
     if not isinstance(body, dict):
-        raise refused("body", f"should be an object, as for {ENDPOINT}")
+        raise Rejected.of_field("body", f"should be an object, as for {ENDPOINT}")
     if "id" in body or "custom_id" in body:
-        raise refused("id", "is no field of a line's body; name it by custom_id beside it")
-    wanted = openai_fields.words(body)
-    manifest = {"expires_at": expires_at, **wanted.manifest}
+        raise Rejected.of_field("id", "is not a field of a line's body; set custom_id beside the body")
+    translation = openai_fields.manifest_of(body)
+    manifest = {"expires_at": expires_at, **translation.manifest}
     metadata = manifest.get("metadata", {})
     if isinstance(metadata, dict):
-        mark = {"custom_id": name, "response_format": wanted.way}
-        manifest["metadata"] = {**metadata, MARK: mark}
+        line_fields = {"custom_id": name, "response_format": translation.response_format}
+        manifest["metadata"] = {**metadata, METADATA: line_fields}
     validate_manifest(manifest, limits)
-    if CHOSEN_ID.fullmatch(name):  # else the row is known by its line
+    if CHOSEN_ID.fullmatch(name):  # else the row is named after its line
         manifest["custom_id"] = name
     return json.dumps(manifest, ensure_ascii=False).encode()
 
 
 @dataclass
 class Tally:
-    """How many rows of a batch have pictures, and how many have none; a row is read once. For one event loop."""
+    """Counts the finished rows of batches with and without pictures; reads each row once. For one event loop."""
 
     _ended: dict[tuple[str, str], bool] = field(
         default_factory=dict
     )  # key and etag to whether it has pictures
 
     async def count(self, store: Store, batch: str) -> tuple[int, int]:
-        """Rows of a batch that are over: with pictures, without."""
+        """A batch's finished rows: with pictures, without."""
         folder, gate = result_folder(batch), asyncio.Semaphore(AT_ONCE)
 
         async def has_pictures(info: Info) -> bool:
@@ -130,5 +131,5 @@ class Tally:
             async for info in store.list(folder)
             if info.key.endswith(f"/{COMMIT}") and info.key != f"{folder}{COMMIT}"
         ]
-        good = sum(await asyncio.gather(*map(has_pictures, infos)))
-        return good, len(infos) - good
+        completed = sum(await asyncio.gather(*map(has_pictures, infos)))
+        return completed, len(infos) - completed

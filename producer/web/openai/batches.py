@@ -1,7 +1,7 @@
-"""OpenAI's batches: a file of their requests becomes a batch of ours.
+"""OpenAI's batches: a file of OpenAI requests becomes a batch.
 
-All lines are checked when the batch is made: one that has a mistake is `failed` at once, with line numbers, and
-nothing of it is drawn. What a batch was made of is kept in the store; how far it is, its own rows tell.
+All lines are checked when the batch is created: a batch with a mistake is `failed` at once, with line numbers, and
+none of it is drawn. The store keeps the batch's description; its progress is counted from its rows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from producer.web.facade import Facade
 from producer.web.openai import files
 from producer.web.openai.batch_input import AT_ONCE, ENDPOINT, LineFault, Tally, read_lines
 from producer.web.openai.batch_output import ERRORS, OUTPUT
-from producer.web.openai.errors import LOOKING, documented
-from producer.web.openai.fields import refused
-from producer.web.openai.results import seconds
-from schemas.errors import NotFound
+from producer.web.openai.errors import READ_ERRORS, errors
+from producer.web.openai.results import unix_seconds
+from producer.web.openapi import request_body
+from schemas.errors import NotFound, Rejected
 from schemas.layout import UPLOADS
+from schemas.result import Result
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 FOLDER = f"{UPLOADS}openai/batches/"
 WINDOW = 24 * 3600  # seconds
-PAIRS = 16  # of metadata, at most
+MAX_METADATA = 16  # keys
 FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata")
 
 
@@ -47,7 +48,7 @@ class Faults(BaseModel):
 
 
 class Batch(BaseModel):
-    """A batch, as they describe it. Moments are in seconds since 1970."""
+    """A batch, as OpenAI describes it. Times are in seconds since 1970."""
 
     id: str
     object: str = "batch"
@@ -82,145 +83,144 @@ class Batches(BaseModel):
 @router.post(
     "/batches",
     response_model=Batch,
-    responses={**LOOKING, **documented(409, 413)},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"type": "object", "required": list(FIELDS[:3])},
-                    "example": {
-                        "input_file_id": "file-...",
-                        "endpoint": ENDPOINT,
-                        "completion_window": "24h",
-                        "metadata": {"for": "the catalogue"},
-                    },
-                }
-            },
-        }
-    },
-    summary="Draw all requests of an uploaded file",
+    responses={**READ_ERRORS, **errors(409, 413)},
+    openapi_extra=request_body(
+        {"type": "object", "required": list(FIELDS[:3])},
+        example={
+            "input_file_id": "file-...",
+            "endpoint": ENDPOINT,
+            "completion_window": "24h",
+            "metadata": {"for": "the catalogue"},
+        },
+    ),
+    summary="Draw the requests of an uploaded file",
 )
 async def post(request: Request, facade: FacadeOf, caller: Caller) -> Batch:
-    asked = await document(request)
-    _check(asked)
-    file = await files.known(asked["input_file_id"], facade, caller)
+    fields = await document(request)
+    _check(fields)
+    file = await files.uploaded_file(fields["input_file_id"], facade, caller)
     lines = await files.lines_of(file, facade.client.store)
     now = int(time.time())
-    read = await asyncio.to_thread(read_lines, lines, facade.settings.limits, now + WINDOW)
-    made = Batch(
+    parsed = await asyncio.to_thread(read_lines, lines, facade.settings.limits, now + WINDOW)
+    batch = Batch(
         id=caller.id(f"batch_{fresh_id()}"),
         input_file_id=file.id,
         created_at=now,
         in_progress_at=now,
         expires_at=now + WINDOW,
-        request_counts=Counts(total=len(read.rows)),
-        metadata=asked.get("metadata"),
+        request_counts=Counts(total=len(parsed.rows)),
+        metadata=fields.get("metadata"),
     )
-    if read.faults:
-        made.status, made.failed_at, made.in_progress_at = "failed", now, None
-        made.errors, made.request_counts = Faults(data=read.faults), Counts()
-    body = made.model_dump_json().encode()
-    await facade.client.store.put(f"{FOLDER}{made.id}.json", body, content_type="application/json")
-    if not read.faults:
-        await facade.submit_batch(b"\n".join(read.rows) + b"\n", made.id, caller)
-    return made
+    if parsed.faults:
+        batch.status, batch.failed_at, batch.in_progress_at = "failed", now, None
+        batch.errors, batch.request_counts = Faults(data=parsed.faults), Counts()
+    # Describe before queueing: a server that stops in between leaves a batch that can be seen and created again,
+    # not rows that are drawn for nobody.
+    body = batch.model_dump_json().encode()
+    await facade.client.store.put(f"{FOLDER}{batch.id}.json", body, content_type="application/json")
+    if not parsed.faults:
+        await facade.submit_batch(b"\n".join(parsed.rows) + b"\n", batch.id, caller)
+    return batch
 
 
-def _check(asked: dict[str, Any]) -> None:
-    """Raises `Rejected`."""
-    for name, value in asked.items():
+def _check(fields: dict[str, Any]) -> None:
+    """Check the body of a new batch. Raises `Rejected`."""
+    for name, value in fields.items():
         if name not in FIELDS and value is not None:
-            raise refused(name[:60], f"is unknown here; a batch has {', '.join(FIELDS)}")
-    if not isinstance(asked.get("input_file_id"), str):
-        raise refused("input_file_id", "should be the id of a file from POST /v1/files")
-    if asked.get("endpoint") != ENDPOINT:
-        raise refused("endpoint", f"should be {ENDPOINT!r}")
-    if asked.get("completion_window") != "24h":
-        raise refused("completion_window", "should be '24h'")
-    pairs = asked.get("metadata")
-    if pairs is not None and (
-        not isinstance(pairs, dict)
-        or len(pairs) > PAIRS
-        or not all(isinstance(v, str) for v in pairs.values())
+            raise Rejected.of_field(name[:60], f"is an unknown field; a batch has {', '.join(FIELDS)}")
+    if not isinstance(fields.get("input_file_id"), str):
+        raise Rejected.of_field("input_file_id", "should be the id of a file from POST /v1/files")
+    if fields.get("endpoint") != ENDPOINT:
+        raise Rejected.of_field("endpoint", f"should be {ENDPOINT!r}")
+    if fields.get("completion_window") != "24h":
+        raise Rejected.of_field("completion_window", "should be '24h'")
+    metadata = fields.get("metadata")
+    if metadata is not None and not (
+        isinstance(metadata, dict)
+        and len(metadata) <= MAX_METADATA
+        and all(isinstance(value, str) for value in metadata.values())
     ):
-        raise refused("metadata", f"should be an object of at most {PAIRS} texts")
+        raise Rejected.of_field("metadata", f"should be an object with at most {MAX_METADATA} string values")
 
 
-@router.get("/batches", responses=LOOKING, summary="Batches, the newest first")
+@router.get("/batches", responses=READ_ERRORS, summary="List batches, newest first")
 async def batches(
     request: Request,
     facade: FacadeOf,
     caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+    after: Annotated[str | None, Query(description="The last id of the previous page.")] = None,
 ) -> Batches:
     store = facade.client.store
     ids, more = await files.page(store, FOLDER, caller, after=after, limit=limit, order="desc")
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def look(id: str) -> Batch:
+    async def read(id: str) -> Batch:
         async with gate:
-            return await _now(id, request, facade)
+            return await _current(id, request, facade)
 
-    found = list(await asyncio.gather(*map(look, ids)))
-    return Batches(
-        data=found, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None, has_more=more
-    )
+    batches = list(await asyncio.gather(*map(read, ids)))
+    return Batches(data=batches, **files.page_ends(ids), has_more=more)
 
 
-@router.get("/batches/{id}", responses=LOOKING, summary="How far a batch is")
+@router.get("/batches/{id}", responses=READ_ERRORS, summary="Get one batch")
 async def one(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Batch:
-    return await _now(files.theirs(caller, id, "batch"), request, facade)
+    return await _current(files.full_id(caller, id, "batch"), request, facade)
 
 
-@router.post("/batches/{id}/cancel", responses=LOOKING, summary="Cancel what is not over of a batch")
+@router.post("/batches/{id}/cancel", responses=READ_ERRORS, summary="Cancel the unfinished rows of a batch")
 async def cancel(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Batch:
-    """What was drawn before stays, and is in the output file."""
-    batch = await _now(files.theirs(caller, id, "batch"), request, facade)
+    """Rows that were drawn before are in the output file."""
+    batch = await _current(files.full_id(caller, id, "batch"), request, facade)
     if batch.status != "in_progress":
         return batch
-    return await _now(batch.id, request, facade, await facade.client.cancel(batch.id))
+    return await _current(batch.id, request, facade, await facade.client.cancel(batch.id))
 
 
-async def _now(id: str, request: Request, facade: Facade, state: State | None = None) -> Batch:
-    """A batch as it is now, or as a state says that was just seen. Raises 404."""
+async def _current(id: str, request: Request, facade: Facade, state: State | None = None) -> Batch:
+    """A batch as it is now, or in a state that was just read. Raises 404."""
     try:
-        made = Batch.model_validate_json((await facade.client.store.get(f"{FOLDER}{id}.json")).body)
+        batch = Batch.model_validate_json((await facade.client.store.get(f"{FOLDER}{id}.json")).body)
     except NotFound as error:
-        text = f"there is no batch {id[:100]!r}; GET /v1/batches lists those that there are"
+        text = f"no batch has the id {id[:100]!r}; GET /v1/batches lists the batches"
         raise HTTPException(404, text) from error
-    if made.status == "failed":
-        return made
+    if batch.status == "failed":
+        return batch
     try:
         state = state or await facade.client.status(id)
-    except UnknownRequest:  # the server ended between describing it and queueing it
-        fault = LineFault(code="not_queued", message="it was never queued; make the batch again")
-        return made.model_copy(update={"status": "failed", "errors": Faults(data=[fault])})
-    return await _as_of(state, made, request.app.state.tally, facade.client.store)
+    except UnknownRequest:  # the server stopped after describing the batch, before queueing it
+        fault = LineFault(code="not_queued", message="the batch was never queued; create it again")
+        return batch.model_copy(update={"status": "failed", "errors": Faults(data=[fault])})
+    completed, failed = await _row_counts(state, request.app.state.tally, facade.client.store)
+    update: dict[str, Any] = {
+        "request_counts": Counts(total=batch.request_counts.total, completed=completed, failed=failed)
+    }
+    if state.result is not None:
+        update |= _outcome(state.result)
+        update |= {"output_file_id": id + OUTPUT} if completed else {}
+        update |= {"error_file_id": id + ERRORS} if failed else {}
+    return batch.model_copy(update=update)
 
 
-async def _as_of(state: State, made: Batch, tally: Tally, store: Store) -> Batch:
-    id, result = made.id, state.result
-    if result is None:
-        good, bad = await tally.count(store, id) if state.status != "queued" else (0, 0)
-        return made.model_copy(update={"request_counts": _counts(made, good, bad)})
-    if result.batch is not None:
-        good = result.batch.counts.succeeded + result.batch.counts.partial
-        bad = result.batch.counts.total - good
-    else:
-        good, bad = await tally.count(store, id)
-    word = {"canceled": "cancelled", "expired": "expired"}.get(result.status, "completed")
-    if word == "completed" and result.batch is None:
-        word = "failed"
-    facts: dict[str, Any] = {"status": word, f"{word}_at": seconds(result.finished_at)}
-    if word == "failed" and result.failure is not None:
-        fault = LineFault(code=result.failure.code, message=result.failure.message, line=result.failure.line)
-        facts["errors"] = Faults(data=[fault])
-    facts |= {"output_file_id": id + OUTPUT} if good else {}
-    facts |= {"error_file_id": id + ERRORS} if bad else {}
-    return made.model_copy(update={**facts, "request_counts": _counts(made, good, bad)})
+async def _row_counts(state: State, tally: Tally, store: Store) -> tuple[int, int]:
+    """A batch's rows with pictures, and its finished rows without."""
+    if state.status == "queued":
+        return 0, 0
+    if state.result is None or state.result.batch is None:
+        return await tally.count(store, state.id)
+    counts = state.result.batch.counts
+    completed = counts.succeeded + counts.partial
+    return completed, counts.total - completed
 
 
-def _counts(made: Batch, good: int, bad: int) -> Counts:
-    return Counts(total=made.request_counts.total, completed=good, failed=bad)
+def _outcome(result: Result) -> dict[str, Any]:
+    """The status of a finished batch, when it got it, and its errors."""
+    status = {"canceled": "cancelled", "expired": "expired"}.get(result.status, "completed")
+    if status == "completed" and result.batch is None:
+        status = "failed"
+    outcome: dict[str, Any] = {"status": status, f"{status}_at": unix_seconds(result.finished_at)}
+    if status == "failed" and result.failure is not None:
+        failure = result.failure
+        fault = LineFault(code=failure.code, message=failure.message, line=failure.line)
+        outcome["errors"] = Faults(data=[fault])
+    return outcome

@@ -1,4 +1,4 @@
-"""Errors below `/v1` in the shape that OpenAI's clients read, in our own words."""
+"""Error responses under `/v1` in the shape that OpenAI's clients read, with this server's messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from producer.web import responses
 from schemas.errors import DreamError, Rejected
 
 ROOT = "/v1/"
-#: What a manifest's field is called in a body of theirs.
-THEIRS = {"number_of_images": "n", "width": "size", "height": "size", "mask_image": "mask"}
-#: A second try would be drawn again, or fail again; their clients try by themselves unless they are told.
-FINAL = {409, 410, 500, 504}
+#: A manifest's field to its name in OpenAI's bodies.
+OPENAI_NAMES = {"number_of_images": "n", "width": "size", "height": "size", "mask_image": "mask"}
+#: OpenAI's clients retry by themselves. After these statuses a retry would draw again, or fail again.
+NO_RETRY = {409, 410, 500, 504}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
 
 
 class Fault(BaseModel):
@@ -30,77 +32,70 @@ class Fault(BaseModel):
 
 
 class Error(BaseModel):
-    """What is wrong, and what to do."""
+    """What is wrong, and what to do about it."""
 
     error: Fault
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Error responses for the OpenAPI document."""
-    found: dict[int | str, dict[str, Any]] = {
-        status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses
-    }
-    return found
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of an endpoint, for the OpenAPI document."""
+    return {status: {"model": Error, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-LOOKING = documented(400, 401, 404, 503)  # what any look at the store may answer
+READ_ERRORS = errors(400, 401, 404, 503)  # what any endpoint that reads the store may answer
 
 
-def is_theirs(request: Request) -> bool:
+def is_openai_path(request: Request) -> bool:
     return request.url.path.startswith(ROOT)
 
 
-def told(fault: DreamError) -> Response:
-    """A refusal or failure. 422 is 400 here: what their clients raise as `BadRequestError`."""
-    status, _, headers = responses.error(fault)
-    said = fault.failure if isinstance(fault, responses.Undrawn) else fault
-    field = getattr(said, "field", None)
-    param = THEIRS.get(field, field) if isinstance(field, str) else None
-    code = getattr(said, "code", None) if isinstance(fault, (Rejected, responses.Undrawn)) else None
-    text = responses.words(fault)
-    if isinstance(field, str) and param and param != "size" and text.startswith(f"{field} "):
-        text = param + text[len(field) :]
-    return shaped(400 if status == 422 else status, text, headers, param=param, code=code)
+def error_response(error: DreamError) -> Response:
+    """The response for an error. 422 becomes 400, which OpenAI's clients raise as `BadRequestError`."""
+    status, _, headers = responses.error_parts(error)
+    failure = error.failure if isinstance(error, responses.NoPictures) else error
+    field = getattr(failure, "field", None)
+    param = OPENAI_NAMES.get(field, field) if isinstance(field, str) else None
+    code = getattr(failure, "code", None) if isinstance(error, (Rejected, responses.NoPictures)) else None
+    message = responses.message_for(error)
+    if isinstance(field, str) and param and param != "size" and message.startswith(f"{field} "):
+        message = param + message[len(field) :]
+    return _response(400 if status == 422 else status, message, headers, param=param, code=code)
 
 
-def shaped(
+def _response(
     status: int,
-    text: str,
+    message: str,
     headers: dict[str, str] | None = None,
     *,
     param: str | None = None,
     code: str | None = None,
 ) -> Response:
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    body = Error(error=Fault(message=text, type=kind, param=param, code=code or CODES.get(status)))
-    retry = {"x-should-retry": "false"} if status in FINAL else {}
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    body = Error(error=Fault(message=message, type=kind, param=param, code=code or CODES.get(status)))
+    retry = {"x-should-retry": "false"} if status in NO_RETRY else {}
     return JSONResponse(body.model_dump(), status, {**(headers or {}), **retry})
 
 
-CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
+async def http_error(request: Request, error: Exception) -> Response:
+    """The response for an `HTTPException` of a route or of the framework, such as 401 and 404."""
+    assert isinstance(error, HTTPException)
+    if is_openai_path(request):
+        return _response(error.status_code, str(error.detail), dict(error.headers or {}))
+    return await http_exception_handler(request, error)
 
 
-async def http_error(request: Request, fault: Exception) -> Response:
-    """What the routes and the framework say with a status, such as 401 and 404."""
-    assert isinstance(fault, HTTPException)
-    if is_theirs(request):
-        return shaped(fault.status_code, str(fault.detail), dict(fault.headers or {}))
-    return await http_exception_handler(request, fault)
-
-
-async def invalid(request: Request, fault: Exception) -> Response:
-    """A parameter that FastAPI refuses."""
-    assert isinstance(fault, RequestValidationError)
-    if is_theirs(request):
-        first = fault.errors()[0]
+async def invalid_parameter(request: Request, error: Exception) -> Response:
+    """The response for a query parameter that FastAPI refuses."""
+    assert isinstance(error, RequestValidationError)
+    if is_openai_path(request):
+        first = error.errors()[0]
         name = str(first["loc"][-1])
-        return shaped(400, f"{name}: {first['msg']}", param=name, code="invalid_value")
-    return await request_validation_exception_handler(request, fault)
+        return _response(400, f"{name}: {first['msg']}", param=name, code="invalid_value")
+    return await request_validation_exception_handler(request, error)
 
 
-def tidy(document: dict[str, Any]) -> None:
-    """FastAPI documents 422 wherever it checks a parameter; below `/v1` that is 400."""
+def drop_422(document: dict[str, Any]) -> None:
+    """Remove the 422 that FastAPI documents for every checked parameter; under `/v1` it is 400."""
     for path, operations in document["paths"].items():
         if path.startswith(ROOT):
             for operation in operations.values():

@@ -1,7 +1,7 @@
-"""What the bodies of OpenAI's image endpoints mean as manifests.
+"""Translates the bodies of OpenAI's image endpoints into manifests.
 
-Their fields are few; ours travel beside them (`extra_body` in their client): seed, steps, cfg_scale,
-negative_prompt, scheduler and all others. What no manifest knows is refused, as everywhere.
+OpenAI has few fields. A manifest's other fields may be sent beside them (`extra_body` in OpenAI's client): seed,
+steps, cfg_scale, negative_prompt, scheduler and so on. Unknown fields are refused, as everywhere.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _READ = {"n", "size", "response_format", "output_format", "output_compression", "background"}
 _READ |= {"stream", "partial_images"}
-IDLE = {"user", "quality", "style", "moderation", "input_fidelity"}  # wishes that no model here understands
-_OURS_BY_THEIRS = {
+IGNORED = {"user", "quality", "style", "moderation", "input_fidelity"}  # no model here has such settings
+#: Fields of a manifest that have another name or another form here; "" for none.
+_RENAMED = {
     "task": "",
     "image": "",
     "mask_image": "",
@@ -31,70 +32,78 @@ _OURS_BY_THEIRS = {
     "height": "size",
 }
 _SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
-WAYS = ("b64_json", "url")
+RESPONSE_FORMATS = ("b64_json", "url")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A body of theirs, understood."""
+class Translation:
+    """A body of OpenAI's as a manifest."""
 
     manifest: dict[str, Any]
-    way: str  # how pictures are sent: b64_json or url
-    size: tuple[int, int] | None  # None: the model's, or the picture's own
+    response_format: str  # b64_json or url
+    size: tuple[int, int] | None  # pixels; None: the model's, or the picture's own
 
 
-def understood(body: Mapping[str, Any]) -> Asked:
-    """Translate a body but for its pictures. Raises `Rejected`."""
-    for ours, theirs in _OURS_BY_THEIRS.items():
+def manifest_of(body: Mapping[str, Any]) -> Translation:
+    """Translate a body that draws from a prompt. Raises `Rejected`."""
+    translation = _translate(body)
+    if translation.size is not None:
+        translation.manifest.update(width=translation.size[0], height=translation.size[1])
+    return translation
+
+
+def manifest_of_edit(
+    body: Mapping[str, Any], image: bytes, mask: bytes | None, limits: Limits
+) -> Translation:
+    """Translate an edit: redraw a picture, or the part of it where the mask is transparent. Raises `Rejected`.
+
+    It decodes pictures, so call it in a thread.
+    """
+    translation = _translate(body)
+    picture = _resized(pictures.opened(image, "image", limits), translation.size, "image", limits)
+    translation.manifest.update(task="img2img", image=pictures.coded(picture))
+    if mask is not None:
+        white = pictures.where_transparent(pictures.opened(mask, "mask", limits), "mask")
+        white = _resized(white, picture.size, "mask", limits)
+        translation.manifest.update(task="inpainting", mask_image=pictures.coded(white))
+    return translation
+
+
+def _translate(body: Mapping[str, Any]) -> Translation:
+    """All fields but the pictures."""
+    for ours, theirs in _RENAMED.items():
         if ours in body:
             hint = f"; send `{theirs}`" if theirs else ""
-            raise refused(ours, f"is no field of this endpoint{hint}")
+            raise Rejected.of_field(ours, f"is not a field of this endpoint{hint}")
     if body.get("background") not in (None, "auto", "opaque"):
-        raise refused(
-            "background", f"is {_shown(body['background'])}; pictures are opaque here: leave it out"
-        )
+        shown = _shown(body["background"])
+        raise Rejected.of_field("background", f"is {shown}; only opaque pictures are supported: leave it out")
     for name in ("stream", "partial_images"):
         if body.get(name):
-            raise refused(name, "cannot be done here; leave it out, or watch GET /jobs/{id}/events")
-    way = body.get("response_format") or "b64_json"
-    if way not in WAYS:
-        raise refused("response_format", f"is {_shown(way)}; it should be b64_json or url")
-    manifest = {k: v for k, v in body.items() if k not in _READ | IDLE and v is not None}
+            raise Rejected.of_field(name, "is not supported; leave it out, or watch GET /jobs/{id}/events")
+    response_format = body.get("response_format") or "b64_json"
+    if response_format not in RESPONSE_FORMATS:
+        raise Rejected.of_field(
+            "response_format", f"is {_shown(response_format)}; it should be b64_json or url"
+        )
+    manifest = {k: v for k, v in body.items() if k not in _READ | IGNORED and v is not None}
     if body.get("n") is not None:
         manifest["number_of_images"] = body["n"]
     manifest |= _output(body)
-    return Asked({"task": "text2img", **manifest}, way, _size(body.get("size")))
+    return Translation({"task": "text2img", **manifest}, response_format, _size(body.get("size")))
 
 
-def words(body: Mapping[str, Any]) -> Asked:
-    """A body that draws from words alone."""
-    asked = understood(body)
-    if asked.size is not None:
-        asked.manifest.update(width=asked.size[0], height=asked.size[1])
-    return asked
-
-
-def edit(body: Mapping[str, Any], image: bytes, mask: bytes | None, limits: Limits) -> Asked:
-    """A body that redraws a picture, or the part of it where a mask is transparent. Decodes pictures."""
-    asked = understood(body)
-    picture = _sized(pictures.opened(image, "image", limits), asked.size, "image", limits)
-    asked.manifest.update(task="img2img", image=pictures.coded(picture))
-    if mask is not None:
-        white = pictures.where_transparent(pictures.opened(mask, "mask", limits), "mask")
-        white = _sized(white, picture.size, "mask", limits)
-        asked.manifest.update(task="inpainting", mask_image=pictures.coded(white))
-    return asked
-
-
-def _sized(picture: Image, size: tuple[int, int] | None, field: str, limits: Limits) -> Image:
-    """A picture in another size of the same shape."""
+def _resized(picture: Image, size: tuple[int, int] | None, field: str, limits: Limits) -> Image:
+    """A picture in another size of the same proportions."""
     if size is None or size == picture.size:
         return picture
     if not (min(size) >= 8 and max(size) <= limits.max_side):
-        raise refused("size", f"should have sides from 8 to {limits.max_side} pixels")
-    if abs(size[0] * picture.height - size[1] * picture.width) > max(picture.size):  # a pixel by rounding
+        raise Rejected.of_field("size", f"should have sides from 8 to {limits.max_side} pixels")
+    if abs(size[0] * picture.height - size[1] * picture.width) > max(picture.size):  # a pixel for rounding
         shape = f"{picture.width}x{picture.height}"
-        raise refused(field, f"is {shape}, which is another shape than {size[0]}x{size[1]}; crop it first")
+        raise Rejected.of_field(
+            field, f"is {shape}, which has other proportions than {size[0]}x{size[1]}; crop it first"
+        )
     return pictures.fitted(picture, *size, crop=False)
 
 
@@ -103,23 +112,21 @@ def _output(body: Mapping[str, Any]) -> dict[str, Any]:
     if form is None and quality is None:
         return {}
     if "output" in body:
-        raise refused("output", "and output_format say the same; send one of them")
-    found = {"format": form or "png"}
-    return {"output": found if quality is None else {**found, "quality": quality}}
+        raise Rejected.of_field("output", "and output_format mean the same; send one of them")
+    output = {"format": form or "png"}
+    return {"output": output if quality is None else {**output, "quality": quality}}
 
 
 def _size(size: Any) -> tuple[int, int] | None:
     if size in (None, "auto"):
         return None
-    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if found is None:
-        raise refused("size", f"is {_shown(size)}; it should be a text such as '512x768', or 'auto'")
-    return int(found[1]), int(found[2])
+    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if match is None:
+        raise Rejected.of_field(
+            "size", f"is {_shown(size)}; it should be a string such as '512x768', or 'auto'"
+        )
+    return int(match[1]), int(match[2])
 
 
 def _shown(value: Any) -> str:
     return repr(value)[:60]
-
-
-def refused(field: str, text: str) -> Rejected:
-    return Rejected("invalid_manifest", f"{field} {text}", field=field)

@@ -1,4 +1,4 @@
-"""A result as OpenAI's image endpoints tell it."""
+"""A result as the response of OpenAI's image endpoints."""
 
 from __future__ import annotations
 
@@ -7,41 +7,44 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from producer.web import responses
+from producer.web.responses import image_path
 from schemas.result import Note, Result
 
 
 class Picture(BaseModel):
     b64_json: str | None = None
-    url: str | None = Field(None, description="Of this server; asks for a key where the others do.")
+    url: str | None = Field(
+        None, description="An address of this server, which needs a key if the others do."
+    )
 
 
 class Pictures(BaseModel):
-    """What their `images.generate` and `images.edit` return; id, seeds and warnings are ours."""
+    """The response of `images.generate` and `images.edit`, with id, seeds and warnings besides OpenAI's fields."""
 
     created: int = Field(description="Seconds since 1970.")
     data: list[Picture]
     size: str
     output_format: str
-    id: str = Field(description="Names the result: see `GET /jobs/{id}`.")
+    id: str = Field(description="The request's id: see `GET /jobs/{id}`.")
     seeds: list[int]
     warnings: list[Note] = []
 
 
-def answered(result: Result, images: list[bytes] | None, base: str) -> Pictures:
-    """A result as they tell it.
+def response_of(result: Result, images: list[bytes] | None, base_url: str) -> Pictures:
+    """A result as OpenAI's response.
 
     Args:
-        images: to be sent along; None for addresses.
-        base: this server's address, as the caller knows it.
+        images: the pictures to include; None to send URLs.
+        base_url: this server's address, as the caller knows it.
     """
     if images is None:
-        data = [Picture(url=base.rstrip("/") + image.url) for image in responses.finished(result).images]
+        base = base_url.rstrip("/")
+        data = [Picture(url=base + image_path(result.id, image.index)) for image in result.images]
     else:
-        data = [Picture(b64_json=base64.b64encode(one).decode("ascii")) for one in images]
+        data = [Picture(b64_json=base64.b64encode(image).decode("ascii")) for image in images]
     first = result.images[0]
     return Pictures(
-        created=seconds(result.finished_at) or 0,
+        created=unix_seconds(result.finished_at) or 0,
         data=data,
         size=f"{first.width}x{first.height}",
         output_format=first.content_type.partition("/")[2],
@@ -51,6 +54,6 @@ def answered(result: Result, images: list[bytes] | None, base: str) -> Pictures:
     )
 
 
-def seconds(moment: str) -> int | None:
-    """An ISO 8601 moment in seconds since 1970."""
+def unix_seconds(moment: str) -> int | None:
+    """An ISO 8601 date and time in seconds since 1970; None for ""."""
     return int(datetime.fromisoformat(moment).timestamp()) if moment else None

@@ -1,7 +1,7 @@
-"""What the pages show of a store: pictures as tiles, the queue with its prompts, batches side by side.
+"""What the pages read from a store: the queue with its prompts, the latest results, and batches.
 
-Nothing is kept but what cannot change: a result is written once, so its tiles are believed for as long as
-its etag stands, and a watched batch costs one listing and its new rows.
+Results are cached by their etag, because a result is written once. So a batch that is watched costs one listing and
+its new rows.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from producer import overview, request_state
 from producer.web.cache import CachedCall
 from producer.web.facade import LATEST
-from producer.web.pages.tiles import Tile, tiles
+from producer.web.pages.items import GalleryItem, items_of
 from schemas.batch import numbered
 from schemas.errors import NotFound, Rejected
 from schemas.layout import COMMIT, RESULTS, claims_prefix, is_batch, parse_claim, result_folder
@@ -29,65 +30,65 @@ if TYPE_CHECKING:
     from producer.web.api_keys import Key
     from producer.web.facade import Facade
 
-SHOWN = 12  # requests of the queue that are shown with their prompts
-ROWS = 500  # a batch's rows in its grid
+SHOWN = 12  # queued requests that are shown, and as many in progress
+ROWS = 500  # rows in a batch's grid
 BATCHES = 50  # in the list
-HEAVY = 4 << 20  # bytes of a request from which it is not read for its prompt alone
-LIGHT = 64 << 10  # bytes of a result up to which its request is kept in memory, too
-KEPT = 20_000  # prompts and rows kept in memory
+HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
+LIGHT = 64 << 10  # bytes up to which a cached result keeps its request
+KEPT = 20_000  # prompts and rows in the caches
 AT_ONCE = 16  # objects read at the same time
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A request that is not over."""
+class QueuedItem:
+    """A request that is not finished."""
 
     id: str
     status: str
     prompt: str
     batch: bool
-    ahead: int = 0
+    ahead: int = 0  # requests before this one in the queue
     progress: Progress | None = None
-    rows: int = 0  # of a batch, where they are known
-    over: int = 0  # of them
+    rows: int = 0  # of a batch, if known
+    finished: int = 0  # rows
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A batch in the list."""
+class BatchItem:
+    """A batch in the list of batches."""
 
     id: str
     status: str
-    done: int
-    total: int
-    failed: int = 0
-    finished_at: str = ""
+    done: int  # finished rows
+    total: int  # rows; 0 if not known
+    failed: int = 0  # rows that did not succeed
 
 
 @dataclass
 class Gallery:
-    """A facade's pages. For one event loop."""
+    """Reads and caches what the pages show. For one event loop."""
 
     facade: Facade
-    _words: dict[str, tuple[str, bool]] = field(default_factory=dict)  # id to prompt, whether it is a batch
-    _rows: dict[str, int] = field(default_factory=dict)  # batch to how many rows it has
-    _tiles: dict[tuple[str, str], list[Tile]] = field(default_factory=dict)  # key and etag to tiles
-    _results: dict[tuple[str, str], Result] = field(default_factory=dict)  # the same, without heavy requests
-    _overviews: dict[str, CachedCall[Overview]] = field(default_factory=dict)  # by what ids begin with
+    _prompts: dict[str, tuple[str, bool]] = field(default_factory=dict)  # id to prompt, and is it a batch
+    _rows: dict[str, int] = field(default_factory=dict)  # batch to its number of rows
+    _items: dict[tuple[str, str], list[GalleryItem]] = field(default_factory=dict)  # by key and etag
+    _results: dict[tuple[str, str], Result] = field(default_factory=dict)  # by key and etag
+    _overviews: dict[str, CachedCall[Overview]] = field(default_factory=dict)  # by id prefix
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def __post_init__(self) -> None:
         self._commits: CachedCall[list[Info]] = CachedCall(self._list_commits, seconds=2.0)
 
-    async def look(self, begin: str) -> Overview:
-        """What begins so, at a glance, now; results that were read before are not read again."""
-        return await overview.overview(self.facade.client.store, LATEST, self._remembered, begin=begin)
+    async def overview(self, id_prefix: str) -> Overview:
+        """The queue and the latest results of ids with a prefix, at most a second old."""
+        cached = self._overviews.setdefault(id_prefix, CachedCall(lambda: self.read_overview(id_prefix)))
+        return await cached()
 
-    async def overview(self, begin: str) -> Overview:
-        """The same as it was a moment ago."""
-        return await self._overviews.setdefault(begin, CachedCall(lambda: self.look(begin)))()
+    async def read_overview(self, id_prefix: str) -> Overview:
+        """The same as it is now; results that were read before are not read again."""
+        return await overview.overview(self.facade.client.store, LATEST, self._cached_result, begin=id_prefix)
 
-    async def _remembered(self, info: Info) -> Result | None:
+    async def _cached_result(self, info: Info) -> Result | None:
         known = self._results.get((info.key, info.etag))
         if known is not None:
             return known
@@ -101,44 +102,41 @@ class Gallery:
         self._results[info.key, info.etag] = result
         return result
 
-    async def queue(self, found: Overview, caller: Key) -> list[Waiting]:
-        """What is being drawn, then what waits, in turn."""
-        drawn = [(id, p) for id, p in found.processing.items() if caller.sees(id)][:SHOWN]
-        waits = [(n, id) for n, id in enumerate(found.queued) if caller.sees(id)][:SHOWN]
-        words = await asyncio.gather(
-            *(self.words(id) for id in [id for id, _ in drawn] + [w[1] for w in waits])
+    async def queue(self, overview: Overview, caller: Key) -> list[QueuedItem]:
+        """Requests in progress, then queued ones in their order."""
+        processing = [(id, p) for id, p in overview.processing.items() if caller.sees(id)]
+        queued = [(id, ahead) for ahead, id in enumerate(overview.queued) if caller.sees(id)]
+        items = await asyncio.gather(
+            *(self._processing_item(id, progress) for id, progress in processing[:SHOWN]),
+            *(self._queued_item(id, ahead) for id, ahead in queued[:SHOWN]),
         )
-        first, then = words[: len(drawn)], words[len(drawn) :]
-        ended = [_id(info) for info in await self._commits()] if any(batch for _, batch in first) else []
-        return [
-            Waiting(
-                id,
-                "processing",
-                prompt,
-                batch,
-                progress=progress,
-                rows=self._rows.get(id, 0),
-                over=sum(one.startswith(f"{id}/") for one in ended) if batch else 0,
-            )
-            for (id, progress), (prompt, batch) in zip(drawn, first, strict=True)
-        ] + [
-            Waiting(id, "queued", prompt, batch, ahead=n)
-            for (n, id), (prompt, batch) in zip(waits, then, strict=True)
-        ]
+        return list(items)
 
-    async def words(self, id: str) -> tuple[str, bool]:
-        """A request's prompt, and whether it is a batch; read once."""
-        if id not in self._words:
+    async def _processing_item(self, id: str, progress: Progress | None) -> QueuedItem:
+        prompt, batch = await self.prompt_of(id)
+        commits = await self._commits() if batch else []
+        finished = sum(_id(info).startswith(f"{id}/") for info in commits)
+        rows = self._rows.get(id, 0)
+        return QueuedItem(id, "processing", prompt, batch, progress=progress, rows=rows, finished=finished)
+
+    async def _queued_item(self, id: str, ahead: int) -> QueuedItem:
+        prompt, batch = await self.prompt_of(id)
+        return QueuedItem(id, "queued", prompt, batch, ahead=ahead)
+
+    async def prompt_of(self, id: str) -> tuple[str, bool]:
+        """The prompt of a request that is not finished, and whether it is a batch. Cached."""
+        if id not in self._prompts:
             async with self._gate:
-                found = await self._read_words(id)
-            if found is None:
+                prompt = await self._read_prompt(id)
+            if prompt is None:
                 return "", False
-            if len(self._words) >= KEPT:
-                self._words.clear()
-            self._words[id] = found
-        return self._words[id]
+            if len(self._prompts) >= KEPT:
+                self._prompts.clear()
+            self._prompts[id] = prompt
+        return self._prompts[id]
 
-    async def _read_words(self, id: str) -> tuple[str, bool] | None:
+    async def _read_prompt(self, id: str) -> tuple[str, bool] | None:
+        """From the claim, else from the request object. None if there is neither any more."""
         store = self.facade.client.store
         async for info in store.list(claims_prefix(id)):
             claimed = parse_claim(info.key)
@@ -167,55 +165,59 @@ class Gallery:
             self._rows.clear()
         self._rows[batch] = sum(1 for _ in numbered(body))
 
-    async def size(self, batch: str) -> int:
-        """How many rows a batch has that is not over; 0 where that is not known."""
-        await self.words(batch)
+    async def row_count(self, batch: str) -> int:
+        """How many rows an unfinished batch has; 0 if not known."""
+        await self.prompt_of(batch)
         return self._rows.get(batch, 0)
 
-    async def rows(self, batch: str) -> list[Tile]:
-        """The pictures of a batch's rows that are over, in the order of their names."""
+    async def rows(self, batch: str) -> list[GalleryItem]:
+        """The items of a batch's finished rows, ordered by row name."""
         folder = result_folder(batch)
         infos: list[Info] = []
         async for info in request_state.first(self.facade.client.store.list(folder), 20 * ROWS):
             if info.key.endswith(f"/{COMMIT}") and info.key != f"{folder}{COMMIT}":
                 infos.append(info)
         infos.sort(key=lambda info: _natural(info.key))
-        found = await asyncio.gather(*(self._tiles_of(info) for info in infos[:ROWS]))
-        return [tile for some in found for tile in some]
+        rows = await asyncio.gather(*(self._items_of_row(info) for info in infos[:ROWS]))
+        return [item for items in rows for item in items]
 
-    async def _tiles_of(self, info: Info) -> list[Tile]:
-        known = self._tiles.get((info.key, info.etag))
+    async def _items_of_row(self, info: Info) -> list[GalleryItem]:
+        known = self._items.get((info.key, info.etag))
         if known is not None:
             return known
-        async with self._gate:
-            result = await request_state.read_result(self.facade.client.store, _id(info))
-        found = tiles(result) if result is not None else []
-        if len(self._tiles) >= KEPT:
-            self._tiles.clear()
-        self._tiles[info.key, info.etag] = found
-        return found
+        result = await self._read(_id(info))
+        items = items_of(result) if result is not None else []
+        if len(self._items) >= KEPT:
+            self._items.clear()
+        self._items[info.key, info.etag] = items
+        return items
 
-    async def batches(self, found: Overview, caller: Key) -> list[Line]:
-        """Batches, the newest first."""
-        queue = await self.queue(found, caller)
-        commits = {_id(info): info for info in await self._commits()}
-        if any(result.batch and result.id not in commits for result in found.latest):
-            self._commits.forget()  # or one that has just ended were neither in the queue nor below it
-            commits = {_id(info): info for info in await self._commits()}
-        lines = [
-            Line(one.id, one.status, one.over, one.rows)
-            for one in queue
-            if one.batch and one.id not in commits
+    async def batches(self, overview: Overview, caller: Key) -> list[BatchItem]:
+        """Unfinished batches, then finished ones, newest first."""
+        # The queue before the results: a batch that ends in between is then in both, and never in neither.
+        queue = await self.queue(overview, caller)
+        commits = await self._commits_with(overview.latest)
+        unfinished = [
+            BatchItem(item.id, item.status, item.finished, item.rows)
+            for item in queue
+            if item.batch and item.id not in commits
         ]
+        return unfinished + await self._finished_batches(commits, caller)
+
+    async def _commits_with(self, latest: tuple[Result, ...]) -> dict[str, Info]:
+        """All result objects by id. The cached listing is renewed if it is older than a batch in `latest`."""
+        commits = {_id(info): info for info in await self._commits()}
+        if any(result.batch and result.id not in commits for result in latest):
+            self._commits.forget()
+            commits = {_id(info): info for info in await self._commits()}
+        return commits
+
+    async def _finished_batches(self, commits: Mapping[str, Info], caller: Key) -> list[BatchItem]:
         rows = Counter(id.rpartition("/")[0] for id in commits if "/" in id)
-        ended = [id for id in rows.keys() & commits.keys() if caller.sees(id)]
-        newest = sorted(ended, key=lambda id: -commits[id].modified)[:BATCHES]
-        for result in await asyncio.gather(*map(self._read, newest)):
-            if result is not None:  # a cancelled one has no counts
-                total = result.batch.counts.total if result.batch else rows[result.id]
-                failed = total - result.batch.counts.succeeded if result.batch else 0
-                lines.append(Line(result.id, result.status, total, total, failed, result.finished_at))
-        return lines
+        ids = [id for id in rows.keys() & commits.keys() if caller.sees(id)]
+        newest = sorted(ids, key=lambda id: -commits[id].modified)[:BATCHES]
+        results = await asyncio.gather(*map(self._read, newest))
+        return [_batch_item(result, rows[result.id]) for result in results if result is not None]
 
     async def _read(self, id: str) -> Result | None:
         async with self._gate:
@@ -225,12 +227,20 @@ class Gallery:
         return [i async for i in self.facade.client.store.list(RESULTS) if i.key.endswith(f"/{COMMIT}")]
 
 
+def _batch_item(result: Result, rows: int) -> BatchItem:
+    """A finished batch. `rows`: how many have a result, for a canceled batch, which has no counts."""
+    if result.batch is None:
+        return BatchItem(result.id, result.status, rows, rows)
+    counts = result.batch.counts
+    return BatchItem(result.id, result.status, counts.total, counts.total, counts.total - counts.succeeded)
+
+
 def _id(info: Info) -> str:
     return info.key[len(RESULTS) : -len(COMMIT) - 1]
 
 
 def _natural(key: str) -> list[tuple[bool, int, str]]:
-    """So that row 10 comes after row 9."""
+    """A sort key that puts row 10 after row 9."""
     return [
         (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", key)
     ]

@@ -1,6 +1,6 @@
-// Batches: upload a file, and choose what the grid compares.
+// The batch pages: upload a file, and choose what the grid shows.
 
-import { $, ask, complain } from "./page.js";
+import { $, pathOf, request, showError } from "./page.js";
 
 const upload = $("#upload");
 upload?.addEventListener("submit", async (event) => {
@@ -8,18 +8,18 @@ upload?.addEventListener("submit", async (event) => {
   const button = $("button[type=submit]", upload);
   const name = upload.elements.namedItem("id").value.trim();
   button.disabled = true;
-  complain(null);
+  showError(null);
   try {
-    const answer = await ask(`/batches${name ? `?id=${encodeURIComponent(name)}` : ""}`, {
+    const response = await request(`/batches${name ? `?id=${encodeURIComponent(name)}` : ""}`, {
       method: "POST",
       headers: { "Content-Type": "application/jsonl" },
       body: $("#rows").files[0],
-      patience: 600_000,
+      timeout: 600_000,
     });
-    const { id } = await answer.json();
-    location.assign(`/b/${id.split("/").map(encodeURIComponent).join("/")}`);
+    const { id } = await response.json();
+    location.assign(`/b/${pathOf(id)}`);
   } catch (error) {
-    complain(error);
+    showError(error);
   } finally {
     button.disabled = false;
   }
@@ -37,7 +37,7 @@ const compare = $("#compare");
 compare?.addEventListener("submit", (event) => event.preventDefault());
 compare?.addEventListener("change", () => {
   const grid = $("#grid");
-  grid.dataset.keep = "class style"; // from now on this page decides, not the server
+  grid.dataset.keep = "class style"; // live.js must not overwrite the user's choice
   const columns = compare.elements.namedItem("columns").value;
   grid.classList.toggle("fixed", columns !== "");
   grid.style.setProperty("--columns", columns || "auto-fill");

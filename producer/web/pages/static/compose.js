@@ -1,29 +1,29 @@
-// The form: its fields are a manifest's fields, and what it sends is a manifest.
+// The form: its fields are fields of a manifest, and it sends a manifest.
 
-import { $, ask, complain, say, shown } from "./page.js";
+import { $, announce, pathOf, request, showError, showingErrors } from "./page.js";
 import { refreshNow } from "./live.js";
-import * as easel from "./mask.js";
+import * as editor from "./editor.js";
 
 const form = $("#compose");
 const field = (name) => form.elements.namedItem(name);
 const NUMBERS = ["steps", "cfg_scale", "number_of_images", "width", "height"];
 const TEXTS = ["negative_prompt", "model", "scheduler"];
-const KEPT = ["negative_prompt", "steps", "cfg_scale", "number_of_images", "width", "height", "model", "scheduler"];
+const REMEMBERED = ["negative_prompt", "steps", "cfg_scale", "number_of_images", "width", "height", "model", "scheduler"];
 const limits = { side: +form.dataset.side, pixels: +form.dataset.pixels, bytes: +form.dataset.bytes };
 let strengthChosen = false;
 
-/** The manifest as JSON; a seed may have more digits than JavaScript's numbers can hold. */
+/** The manifest as JSON. The seed is added as text: JavaScript's numbers would round it. */
 function manifest() {
-  const wanted = { prompt: field("prompt").value };
-  for (const name of TEXTS) if (field(name).value.trim()) wanted[name] = field(name).value;
-  for (const name of NUMBERS) if (field(name).value !== "" && !field(name).disabled) wanted[name] = Number(field(name).value);
-  if (easel.hasPicture()) {
-    wanted.image = easel.image();
-    wanted.strength = Number(field("strength").value);
-    const mask = easel.painted();
-    if (mask) wanted.mask_image = mask;
+  const values = { prompt: field("prompt").value };
+  for (const name of TEXTS) if (field(name).value.trim()) values[name] = field(name).value;
+  for (const name of NUMBERS) if (field(name).value !== "" && !field(name).disabled) values[name] = Number(field(name).value);
+  if (editor.hasPicture()) {
+    values.image = editor.image();
+    values.strength = Number(field("strength").value);
+    const mask = editor.painted();
+    if (mask) values.mask_image = mask;
   }
-  const text = JSON.stringify(wanted);
+  const text = JSON.stringify(values);
   const seed = field("seed").value.trim();
   return seed ? `${text.slice(0, -1)},"seed":${seed.replace(/^(-?)0+(?=\d)/, "$1")}}` : text;
 }
@@ -43,16 +43,16 @@ async function submit() {
   const button = $("#draw");
   if (button.disabled) return;
   button.disabled = true;
-  complain(null);
+  showError(null);
   for (const wrong of form.querySelectorAll("[aria-invalid]")) wrong.removeAttribute("aria-invalid");
   try {
-    remember();
-    await ask("/jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body: manifest() });
-    say("Queued");
+    saveSettings();
+    await request("/jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body: manifest() });
+    announce("Queued");
     await refreshNow();
   } catch (error) {
-    complain(error);
-    const wrong = (error.fields ?? []).map((name) => field(name)).find((found) => found?.focus && !found.disabled);
+    showError(error);
+    const wrong = (error.fields ?? []).map((name) => field(name)).find((input) => input?.focus && !input.disabled);
     wrong?.setAttribute("aria-invalid", "true");
     wrong?.closest("details")?.setAttribute("open", "");
     wrong?.focus();
@@ -61,123 +61,123 @@ async function submit() {
   }
 }
 
-// Settings are kept for the next visit; words and pictures are not.
-function remember() {
+// Settings are saved for the next visit; prompts and pictures are not.
+function saveSettings() {
   try {
-    localStorage.setItem("dreamdrop", JSON.stringify(Object.fromEntries(KEPT.map((name) => [name, field(name).value]))));
+    localStorage.setItem("dreamdrop", JSON.stringify(Object.fromEntries(REMEMBERED.map((name) => [name, field(name).value]))));
   } catch {
-    // a browser may refuse to keep anything
+    // the browser may not allow it
   }
 }
 
-function recall() {
+function loadSettings() {
   try {
-    const kept = JSON.parse(localStorage.getItem("dreamdrop") ?? "{}");
-    for (const name of KEPT) if (kept[name]) field(name).value = kept[name];
+    const saved = JSON.parse(localStorage.getItem("dreamdrop") ?? "{}");
+    for (const name of REMEMBERED) if (saved[name]) field(name).value = saved[name];
     if (field("model").selectedIndex < 0) field("model").selectedIndex = 0;
   } catch {
-    // nothing kept, or nothing that can be read
+    // nothing is saved, or it cannot be read
   }
   if (["width", "height", "model", "scheduler"].some((name) => field(name).value)) $("#more").open = true;
 }
 
 /** Fill the form from a manifest. */
-async function fill(wanted, seed) {
+async function fill(manifest, seed) {
   for (const name of [...TEXTS, "prompt", ...NUMBERS]) {
-    if (name === "model" && wanted.model && ![...field("model").options].some((o) => o.value === wanted.model))
-      field("model").add(new Option(wanted.model));
-    if (wanted[name] !== undefined || TEXTS.includes(name)) field(name).value = wanted[name] ?? "";
+    if (name === "model" && manifest.model && ![...field("model").options].some((o) => o.value === manifest.model))
+      field("model").add(new Option(manifest.model));
+    if (manifest[name] !== undefined || TEXTS.includes(name)) field(name).value = manifest[name] ?? "";
   }
-  field("seed").value = seed ?? wanted.seed ?? "";
-  if (wanted.image) {
-    await easel.show(await decoded(wanted.image), limits);
-    if (wanted.mask_image) await easel.showMask(await decoded(wanted.mask_image));
-  } else easel.remove();
-  if (wanted.strength) {
-    field("strength").value = wanted.strength;
+  field("seed").value = seed ?? manifest.seed ?? "";
+  if (manifest.image) {
+    await editor.show(await blobOf(manifest.image), limits);
+    if (manifest.mask_image) await editor.showMask(await blobOf(manifest.mask_image));
+  } else editor.remove();
+  if (manifest.strength) {
+    field("strength").value = manifest.strength;
     strengthChosen = true;
   }
   changed();
 }
 
-/** A picture as manifests carry it: base64, bare or as a data URI. */
-async function decoded(text) {
+/** The picture in a manifest: base64, plain or as a data URI. */
+async function blobOf(text) {
   const bytes = Uint8Array.from(atob(text.replace(/^data:[^,]*,/, "").replace(/\s/g, "")), (c) => c.charCodeAt(0));
   const type = bytes[0] === 0x89 ? "image/png" : bytes[0] === 0xff ? "image/jpeg" : "image/webp";
   return new Blob([bytes], { type });
 }
 
-// A picture decides the size; a mask decides the task, and with it how strong is usual.
+// A picture sets the size; a mask sets the task, and with it the default strength.
 function changed() {
-  const given = easel.hasPicture();
-  for (const name of ["width", "height"]) field(name).disabled = given;
-  const masked = given && easel.painted() !== "";
+  const hasPicture = editor.hasPicture();
+  for (const name of ["width", "height"]) field(name).disabled = hasPicture;
+  const masked = hasPicture && editor.painted() !== "";
   if (!strengthChosen) field("strength").value = masked ? 1 : 0.8;
   $("#strength-value").textContent = Number(field("strength").value).toFixed(2);
-  $("#draw").textContent = masked ? "Repaint" : given ? "Redraw" : "Draw";
+  $("#draw").textContent = masked ? "Repaint" : hasPicture ? "Redraw" : "Draw";
 }
 field("strength").addEventListener("input", () => {
   strengthChosen = true;
   changed();
 });
 
-async function take(file) {
+async function load(file) {
   if (/\.json$/i.test(file.name ?? "")) {
     const text = await file.text();
-    let wanted;
+    let manifest;
     try {
-      wanted = JSON.parse(text);
+      manifest = JSON.parse(text);
     } catch {
-      throw new Error(`${file.name} is not JSON.`);
+      throw new Error(`${file.name} is not a JSON file.`);
     }
-    await fill(wanted);
-    say("The form is filled from the manifest");
+    await fill(manifest);
+    announce("The form now has the manifest's settings");
     return;
   }
   strengthChosen = false;
-  await easel.show(file, limits);
-  say("The picture is on the easel");
+  await editor.show(file, limits);
+  announce("The picture is loaded");
 }
 
-$("#file").addEventListener("change", shown(async (event) => {
+$("#file").addEventListener("change", showingErrors(async (event) => {
   const [file] = event.target.files;
-  if (file) await take(file);
+  if (file) await load(file);
   event.target.value = ""; // the same file may be chosen again
 }));
-const carries = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 addEventListener("dragover", (event) => {
-  if (!carries(event)) return;
+  if (!hasFiles(event)) return;
   event.preventDefault();
   $("#drop").classList.add("over");
 });
 addEventListener("dragleave", (event) => event.relatedTarget ?? $("#drop").classList.remove("over"));
-addEventListener("drop", shown(async (event) => {
-  if (!carries(event)) return;
+addEventListener("drop", showingErrors(async (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   $("#drop").classList.remove("over");
-  if (event.dataTransfer.files[0]) await take(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files[0]) await load(event.dataTransfer.files[0]);
 }));
-addEventListener("paste", shown(async (event) => {
-  const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
+addEventListener("paste", showingErrors(async (event) => {
+  const file = [...(event.clipboardData?.files ?? [])].find((item) => item.type.startsWith("image/"));
   if (!file) return;
   event.preventDefault();
-  await take(file);
+  await load(file);
 }));
 
-easel.onChange(changed);
-recall();
+editor.onChange(changed);
+loadSettings();
 changed();
 $("#draw").disabled = false;
 const link = new URLSearchParams(location.search);
-const begin = shown(async () => {
+const openLink = showingErrors(async () => {
   if (link.has("recipe")) {
-    const answer = await ask(`/recipe/${link.get("recipe").split("/").map(encodeURIComponent).join("/")}`);
-    await fill(await answer.json(), answer.headers.get("X-Seed"));
+    const response = await request(`/recipe/${pathOf(link.get("recipe"))}`);
+    await fill(await response.json(), response.headers.get("X-Seed"));
   } else if (link.has("image") && link.get("image").startsWith("/jobs/")) {
-    await easel.show(await (await ask(link.get("image"))).blob(), limits);
+    await editor.show(await (await request(link.get("image"))).blob(), limits);
     changed();
   } else return;
   history.replaceState(null, "", "/");
   field("prompt").focus();
 });
-begin();
+openLink();

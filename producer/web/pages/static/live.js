@@ -1,28 +1,28 @@
-// A live page asks the server for itself and takes over what changed; requests that are being drawn
-// tell their steps by server-sent events in between.
+// A live page fetches itself again and takes over the parts that changed. In between, server-sent events report the
+// steps of the first requests in the queue.
 
-import { $, ask, say, shown } from "./page.js";
+import { $, announce, pathOf, request, showingErrors } from "./page.js";
 
-const BUSY = 1000; // milliseconds between two looks while something is being drawn
-const IDLE = 2500;
-const STREAMS = 2; // a browser has six connections to a server, for all tabs together
+const BUSY = 1000; // milliseconds between two fetches while something is being drawn
+const IDLE = 2500; // and while nothing is
+const STREAMS = 2; // a browser allows six connections to a server, for all its tabs together
 
 const root = $("[data-live]");
 const streams = new Map(); // id to EventSource
 let timer = 0;
-let looking = false;
-let changed = false; // something was sent or ended: what the server remembers of a moment ago will not do
+let fetching = false;
+let changed = false; // a request was sent or has finished: ask the server not to use its cache
 
-/** Look now, and then again and again. */
+/** Fetch now, and then at intervals. */
 export async function refresh() {
   clearTimeout(timer);
-  if (looking) return;
-  looking = true;
+  if (fetching) return;
+  fetching = true;
   const url = root.dataset.live + (changed ? "?now=1" : "");
   changed = false;
   try {
-    const answer = await ask(url, { headers: { Accept: "text/html" }, patience: 20_000 });
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const response = await request(url, { headers: { Accept: "text/html" }, timeout: 20_000 });
+    const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     for (const part of root.querySelectorAll("[data-part]")) {
       const to = fresh.getElementById(part.id);
       if (to) morph(part, to);
@@ -31,14 +31,14 @@ export async function refresh() {
   } catch {
     $("#offline").hidden = false;
   }
-  looking = false;
-  if (isOver()) return;
-  stream();
+  fetching = false;
+  if (isFinished()) return;
+  updateStreams();
   if (document.hidden) return;
   timer = setTimeout(refresh, changed ? 0 : isBusy() ? BUSY : IDLE);
 }
 
-/** The same after something has changed. */
+/** Fetch after a change, past the server's cache. */
 export function refreshNow() {
   changed = true;
   return refresh();
@@ -46,18 +46,18 @@ export function refreshNow() {
 
 const isBusy = () => [...root.querySelectorAll("[data-busy]")].some((part) => Number(part.dataset.busy) > 0);
 
-function isOver() {
-  if (!("untilOver" in root.dataset) || !$('[data-over="yes"]', root)) return false;
-  close();
-  location.reload(); // the finished page has more to offer than its parts
+function isFinished() {
+  if (!("untilFinished" in root.dataset) || !$('[data-finished="yes"]', root)) return false;
+  closeStreams();
+  location.reload(); // the finished page has more than the live parts
   return true;
 }
 
-/** Make an element like another one, keeping those that are the same: focus and loaded pictures stay. */
+/** Make an element equal to another one and keep what is equal already, so that focus and loaded pictures stay. */
 function morph(from, to) {
   if (from.isEqualNode(to)) return;
-  if (from.dataset?.streamed && from.dataset.status === to.dataset?.status) return; // it knows better
-  const keep = new Set(["open", "data-keep", ...(from.dataset?.keep ?? "").split(" ")]); // the reader's own choices
+  if (from.dataset?.streamed && from.dataset.status === to.dataset?.status) return; // events are newer than the page
+  const keep = new Set(["open", "data-keep", ...(from.dataset?.keep ?? "").split(" ")]); // the user's own choices
   for (const { name } of [...from.attributes])
     if (!keep.has(name) && !to.hasAttribute(name)) from.removeAttribute(name);
   for (const { name, value } of to.attributes)
@@ -73,7 +73,7 @@ function morph(from, to) {
       else if (same.data !== child.data) same.data = child.data;
     } else {
       from.insertBefore(document.importNode(child, true), at);
-      arrived(child);
+      announceItem(child);
     }
   }
   while (at) {
@@ -85,47 +85,48 @@ function morph(from, to) {
 
 const fits = (node, other) => node && node.nodeName === other.nodeName && !node.id && !other.id;
 
-function arrived(child) {
-  if (child.dataset?.new === undefined) return;
-  say(child.classList.contains("empty") ? `Failed: ${child.dataset.new}` : `Finished: ${child.dataset.new}`);
+function announceItem(child) {
+  const text = child.dataset?.announce;
+  if (text === undefined) return;
+  announce(child.classList.contains("empty") ? `Failed: ${text}` : `Finished: ${text}`);
 }
 
-/** Listen to the first requests that are not over. */
-function stream() {
+/** Listen to the first unfinished requests, and to no others. */
+function updateStreams() {
   const rows = [...root.querySelectorAll("li[data-id]")];
   const wanted = document.hidden ? [] : rows.slice(0, STREAMS).map((row) => row.dataset.id);
-  for (const [id, source] of streams) if (!wanted.includes(id)) end(id, source);
+  for (const [id, source] of streams) if (!wanted.includes(id)) closeStream(id, source);
   for (const id of wanted) if (!streams.has(id)) listen(id);
 }
 
-function end(id, source) {
+function closeStream(id, source) {
   source.close();
   streams.delete(id);
   delete document.getElementById(`job-${id}`)?.dataset.streamed;
 }
 
-function close() {
-  for (const [id, source] of streams) end(id, source);
+function closeStreams() {
+  for (const [id, source] of streams) closeStream(id, source);
 }
 
 function listen(id) {
-  const source = new EventSource(`/jobs/${id.split("/").map(encodeURIComponent).join("/")}/events`);
+  const source = new EventSource(`/jobs/${pathOf(id)}/events`);
   streams.set(id, source);
   source.addEventListener("job", (event) => {
     const job = JSON.parse(event.data);
     const row = document.getElementById(`job-${id}`);
     if (!["queued", "processing"].includes(job.status)) {
-      end(id, source);
+      closeStream(id, source);
       refreshNow();
-    } else if (row && job.progress?.steps_total) tell(row, job);
+    } else if (row && job.progress?.steps_total) showProgress(row, job);
   });
   source.addEventListener("error", () => {
-    end(id, source); // the next look opens it again, if the request is still there
+    closeStream(id, source); // the next fetch opens it again if the request is still there
   });
 }
 
-/** A request's steps, time that remains and preview. */
-function tell(row, { status, progress: p }) {
+/** Show a request's steps, remaining time and preview. */
+function showProgress(row, { status, progress: p }) {
   row.dataset.status = status;
   row.dataset.streamed = "yes";
   const bar = $(".bar", row);
@@ -139,24 +140,24 @@ function tell(row, { status, progress: p }) {
   }
   meter.max = p.steps_total;
   meter.value = p.steps_done ?? 0;
-  const words = [`step ${p.steps_done ?? 0} of ${p.steps_total}`];
-  if (p.images_total > 1) words.push(`${p.images_done ?? 0} of ${p.images_total} images`);
-  if (p.eta) words.push(`about ${p.eta > 100 ? `${Math.round(p.eta / 60)} min` : `${Math.ceil(p.eta)} s`} left`);
-  facts.textContent = words.join(" · ");
+  const parts = [`step ${p.steps_done ?? 0} of ${p.steps_total}`];
+  if (p.images_total > 1) parts.push(`${p.images_done ?? 0} of ${p.images_total} images`);
+  if (p.eta) parts.push(`about ${p.eta > 100 ? `${Math.round(p.eta / 60)} min` : `${Math.ceil(p.eta)} s`} left`);
+  facts.textContent = parts.join(" · ");
   if (p.preview?.startsWith("data:image/")) $(".preview", row).src = p.preview;
 }
 
 document.addEventListener(
   "click",
-  shown(async (event) => {
+  showingErrors(async (event) => {
     const button = event.target.closest?.("[data-cancel]");
     if (!button) return;
     button.disabled = true;
     const next = button.closest("li")?.nextElementSibling ?? button.closest("li")?.previousElementSibling;
     try {
-      const answer = await ask(button.dataset.cancel, { method: "DELETE" });
-      const { status } = await answer.json();
-      say(status === "canceled" ? "Cancelled" : `It was over before: ${status}`);
+      const response = await request(button.dataset.cancel, { method: "DELETE" });
+      const { status } = await response.json();
+      announce(status === "canceled" ? "Cancelled" : `It had already finished: ${status}`);
     } finally {
       button.disabled = false;
     }
@@ -164,8 +165,8 @@ document.addEventListener(
     await refreshNow();
   }),
 );
-document.addEventListener("visibilitychange", () => (document.hidden ? close() : refresh()));
-addEventListener("pagehide", close);
+document.addEventListener("visibilitychange", () => (document.hidden ? closeStreams() : refresh()));
+addEventListener("pagehide", closeStreams);
 addEventListener("pageshow", (event) => event.persisted && refresh());
 if (root) timer = setTimeout(refresh, 100);
 

@@ -1,66 +1,66 @@
-// What every page needs: say something to a screen reader, show a problem, ask the server.
+// What every page needs: announcements, error messages, and requests to the server.
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** Tell what happened, politely, to those who cannot see it. */
-export function say(text) {
-  const said = $("#said");
-  said.textContent = said.textContent === text ? `${text}\u00a0` : text; // the same words again are news, too
+/** Announce what happened to users of screen readers. */
+export function announce(text) {
+  const announcer = $("#announcer");
+  announcer.textContent = announcer.textContent === text ? `${text}\u00a0` : text; // a repeated text must change
 }
 
-/** An answer that is not ok, as an error with the server's own words; `fields` are the wrong ones. */
-export async function problemOf(answer) {
-  let text = `The server answered ${answer.status}.`;
+/** A response that is not ok as an error with the server's message; `fields` are the names of the wrong fields. */
+export async function errorOf(response) {
+  let text = `The server answered ${response.status}.`;
   let fields = [];
   try {
-    const { detail } = await answer.json();
+    const { detail } = await response.json();
     if (typeof detail === "string") text = detail;
     else if (Array.isArray(detail)) {
-      text = detail.map((fault) => (fault.ctx?.line ? `Line ${fault.ctx.line}: ${fault.msg}` : fault.msg)).join("; ");
-      fields = detail.map((fault) => String(fault.loc?.at(-1) ?? ""));
+      text = detail.map((entry) => (entry.ctx?.line ? `Line ${entry.ctx.line}: ${entry.msg}` : entry.msg)).join("; ");
+      fields = detail.map((entry) => String(entry.loc?.at(-1) ?? ""));
     }
   } catch {
-    // no JSON: the status has to do
+    // not JSON: only the status is known
   }
-  const wait = answer.headers.get("Retry-After");
-  if (answer.status === 503 && wait) text += ` (Try again in ${wait} s.)`;
+  const wait = response.headers.get("Retry-After");
+  if (response.status === 503 && wait) text += ` (Try again in ${wait} s.)`;
   return Object.assign(new Error(text), { fields });
 }
 
-/** fetch, with every failure as an Error whose message can be shown. */
-export async function ask(url, options = {}) {
-  let answer;
+/** `fetch` that throws every failure as an Error whose message can be shown. `timeout` is in milliseconds. */
+export async function request(url, { timeout = 60_000, ...options } = {}) {
+  let response;
   try {
-    answer = await fetch(url, { signal: AbortSignal.timeout(options.patience ?? 60_000), ...options });
+    response = await fetch(url, { signal: AbortSignal.timeout(timeout), ...options });
   } catch (error) {
-    throw new Error(error.name === "TimeoutError" ? "The server took too long." : "The server does not answer.");
+    throw new Error(error.name === "TimeoutError" ? "The server took too long to answer." : "The server does not answer.");
   }
-  if (!answer.ok) throw await problemOf(answer);
-  return answer;
+  if (!response.ok) throw await errorOf(response);
+  return response;
 }
 
-/** Show what went wrong beside the form, or hide it. */
-export function complain(error) {
+/** Show an error beside the form; null hides it. */
+export function showError(error) {
   const box = $("#problem");
   if (!box) {
-    if (error) say(error.message);
+    if (error) announce(error.message);
     return;
   }
   box.hidden = !error;
   box.textContent = error ? error.message : "";
 }
 
-/** Run a handler; what it throws is shown. */
-export const shown = (handler) => async (event) => {
-  complain(null);
+/** An event handler whose errors are shown. */
+export const showingErrors = (handler) => async (event) => {
+  showError(null);
   try {
     await handler(event);
   } catch (error) {
-    complain(error);
+    showError(error);
   }
 };
 
-/** Put a text on the clipboard; an insecure origin has the old way only. */
+/** Copy a text to the clipboard; on an insecure origin only the old way works. */
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const field = Object.assign(document.createElement("textarea"), { value: text });
@@ -68,5 +68,8 @@ export async function copy(text) {
   field.select();
   const done = document.execCommand("copy");
   field.remove();
-  if (!done) throw new Error("The browser did not let the text be copied.");
+  if (!done) throw new Error("The browser blocked copying.");
 }
+
+/** An id as a part of a URL's path. */
+export const pathOf = (id) => id.split("/").map(encodeURIComponent).join("/");

@@ -1,32 +1,32 @@
-// One picture: copy its recipe, draw it again, go to its neighbours.
+// The page of one picture: copy its recipe, draw it again, go to the newer or older one.
 
-import { $, ask, copy, say, shown } from "./page.js";
+import { $, announce, copy, pathOf, request, showingErrors } from "./page.js";
 
-document.addEventListener("click", shown(async (event) => {
+document.addEventListener("click", showingErrors(async (event) => {
   const button = event.target.closest?.("[data-copy], [data-copy-from]");
   if (!button) return;
-  const { copy: where, copyFrom: from } = button.dataset;
-  await copy(where ? $(where).textContent : await (await ask(from)).text());
-  say("Copied");
+  const { copy: selector, copyFrom: url } = button.dataset;
+  await copy(selector ? $(selector).textContent : await (await request(url)).text());
+  announce("Copied");
   const label = (button.dataset.label ??= button.textContent);
   button.textContent = "Copied";
   setTimeout(() => (button.textContent = label), 1500);
 }));
 
-$("#again")?.addEventListener("click", shown(async (event) => {
+$("#again")?.addEventListener("click", showingErrors(async (event) => {
   const button = event.currentTarget;
   button.disabled = true;
   try {
-    const recipe = await (await ask(button.dataset.recipe)).text();
-    const wanted = JSON.parse(recipe);
-    delete wanted.seed;
-    const answer = await ask("/jobs", {
+    const recipe = await (await request(button.dataset.recipe)).text();
+    const manifest = JSON.parse(recipe);
+    delete manifest.seed;
+    const response = await request("/jobs", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: "sameSeed" in button.dataset ? recipe : JSON.stringify(wanted),
+      body: "sameSeed" in button.dataset ? recipe : JSON.stringify(manifest),
     });
-    const { id } = await answer.json();
-    location.assign(`/pictures/${encodeURIComponent(id)}`);
+    const { id } = await response.json();
+    location.assign(`/pictures/${pathOf(id)}`);
   } finally {
     button.disabled = false;
   }
@@ -43,6 +43,6 @@ addEventListener("keydown", (event) => {
 });
 
 for (const time of document.querySelectorAll("time")) {
-  const moment = new Date(time.dateTime);
-  if (!Number.isNaN(moment.valueOf())) time.textContent = moment.toLocaleString();
+  const date = new Date(time.dateTime);
+  if (!Number.isNaN(date.valueOf())) time.textContent = date.toLocaleString();
 }

@@ -21,7 +21,7 @@ PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed
 
 
 @pytest.fixture
-def open_door(tmp_path: Path) -> Iterator[httpx.Client]:
+def open_facade(tmp_path: Path) -> Iterator[httpx.Client]:
     """A facade without keys, as it is on loopback."""
     with facade(tmp_path) as address, httpx.Client(base_url=address) as http:
         yield http
@@ -61,7 +61,7 @@ def test_a_prefix_is_a_wall(tmp_path: Path):
 
 
 def test_behind_its_wall_a_caller_sees_its_own_however_busy_others_are(tmp_path: Path):
-    """The latest are its own latest, and counted; on the page, too."""
+    """Its list and its count have its own results only; so has its page."""
     (red, red_line), (blue, blue_line) = new_key("red", prefix="red"), new_key("blue", prefix="blue")
     for id in ("red.cat", *(f"blue.{n}" for n in range(LATEST + 1))):
         folder = tmp_path / "results" / id
@@ -79,7 +79,7 @@ def test_behind_its_wall_a_caller_sees_its_own_however_busy_others_are(tmp_path:
 
 
 def test_a_key_has_its_own_bound(tmp_path: Path):
-    """A caller that fills its own places does not take those of others."""
+    """A caller that uses up its own limit does not use up that of others."""
     (one, first), (two, second) = new_key("one", room=1), new_key("two")
     slow = json.dumps({"seconds_per_step": 0.5})
     with worker(tmp_path, "--null", slow), facade(tmp_path, keys=read_keys(f"{first},{second}")) as address:
@@ -109,30 +109,30 @@ def test_a_setting_that_is_no_key_is_told_without_repeating_it():
 
 @pytest.mark.parametrize(("name", "prefix", "which"), [("al ice", "", "name"), ("alice", "team;a", "prefix")])
 def test_a_key_for_a_name_that_no_setting_can_hold_is_not_made(name: str, prefix: str, which: str):
-    """It was the setting that was said to be wrong, which nobody had touched yet."""
+    """The error names the part that is wrong, not the setting, which nobody has touched yet."""
     with pytest.raises(BadKey, match=f"^the {which} '"):
         new_key(name, prefix=prefix)
 
 
 def test_a_wrong_key_is_told_apart_from_none(tmp_path: Path):
-    """Who has sent one need not be told to send one; the key itself is not repeated."""
+    """A caller that sent a key is not asked to send one; the key itself is not repeated."""
     with facade(tmp_path, keys=read_keys(new_key("alice")[1])) as address:
         assert httpx.get(f"{address}/jobs").json()["detail"].startswith("a key is needed")
-        told = httpx.get(f"{address}/jobs", headers={"X-API-Key": "dd_other"}).json()["detail"]
-        assert told.startswith("this server does not know the key")
-        assert "dd_other" not in told
+        detail = httpx.get(f"{address}/jobs", headers={"X-API-Key": "dd_other"}).json()["detail"]
+        assert detail.startswith("this server does not know the key")
+        assert "dd_other" not in detail
 
 
-def test_a_page_of_another_site_cannot_draw_here(open_door: httpx.Client):
-    """Neither by a form or a script of its own, nor under a name that it points at this machine."""
+def test_a_page_of_another_site_cannot_draw_here(open_facade: httpx.Client):
+    """Neither by a form or script of its own, nor by a host name that resolves to this machine."""
     for origin in ("https://evil.example", "null", "http://[evil"):
-        answer = open_door.post("/jobs", json=PROMPT, headers={"Origin": origin})
+        answer = open_facade.post("/jobs", json=PROMPT, headers={"Origin": origin})
         assert answer.status_code == 403
-    own = str(open_door.base_url).rstrip("/")
-    assert open_door.post("/jobs", json=PROMPT, headers={"Origin": own}).status_code == 202
-    renamed = open_door.get("/jobs", headers={"Host": "evil.example"})
+    own = str(open_facade.base_url).rstrip("/")
+    assert open_facade.post("/jobs", json=PROMPT, headers={"Origin": own}).status_code == 202
+    renamed = open_facade.get("/jobs", headers={"Host": "evil.example"})
     assert renamed.status_code == 421
-    assert "access-control-allow-origin" not in open_door.get("/jobs", headers={"Origin": own}).headers
+    assert "access-control-allow-origin" not in open_facade.get("/jobs", headers={"Origin": own}).headers
 
 
 def test_a_prefix_is_a_wall_for_named_pictures_too(tmp_path: Path):
@@ -161,7 +161,7 @@ def test_a_prefix_is_a_wall_for_named_pictures_too(tmp_path: Path):
 
 
 def test_a_heavy_body_holds_up_nobody_else(tmp_path: Path):
-    """While batches of many rows are read, the server goes on answering: many looks fit beside them."""
+    """While a batch of many rows is read, the server answers other calls."""
     rows = b"\n".join(b'{"prompt": "a", "metadata": {"n": %d}}' % n for n in range(50_000))
     with facade(tmp_path) as address, httpx.Client(base_url=address, timeout=60) as http:
         answers: list[int] = []
@@ -181,7 +181,7 @@ def test_a_heavy_body_holds_up_nobody_else(tmp_path: Path):
 
 
 def test_an_unknown_id_tells_nothing_of_others_and_not_where_the_store_lies(tmp_path: Path):
-    """A near miss of another team's name is no hint, in no endpoint and on no page."""
+    """No endpoint and no page suggests another team's id for a similar one."""
     (red, red_line), (blue, blue_line) = new_key("red", prefix="red"), new_key("blue", prefix="blue")
     with facade(tmp_path, keys=read_keys(f"{red_line} {blue_line}")) as address:
         assert httpx.put(f"{address}/jobs/cat", json=PROMPT, headers={"X-API-Key": red}).status_code == 201
@@ -194,13 +194,13 @@ def test_an_unknown_id_tells_nothing_of_others_and_not_where_the_store_lies(tmp_
         ):
             answer = httpx.get(address + path, headers={"X-API-Key": blue})
             assert answer.status_code == 404, path
-            told = answer.text.replace("red.cats", "")
-            assert "red" not in re.sub(r"<style.*?</style>", "", told), path
-            assert str(tmp_path) not in told, path
+            text = answer.text.replace("red.cats", "")
+            assert "red" not in re.sub(r"<style.*?</style>", "", text), path
+            assert str(tmp_path) not in text, path
 
 
 def test_a_store_that_is_away_is_told_without_its_place(tmp_path: Path):
-    """503 and when to come again; which directory or bucket it is, is the operator's to know."""
+    """503 and when to try again; callers do not learn which directory or bucket it is."""
     store = tmp_path / "store"
     with facade(store) as address:
         store.chmod(0o700)
@@ -212,10 +212,10 @@ def test_a_store_that_is_away_is_told_without_its_place(tmp_path: Path):
     assert str(tmp_path) not in answer.text
 
 
-def test_every_answer_ties_a_browsers_hands(open_door: httpx.Client):
+def test_every_answer_ties_a_browsers_hands(open_facade: httpx.Client):
     """Errors included."""
     for path in ("/jobs", "/jobs/nobody", "/nowhere", "/openapi.json"):
-        headers = open_door.get(path).headers
+        headers = open_facade.get(path).headers
         assert "default-src 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"

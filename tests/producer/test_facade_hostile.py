@@ -1,4 +1,4 @@
-"""What only a stranger sends: each is refused in words at once, none is a fault of the server's or holds it up."""
+"""Hostile and broken input: it is refused with a message at once, and neither breaks nor delays the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORIENTATION, RESOLUTION, EXIF_BLOCK, USER_COMMENT = 0x0112, 0x011A, 0x8769, 0x92
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    store = tmp_path_factory.mktemp("strangers") / "store"
+    store = tmp_path_factory.mktemp("hostile") / "store"
     with worker(store), facade(store) as listening:
         ready(listening)
         yield listening
@@ -47,12 +47,12 @@ def edit(address: str, charset: str = "", picture: bytes = b"", **fields: str) -
 
 @pytest.mark.parametrize("value", [[], "", 0, False, [["a", "b"]]], ids=repr)
 def test_the_metadata_of_a_batch_are_an_object_or_refused(address: str, value: object):
-    """Also those that are empty and no object."""
+    """Also empty values that are not objects."""
     requests = httpx.post(
         f"{address}/v1/files", data={"purpose": "batch"}, files={"file": str(line("a")).encode()}
     )
-    asked = {"endpoint": "/v1/images/generations", "completion_window": "24h", "metadata": value}
-    answer = httpx.post(f"{address}/v1/batches", json={"input_file_id": requests.json()["id"], **asked})
+    fields = {"endpoint": "/v1/images/generations", "completion_window": "24h", "metadata": value}
+    answer = httpx.post(f"{address}/v1/batches", json={"input_file_id": requests.json()["id"], **fields})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")
 
 
@@ -61,14 +61,14 @@ def test_the_metadata_of_a_batch_are_an_object_or_refused(address: str, value: o
     [("metadata", '{"a": "\\ud800"}'), ("loras", '[{"name": "\\udfff"}]'), ("metadata", '{"a": 1, "a": 2}')],
 )
 def test_json_in_a_form_is_as_strict_as_a_body(address: str, field: str, value: str):
-    """Half a character can be written into no request and no answer."""
+    """An unpaired surrogate cannot be stored or returned."""
     answer = edit(address, prompt="x", **{field: value})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
 @pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "idna", "punycode"])
 def test_a_form_is_utf8(address: str, charset: str):
-    """Python knows charsets that make half characters, or whose cost grows with the square of the text."""
+    """Python has charsets that produce unpaired surrogates, and some that take quadratic time."""
     answer = edit(address, f"; charset={charset}", prompt="\\ud800 +2AA- a..b \x81")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "the body")
     assert edit(address, "; charset=UTF-8", prompt="ä", steps="1").status_code == 200
@@ -82,7 +82,7 @@ def test_a_title_of_blanks_is_read_at_once():
 
 
 def test_a_photograph_with_odd_exif_is_drawn_from_or_refused(address: str):
-    """Turning it upright writes its EXIF anew, which not every EXIF survives."""
+    """Rotating it rewrites its EXIF, which fails for some EXIF data."""
     exif = Image.Exif()
     exif[ORIENTATION], exif[RESOLUTION] = 6, 72.0
     right = exif.tobytes()
@@ -105,21 +105,21 @@ def test_a_comment_that_is_no_text_is_no_recipe(address: str):
 def test_blank_lines_of_a_batch_cost_no_memory():
     """A file of 200 MB of them made gigabytes of empty lines."""
     blank, request = b" \t\n" * 200_000, b'{"prompt": "x"}'
-    asked = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "x"}}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "x"}}
     tracemalloc.start()
     try:
         rows = split_rows("b", blank + request, DEFAULT_LIMITS)
-        read = read_lines(blank + json.dumps(asked).encode(), DEFAULT_LIMITS, 1_999_999_999)
+        parsed = read_lines(blank + json.dumps(row).encode(), DEFAULT_LIMITS, 1_999_999_999)
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert ([row.line for row in rows], len(read.rows), read.faults) == ([200_001], 1, [])
+    assert ([row.line for row in rows], len(parsed.rows), parsed.faults) == ([200_001], 1, [])
     assert most < 4 * len(blank)
 
 
 @pytest.mark.parametrize("path", ["/generate/", "/jobs", "/batches"])
 def test_a_form_is_told_what_to_send_instead(address: str, path: str):
-    """Clients that are told of fields send them as a form; Python's words for it named a column."""
+    """Clients send fields as a form by mistake; the JSON parser's message would name a column."""
     for form in (
         httpx.Request("POST", address, data={"prompt": "a red circle"}),
         httpx.Request("POST", address, files={"file": b"{}"}),

@@ -1,5 +1,5 @@
-// The easel: a picture, and over it a mask that is painted with mouse, pen, finger or keys.
-// Strokes are kept in the picture's own pixels, so the mask is exact however large the picture is shown.
+// The mask editor: a picture, and over it a mask that is painted with a mouse, pen, finger or the keyboard.
+// Strokes are in pixels of the picture, so the mask is exact at any display size.
 
 import { $ } from "./page.js";
 
@@ -10,24 +10,24 @@ const brush = $("#brush");
 const eraser = $("#erase");
 const SENDABLE = ["image/png", "image/jpeg", "image/webp"];
 
-let strokes = []; // {erase, size, points: [[x, y], ...]}, pixels of the picture
-let source = ""; // the picture as a data URI; "" for none
-let at = [0, 0]; // where the keys' brush is
-let painting = null; // the stroke under way
+let strokes = []; // {erase, size, points: [[x, y], ...]} in pixels, or {bitmap}
+let source = ""; // the picture as a data URI; "" without one
+let at = [0, 0]; // position of the keyboard's brush
+let painting = null; // the stroke in progress
 let changed = () => {};
 
 export const hasPicture = () => source !== "";
 export const image = () => source;
-/** Call back whenever there is another picture or mask. */
+/** Set a function to call after every change of the picture or the mask. */
 export const onChange = (handler) => (changed = handler);
 
-/** Put a picture on the easel. Raises with words when it cannot be read. */
+/** Load a picture, scaled down to the limits. Throws an Error to be shown when it cannot be read. */
 export async function show(blob, limits = {}) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
-    throw new Error("This file is not a picture that the browser can read.");
+    throw new Error("The browser cannot read this file as a picture.");
   }
   const scale = Math.min(
     1,
@@ -40,11 +40,11 @@ export async function show(blob, limits = {}) {
   }
   picture.getContext("2d").drawImage(bitmap, 0, 0, picture.width, picture.height);
   bitmap.close();
-  const asItIs = scale === 1 && SENDABLE.includes(blob.type) && blob.size < (limits.bytes || Infinity) / 2;
-  source = asItIs ? await dataUri(blob) : picture.toDataURL("image/png");
+  const unchanged = scale === 1 && SENDABLE.includes(blob.type) && blob.size < (limits.bytes || Infinity) / 2;
+  source = unchanged ? await dataUri(blob) : picture.toDataURL("image/png");
   strokes = [];
   at = [picture.width / 2, picture.height / 2];
-  $("#painter").hidden = false;
+  $("#editor").hidden = false;
   $("#choose").hidden = true;
   for (const canvas of [picture, mask]) canvas.classList.toggle("small", picture.width <= 192);
   redraw();
@@ -53,19 +53,19 @@ export async function show(blob, limits = {}) {
 export function remove() {
   source = "";
   strokes = [];
-  $("#painter").hidden = true;
+  $("#editor").hidden = true;
   $("#choose").hidden = false;
   changed();
 }
 
-/** Lay a finished mask over the picture: its white is painted. */
+/** Load a mask: its white part is painted. */
 export async function showMask(blob) {
   const bitmap = await createImageBitmap(blob);
   strokes = [{ bitmap: whiteOnly(bitmap) }];
   redraw();
 }
 
-/** The mask as a data URI, white where it was painted; "" where nothing was. */
+/** The mask as a data URI, white where it is painted; "" if nothing is. */
 export function painted() {
   if (!strokes.length) return "";
   const pixels = mask.getContext("2d").getImageData(0, 0, mask.width, mask.height);
@@ -77,26 +77,26 @@ export function painted() {
     pixels.data[i + 3] = 255;
   }
   if (!any) return "";
-  const sheet = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
-  sheet.getContext("2d").putImageData(pixels, 0, 0);
-  return sheet.toDataURL("image/png");
+  const canvas = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas.toDataURL("image/png");
 }
 
 function whiteOnly(bitmap) {
-  const sheet = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
-  const context = sheet.getContext("2d");
-  context.drawImage(bitmap, 0, 0, sheet.width, sheet.height);
-  const pixels = context.getImageData(0, 0, sheet.width, sheet.height);
-  for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i + 3] = pixels.data[i]; // as opaque as it is white
+  const canvas = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
+  const context = canvas.getContext("2d");
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let i = 0; i < pixels.data.length; i += 4) pixels.data[i + 3] = pixels.data[i]; // white is opaque
   context.putImageData(pixels, 0, 0);
-  return sheet;
+  return canvas;
 }
 
 export const dataUri = (blob) =>
   new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error("The file cannot be read."));
+    reader.onerror = () => reject(new Error("The browser cannot read this file."));
     reader.readAsDataURL(blob);
   });
 
@@ -130,7 +130,7 @@ function begin(point, erase) {
   changed();
 }
 
-/** Go on with the stroke under way; only what is new is drawn. */
+/** Continue the stroke in progress; only the new part is drawn. */
 function extend(points) {
   const fresh = [painting.points.at(-1), ...points];
   painting.points.push(...points);
@@ -143,13 +143,13 @@ function finish() {
   changed();
 }
 
-function place(event) {
+function positionOf(event) {
   const box = mask.getBoundingClientRect();
   return [((event.clientX - box.left) / box.width) * mask.width, ((event.clientY - box.top) / box.height) * mask.height];
 }
 
-/** Show where the brush is, and how large. */
-function point([x, y]) {
+/** Show the brush's position and size. */
+function showCursor([x, y]) {
   const scale = mask.clientWidth / mask.width;
   cursor.hidden = false;
   Object.assign(cursor.style, { width: `${size() * scale}px`, height: `${size() * scale}px`, left: `${x * scale}px`, top: `${y * scale}px` });
@@ -158,15 +158,15 @@ function point([x, y]) {
 mask.addEventListener("pointerdown", (event) => {
   if (event.button > 0 && event.button !== 5) return;
   mask.setPointerCapture(event.pointerId);
-  begin(place(event), event.button === 5 || (event.buttons & 32) > 0); // a pen's own eraser
+  begin(positionOf(event), event.button === 5 || (event.buttons & 32) > 0); // a pen's eraser
   event.preventDefault();
   mask.focus({ preventScroll: true });
 });
 mask.addEventListener("pointermove", (event) => {
-  point(place(event));
+  showCursor(positionOf(event));
   if (!painting || !mask.hasPointerCapture(event.pointerId)) return;
   const moves = event.getCoalescedEvents?.() ?? [];
-  extend((moves.length ? moves : [event]).map(place));
+  extend((moves.length ? moves : [event]).map(positionOf));
 });
 for (const over of ["pointerup", "pointercancel", "lostpointercapture"]) mask.addEventListener(over, finish);
 mask.addEventListener("pointerleave", () => (cursor.hidden = true));
@@ -174,7 +174,7 @@ mask.addEventListener("blur", () => {
   cursor.hidden = true;
   finish();
 });
-mask.addEventListener("focus", () => point(at));
+mask.addEventListener("focus", () => showCursor(at));
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 mask.addEventListener("keydown", (event) => {
@@ -187,7 +187,7 @@ mask.addEventListener("keydown", (event) => {
   else if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo();
   else if (event.key !== " ") return;
   event.preventDefault();
-  point(at);
+  showCursor(at);
 });
 mask.addEventListener("keyup", (event) => event.key === " " && finish());
 

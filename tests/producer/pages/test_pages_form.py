@@ -1,0 +1,99 @@
+"""The form: prompts, pictures, masks, and recipes that fill it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+import httpx
+from PIL import Image
+
+from schemas.manifest import validate_manifest
+from tests.producer.browser import draw, drop, expect, finished, item, png
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+def test_a_dropped_picture_and_a_painted_mask_become_an_inpainting(page: Page, address: str):
+    """The manifest holds the file's own bytes, and a mask that is white where the mouse went."""
+    page.goto("/")
+    drop(page, png())
+    mask = page.locator("#mask")
+    expect(mask).to_be_visible()
+    expect(page.get_by_role("button", name="Redraw", exact=True)).to_be_visible()
+    box = mask.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Repaint", exact=True)).to_be_visible()
+    draw(page, "repainted in the middle", steps=2)
+    picture = item(page, "repainted in the middle")
+    expect(picture).to_be_visible()
+    path = picture.locator("a").get_attribute("href") or ""
+    manifest = httpx.get(f"{address}{path.replace('/pictures/', '/jobs/')}/request").json()
+    assert validate_manifest(manifest).task == "inpainting"
+    assert base64.b64decode(manifest["image"].partition(",")[2]) == png()
+    white = Image.open(io.BytesIO(base64.b64decode(manifest["mask_image"].partition(",")[2]))).convert("L")
+    assert white.size == (64, 48)
+    assert [white.getpixel(at) for at in ((17, 24), (24, 24), (31, 24))] == [255, 255, 255]
+    assert [white.getpixel(at) for at in ((60, 24), (24, 4), (2, 2))] == [0, 0, 0]
+
+
+def test_a_mask_is_painted_erased_and_undone_by_keyboard(page: Page):
+    """The arrow keys move the brush, the space bar paints, and the button's label follows."""
+    page.goto("/")
+    drop(page, png())
+    page.locator("#mask").focus()
+    button = page.locator("#draw")
+    page.keyboard.down(" ")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.up(" ")
+    expect(button).to_have_text("Repaint")
+    page.get_by_role("button", name="Erase").click()
+    page.locator("#brush").fill("50")
+    page.locator("#mask").focus()
+    page.keyboard.press(" ")
+    expect(button).to_have_text("Redraw")
+    page.get_by_role("button", name="Undo").click()
+    expect(button).to_have_text("Repaint")
+    page.get_by_role("button", name="Clear").click()
+    expect(button).to_have_text("Redraw")
+    page.get_by_role("button", name="Remove the picture").click()
+    expect(button).to_have_text("Draw")
+
+
+def test_a_refused_request_is_told_beside_the_form(page: Page):
+    """With the server's message, and the field marked and focused."""
+    page.goto("/")
+    draw(page, "too large a seed", seed=9999999999999999999)
+    expect(page.get_by_role("alert")).to_contain_text("seed is 9999999999999999999")
+    expect(page.locator("[name=seed]")).to_have_attribute("aria-invalid", "true")
+    assert page.evaluate("document.activeElement.name") == "seed"
+
+
+def test_a_recipe_fills_the_form_and_draws_again(page: Page, address: str):
+    """With its picture and its mask, and a seed of more digits than JavaScript's numbers hold."""
+    picture = base64.b64encode(png()).decode()
+    out = io.BytesIO()
+    Image.new("L", (64, 48), 255).save(out, "PNG")
+    mask = base64.b64encode(out.getvalue()).decode()
+    seed = 2**63 - 1
+    id = finished(
+        address, {"prompt": "once more", "steps": 2, "seed": seed, "image": picture, "mask_image": mask}
+    )
+    page.goto(f"/pictures/{id}")
+    page.get_by_role("link", name="Use in the form").click()
+    expect(page.locator("#draw")).to_have_text("Repaint")
+    assert page.locator("[name=seed]").input_value() == str(seed)
+    assert page.locator("[name=prompt]").input_value() == "once more"
+    page.goto(f"/pictures/{id}")
+    page.get_by_role("link", name="Use as input").click()
+    expect(page.locator("#draw")).to_have_text("Redraw")
+    page.goto(f"/pictures/{id}")
+    page.get_by_role("button", name="Draw again").click()
+    page.wait_for_url(lambda url: id not in url)
+    expect(page.locator(".large img")).to_have_attribute("alt", "once more")
