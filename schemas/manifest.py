@@ -174,7 +174,7 @@ def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMI
     if task is None:
         task = "inpainting" if "mask_image" in document else "img2img" if "image" in document else "text2img"
     if not isinstance(task, str) or task not in _BODIES:
-        raise _invalid("task", f"is {_shown(task)}; it is one of {', '.join(TASKS)}")
+        raise Rejected.of_field("task", f"is {_shown(task)}; it is one of {', '.join(TASKS)}")
     try:
         manifest = _BODIES[task].model_validate(dict(document))
     except ValidationError as error:
@@ -200,7 +200,7 @@ def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:
     faults.sort(key=lambda f: not f[1].startswith(("is an unknown field", "is no field")))
     field, first = faults[0]
     more = "; ".join(f"{name} {text}" for name, text in faults[1:4])
-    return _invalid(field, first + (f"; also: {more}" if more else ""))
+    return Rejected.of_field(field, first + (f"; also: {more}" if more else ""))
 
 
 def _sentence(fault: Any, body: type[BaseModel]) -> str:
@@ -271,24 +271,22 @@ def _check_limits(manifest: Manifest, limits: Limits) -> None:
         ]
     for field, value, most in bounds:
         if not math.isfinite(value) or value > most:
-            raise _invalid(field, f"is {value:g}; this worker allows at most {most:g}")
+            raise Rejected.of_field(field, f"is {value:g}; this worker allows at most {most:g}")
     if isinstance(manifest, Text2Img) and (manifest.width or 0) * (manifest.height or 0) > limits.max_pixels:
-        raise _invalid(
+        raise Rejected.of_field(
             "width", f"x height is more than {limits.max_pixels:,} pixels; ask for a smaller picture"
         )
     for field, text in (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or "")):
         if len(text) > limits.max_prompt_chars:
-            raise _invalid(
+            raise Rejected.of_field(
                 field, f"has {len(text):,} characters; at most {limits.max_prompt_chars:,} are allowed"
             )
     if len(json.dumps(manifest.metadata)) > limits.max_metadata_bytes:
-        raise _invalid("metadata", f"is larger than {limits.max_metadata_bytes:,} bytes")
+        raise Rejected.of_field("metadata", f"is larger than {limits.max_metadata_bytes:,} bytes")
     if len(manifest.loras) > limits.max_loras:
-        raise _invalid("loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can act together")
-
-
-def _invalid(field: str, text: str) -> Rejected:
-    return Rejected("invalid_manifest", f"{field} {text}", field=field)
+        raise Rejected.of_field(
+            "loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can act together"
+        )
 
 
 def has_expired(manifest: Manifest) -> bool:
