@@ -88,10 +88,9 @@ def own_id(caller: Key, id: str) -> str:
 def new_id(caller: Key, id: str) -> str:
     """The same for an id that a caller chooses. Raises `Rejected`."""
     if not CHOSEN_ID.fullmatch(caller.id(id)):
-        raise Rejected(
-            "invalid_manifest",
-            f"id {id[:60]!r} should be 1 to 100 letters, digits, '.', '_' and '-', and start with a letter or digit",
-            field="id",
+        raise Rejected.of_field(
+            "id",
+            f"{id[:60]!r} should be 1 to 100 letters, digits, '.', '_' and '-', starting with a letter or digit",
         )
     return caller.id(id)
 
