@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from consumer.jobs.inputs import Inputs
 from consumer.models.cards import Cards
-from consumer.renderer.process import RendererSettings
+from consumer.renderer.protocol import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra import logs
 from infra.claims.claims import Claims, Timing

@@ -27,7 +27,7 @@ from consumer.engine.preview import Previews
 from consumer.engine.registry import ModelRegistry
 from consumer.engine.sampler import Samplers
 from consumer.engine.stand_in import Call
-from consumer.renderer.protocol import Drawn, Event, ImageTask, Stepped, Undrawable
+from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Stepped, Undrawable
 from schemas.errors import Rejected, Unavailable
 
 _ORDER = ("text", "encode", "decode", "unet")  # short calls first: they let images in and out
@@ -42,14 +42,13 @@ class Engine:
         self,
         registry: ModelRegistry,
         *,
-        emit: Callable[[Event], None],
+        emit: Callable[[Event | Complaint], None],
         max_rows: int = 16,
         exact: bool = False,
         clock: Callable[[], float] = time.perf_counter,
         progress_every: float = 0.25,
         patience: int = 64,
         measure: bool | None = None,
-        complain: Callable[[str], None] = lambda _text: None,
     ) -> None:
         """
         Args:
@@ -59,7 +58,6 @@ class Engine:
             progress_every: seconds between two `Stepped` events, at least.
             patience: how many younger tasks may overtake one whose model is not loaded.
             measure: find out how many rows pay, up to max_rows; None: on GPUs, outside exact mode.
-            complain: told of what went wrong where no image suffers from it.
         """
         if max_rows < 2:
             raise ValueError(f"max_rows is {max_rows}; an image with guidance needs 2")
@@ -76,7 +74,7 @@ class Engine:
         self._samplers = Samplers()
         self._tickets = 0
         self._told = float("-inf")
-        self._previews = Previews(clock, registry.offloading.make_way, complain)
+        self._previews = Previews(clock, registry.offloading.make_way, emit)
 
     @property
     def counters(self) -> Counters:

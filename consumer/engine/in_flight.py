@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from consumer.engine.pipelines import Note
-    from consumer.engine.registry import Loaded
+    from consumer.engine.registry import LoadedModel
     from consumer.engine.stand_in import Call
     from consumer.renderer.protocol import ImageTask
 
@@ -20,7 +20,7 @@ class Image:
 
     task: ImageTask
     batch_key: Hashable  # with whom it can share UNet calls
-    model: Loaded
+    model: LoadedModel
     thread: Any  # the greenlet that runs the pipeline
     pipe: Any = None
     waits: Call | None = None  # the call that it is paused in

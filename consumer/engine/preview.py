@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional
 
 from consumer.engine import device_errors
-from consumer.renderer.protocol import RawPicture
+from consumer.renderer.protocol import Complaint, RawPicture
 from infra.logs import redacted
 
 if TYPE_CHECKING:
     from consumer.engine.in_flight import Image
-    from consumer.engine.registry import Loaded
+    from consumer.engine.registry import LoadedModel
     from consumer.engine.stand_in import Call
 
 _EVERY = 1.0  # seconds between two previews of a request
@@ -40,8 +40,8 @@ class Previews:
 
     clock: Callable[[], float]
     make_way: Callable[[Any], None]  # with offload: brings a module to the device
-    complain: Callable[[str], None]
-    _palettes: WeakKeyDictionary[Loaded, Palette | None] = field(default_factory=WeakKeyDictionary)
+    emit: Callable[[Complaint], None]
+    _palettes: WeakKeyDictionary[LoadedModel, Palette | None] = field(default_factory=WeakKeyDictionary)
     _made: dict[str, float] = field(default_factory=dict)  # request: when, if that was lately
     _saved: float = _SAVINGS  # seconds to spend
     _looked: float = 0.0
@@ -89,7 +89,7 @@ class Previews:
             if device_errors.is_sticky(error):
                 raise
             self._palettes[image.model] = None
-            self.complain(f"no more previews of model {image.task.model!r}: {redacted(error)}")
+            self.emit(Complaint(f"no more previews of model {image.task.model!r}: {redacted(error)}"))
         finally:
             image.seen = None
         device_errors.free_memory()  # outside `except`, where no traceback holds tensors

@@ -20,6 +20,7 @@ from consumer.engine.loras import Adapters
 from consumer.engine.model_files import Found, ModelUnavailable, find
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.models.cards import BUNDLED, Cards, ModelCard
+from consumer.renderer.protocol import Loaded, Loading
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")  # in the order in w
 
 
 @dataclass(eq=False)
-class Loaded:
+class LoadedModel:
     """A model in memory."""
 
     card: ModelCard
@@ -66,8 +67,7 @@ class ModelRegistry:
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
         offline: never ask the hub.
-        on_load: told a model's name and source before it is looked for or loaded, which may take minutes.
-        on_loaded: told of each model once it is loaded.
+        emit: gets `Loading` before a model is looked for or loaded, which may take minutes, and `Loaded`.
     """
 
     cards: Cards
@@ -80,12 +80,11 @@ class ModelRegistry:
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
     cache: Path | None = None  # of downloads; None: the hub's own
-    on_load: Callable[[str, str], None] = lambda _name, _source: None
-    on_loaded: Callable[[Loaded], None] = lambda _model: None
+    emit: Callable[[Loading | Loaded], None] = lambda _message: None
     embeddings: Embeddings = field(default_factory=Embeddings)
     loads: int = 0  # models loaded since the start
     offloading: Offload = field(default_factory=Offload)
-    _loaded: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
+    _loaded: OrderedDict[str, LoadedModel] = field(default_factory=OrderedDict)
     _found: dict[str, Found] = field(default_factory=dict)
 
     def fits(self, name: str, in_use: Collection[str]) -> bool:
@@ -96,7 +95,7 @@ class ModelRegistry:
         held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
         return held + needed <= self.memory_budget
 
-    def get(self, name: str, *, in_use: Collection[str] = ()) -> Loaded:
+    def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
         """The model, loaded if need be; models that are not in use may leave for it.
 
         Raises:
@@ -107,13 +106,13 @@ class ModelRegistry:
             self._loaded.move_to_end(name)
             return self._loaded[name]
         found = self._find(name)
-        self.on_load(name, _named(found.source))
+        self.emit(Loading(name, _named(found.source)))
         self._make_room(name, found, in_use)
-        loaded = self._load(self.cards.get(name), found)
-        self._loaded[name] = loaded
+        model = self._load(self.cards.get(name), found)
+        self._loaded[name] = model
         self.loads += 1
-        self.on_loaded(loaded)
-        return loaded
+        self.emit(Loaded(name, model.record["source"], model.record["dtype"], model.bytes))
+        return model
 
     def loaded(self) -> list[str]:
         """Names of the models in memory, the one used longest ago first."""
@@ -122,7 +121,7 @@ class ModelRegistry:
     def _find(self, name: str) -> Found:
         if name not in self._found:
             card = self.cards.get(name)
-            self.on_load(name, " or ".join(map(_named, card.sources)))
+            self.emit(Loading(name, " or ".join(map(_named, card.sources))))
             self._found[name] = find(card, offline=self.offline, cache=self.cache)
         return self._found[name]
 
@@ -144,7 +143,7 @@ class ModelRegistry:
             self.embeddings.forget()
             free_memory()
 
-    def _load(self, card: ModelCard, found: Found) -> Loaded:
+    def _load(self, card: ModelCard, found: Found) -> LoadedModel:
         diffusers = _library("diffusers")
         quiet()
         dtype = self._dtype(card)
@@ -174,7 +173,7 @@ class ModelRegistry:
         plain = _tasks(pipe)
         for one in plain.values():
             one.set_progress_bar_config(disable=True)
-        return Loaded(
+        return LoadedModel(
             card=card,
             record={
                 "name": card.name,

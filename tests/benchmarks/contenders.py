@@ -24,15 +24,15 @@ from consumer.engine import pipelines
 from consumer.engine.admission import rows_of
 from consumer.engine.engine import Engine
 from consumer.jobs import picture
-from consumer.renderer.process import Renderer, RendererSettings
-from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
+from consumer.renderer.process import Renderer
+from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, RendererSettings, Undrawable
 from schemas.manifest import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from consumer.engine.registry import Loaded, ModelRegistry
+    from consumer.engine.registry import LoadedModel, ModelRegistry
 
 MAX_ROWS = 16  # of a UNet call, for everybody: eight images with guidance
 _AHEAD = 2 * MAX_ROWS  # images that a worker lets its renderer hold
@@ -81,7 +81,7 @@ class Watch:
 
 
 @contextmanager
-def watched(model: Loaded) -> Iterator[Watch]:
+def watched(model: LoadedModel) -> Iterator[Watch]:
     """Note every call of the real modules. On a CPU a call has done its work when it returns."""
     watch, pipe = Watch(), next(iter(model.plain.values()))
     places = [(pipe.unet, "forward"), (pipe.text_encoder, "forward"), (pipe.vae, "encode")]
@@ -146,7 +146,7 @@ def _plain(registry: ModelRegistry, tasks: list[ImageTask], groups: list[list[in
     return Run(in_order, drawn - began, ended - began, watch.unet_calls, idle=watch.idle)
 
 
-def _draw(model: Loaded, tasks: list[ImageTask]) -> list[RawPicture]:
+def _draw(model: LoadedModel, tasks: list[ImageTask]) -> list[RawPicture]:
     first = tasks[0]
     pipe = pipelines.prepare(model.plain[first.task], first, model.scheduler_config)
     if len(tasks) == 1:

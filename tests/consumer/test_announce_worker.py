@@ -16,7 +16,7 @@ from consumer.announce.announcer import Announcer, Patience
 from consumer.announce.targets import targets
 from consumer.jobs.inputs import Inputs
 from consumer.models.cards import Cards
-from consumer.renderer.process import RendererSettings
+from consumer.renderer.protocol import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra.claims.claims import Claims, Timing
 from infra.stores.open import open_store

@@ -22,8 +22,7 @@ from consumer.engine.registry import ModelRegistry
 from consumer.jobs.job import Pace
 from consumer.models.cards import Cards
 from consumer.renderer import frames
-from consumer.renderer.process import RendererSettings
-from consumer.renderer.protocol import Drawn, RawPicture, Stepped
+from consumer.renderer.protocol import Complaint, Drawn, RawPicture, RendererSettings, Stepped
 from infra.queues.leases import MessageLeases
 from infra.queues.sqs import Queue
 from infra.stores.directory.store import DirectoryStore
@@ -92,20 +91,19 @@ def test_of_several_images_the_first_unfinished_is_shown_once_a_second(registry,
 
 def test_a_preview_that_fails_costs_no_image(make_registry, studio, task, monkeypatch):
     """A model whose palette cannot be learned draws on, without previews; that is said once."""
-    complaints: list[str] = []
 
     def broken(*_: Any) -> None:
         raise ValueError("a prompt, perhaps")
 
     monkeypatch.setattr(preview.Palette, "__init__", broken)
-    room = studio(make_registry(), progress_every=0.0, complain=complaints.append)
+    room = studio(make_registry(), progress_every=0.0)
     ended = room.draw(task("a", preview=True), task("b", preview=True))
 
     assert all(isinstance(one, Drawn) for one in ended.values())
     assert not any(event.previews for event in room.said if isinstance(event, Stepped))
-    assert len(complaints) == 1
-    assert "ValueError" in complaints[0]
-    assert "prompt" not in complaints[0]
+    (complaint,) = [event.text for event in room.said if isinstance(event, Complaint)]
+    assert "ValueError" in complaint
+    assert "prompt" not in complaint
 
 
 def test_previews_show_what_will_be_drawn(studio, task, monkeypatch):

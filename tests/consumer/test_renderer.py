@@ -13,11 +13,26 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from consumer.renderer import frames
-from consumer.renderer.process import Loss, NotStarted, Renderer, RendererSettings
-from consumer.renderer.protocol import Drawn, ImageTask, Lora, RawPicture, Ready, Stepped, Undrawable
+from consumer.renderer.process import Loss, NotStarted, Renderer
+from consumer.renderer.protocol import (
+    Cancel,
+    Complaint,
+    Drawn,
+    ImageTask,
+    Loaded,
+    Loading,
+    Lora,
+    Message,
+    RawPicture,
+    Ready,
+    RendererSettings,
+    Stepped,
+    Undrawable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -92,7 +107,10 @@ def alive(pid: int) -> bool:
 # Frames -----------------------------------------------------------------------------------------
 
 _PICTURE = RawPicture(2, 1, 3, b"\x00\x01\x02\xfd\xfe\xff")
-_MESSAGES: list[Any] = [
+_MESSAGES: list[Message] = [
+    RendererSettings(
+        models=(("m", "/models/\udcff"),), memory_budget=1 << 40, null={"fail_seeds": [1], "grain": True}
+    ),
     a_task(prompt='quote " \n \N{SNOWMAN} \ud800'),
     a_task(
         task="inpainting",
@@ -108,12 +126,16 @@ _MESSAGES: list[Any] = [
     Stepped(7, {("a", 0): (1, 2), ("b", 3): (4, 5)}),
     Drawn("a", 0, _PICTURE, (("prompt_cut", "too long"),), {"name": "m"}, 1.5, 9),
     Undrawable("a", 0, "render_error", "no", True, "prompt"),
-    {"cancel": "a"},
+    Stepped(7, {}, {("a", 0): _PICTURE, ("b", 4): RawPicture(1, 1, 3, b"xyz")}),
+    Cancel("a"),
+    Loading("m", "a folder or the hub"),
+    Loaded("m", "bundled", "float32", 5 << 30),
+    Complaint("no more previews"),
 ]
 
 
 @pytest.mark.parametrize("message", _MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_survives_the_pipe_both_ways(message: Any):
+def test_a_message_survives_the_pipe_both_ways(message: Message):
     """What is packed is read again, equal, by the blocking and by the asyncio reader."""
     frame = frames.pack(message)
 
@@ -129,25 +151,43 @@ def test_a_message_survives_the_pipe_both_ways(message: Any):
 
 def test_a_frame_cut_anywhere_is_the_end_of_the_pipe():
     """A writer that died in the middle of a frame has ended the conversation, not said nonsense."""
-    frame = frames.pack(_MESSAGES[1])
+    frame = frames.pack(_MESSAGES[2])
     assert [frames.read(BytesIO(frame[:cut])) for cut in range(len(frame))] == [None] * len(frame)
 
 
+_DRAWN: dict[str, Any] = msgspec.to_builtins(_MESSAGES[5], builtin_types=(bytes,))
+
+
 @pytest.mark.parametrize(
-    ("header", "blobs"),
+    "message",
     [
-        (b"not json", b""),
-        (b"[]", b""),
-        (b'{"kind": "Popen", "body": {}}', b""),
-        (b'{"kind": "Ready", "body": []}', b""),
-        (b'{"kind": "Ready", "body": {"device": "cpu"}}', b""),
-        (b'{"kind": "Drawn", "body": {"picture": {"size": [2, 1, 3], "bytes": 6}}}', b"short"),
+        b"",
+        b"not a message",
+        b"{not json",
+        b'{"type": "Cancel", "request": 1}',
+        b"{" + b'"a":{' * 100_000,
+        [],
+        {"type": "Popen"},
+        {"type": "Ready", "versions": []},
+        {"type": "Ready", "device": "cpu"},
+        {"type": "Cancel", "request": b"a"},
+        {**_DRAWN, "picture": {**_DRAWN["picture"], "data": b"short"}},
+        msgspec.msgpack.encode(_DRAWN)[:-1],
+        msgspec.msgpack.encode(_DRAWN) + b"?",
     ],
+    ids=repr,
 )
-def test_noise_is_refused(header: bytes, blobs: bytes):
-    """Whatever a child that has gone bad may write, it is either a message or a `BadFrame`."""
-    with pytest.raises(frames.BadFrame):
-        frames.unpack(header, blobs)
+def test_noise_is_refused(message: Any):
+    """Whatever a child that misbehaves may write, it is either a message or a `BadFrame`, which quotes none of it."""
+    body = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
+    with pytest.raises(frames.BadFrame, match=r"^[\d,]+ bytes that are not a message$"):
+        frames.unpack(body)
+
+
+def test_a_frame_that_claims_too_much_is_refused():
+    """Text on the pipe reads as an enormous length; nobody waits for so many bytes."""
+    with pytest.raises(frames.BadFrame, match="a frame of 1,"):
+        frames.read(BytesIO(b"Loading weights: 100%"))
 
 
 # Drawing ----------------------------------------------------------------------------------------
@@ -377,7 +417,7 @@ def test_loading_a_model_is_not_taken_for_hanging(tmp_path: Path, monkeypatch: p
     code = f"""
         say(Ready("d", "t", {{}}))
         t = frames.read(sys.stdin.buffer)
-        say({{"loading": "m", "source": "a folder"}})
+        say(Loading("m", "a folder"))
         time.sleep(0.6)
         {_DRAW}
         frames.read(sys.stdin.buffer)
@@ -499,3 +539,16 @@ def test_the_real_child_draws_what_the_pipeline_draws(
     assert [apart(drawn[one.request].picture, alone(registry, one)) <= 1 for one in tasks] == [True] * 3
     assert [e.request for e in listener.events if isinstance(e, Undrawable)] == ["unknown"]
     assert listener.losses == []
+
+
+def test_a_real_child_that_cannot_load_its_model_says_why(tiny_folder: Path):
+    """The last line of its stderr is the error, not what Python writes about threads when it exits."""
+
+    async def story() -> None:
+        async with running(
+            kind="diffusers", models=(("tiny", str(tiny_folder)),), preload="tiny", dtype="float8"
+        ):
+            raise AssertionError("unreachable")
+
+    with pytest.raises(NotStarted, match=r"BadDevice: .*float8.*known are float32"):
+        asyncio.run(story())
