@@ -7,6 +7,7 @@ with a plain pipeline and compares. Both take the same path through diffusers.
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from consumer.models import schedulers
 from consumer.renderer.protocol import ImageTask, RawPicture
+from schemas import samplers
+from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +25,53 @@ if TYPE_CHECKING:
 Note = tuple[str, str]  # (code, message)
 
 
+#: What a model's training fixes, whichever scheduler samples it; the rest is the sampler's own.
+_TRAINING = frozenset(
+    {
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "prediction_type",
+        "timestep_spacing",
+        "steps_offset",
+        "rescale_betas_zero_snr",
+        "clip_sample",
+        "clip_sample_range",
+        "set_alpha_to_one",
+    }
+)
+
+
+def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any]) -> Any:
+    """Make one image's scheduler from the model's scheduler config; images never share one, for it counts steps.
+
+    The model's training (betas, prediction type) is kept and only the sampler changes.
+
+    Raises:
+        Rejected: the scheduler needs a package that is not installed.
+    """
+    kind: Any = getattr(importlib.import_module("diffusers"), choice.class_name)
+    base = {name: value for name, value in config.items() if not name.startswith("_")}
+    if config.get("_class_name") != choice.class_name:
+        base = {name: value for name, value in base.items() if name in _TRAINING}
+    try:
+        return kind.from_config({**base, **dict(choice.overrides)})
+    except ImportError as error:
+        reason = f"scheduler {choice.name!r} cannot run here: {error}"
+        raise Rejected("unsupported", reason, field="scheduler") from error
+
+
 def prepare(
     template: Any,
     task: ImageTask,
     scheduler_config: Mapping[str, Any],
-    build: Callable[[schedulers.SchedulerChoice, Mapping[str, Any]], Any] = schedulers.build,
+    build: Callable[[samplers.SchedulerChoice, Mapping[str, Any]], Any] = build_scheduler,
 ) -> Any:
     """A pipeline of this image's own: the template's models, a scheduler that nobody shares."""
     pipe = copy.copy(template)  # shallow: models and processors are shared, state is not
-    scheduler = build(schedulers.resolve(task.scheduler), scheduler_config)
+    scheduler = build(samplers.resolve(task.scheduler), scheduler_config)
     vars(pipe)["scheduler"] = scheduler  # not by the pipeline's setter, which would rewrite its config
     return pipe
 

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from consumer.models import schedulers
+from consumer.engine.pipelines import build_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from schemas.samplers import SchedulerChoice
 
 _DEPTH = 6  # steps that a sampler may look back; the offered ones need five at most
 _SILENT = 4  # probe columns that stay zero: what comes out of them is noise
@@ -58,11 +60,11 @@ class Samplers:
         self._prepared: OrderedDict[Any, _Prepared] = OrderedDict()
         self._tables: OrderedDict[Any, tuple[Step, ...] | None] = OrderedDict()
 
-    def make(self, choice: schedulers.SchedulerChoice, config: Mapping[str, Any]) -> Sampler:
+    def make(self, choice: SchedulerChoice, config: Mapping[str, Any]) -> Sampler:
         """The scheduler of one image. Raises `Rejected` where it cannot run here."""
         key = (choice, repr(sorted(config.items())))
         if key not in self._built:
-            self._built[key] = schedulers.build(choice, config)
+            self._built[key] = build_scheduler(choice, config)
         return Sampler(self, key, _own(self._built[key]))
 
     def prepare(self, key: Any, steps: int, device: Any) -> _Prepared:

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from consumer.engine import pipelines
-from consumer.models import schedulers
 from consumer.renderer.protocol import Drawn, Stepped, Undrawable
+from schemas import samplers
 
 TASKS = ("text2img", "img2img", "inpainting")
 
@@ -17,7 +17,7 @@ TASKS = ("text2img", "img2img", "inpainting")
 def mixture(registry, studio, task):
     """Every scheduler and every task, submitted to one engine at once, with other steps and guidance."""
     tasks = {}
-    for i, scheduler in enumerate(schedulers.names()):
+    for i, scheduler in enumerate(samplers.names()):
         for j, kind in enumerate(TASKS):
             tasks[scheduler, kind] = task(
                 f"{scheduler}/{kind}",
@@ -33,7 +33,7 @@ def mixture(registry, studio, task):
 
 
 @pytest.mark.parametrize("kind", TASKS)
-@pytest.mark.parametrize("scheduler", schedulers.names())
+@pytest.mark.parametrize("scheduler", samplers.names())
 def test_every_image_equals_its_solo_run(mixture, registry, alone, apart, scheduler, kind):
     """In a mixture of all schedulers, tasks, steps and guidances it differs by one grey level at most."""
     tasks, ended, _ = mixture

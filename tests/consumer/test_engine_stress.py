@@ -9,8 +9,8 @@ import pytest
 import torch
 from greenlet import greenlet
 
-from consumer.models import schedulers
 from consumer.renderer.protocol import Drawn, Undrawable
+from schemas import samplers
 
 TASKS = ("text2img", "img2img", "inpainting")
 
@@ -28,7 +28,7 @@ def random_task(task, dice, name):
         seed=dice.randrange(2**63),
         prompt=dice.choice(["one", "two", "three"]),
         negative_prompt=dice.choice([None, "four"]),
-        scheduler=dice.choice(schedulers.names()),
+        scheduler=dice.choice(samplers.names()),
         solo=dice.random() < 0.1,
     )
 
