@@ -58,7 +58,7 @@ def test_without_a_setting_a_gpu_works_in_half_precision(on_gpu):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_in_exact_mode_company_does_not_change_a_byte(on_gpu, dtype):
-    """On the GPU too, an image in calls of one fixed size has the same bytes alone and in company."""
+    """On the GPU too, an image in calls of one fixed size has the same bytes alone and beside others."""
     registry = on_gpu(dtype=dtype)
     shared = Studio(registry, exact=True, max_rows=12).draw(*mixed())
     for task in mixed():
