@@ -218,7 +218,9 @@ def _announcer(
         hosts=os.environ.get("DREAMDROP_WEBHOOK_HOSTS", ""),
         now=time.time,
     )
-    return Announcer(places, read, time.monotonic, rng, source=source, session=session, when_told=when_told)
+    return Announcer(
+        places, read, time.monotonic, rng, source=source, session=session, on_announced=when_told
+    )
 
 
 def _queues(urls: tuple[str, ...]) -> list[Queue]:

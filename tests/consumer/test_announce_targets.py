@@ -1,4 +1,4 @@
-"""The setting's words, and a real SQS and SNS server behind them."""
+"""The targets that a setting names, and a real SQS and SNS server behind them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import boto3
 import pytest
 
 from consumer.announce.announcer import Announcer
-from consumer.announce.outbox import Patience, Target, Undelivered
+from consumer.announce.outbox import RetryPolicy, Target, Undelivered
 from consumer.announce.targets import QueueTarget, TopicTarget, targets
 from consumer.announce.webhook import Webhook
 from schemas.completion import Completion, completion
@@ -104,7 +104,7 @@ def test_several_targets_stand_in_one_setting():
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("done", "nothing to announce to"),
+        ("done", "not an address for announcements"),
         (QUEUE + ".fifo", "standard queue"),
         ("arn:aws:sqs:eu-west-1:123456789012:done", "URL, not its ARN"),
         ("sqs+http://localhost:9324", "sqs+http://host:port/account/name"),
@@ -112,7 +112,7 @@ def test_several_targets_stand_in_one_setting():
         ("http://localhost:9324/000000000000/done", "write sqs+ before it"),
         ("https://sqs.eu-west-1.amazonaws.com.evil.com/123456789012/done", "allow-list"),
         ("https://evil.com/sqs.eu-west-1.amazonaws.com/123456789012/done", "allow-list"),
-        ("mailto:me@example.com", "nothing to announce to"),
+        ("mailto:me@example.com", "not an address for announcements"),
     ],
 )
 def test_what_is_no_target_is_refused_with_a_hint(word: str, hint: str):
@@ -199,7 +199,7 @@ async def test_many_results_reach_a_queue_and_a_topic(aws: str):
         return result(id)
 
     clock = asyncio.get_running_loop().time
-    announcer = Announcer(found, read, clock, random.Random(1), patience=Patience(first=0.01, longest=0.05))
+    announcer = Announcer(found, read, clock, random.Random(1), policy=RetryPolicy(first=0.01, longest=0.05))
     ids = {f"r{i}" for i in range(30)}
     assert not any([announcer.may_forget(id) for id in ids])
     await announcer.drain(30.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from consumer.announce.announcer import Announcer, Patience
+from consumer.announce.announcer import Announcer, RetryPolicy
 from consumer.announce.targets import targets
 from consumer.jobs.inputs import Inputs
 from consumer.models.cards import Cards
@@ -42,7 +42,7 @@ def joined(store: Store, receiver: Receiver) -> tuple[Worker, Announcer]:
         time.monotonic,
         rng,
         session="w1",
-        patience=Patience(first=0.01, longest=0.1),
+        policy=RetryPolicy(first=0.01, longest=0.1),
     )
     claims = Claims(
         store, session="w1", clock=time.monotonic, rng=rng, timing=TIMING, may_forget=announcer.may_forget
