@@ -174,9 +174,9 @@ def _laid_over(pipe: Any, given: dict[str, Any], pixels: Any) -> Any:
 
 def engine(registry: ModelRegistry, tasks: list[ImageTask]) -> Run:
     """The engine's loop in this process, to pixels."""
-    said: list[Any] = []
+    events: list[Any] = []
     registry.embeddings.forget()
-    ours = Engine(registry, emit=said.append, max_rows=MAX_ROWS)
+    ours = Engine(registry, emit=events.append, max_rows=MAX_ROWS)
     with watched(registry.get(tasks[0].model)) as watch:
         began = time.perf_counter()
         for task in tasks:
@@ -184,10 +184,10 @@ def engine(registry: ModelRegistry, tasks: list[ImageTask]) -> Run:
         while ours.step():
             pass
         seconds = time.perf_counter() - began
-    for event in said:
+    for event in events:
         if isinstance(event, Undrawable):
             raise RuntimeError(f"{event.request} was not drawn: {event.message}")
-    drawn = {event.request: event.picture for event in said if isinstance(event, Drawn)}
+    drawn = {event.request: event.picture for event in events if isinstance(event, Drawn)}
     efficiency = ours.counters.slot_efficiency
     return Run([drawn[t.request] for t in tasks], seconds, 0.0, watch.unet_calls, efficiency, watch.idle)
 

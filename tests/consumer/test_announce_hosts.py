@@ -136,25 +136,25 @@ async def test_a_name_is_looked_up_outside_of_the_workers_threads(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ):
     """A name server that hangs holds one thread of the webhook's, however many deliveries wait for it."""
-    asked, answer, real = [], Event(), socket.getaddrinfo
+    threads, answer, real = [], Event(), socket.getaddrinfo
 
     def slow(*args: Any, **kwargs: Any) -> Any:
-        asked.append(current_thread())
+        threads.append(current_thread())
         answer.wait(120)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     hook = webhook(receiver, url=f"http://localhost:{receiver.port}/x")
     deliveries = [asyncio.create_task(hook.deliver(event(f"r{i}"))) for i in range(8)]
-    while not asked:
+    while not threads:
         await asyncio.sleep(0.001)
     await asyncio.gather(*(asyncio.to_thread(int) for _ in range(100)))  # pictures are still encoded
     answer.set()
     await asyncio.gather(*deliveries)
     await hook.close()
     assert len(receiver.received) == 8
-    assert all(thread.daemon for thread in asked)
-    assert len(asked) < 8
+    assert all(thread.daemon for thread in threads)
+    assert len(threads) < 8
 
 
 async def test_a_name_that_does_not_exist_is_a_trouble_to_try_again():

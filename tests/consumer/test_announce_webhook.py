@@ -78,9 +78,9 @@ def in_the_docs(language: str) -> list[str]:
 
 async def test_the_documented_receiver_believes_us_and_nobody_else(receiver: Receiver):
     """The example that people will copy tells a genuine event from a changed, a forged and an old one."""
-    told: dict[str, Any] = {}
-    exec(in_the_docs("python")[0], told)
-    is_genuine = told["is_genuine"]
+    namespace: dict[str, Any] = {}
+    exec(in_the_docs("python")[0], namespace)
+    is_genuine = namespace["is_genuine"]
     for secrets, now in ((" ".join(SECRETS), time.time), (SECRETS[0], lambda: time.time() - 600)):
         hosts = Hosts(f"127.0.0.1:{receiver.port}")
         hook = Webhook(receiver.url, Secrets(secrets), hosts, now=now)

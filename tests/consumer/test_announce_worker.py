@@ -34,10 +34,10 @@ SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 def joined(store: Store, receiver: Receiver) -> tuple[Worker, Announcer]:
     """A worker with the null renderer whose results are announced to the receiver."""
     rng = random.Random(1)
-    told = targets([receiver.url], secrets=SECRET, hosts=f"127.0.0.1:{receiver.port}", now=time.time)
+    receivers = targets([receiver.url], secrets=SECRET, hosts=f"127.0.0.1:{receiver.port}", now=time.time)
     reader = Claims(store, session="reader", clock=time.monotonic, rng=rng)
     announcer = Announcer(
-        told,
+        receivers,
         reader.result,
         time.monotonic,
         rng,

@@ -13,7 +13,7 @@ from schemas.errors import Rejected
 
 
 @pytest.mark.parametrize(
-    ("asked", "found", "class_name"),
+    ("text", "name", "class_name"),
     [
         ("Euler a", "Euler a", "EulerAncestralDiscreteScheduler"),
         ("euler_a", "Euler a", "EulerAncestralDiscreteScheduler"),
@@ -30,10 +30,10 @@ from schemas.errors import Rejected
         ("sa solver", "SA-Solver", "SASolverScheduler"),
     ],
 )
-def test_a_sampler_answers_to_its_names(asked, found, class_name):
+def test_a_sampler_answers_to_its_names(text, name, class_name):
     """Case, spaces and underscores do not matter, and diffusers' class names are known too."""
-    choice = samplers.resolve(asked)
-    assert (choice.name, choice.class_name) == (found, class_name)
+    choice = samplers.resolve(text)
+    assert (choice.name, choice.class_name) == (name, class_name)
 
 
 def test_every_canonical_name_finds_itself():
