@@ -18,7 +18,7 @@ from consumer.renderer.protocol import Drawn, Event, ImageTask, Ready, RendererS
 WAIT = 300  # seconds; far beyond what is needed, for a busy machine
 
 #: Code of a child that draws task `t`.
-DRAW = 'say(Drawn(t.request, t.index, RawPicture(1, 1, 3, b"abc"), (), {}, 0.0, 1))\n'
+DRAW = 'say(Drawn(t.request, t.index, RawPicture(1, 1, 3, b"abc"), (), {}, 0.0))\n'
 
 
 def a_task(request: str = "r", prompt: str = "a red dot", **fields: Any) -> ImageTask:

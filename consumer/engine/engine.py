@@ -158,7 +158,6 @@ class Engine:
             answers = self.caller.run(calls, key, ready)
         if self.counters.calls > calls_before:  # not when every prompt was in the cache
             for image in group:
-                image.calls += 1
                 image.began = now if image.began is None else image.began
         if kind == "unet":
             limit = self.caller.limit(kind, key)  # the call may have changed it
@@ -213,7 +212,6 @@ class Engine:
                 warnings=tuple(image.warnings),
                 model=dict(image.model.record),
                 seconds=self._clock() - (image.began if image.began is not None else self._clock()),
-                calls=image.calls,
             )
         )
 
@@ -242,4 +240,4 @@ class Engine:
         if now - self._reported_at >= self._progress_every:
             self._reported_at = now
             steps = {image.name: image.steps() for image in self._in_flight}
-            self._emit(Stepped(self.counters.calls, steps, self._previews.due(self._in_flight)))
+            self._emit(Stepped(steps, self._previews.due(self._in_flight)))

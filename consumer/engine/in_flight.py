@@ -39,7 +39,6 @@ class InFlight:
     paused_in: Call | None = None
     warnings: list[tuple[str, str]] = field(default_factory=list)  # (code, message)
     began: float | None = None  # by the engine's clock, at its first device call
-    calls: int = 0  # device calls it took part in
     unet_calls: int = 0
     last_unet_call: Any = None  # sample, timestep and answer, while a preview may be made of them
 

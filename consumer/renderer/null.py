@@ -51,7 +51,6 @@ class NullRenderer:
         self._tasks: deque[ImageTask] = deque()
         self._current: ImageTask | None = None  # being drawn, and not cancelled
         self._changed = threading.Condition()
-        self._calls = 0
 
     def listen(self, stream: BinaryIO) -> None:
         """Fill the queue from the parent; the process ends when the pipe does."""
@@ -90,8 +89,7 @@ class NullRenderer:
             time.sleep(settings.seconds_per_step)
             if self._current is not task:
                 return
-            self._calls += 1
-            self.send(Stepped(self._calls, {(task.request, task.index): (step, task.steps)}))
+            self.send(Stepped({(task.request, task.index): (step, task.steps)}))
         if _applies(settings.fail_on, task) or task.seed in settings.fail_seeds:
             self.send(Undrawable(task.request, task.index, "render_error", "told to fail", False))
             return
@@ -100,9 +98,7 @@ class NullRenderer:
                 diary.write(f"{task.request} {task.index}\n")
         picture = RawPicture(task.width, task.height, 3, _pixels(task, settings.grain))
         model = {"name": task.model, "revision": "", "source": "null", "licence": "", "dtype": "none"}
-        self.send(
-            Drawn(task.request, task.index, picture, (), model, time.monotonic() - began, max(1, self._calls))
-        )
+        self.send(Drawn(task.request, task.index, picture, (), model, time.monotonic() - began))
 
     def send(self, event: Event) -> None:
         self._out.write(frames.pack(event))

@@ -128,7 +128,6 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 class Stepped(msgspec.Struct, frozen=True, tag=True):
     """The device made progress: sent after a device call, at most a few times a second."""
 
-    calls: int  # device calls since the child started
     steps: dict[tuple[str, int], tuple[int, int]]  # by (request, index): steps done, steps in all
     #: Small pictures of how images look now; sent at intervals, for tasks that ask for them.
     previews: dict[tuple[str, int], RawPicture] = {}
@@ -143,7 +142,6 @@ class Drawn(msgspec.Struct, frozen=True, tag=True):
     warnings: tuple[tuple[str, str], ...]  # (code, message), such as ("prompt_cut", "...")
     model: dict[str, str]  # name, revision, source, licence, dtype
     seconds: float  # from the task's first device call to now
-    calls: int  # device calls it took part in
 
 
 class Undrawable(msgspec.Struct, frozen=True, tag=True):

@@ -128,7 +128,6 @@ def test_previews_show_what_will_be_drawn(studio, task, monkeypatch):
 def test_previews_travel_between_child_and_parent():
     """Two pictures of different sizes arrive as they left."""
     sent = Stepped(
-        3,
         {("a", 0): (1, 2)},
         {("a", 0): RawPicture(2, 1, 3, b"abcdef"), ("b", 4): RawPicture(1, 1, 3, b"xyz")},
     )
