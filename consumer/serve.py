@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from consumer.jobs.inputs import Inputs
 from consumer.models.cards import Cards
-from consumer.renderer.process import RendererSettings
+from consumer.renderer.protocol import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra import logs
 from infra.claims.claims import Claims, Timing
@@ -218,7 +218,9 @@ def _announcer(
         hosts=os.environ.get("DREAMDROP_WEBHOOK_HOSTS", ""),
         now=time.time,
     )
-    return Announcer(places, read, time.monotonic, rng, source=source, session=session, when_told=when_told)
+    return Announcer(
+        places, read, time.monotonic, rng, source=source, session=session, on_announced=when_told
+    )
 
 
 def _queues(urls: tuple[str, ...]) -> list[Queue]:

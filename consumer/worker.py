@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from consumer.intake.queue import Messages
     from consumer.jobs.inputs import Inputs
     from consumer.models.cards import Cards
-    from consumer.renderer.process import RendererSettings
+    from consumer.renderer.protocol import RendererSettings
     from infra.queues.leases import MessageLeases
     from infra.stores.store import Store
 

@@ -1,4 +1,4 @@
-"""What tests of the engine share: a tiny Stable Diffusion, tasks for it, and an engine one listens to."""
+"""What tests of the engine share: a tiny Stable Diffusion, tasks for it, and an engine that records its events."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ def make_task(request: str = "r", **fields: Any) -> ImageTask:
 
 
 class Studio:
-    """An engine, and everything that it said."""
+    """An engine that records its events."""
 
     def __init__(self, registry: ModelRegistry, **settings: Any) -> None:
-        self.said: list[Any] = []
-        self.engine = Engine(registry, emit=self.said.append, **{"max_rows": 8, **settings})
+        self.events: list[Any] = []
+        self.engine = Engine(registry, emit=self.events.append, **{"max_rows": 8, **settings})
 
     def draw(self, *tasks: ImageTask) -> dict[tuple[str, int], Any]:
         """Submit, run until nothing is left, and return what became of each image."""
@@ -108,7 +108,7 @@ class Studio:
         return self.ended()
 
     def ended(self) -> dict[tuple[str, int], Any]:
-        return {(e.request, e.index): e for e in self.said if isinstance(e, Drawn | Undrawable)}
+        return {(e.request, e.index): e for e in self.events if isinstance(e, Drawn | Undrawable)}
 
 
 def draw_alone(registry: ModelRegistry, task: ImageTask) -> RawPicture:

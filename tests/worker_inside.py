@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer.jobs.inputs import Inputs
 from consumer.models.cards import Cards
-from consumer.renderer.process import RendererSettings
+from consumer.renderer.protocol import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra.claims.claims import Claims, Timing
 from schemas.limits import Limits

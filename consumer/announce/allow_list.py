@@ -1,8 +1,8 @@
-"""Which hosts a worker may send events to: an operator's list, and what no list can allow.
+"""The hosts that a worker may send events to: an operator's allow-list, and addresses that no list can allow.
 
-An entry is `host` (port 443) or `host:port`. Only an entry with a port opens an address inside a
-private network, and only such an entry opens plain http, to this machine itself. The link-local
-addresses, where clouds keep a machine's credentials, are never opened.
+An entry is `host` (port 443) or `host:port`. Only an entry with a port allows an address inside a
+private network, and only such an entry allows plain http, to this machine itself. The link-local
+addresses, where clouds offer a machine's credentials, are never allowed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Address = IPv4Address | IPv6Address
 
 _NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address in its last 32 bits
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # the same inside one network
-#: Where clouds answer a machine about itself, outside the link-local range.
+#: Metadata services of clouds outside the link-local range.
 _METADATA = [
     ip_network(net) for net in ("fd00:ec2::/32", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32")
 ]
 
 
 class Refused(OSError):
-    """A name leads to an address that must not be connected to."""
+    """A host name leads to an address that must not be connected to."""
 
 
 class Hosts:
@@ -33,26 +33,31 @@ class Hosts:
     def __init__(self, text: str = "") -> None:
         """Read entries that are separated by commas or spaces. Raises `Unsupported`."""
         self._entries: dict[tuple[str, int], bool] = {}  # by (host, port): whether the port was written
-        for word in text.replace(",", " ").split():
-            host, port, with_port = _entry(word)
+        for entry in text.replace(",", " ").split():
+            host, port, with_port = _parsed_entry(entry)
             self._entries[host, port] = with_port or self._entries.get((host, port), False)
 
     def checked(self, text: str) -> URL:
-        """A webhook's URL, if it may be used; said in words without its path, which may be a secret.
+        """A webhook's URL, if it may be used.
 
-        The URL returned is to be used as it is: no second parser may read the text another way.
+        Use the returned URL as it is: a second parser could read the text in another way.
+
+        Raises:
+            Unsupported: it may not be used; the message leaves out the path, which may be a secret.
         """
         url = _parsed(text)
         host, port = _name(url), url.port or 0
         where = f"{url.scheme}://{host}:{port}"
         if (host, port) not in self._entries:
             raise Unsupported(
-                f"the webhook at {where} is not on the allow-list: add "
-                f"{host if port == 443 else f'{host}:{port}'} to DREAMDROP_WEBHOOK_HOSTS if it is meant"
+                f"the webhook at {where} is not on the allow-list: to allow it, add "
+                f"{host if port == 443 else f'{host}:{port}'} to DREAMDROP_WEBHOOK_HOSTS"
             )
         literal = _literal(host)
         if url.scheme == "http" and not (host == "localhost" or (literal and _plain(literal).is_loopback)):
-            raise Unsupported(f"the webhook at {where} is not https; plain http is for this machine only")
+            raise Unsupported(
+                f"the webhook at {where} is not https; plain http is allowed to this machine only"
+            )
         if literal is not None:
             try:
                 self.check_address(url, host)
@@ -63,30 +68,32 @@ class Hosts:
     def check_address(self, url: URL, address: str) -> None:
         """Raises `Refused` when the webhook's host must not be reached at this address."""
         host, port = _name(url), url.port or 0
-        found = _plain(ip_address(address.partition("%")[0]))
-        if found.is_link_local or found.is_multicast or found.is_unspecified or _is_metadata(found):
+        ip = _plain(ip_address(address.partition("%")[0]))
+        if ip.is_link_local or ip.is_multicast or ip.is_unspecified or _is_metadata(ip):
             raise Refused(f"the webhook's host {host} leads to a link-local or reserved address")
-        if url.scheme == "http" and not found.is_loopback:
+        if url.scheme == "http" and not ip.is_loopback:
             raise Refused(f"the webhook's host {host} is not this machine; use https")
-        private = not found.is_global or found in _LOCAL_NAT64
+        private = not ip.is_global or ip in _LOCAL_NAT64
         if private and not self._entries.get((host, port), False):
             raise Refused(
-                f"the webhook's host {host} leads to a private address; if that is meant, "
+                f"the webhook's host {host} leads to a private address; to allow it, "
                 f"write it with its port in DREAMDROP_WEBHOOK_HOSTS: {host}:{port}"
             )
 
 
 def _parsed(text: str) -> URL:
-    """A URL without anything that two readers could read in two ways."""
+    """A URL without anything that two parsers could read differently."""
     if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
-        raise Unsupported("a webhook's address holds a blank, a backslash or a letter that is not ASCII")
+        raise Unsupported(
+            "a webhook's address must not contain blanks, backslashes or characters outside ASCII"
+        )
     try:
         url = URL(text)
         port, host = url.port, url.host
     except ValueError as error:
         raise Unsupported("a webhook's address cannot be read as a URL") from error
     if url.scheme not in ("https", "http") or not host or not port:
-        raise Unsupported("a webhook's address begins with https:// and names a host")
+        raise Unsupported("a webhook's address must begin with https:// and name a host")
     if url.user is not None or url.password is not None or url.fragment:
         raise Unsupported(
             f"the webhook at {host} has a user, a password or a fragment in its address; leave them out"
@@ -94,17 +101,17 @@ def _parsed(text: str) -> URL:
     return url
 
 
-def _entry(word: str) -> tuple[str, int, bool]:
+def _parsed_entry(entry: str) -> tuple[str, int, bool]:
     """(host, port, whether the port was written)."""
     try:
-        url = URL(f"https://{word}")
+        url = URL(f"https://{entry}")
         host, port, with_port = _name(url), url.port, url.explicit_port is not None
         plain = url.raw_path == "/" and not (url.query_string or url.fragment or url.user)
     except ValueError:
         host, port, with_port, plain = "", 0, False, False
-    if not host or not plain or not port or "*" in word or "\\" in word:
+    if not host or not plain or not port or "*" in entry or "\\" in entry:
         raise Unsupported(
-            f"{word[:80]!r} in DREAMDROP_WEBHOOK_HOSTS is no host: write hooks.example.com or 10.0.0.5:8443"
+            f"{entry[:80]!r} in DREAMDROP_WEBHOOK_HOSTS is not a host: write hooks.example.com or 10.0.0.5:8443"
         )
     return host, port, with_port
 
@@ -121,7 +128,7 @@ def _literal(host: str) -> Address | None:
 
 
 def _plain(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, if it does."""
+    """The IPv4 address that an IPv6 address contains, if it does."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:

@@ -1,9 +1,9 @@
-"""Telling the world that a request is over, so that nobody has to poll.
+"""Announcements: events that tell other systems that a request has ended, so that nobody has to poll.
 
-The one idea: *an announcement is owed as long as the request's claims stand*. The protocol asks
+An announcement is owed as long as the request's claims stand. The claim protocol asks
 `may_forget` before it removes the last trace of an ended request. While the answer is no, the trace
 stays and whoever sweeps asks again, here or, after a crash, in another worker. So an announcement
-is made at least once, after the commit, and no failure of it reaches a result. Repeats carry the
+is made at least once, after the commit, and its failure never affects a result. Repeats carry the
 same event id; a receiver discards them by it.
 """
 
@@ -18,25 +18,25 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from consumer.announce.outbox import Outbox, Patience, Target
+from consumer.announce.outbox import Outbox, RetryPolicy, Target
 from schemas.completion import Completion, completion
 from schemas.result import Result
 
-__all__ = ["Announcer", "Patience", "Target"]
+__all__ = ["Announcer", "RetryPolicy", "Target"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-REMEMBERED = 50_000  # announced requests whose event ids are kept in memory
-OWED = 50_000  # announcements under way; what is beyond stays in the bucket until the next sweep
-_AT_HAND = 256  # events kept for the next target, or the next try
-_READING = 8  # results read at a time
-_TIDYING = 2.0  # seconds in which one clearing-up may ask several times
+MAX_ANNOUNCED = 50_000  # announced requests whose event ids are kept in memory
+MAX_OWED = 50_000  # announcements in progress; the others stay in the bucket until the next sweep
+_MAX_EVENTS = 256  # events kept for the next target, or the next try
+_READERS = 8  # results read at a time
+_TIDYING = 2.0  # seconds in which one clean-up may ask several times
 _OTHERS = (10.0, 30.0)  # seconds left to the worker that ended a request to announce it itself
 
 
-class Memory(OrderedDict[str, T], Generic[T]):
-    """The newest entries, at most `size` of them."""
+class Newest(OrderedDict[str, T], Generic[T]):
+    """A mapping that keeps its newest `size` entries."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -50,16 +50,16 @@ class Memory(OrderedDict[str, T], Generic[T]):
 
 
 @dataclass(slots=True)
-class _Told:
+class _Announced:
     """An announced result."""
 
     event: str  # its id
-    since: float | None = None  # by the clock: when we first said that it may be forgotten
+    since: float | None = None  # by the clock: when `may_forget` first said yes
 
 
 @dataclass(slots=True)
 class _Owed:
-    """An announcement that is being made."""
+    """An announcement in progress."""
 
     missing: set[Outbox]
     event: str = ""  # its id, once it is known
@@ -77,8 +77,8 @@ class Announcer:
         *,
         source: str = "dreamdrop",
         session: str = "",
-        when_told: Callable[[str], None] = lambda _id: None,
-        patience: Patience = Patience(),  # noqa: B008 - frozen
+        on_announced: Callable[[str], None] = lambda _id: None,
+        policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
     ) -> None:
         """
         Args:
@@ -87,41 +87,41 @@ class Announcer:
             clock: monotonic seconds.
             source: names this deployment in every event: a URI reference, such as the bucket's URL.
             session: this worker's. What another worker ended is left to it for a while; "": nothing is.
-            when_told: called once for each id that may be forgotten from now on, so that nobody has to
-                wait for a sweep to find out. It must not raise.
+            on_announced: called once for each id that may be forgotten from now on, so that no
+                sweep has to find out. It must not raise.
         """
         self._read = read
         self._clock = clock
         self._rng = rng
         self._source = source
         self._session = session
-        self._when_told = when_told
+        self._on_announced = on_announced
         self._outboxes = [
-            Outbox(target, self._event_of, self._over, clock, rng, patience) for target in targets
+            Outbox(target, self._event_of, self._on_end, clock, rng, policy) for target in targets
         ]
         self._owed: dict[str, _Owed] = {}
-        self._told: Memory[_Told] = Memory(REMEMBERED)
-        self._others: Memory[float] = Memory(REMEMBERED)  # by the clock: when it is our turn
-        self._at_hand: Memory[Completion] = Memory(_AT_HAND)
-        self._asked: asyncio.Queue[str] = asyncio.Queue()
+        self._announced: Newest[_Announced] = Newest(MAX_ANNOUNCED)
+        self._others: Newest[float] = Newest(MAX_ANNOUNCED)  # by the clock: when it is this worker's turn
+        self._events: Newest[Completion] = Newest(_MAX_EVENTS)
+        self._to_read: asyncio.Queue[str] = asyncio.Queue()
         self._running = False
 
     def may_forget(self, id: str) -> bool:
-        """Whether the last trace of an ended request may go: it is announced, or given up.
+        """Whether the last trace of an ended request may be removed: it is announced, or given up.
 
         If not, the announcement is begun (once) and the caller asks again later. A request whose id
-        was announced before is looked at again, for its result may have been removed and made anew.
+        was announced before is looked at again, because its result may have been removed and replaced.
         """
         if not self._outboxes:
             return True
         now = self._clock()
-        told = self._told.get(id)
-        if told is not None and (told.since is None or now - told.since < _TIDYING):
-            told.since = now if told.since is None else told.since
+        announced = self._announced.get(id)
+        if announced is not None and (announced.since is None or now - announced.since < _TIDYING):
+            announced.since = now if announced.since is None else announced.since
             return True
-        if id not in self._owed and len(self._owed) < OWED and now >= self._others.get(id, 0.0):
+        if id not in self._owed and len(self._owed) < MAX_OWED and now >= self._others.get(id, 0.0):
             self._owed[id] = _Owed(set(self._outboxes))
-            self._asked.put_nowait(id)
+            self._to_read.put_nowait(id)
         return False
 
     async def run(self) -> None:
@@ -131,8 +131,8 @@ class Announcer:
             async with asyncio.TaskGroup() as group:
                 for outbox in self._outboxes:
                     group.create_task(outbox.run())
-                for _ in range(_READING):
-                    group.create_task(self._look())
+                for _ in range(_READERS):
+                    group.create_task(self._read_results())
         finally:
             self._running = False
 
@@ -143,19 +143,19 @@ class Announcer:
         """
         runs = [] if self._running else [asyncio.create_task(self.run())]
         for outbox in self._outboxes:
-            outbox.hurry()
+            outbox.begin_drain()
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._asked.join()
+                    await self._to_read.join()  # first: reading a result is what fills the outboxes
                     for outbox in self._outboxes:
-                        await outbox.quiet.wait()
+                        await outbox.idle.wait()
         finally:
             for task in runs:
                 task.cancel()
             await asyncio.gather(*runs, return_exceptions=True)
             for outbox in self._outboxes:
-                outbox.relax()
+                outbox.end_drain()
         if self._owed:
             log.warning("announcements are left to other workers", extra={"count": len(self._owed)})
 
@@ -166,23 +166,23 @@ class Announcer:
 
     @property
     def owed(self) -> int:
-        """Announcements under way."""
+        """Announcements in progress."""
         return len(self._owed)
 
-    async def _look(self) -> None:
-        """Find out what there is to say of the requests that were asked for, one after another."""
+    async def _read_results(self) -> None:
+        """Read the results that are to be announced, one after another."""
         while True:
-            id = await self._asked.get()
+            id = await self._to_read.get()
             try:
                 await self._begin(id)
             except asyncio.CancelledError:
-                self._asked.put_nowait(id)
+                self._to_read.put_nowait(id)  # before `task_done`, or `join` could see an empty queue
                 raise
             finally:
-                self._asked.task_done()
+                self._to_read.task_done()
 
     async def _begin(self, id: str) -> None:
-        """Hand the event to every target, if there is one to be said now."""
+        """Give the event to every outbox, if this worker should announce it now."""
         try:
             result = await self._read(id)
             event = completion(result, source=self._source) if result else None
@@ -190,23 +190,23 @@ class Announcer:
             log.error("a result that cannot be read is not announced", extra={"id": id})
             self._settle(id, "unreadable")
             return
-        except Exception as error:  # the store's, mostly
+        except Exception as error:  # of the store, mostly
             log.warning("an announcement waits for the store", extra={"id": id, "why": str(error)})
             event = None
-        if event is None or self._is_left_to(event):
-            del self._owed[id]  # until we are asked again
+        if event is None or self._is_left_to_another(event):
+            del self._owed[id]  # until `may_forget` is called again
             return
-        told = self._told.get(id)
-        if told is not None and told.event == event.id:
+        announced = self._announced.get(id)
+        if announced is not None and announced.event == event.id:
             self._settle(id, event.id)
             return
         self._owed[id].event = event.id
-        self._at_hand.keep(id, event)
+        self._events.keep(id, event)
         for outbox in self._outboxes:
             outbox.put(id)
 
-    def _is_left_to(self, event: Completion) -> bool:
-        """Whether the worker that ended it has the first word: it is most likely announcing it now."""
+    def _is_left_to_another(self, event: Completion) -> bool:
+        """Whether the worker that ended the request should announce it first: most likely it is doing so."""
         if not self._session or event.data.worker in ("", self._session):
             return False
         now = self._clock()
@@ -215,25 +215,25 @@ class Announcer:
         return now < self._others[event.subject]
 
     async def _event_of(self, id: str) -> Completion | None:
-        """The event to send; None when the result was removed meanwhile."""
-        if id not in self._at_hand:
+        """The event to send; None when the result was removed in the meantime."""
+        if id not in self._events:
             result = await self._read(id)
             if result is None:
                 return None
-            self._at_hand.keep(id, completion(result, source=self._source))
-        return self._at_hand[id]
+            self._events.keep(id, completion(result, source=self._source))
+        return self._events[id]
 
-    def _over(self, id: str, outbox: Outbox) -> None:
-        """A target has it, or will never have it."""
+    def _on_end(self, id: str, outbox: Outbox) -> None:
+        """A target has the event, or will never have it."""
         owed = self._owed[id]
         owed.missing.discard(outbox)
         if not owed.missing:
             self._settle(id, owed.event)
 
     def _settle(self, id: str, event: str) -> None:
-        """Nothing is owed any more; remember what was said."""
+        """Nothing is owed any more; keep the id of what was announced."""
         del self._owed[id]
-        self._at_hand.pop(id, None)
+        self._events.pop(id, None)
         self._others.pop(id, None)
-        self._told.keep(id, _Told(event))
-        self._when_told(id)
+        self._announced.keep(id, _Announced(event))
+        self._on_announced(id)  # last: its listener may call `may_forget`, and must hear yes

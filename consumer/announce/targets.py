@@ -1,4 +1,4 @@
-"""The targets of announcements, by the words of the setting: a queue, a topic, a webhook.
+"""The targets of announcements that a setting may name: a queue, a topic, a webhook.
 
     https://sqs.eu-west-1.amazonaws.com/123456789012/done    an SQS queue
     sqs+http://localhost:9324/000000000000/done              a queue of another server
@@ -38,48 +38,48 @@ _LIKE_A_QUEUE = re.compile(r"/\d{12}/[A-Za-z0-9_-]+(?:\.fifo)?$")
 _TOPIC = re.compile(r"arn:aws[a-z-]*:sns:(?P<region>[a-z0-9-]+):\d{12}:[A-Za-z0-9_-]{1,256}(?:\.fifo)?")
 
 
-def targets(words: Sequence[str], *, secrets: str, hosts: str, now: Callable[[], float]) -> list[Target]:
-    """Every target that the setting names, each once. Nothing is connected to yet.
+def targets(settings: Sequence[str], *, secrets: str, hosts: str, now: Callable[[], float]) -> list[Target]:
+    """Every target that the settings name, each once. Nothing is connected to yet.
 
     Args:
-        words: of the setting; one may hold several, separated by blanks.
+        settings: addresses; one text may hold several, separated by blanks.
         secrets, hosts: the webhooks' secrets and their allow-list, as in the environment.
         now: seconds since 1970.
 
     Raises:
-        Unsupported: a word that is none of the four; the message does not repeat what may be secret.
+        Unsupported: an address is none of the four; the message does not repeat what may be secret.
     """
     keys, allowed = Secrets(secrets), Hosts(hosts)
-    named = dict.fromkeys(word for text in words for word in text.split())
-    return [_target(word, keys, allowed, now) for word in named]
+    addresses = dict.fromkeys(address for text in settings for address in text.split())
+    return [_target(address, keys, allowed, now) for address in addresses]
 
 
-def _target(word: str, secrets: Secrets, hosts: Hosts, now: Callable[[], float]) -> Target:
-    if topic := _TOPIC.fullmatch(word):
-        return TopicTarget(word, topic["region"])
-    if _AWS_QUEUE.fullmatch(word):
-        return QueueTarget(word)
-    if word.startswith(("sqs+http://", "sqs+https://")):
-        url = word.removeprefix("sqs+")
+def _target(address: str, secrets: Secrets, hosts: Hosts, now: Callable[[], float]) -> Target:
+    if topic := _TOPIC.fullmatch(address):
+        return TopicTarget(address, topic["region"])
+    if _AWS_QUEUE.fullmatch(address):
+        return QueueTarget(address)
+    if address.startswith(("sqs+http://", "sqs+https://")):
+        url = address.removeprefix("sqs+")
         parts = urlsplit(url)
         if not parts.hostname or not parts.path.strip("/") or parts.username or parts.query:
-            raise Unsupported("a queue to announce to is written sqs+http://host:port/account/name")
+            raise Unsupported("write a queue for announcements as sqs+http://host:port/account/name")
         return QueueTarget(url)
-    if word.startswith("arn:"):
+    if address.startswith("arn:"):
         raise Unsupported(
-            f"{word[:100]!r} is not the ARN of an SNS topic; a queue is named by its URL, not its ARN"
+            f"{address[:100]!r} is not the ARN of an SNS topic; a queue is named by its URL, not its ARN"
         )
-    if word.startswith(("https://", "http://")):
+    if address.startswith(("https://", "http://")):
         try:
-            return Webhook(word, secrets, hosts, now=now)
+            return Webhook(address, secrets, hosts, now=now)
         except Unsupported as error:
-            if _LIKE_A_QUEUE.search(word):
+            if _LIKE_A_QUEUE.search(address):
                 raise Unsupported(
                     f"{error} (if it is a queue of a server other than AWS, write sqs+ before it)"
                 ) from None
             raise
     raise Unsupported(
-        f"{word.partition(':')[0][:20]!r}... is nothing to announce to: give an SQS queue's URL, "
+        f"{address.partition(':')[0][:20]!r}... is not an address for announcements: give an SQS queue's URL, "
         "an SNS topic's ARN, or an https:// webhook"
     )
 
@@ -90,17 +90,17 @@ class QueueTarget:
     def __init__(self, url: str) -> None:
         if url.endswith(".fifo"):
             raise Unsupported(
-                f"the queue {url.rpartition('/')[2]} keeps an order, which announcements do not have; "
-                "announce to a standard queue"
+                f"the queue {url.rpartition('/')[2]} is a FIFO queue, and announcements have no order; "
+                "use a standard queue"
             )
         self.name = f"sqs {url.rpartition('/')[2]}"
-        self._queue = Queue(url, patience=0.0)  # the outbox tries again
+        self._queue = Queue(url, patience=0.0)  # no retries here: the outbox does them
 
     async def deliver(self, event: Completion) -> None:
         """Send it once. Raises `Undelivered`."""
         try:
             await self._queue.send([event.to_json().decode()], attributes=_facts(event))
-        except DreamError as error:  # in words that may be logged
+        except DreamError as error:  # its text may be logged
             raise Undelivered(str(error)) from error
 
     async def close(self) -> None:
@@ -125,7 +125,7 @@ class TopicTarget:
                 name: {"DataType": "String", "StringValue": value} for name, value in _facts(event).items()
             }
         }
-        if self._arn.endswith(".fifo"):  # no order is promised, but repeats are told by the id
+        if self._arn.endswith(".fifo"):  # no order is promised; the id lets the topic discard repeats
             fields |= {"MessageGroupId": event.id, "MessageDeduplicationId": event.id}
         try:
             client = await self._connected()
@@ -148,5 +148,5 @@ class TopicTarget:
 
 
 def _facts(event: Completion) -> dict[str, str]:
-    """What a subscription can filter by."""
+    """The attributes that a subscription can filter by."""
     return {"type": event.type, "status": event.data.status, "task": event.data.task or "none"}

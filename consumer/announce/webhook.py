@@ -1,9 +1,9 @@
-"""Events to a web server of the operator's choice, signed as Standard Webhooks says.
+"""Webhooks: events sent to a web server of the operator's choice, signed as Standard Webhooks specifies.
 
-The receiver checks the signature with the shared secret, and so knows that the event is ours and
-fresh. Where a webhook may lead is an allow-list's to say, not only the setting's: a worker stands
+The receiver checks the signature with the shared secret, and so knows that the event is genuine and
+fresh. The setting alone does not decide where a webhook may lead; an allow-list does, too: a worker runs
 inside a network, and an address that somebody slipped into its settings must not reach what
-only the inside can reach. So every address is checked at the moment of connecting to it.
+only that network can reach. So every address is checked at the moment of connecting to it.
 
 Source: the Standard Webhooks specification, 1.0 (symmetric signatures, `v1`).
 """
@@ -42,11 +42,11 @@ _HOW = "write whsec_ and the base64 of 24 to 64 random bytes, as in `echo whsec_
 
 
 class Secrets:
-    """The keys that sign, several while one is being replaced. Never shown."""
+    """The signing keys: several while one is being replaced. Their values are never shown."""
 
     def __init__(self, text: str) -> None:
         """Read `whsec_...` secrets, separated by spaces. Raises `Unsupported`."""
-        self._keys = [_key(word) for word in text.split()]
+        self._keys = [_key(secret) for secret in text.split()]
 
     def __bool__(self) -> bool:
         return bool(self._keys)
@@ -61,13 +61,13 @@ class Secrets:
         return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
 
 
-def _key(word: str) -> bytes:
+def _key(secret: str) -> bytes:
     try:
-        key = base64.b64decode(word.removeprefix("whsec_"), validate=True)
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     except binascii.Error:
         key = b""
-    if not (word.startswith("whsec_") and _SECRET_BYTES[0] <= len(key) <= _SECRET_BYTES[1]):
-        raise Unsupported(f"DREAMDROP_WEBHOOK_SECRET holds something that is no secret: {_HOW}")
+    if not (secret.startswith("whsec_") and _SECRET_BYTES[0] <= len(key) <= _SECRET_BYTES[1]):
+        raise Unsupported(f"DREAMDROP_WEBHOOK_SECRET holds a text that is not a valid secret: {_HOW}")
     return key
 
 
@@ -105,7 +105,7 @@ class Webhook:
         }
         try:
             answer = await self._opened().post(self._url, data=body, headers=headers, allow_redirects=False)
-            answer.close()  # what it says is not read: it is a stranger's, and of any length
+            answer.close()  # its body is not read: it is not trusted, and may have any length
         except Refused as error:
             raise Undelivered(str(error)) from error
         except TimeoutError as error:
@@ -113,18 +113,18 @@ class Webhook:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             cause = error.__cause__ if isinstance(error.__cause__, Refused) else None
             raise Undelivered(str(cause) if cause else f"no connection: {type(error).__name__}") from error
-        self._judge(answer.status, answer.headers.get("Retry-After", ""))
+        self._check(answer.status, answer.headers.get("Retry-After", ""))
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    def _judge(self, status: int, retry_after: str) -> None:
+    def _check(self, status: int, retry_after: str) -> None:
         if 200 <= status < 300:
             return
         if status == 410:
-            raise Gone("it answered 410: gone")
+            raise Gone("it answered 410 Gone")
         if 300 <= status < 400:
             raise Undelivered(f"it answered {status}; redirects are not followed: set the final address")
         raise Undelivered(f"it answered {status}", retry_after=seconds_until(retry_after, self._now()))
@@ -137,70 +137,69 @@ class Webhook:
                 ),
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT, sock_connect=_CONNECT),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,  # a proxy would connect to what we have not checked
+                trust_env=False,  # a proxy would connect to addresses that were not checked
                 auto_decompress=False,
             )
         return self._session
 
 
 class _CheckedNames(AbstractResolver):
-    """Looks the webhook's name up, and lets it through only if the allow-list lets every address.
+    """Resolves the webhook's host name, and accepts it only if the allow-list allows every address.
 
-    In a thread of its own, one at a time: a name server that hangs must not use up the threads that
-    the worker encodes pictures in.
+    It uses a thread of its own, one at a time: a name server that hangs must not use up the threads
+    in which the worker encodes pictures.
     """
 
     def __init__(self, hosts: Hosts, url: URL) -> None:
         self._hosts = hosts
         self._url = url
-        self._asking: asyncio.Future[list[Any]] | None = None
+        self._lookup: asyncio.Future[list[Any]] | None = None
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        if self._asking is None or self._asking.done():
+        if self._lookup is None or self._lookup.done():
             loop = asyncio.get_running_loop()
-            self._asking = loop.create_future()
-            ask = Thread(target=_ask, args=(loop, self._asking, host, port, family), daemon=True)
-            ask.start()
-        found = await asyncio.shield(self._asking)
-        for *_, address in found:
+            self._lookup = loop.create_future()
+            Thread(target=_resolve, args=(loop, self._lookup, host, port, family), daemon=True).start()
+        infos = await asyncio.shield(self._lookup)  # a caller that gives up does not end it for the next one
+        for *_, address in infos:
             self._hosts.check_address(self._url, address[0])
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
             ResolveResult(hostname=host, host=address[0], port=port, family=kind, proto=proto, flags=flags)
-            for kind, _, proto, _, address in found
+            for kind, _, proto, _, address in infos
         ]
 
     async def close(self) -> None: ...
 
 
-def _ask(
+def _resolve(
     loop: asyncio.AbstractEventLoop, answer: asyncio.Future[list[Any]], host: str, port: int, family: int
 ) -> None:
-    """In a thread: one look-up, told to the event loop if that is still there."""
+    """In a thread: one look-up, whose result goes to the event loop if that still runs."""
 
-    def tell(found: list[Any], error: OSError | None) -> None:
+    def report(infos: list[Any], error: OSError | None) -> None:
         if error is not None:
             answer.set_exception(error)
-            answer.exception()  # heard, even if nobody waits any more
+            answer.exception()  # marked as retrieved, even if nobody waits any more
         else:
-            answer.set_result(found)
+            answer.set_result(infos)
 
-    found: list[Any] = []
-    trouble: OSError | None = None
+    infos: list[Any] = []
+    failure: OSError | None = None
     try:
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     except OSError as error:
-        trouble = error
+        failure = error
     except UnicodeError:
-        trouble = OSError("the name cannot be looked up")
+        failure = OSError("the name cannot be looked up")
     with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(tell, found, trouble)
+        loop.call_soon_threadsafe(report, infos, failure)
 
 
 def seconds_until(retry_after: str, now: float) -> float:
-    """What `Retry-After` asks for, as seconds or a date; 0 when it says nothing that can be read."""
+    """The seconds that `Retry-After` asks for, given as seconds or a date; 0 when it cannot be read."""
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

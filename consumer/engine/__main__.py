@@ -1,8 +1,8 @@
-"""The renderer child: torch, one device, no credentials, no store.
+"""The renderer child: torch, one device, no credentials, no store. `python -m consumer.engine` starts it.
 
-A thread reads tasks; the main thread steps the engine and says what came of it. When the device
-is lost the process ends with status 75 and its parent starts another: a broken CUDA context
-cannot be mended from within.
+A thread reads tasks from stdin; the main thread steps the engine and writes its events to stdout. When
+the device is lost the process ends with status 75 and its parent starts another: a broken CUDA
+context cannot be repaired from within.
 """
 
 from __future__ import annotations
@@ -12,84 +12,80 @@ import queue
 import sys
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from consumer.renderer import frames
-from consumer.renderer.protocol import STICKY, Event, ImageTask, Ready
+from consumer.renderer.protocol import DEVICE_LOST, Cancel, ImageTask, Message, Ready, RendererSettings
+
+if TYPE_CHECKING:
+    from consumer.engine.engine import Engine
 
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "wb")  # ours alone; whatever a library prints goes to stderr
     os.dup2(2, 1)
-    settings = frames.read(sys.stdin.buffer)
-    if settings is None:
-        return
-    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(sys.stdin.buffer, messages), daemon=True).start()
+    # Not `sys.stdin`: Python closes that at its exit and aborts while the thread below still reads from it.
+    source = os.fdopen(os.dup(0), "rb")
+    settings = frames.read(source)
+    if not isinstance(settings, RendererSettings):
+        return  # the parent is gone
+    messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(source, messages), daemon=True).start()
     try:
         _draw(settings, messages, out)
     except BrokenPipeError:
         os._exit(0)  # the parent is gone
 
 
-def _listen(stream: BinaryIO, messages: queue.SimpleQueue[Any]) -> None:
+def _listen(stream: BinaryIO, messages: queue.SimpleQueue[Message]) -> None:
     try:
         while (message := frames.read(stream)) is not None:
             messages.put(message)
-    finally:  # the parent is gone, or talks nonsense: either way nobody needs us
+    finally:  # the parent is gone, or sends noise: either way nobody needs this process
         sys.stderr.flush()
         os._exit(0)
 
 
-def _draw(settings: dict[str, Any], messages: queue.SimpleQueue[Any], out: BinaryIO) -> None:
-    """Load, say `Ready`, and step until the parent is gone."""
-    import torch
-
+def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out: BinaryIO) -> None:
+    """Load, send `Ready`, and step until the parent is gone."""
     from consumer.engine.device_errors import StickyDeviceError
     from consumer.engine.devices import describe_device
     from consumer.engine.engine import Engine
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.registry import ModelRegistry, quiet
     from consumer.models.cards import Cards
 
-    def write(message: Event | dict[str, Any]) -> None:
+    def send(message: Message) -> None:
         out.write(frames.pack(message))
         out.flush()
 
-    _quiet()
+    quiet()
     registry = ModelRegistry(
-        Cards.of(f"{name}={source}" for name, source in settings["models"]),
-        device=settings["device"],
-        dtype="" if settings["dtype"] == "auto" else settings["dtype"],
-        attention=settings["attention"],
-        offload=settings["offload"],
-        memory_budget=settings["memory_budget"],
-        loras={name: Path(file) for name, file in settings["loras"]},
+        Cards.of(f"{name}={source}" for name, source in settings.models),
+        device=settings.device,
+        dtype="" if settings.dtype == "auto" else settings.dtype,
+        attention=settings.attention,
+        offload=settings.offload,
+        memory_budget=settings.memory_budget,
+        loras={name: Path(file) for name, file in settings.loras},
         offline=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
-        on_load=lambda name, source: write({"loading": name, "source": source}),
-        on_loaded=lambda model: write({"loaded": model.card.name, "bytes": model.bytes, **_of(model.record)}),
+        emit=send,
     )
-    engine = Engine(
-        registry,
-        emit=write,
-        max_rows=settings["max_rows"],
-        exact=settings["exact"],
-        complain=lambda text: write({"complaint": text}),
-    )
-    dtype = settings["dtype"]
+    engine = Engine(registry, emit=send, max_rows=settings.max_rows, exact=settings.exact)
+    dtype = settings.dtype
     try:
-        if settings["preload"]:
-            dtype = registry.get(settings["preload"]).record["dtype"]
-        write(Ready(describe_device(settings["device"]), dtype, _versions(torch)))
+        if settings.preload:
+            dtype = registry.get(settings.preload).record["dtype"]
+        send(Ready(describe_device(settings.device), dtype, _versions()))
         while True:
-            _heed(engine, messages, block=not engine.busy)
+            _take_messages(engine, messages, block=not engine.busy)
             engine.step()
     except StickyDeviceError as error:
         print(f"the device is lost: {error}", file=sys.stderr, flush=True)
-        os._exit(STICKY)
+        os._exit(DEVICE_LOST)
 
 
-def _heed(engine: Any, messages: queue.SimpleQueue[Any], *, block: bool) -> None:
-    """Take in what the parent said; with nothing to draw, wait for it."""
+def _take_messages(engine: Engine, messages: queue.SimpleQueue[Message], *, block: bool) -> None:
+    """Pass on what the parent sent; with nothing to draw, wait for it."""
     while True:
         try:
             message = messages.get(block=block)
@@ -98,34 +94,16 @@ def _heed(engine: Any, messages: queue.SimpleQueue[Any], *, block: bool) -> None
         block = False
         if isinstance(message, ImageTask):
             engine.submit(message)
-        elif "cancel" in message:
-            engine.cancel(message["cancel"])
+        elif isinstance(message, Cancel):
+            engine.cancel(message.request)
 
 
-def _of(record: dict[str, str]) -> dict[str, str]:
-    return {"source": record["source"], "dtype": record["dtype"]}
-
-
-def _versions(torch: Any) -> dict[str, str]:
+def _versions() -> dict[str, str]:
     import diffusers
+    import torch
     import transformers
 
-    return {
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _quiet() -> None:
-    """Progress bars and advice of the libraries are nobody's here."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    return {library.__name__: str(library.__version__) for library in (torch, diffusers, transformers)}
 
 
 if __name__ == "__main__":

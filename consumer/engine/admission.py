@@ -1,22 +1,37 @@
-"""Who is let in next: tasks that have not begun, oldest first, as long as there is room.
+"""The engine's policy: which task begins next, and which images share the next device call. No torch here.
 
-Tasks of equal *batch_key* can share UNet calls. A task begins when its batch_key's calls have a
+Tasks with equal *batch keys* can share UNet calls. A task begins when the calls of its key have a
 free row, so that the device is always full and no more images than needed hold memory.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Protocol
+
+from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Collection, Hashable, Iterable
 
+    from consumer.engine.in_flight import InFlight
     from consumer.renderer.protocol import ImageTask
+
+_KINDS = ("text", "encode", "decode", "unet")  # short calls first: they let images begin and end
+_BATCH_KEYS = 4  # sizes, models or LoRA sets that may be drawn side by side, each with full calls
+_MEASURED = 1000  # batch keys whose row limit is kept: sizes and solo requests come and go
+
+
+class Models(Protocol):
+    """What admission asks of the model registry."""
+
+    def loaded(self) -> list[str]: ...
+
+    def fits(self, name: str, in_use: Collection[str]) -> bool: ...
 
 
 def batch_key(task: ImageTask) -> Hashable:
-    """Tasks with equal batch_key can share UNet calls."""
+    """Tasks with equal keys can share UNet calls."""
     return (task.model, task.width, task.height, task.loras, task.request if task.solo else None)
 
 
@@ -26,19 +41,21 @@ def rows_of(task: ImageTask) -> int:
 
 
 class AdmissionQueue:
-    """Tasks that have not begun, by batch_key."""
+    """Tasks that have not begun, by batch key."""
 
-    def __init__(self, patience: int, most: int) -> None:
+    def __init__(self, models: Models, max_rows: int, patience: int) -> None:
         """
         Args:
+            max_rows: of a UNet call.
             patience: how many younger tasks may overtake one whose model is not loaded.
-            most: UNet rows in flight at once, of all companies: every image in flight holds memory.
         """
+        self._models = models
+        self._max_rows = max_rows
         self._patience = patience
-        self._most = most
         self._overtaken = 0
         self._arrivals = 0
         self._queues: dict[Hashable, deque[tuple[int, ImageTask]]] = {}
+        self._limits: dict[Hashable, int] = {}  # UNet rows that pay and fit, by batch key, as last measured
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -52,45 +69,49 @@ class AdmissionQueue:
         for key in list(self._queues):
             self._keep(key, deque(entry for entry in self._queues[key] if entry[1].request != request))
 
-    def next(
-        self,
-        rows: Mapping[Hashable, int],
-        room: Callable[[Hashable], int],
-        at_hand: Callable[[str], bool],
-        loadable: Callable[[str], bool],
-    ) -> ImageTask | None:
+    def set_limit(self, key: Hashable, rows: int) -> None:
+        """Note how many UNet rows of a batch key may be in flight; before that it is `max_rows`."""
+        if len(self._limits) > _MEASURED:
+            self._limits.clear()
+        self._limits[key] = rows
+
+    def next(self, in_flight: Collection[InFlight]) -> ImageTask | None:
         """Take the next task to begin, or None when nothing can begin now.
 
         The oldest goes first, except that models in memory go before models that would push
         another out, so that requests which alternate between models do not load them by turns.
-        A task that was overtaken often enough stops all others until its model can be loaded.
-
-        Args:
-            rows: UNet rows in flight, by batch_key.
-            room: UNet rows that a batch_key may have.
-            at_hand: whether a model is in memory, or there is free room for it.
-            loadable: whether it can be loaded now, if models that nobody uses leave.
+        A task that was overtaken `patience` times stops all others until its model can be loaded.
         """
-        if sum(rows.values()) >= self._most:
+        rows: Counter[Hashable] = Counter()
+        for image in in_flight:
+            rows[image.batch_key] += rows_of(image.task)
+        if rows.total() >= _BATCH_KEYS * self._max_rows:  # every image in flight holds memory
             return None
-        open_keys = [key for key in self._queues if rows.get(key, 0) < room(key)]
-        by_age = sorted(open_keys, key=lambda key: self._queues[key][0][0])
-        if not by_age:
+        keys = [key for key in self._queues if rows[key] < self._limits.get(key, self._max_rows)]
+        keys.sort(key=lambda key: self._queues[key][0][0])
+        if not keys:
             return None
-        if at_hand(self._model(by_age[0])):
-            return self._take(by_age[0])
+        if self._is_at_hand(keys[0]):
+            return self._take(keys[0])
         if self._overtaken < self._patience:
-            for key in by_age[1:]:
-                if at_hand(self._model(key)):
+            for key in keys[1:]:
+                if self._is_at_hand(key):
                     self._overtaken += 1
                     return self._take(key)
-        if loadable(self._model(by_age[0])):
+        if self._fits(keys[0], {image.task.model for image in in_flight}):
             self._overtaken = 0
-            return self._take(by_age[0])
+            return self._take(keys[0])
         return None
 
-    def _model(self, key: Hashable) -> str:
-        return self._queues[key][0][1].model
+    def _is_at_hand(self, key: Hashable) -> bool:
+        """Whether the key's model is in memory, or can be without pushing another out."""
+        return self._fits(key, self._models.loaded())
+
+    def _fits(self, key: Hashable, in_use: Collection[str]) -> bool:
+        try:
+            return self._models.fits(self._queues[key][0][1].model, in_use)
+        except (Rejected, Unavailable):
+            return True  # let it begin: that will report what is wrong
 
     def _take(self, key: Hashable) -> ImageTask:
         _, task = self._queues[key].popleft()
@@ -102,3 +123,34 @@ class AdmissionQueue:
             self._queues[key] = queue
         else:
             del self._queues[key]
+
+
+def next_group(in_flight: Iterable[InFlight], limit: Callable[[str, Hashable], int]) -> list[InFlight]:
+    """The images whose calls run now, as one: of one kind and key, oldest first, as many rows as fit.
+
+    Args:
+        limit: UNet, VAE or text encoder rows that a call of this kind and key may have.
+    """
+    paused = [image for image in in_flight if image.paused_in is not None]
+    if not paused:
+        return []
+    kinds = {image.call.kind for image in paused}
+    kind = next(kind for kind in _KINDS if kind in kinds)
+    of_kind = sorted(
+        (image for image in paused if image.call.kind == kind), key=lambda image: image.call.ticket
+    )
+    first, key = of_kind[0], _group_key(of_kind[0])
+    mates = [image for image in of_kind if _group_key(image) == key]
+    if kind == "text":
+        return mates  # equal prompts are encoded once, so rows say little
+    group, room = [], max(limit(kind, first.call_key), first.call.rows)
+    for image in mates:
+        if image.call.rows <= room:
+            group.append(image)
+            room -= image.call.rows
+    return group
+
+
+def _group_key(image: InFlight) -> Hashable:
+    """What must agree for two images to share a call."""
+    return (image.call_key, image.task.request if image.task.solo else None)

@@ -1,4 +1,4 @@
-"""How many rows pay: batch sizes are measured on the device, not guessed.
+"""Batch sizes, measured on the device: how many rows of a UNet call pay.
 
 More rows in a call help as long as one image leaves the device partly idle. Beyond that they
 only make every image wait. So for each kind of call (model, shape, precision, LoRAs) full calls of
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-_SAMPLES = 3  # calls of one size; the fastest counts, for noise only ever adds
+_SAMPLES = 3  # calls of one size; the fastest counts, because noise only adds time
 _WORTH = 0.97  # a row must cost less than this share of what it cost at half the size
 
 
@@ -26,7 +26,7 @@ class _Probe:
 
 
 @dataclass
-class Pace:
+class BatchSizer:
     """The number of rows that pays, for each kind of call."""
 
     max_rows: int
@@ -37,11 +37,11 @@ class Pace:
         return min(self._probes.setdefault(key, _Probe()).size, self.max_rows)
 
     def measuring(self, key: Hashable) -> bool:
-        """Whether the next call's time is wanted."""
+        """Whether the next call is to be timed."""
         return not self._probes.setdefault(key, _Probe()).settled
 
     def record(self, key: Hashable, rows: int, seconds: float) -> None:
-        """Take a call's time; calls that were not full tell nothing."""
+        """Take a call's time; a call that was not full is ignored."""
         probe = self._probes.setdefault(key, _Probe())
         if probe.settled or rows != self.rows(key):
             return

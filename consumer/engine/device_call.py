@@ -1,8 +1,8 @@
-"""One call of a real module for the rows of many images: stacked, run, cut up again.
+"""One call of a real module for the rows of many images: stack, run, split.
 
-Here the device's troubles end: memory that runs out halves the rows and is remembered, a row
-that raises is looked for by halving the group, and numbers that are not finite are drawn again
-in float32. What comes out is one answer or one failure for each call.
+Device errors are handled here: when memory runs out, the rows are halved and the size is kept; a row
+that raises is found by halving the group; latents whose picture is not finite are decoded again in
+float32. The result is one answer or one failure for each call.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer.engine import device_errors, rows
-from consumer.engine.batch_size import Pace
+from consumer.engine.batch_size import BatchSizer
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from torch import nn
 
-    from consumer.engine.stand_in import Call
+    from consumer.engine.in_flight import Call
 
 
 @dataclass(slots=True)
@@ -35,12 +35,12 @@ class Failure:
 
 @dataclass
 class Counters:
-    """What the device did, exactly; only ever grows."""
+    """What the device did, since the start. The counts per kind of call serve tests and benchmarks."""
 
     calls: int = 0  # of any module
     unet_calls: int = 0
     useful_rows: int = 0  # UNet rows that belong to an image
-    slots: int = 0  # UNet rows that those calls had room for
+    slots: int = 0  # UNet rows that those calls could have had
     text_calls: int = 0
     text_rows: int = 0
     encode_calls: int = 0
@@ -54,7 +54,7 @@ class Counters:
 
     @property
     def slot_efficiency(self) -> float:
-        """Share of the UNet's rows that were of use."""
+        """The share of the slots that held an image's row."""
         return self.useful_rows / self.slots if self.slots else 1.0
 
 
@@ -65,20 +65,20 @@ class DeviceCaller:
     max_rows: int
     exact: bool
     clock: Callable[[], float]
-    pace: Pace | None = None  # None: as many rows as may be
+    sizer: BatchSizer | None = None  # None: as many rows as allowed
     counters: Counters = field(default_factory=Counters)
-    safe_rows: dict[Hashable, int] = field(default_factory=dict)  # learned when memory ran out
-    _ended: float | None = None  # when the last device call returned; None: nothing was to do since
+    safe_rows: dict[Hashable, int] = field(default_factory=dict)  # by key: what was left when memory ran out
+    _ended: float | None = None  # when the last device call returned; None: there was nothing to do since
 
     def idle(self) -> None:
-        """Say that there is nothing to do."""
+        """Note that there is nothing to do."""
         self.counters.idle_steps += 1
         self._ended = None
 
     def limit(self, kind: str, key: Hashable) -> int:
-        """Rows that a call of this key may have."""
+        """The most rows that a call of this kind and key may have."""
         most = min(self._full(kind), self.safe_rows.get(key, self.max_rows))
-        return min(most, self.pace.rows(key)) if self.pace is not None and kind == "unet" else most
+        return min(most, self.sizer.rows(key)) if self.sizer is not None and kind == "unet" else most
 
     def run(
         self, calls: Sequence[Call], key: Hashable, ready: Callable[[], None]
@@ -86,31 +86,31 @@ class DeviceCaller:
         """Answer every call of a group.
 
         Args:
-            key: of the group, LoRAs included; safe sizes are remembered under it.
+            key: of the group, LoRAs included; safe sizes are kept under it.
             ready: brings the model into the state that the group needs.
 
-        A sticky error is raised as it is: nothing can be answered any more.
+        A sticky error is raised as it is: no call can be answered any more.
         """
-        waiting: list[list[Call]] = [list(calls)]
+        groups: list[list[Call]] = [list(calls)]
         done: list[tuple[Call, Any | Failure]] = []
-        while waiting:
-            group = waiting.pop()
-            answers, trouble = self._attempt(group, key, ready)
+        while groups:
+            group = groups.pop()
+            answers, failure = self._attempt(group, key, ready)
             # Here, outside `except`, no traceback holds the tensors of the failed attempt.
-            if trouble is None:
+            if failure is None:
                 done += zip(group, answers or (), strict=True)
                 continue
-            if trouble.code == "out_of_memory":
+            if failure.code == "out_of_memory":
                 device_errors.free_memory()
-                if self._fewer(group, key):
-                    waiting.append(group)
+                if self._halve(group, key):
+                    groups.append(group)
                     continue
             if len(group) > 1:
                 self.counters.splits += 1
                 half = len(group) // 2
-                waiting += [group[half:], group[:half]]
+                groups += [group[half:], group[:half]]
             else:
-                done.append((group[0], trouble))
+                done.append((group[0], failure))
         return done
 
     def _attempt(
@@ -128,8 +128,8 @@ class DeviceCaller:
                 )
             return None, Failure("render_error", f"the model failed: {device_errors.describe(error)}", True)
 
-    def _fewer(self, group: list[Call], key: Hashable) -> bool:
-        """Halve the rows of this key's calls; False when there is only one."""
+    def _halve(self, group: list[Call], key: Hashable) -> bool:
+        """Halve the rows of this key's calls; False when it is one already."""
         now = min(self.limit(group[0].kind, key), sum(call.rows for call in group))
         if now <= 1:
             return False
@@ -138,7 +138,7 @@ class DeviceCaller:
         return True
 
     def _call(self, group: list[Call], key: Hashable) -> list[Any]:
-        """Run the group's rows in pieces of at most the limit; answers in the group's order."""
+        """Run the group's rows in pieces up to the limit; the answers are in the group's order."""
         total = sum(call.rows for call in group)
         stacked = rows.stack([call.arguments for call in group])
         limit = self.limit(group[0].kind, key)
@@ -151,39 +151,39 @@ class DeviceCaller:
 
     def _piece(self, like: Call, arguments: Any, count: int, limit: int, key: Hashable) -> Any:
         padded = rows.pad(arguments, count, limit) if self.exact else arguments
-        timed = self.pace if like.kind == "unet" and self.pace and self.pace.measuring(key) else None
-        if timed is not None:
+        sizer = self.sizer if like.kind == "unet" and self.sizer and self.sizer.measuring(key) else None
+        if sizer is not None:
             _synchronize(like.module)
         began = self.clock()
         self.counters.host_seconds += began - self._ended if self._ended is not None else 0.0
         answer = getattr(like.module, like.method)(**padded)
-        if timed is not None:
+        if sizer is not None:
             _synchronize(like.module)
-            timed.record(key, count, self.clock() - began)
+            sizer.record(key, count, self.clock() - began)
         self._ended = self.clock()
         self._count(like.kind, count, limit, self._ended - began)
         return rows.take(answer, 0, count) if self.exact else answer
 
     def _count(self, kind: str, count: int, limit: int, seconds: float) -> None:
-        seen = self.counters
-        seen.calls += 1
-        seen.device_seconds += seconds
+        counters = self.counters
+        counters.calls += 1
+        counters.device_seconds += seconds
         if kind == "unet":
-            seen.unet_calls += 1
-            seen.useful_rows += count
-            seen.slots += limit
+            counters.unet_calls += 1
+            counters.useful_rows += count
+            counters.slots += limit
         elif kind == "text":
-            seen.text_calls += 1
-            seen.text_rows += count
+            counters.text_calls += 1
+            counters.text_rows += count
         elif kind == "encode":
-            seen.encode_calls += 1
-            seen.encode_rows += count
+            counters.encode_calls += 1
+            counters.encode_rows += count
         else:
-            seen.decode_calls += 1
-            seen.decode_rows += count
+            counters.decode_calls += 1
+            counters.decode_rows += count
 
     def _full(self, kind: str) -> int:
-        """Rows of a call at most. In exact mode every call of a kind has just as many."""
+        """The most rows of a call of this kind. In exact mode every call is padded to it."""
         return 1 if self.exact and kind != "unet" else self.max_rows
 
 
@@ -195,7 +195,7 @@ def _synchronize(module: nn.Module) -> None:
 
 
 def finite_picture(call: Call, answer: Any) -> Any | Failure:
-    """A decoded picture, or why there is none: never a black square without a word."""
+    """A decoded picture, or why there is none: a black square is a failure, never a result."""
     if _is_finite(answer) and not _is_black(answer):
         return answer
     if not _is_finite(call.arguments):
@@ -213,7 +213,7 @@ def finite_picture(call: Call, answer: Any) -> Any | Failure:
     if _is_finite(answer):
         return Failure(
             "non_finite",
-            "the picture came out black all over, which is how a model shows that its numbers ran over; "
+            "the picture is black all over, which usually means that the model's numbers overflowed; "
             "try another scheduler, a lower cfg_scale, or a worker with --dtype float32",
             False,
         )
@@ -221,7 +221,7 @@ def finite_picture(call: Call, answer: Any) -> Any | Failure:
 
 
 def _decode_in_float32(call: Call) -> Any | None:
-    """Decode one call's latents again with the VAE in float32; None when that is no better."""
+    """Decode one call's latents again with the VAE in float32; None when that does not help."""
     module = call.module
     before = next(module.parameters()).dtype
     if before == torch.float32:
@@ -237,12 +237,12 @@ def _decode_in_float32(call: Call) -> Any | None:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether every number in an answer is one."""
+    """Whether every number in an answer is finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in rows.tensors_in(value))
 
 
 def _is_black(answer: Any) -> bool:
-    """Whether a decoded picture, in [-1, 1], shows nothing: no drawing is that dark and that even."""
+    """Whether a decoded picture, in [-1, 1], is black: no real one is so dark and so even."""
     for tensor in rows.tensors_in(answer):
         levels = (tensor.float() + 1).clamp(0, 2) * 127.5  # grey levels
         if bool((levels.mean() < 2) & (levels.std() < 1)):

@@ -1,7 +1,7 @@
-"""What went wrong on the device, and who has to pay for it.
+"""Kinds of device errors, and what each one costs.
 
-Memory that ran out is cured by fewer rows; a *sticky* error is cured only by a new process,
-because CUDA answers every later call with it; anything else belongs to a row of the call.
+Out of memory: fewer rows help. A *sticky* error: only a new process helps, because every later CUDA call
+fails with it. Any other error fails one row of the call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STICKY = (
 
 
 class StickyDeviceError(DreamError):
-    """The device's context is lost: this process must end, and a new one can go on."""
+    """The CUDA context is lost: this process must end; a new one can continue."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -50,11 +50,11 @@ def is_sticky(error: BaseException) -> bool:
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False
     text = str(error).lower()
-    return any(known in text for known in _STICKY) or ("cuda error" in text and not _answers())
+    return any(known in text for known in _STICKY) or ("cuda error" in text and not _gpu_works())
 
 
-def _answers() -> bool:
-    """Whether the GPU can still add one and one: the last word where a text is not known."""
+def _gpu_works() -> bool:
+    """Whether the GPU can still add one and one: decides where the error's text is not known."""
     if not torch.cuda.is_available():
         return True
     try:
@@ -64,13 +64,13 @@ def _answers() -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One line, with the kind of error where the text alone would be cryptic."""
+    """The error's type and text, in one line."""
     text = " ".join(str(error).split())[:500]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def free_memory() -> None:
-    """Give freed tensors back to the device. Call it outside `except`: a traceback holds tensors."""
+    """Return the memory of freed tensors to the device. Call it outside `except`: a traceback holds tensors."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Where models run and how: device, precision, memory layout, attention kernels, offload."""
+"""Device settings: which device, which precision, which attention kernels, and CPU offload."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class BadDevice(DreamError):
-    """A device setting that this machine cannot honour; the message says why and what can be had."""
+    """A device setting that does not work on this machine; the message says why, and what does."""
 
 
 def devices(wanted: str = "auto") -> list[str]:
@@ -43,9 +43,9 @@ def devices(wanted: str = "auto") -> list[str]:
         known = name == "cpu" or name in {f"cuda:{k}" for k in range(count)}
         if not known:
             have = ", ".join(["cpu", *(f"cuda:{k}" for k in range(count))])
-            raise BadDevice(f"no device {name!r} here; there are {have}")
+            raise BadDevice(f"this machine has no device {name!r}; it has {have}")
     if not chosen:
-        raise BadDevice("no device named; say auto, all, cpu, or cuda:0")
+        raise BadDevice("no device is named; write auto, all, cpu, or cuda:0")
     return chosen
 
 
@@ -54,7 +54,7 @@ def pick_dtype(device: str, wanted: str = "") -> torch.dtype:
     if wanted and wanted != "auto":
         name = _SHORT.get(wanted, wanted)
         if name not in DTYPES:
-            raise BadDevice(f"no precision {wanted!r}; known are {', '.join(DTYPES)}")
+            raise BadDevice(f"unknown precision {wanted!r}; known are {', '.join(DTYPES)}")
         return DTYPES[name]
     if not device.startswith("cuda"):
         return torch.float32
@@ -62,15 +62,15 @@ def pick_dtype(device: str, wanted: str = "") -> torch.dtype:
 
 
 def describe_device(device: str) -> str:
-    """For logs and results, such as "cuda:0 NVIDIA H100"."""
+    """A device as logs and results name it, such as "cuda:0 NVIDIA H100"."""
     return f"{device} {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device
 
 
 def set_attention(unet: Any, vae: Any, wanted: str) -> str:
-    """Choose the attention kernels of a UNet and VAE, and make sure that they really changed.
+    """Choose the attention kernels of a UNet and VAE, and check that they changed.
 
-    `set_attention_backend` leaves Stable Diffusion's UNets as they are, without a word; the
-    older processor interface does change them.
+    `set_attention_backend` silently leaves Stable Diffusion's UNets as they are; the older processor
+    interface does change them.
 
     Args:
         wanted: "auto" (torch's own scaled_dot_product_attention), "sdpa" or "xformers".
@@ -87,19 +87,19 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
     elif wanted == "xformers":
         if importlib.util.find_spec("xformers") is None:
             raise BadDevice(
-                "attention xformers: the package is not installed; install the extra, or say sdpa"
+                "attention xformers: the package is not installed; install the cuda extra, or use sdpa"
             )
         if not next(unet.parameters()).is_cuda:
-            raise BadDevice("attention xformers: it has kernels for CUDA only; on this device say sdpa")
+            raise BadDevice("attention xformers: it has kernels for CUDA only; on this device use sdpa")
         try:
             for module in (unet, vae):
                 if _processors(module):
                     module.enable_xformers_memory_efficient_attention()
         except Exception as error:
-            raise BadDevice(f"attention xformers: it cannot run here ({error}); say sdpa") from error
+            raise BadDevice(f"attention xformers: it cannot run here ({error}); use sdpa") from error
         kind = kernels.XFormersAttnProcessor
     else:
-        raise BadDevice(f"no attention {wanted!r}; known are auto, sdpa, xformers")
+        raise BadDevice(f"unknown attention {wanted!r}; known are auto, sdpa, xformers")
     wrong = {type(p).__name__ for p in _processors(unet).values() if not isinstance(p, kind)}
     if wrong:
         raise BadDevice(f"attention {wanted}: the UNet still uses {', '.join(sorted(wrong))}")
@@ -108,18 +108,18 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
 
 @dataclass
 class Offload:
-    """Modules that are on the device only while they run: what a small card needs.
+    """Keeps modules on the device only while they run, for cards with little memory.
 
-    accelerate's hooks bring a module to the device when it is called; here it is sent back when
-    another one is about to run. Its own chain (each module sends its predecessor back) takes for
-    granted that they run in one order, and ours are called in any.
+    accelerate's hooks move a module to the device when it is called; here it is moved back when
+    another one is about to run. accelerate's own chain, where each module moves its predecessor back,
+    assumes one fixed order, and the engine calls modules in any order.
     """
 
     hooks: list[tuple[Any, Any]] = field(default_factory=list)  # (module, accelerate's hook)
     running: Any = None
 
     def make_way(self, module: Any) -> None:
-        """Send every other module back to the CPU's memory."""
+        """Move every other module back to host memory."""
         if self.running is module or not self.hooks:
             return
         for other, hook in self.hooks:
@@ -128,12 +128,12 @@ class Offload:
         self.running = module
 
     def forget(self, modules: Sequence[Any]) -> None:
-        """Let go of a model that leaves."""
+        """Drop the hooks of a model that is evicted."""
         self.hooks = [(module, hook) for module, hook in self.hooks if all(module is not m for m in modules)]
 
 
 def place(modules: Sequence[nn.Module], device: str, offload: Offload | None) -> None:
-    """Move modules to the device, or with offload have them come when they are called."""
+    """Move modules to the device; with offload, each one moves when it is called."""
     if offload is None:
         for module in modules:
             module.to(device)

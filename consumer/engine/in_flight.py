@@ -1,4 +1,4 @@
-"""An image in flight: a pipeline that runs in a greenlet, and the call that it is paused in."""
+"""An image in flight: a pipeline that runs in a greenlet, and the call that it is paused in. No torch here."""
 
 from __future__ import annotations
 
@@ -8,34 +8,51 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from consumer.engine.pipelines import Note
-    from consumer.engine.registry import Loaded
-    from consumer.engine.stand_in import Call
+    from torch import nn
+
+    from consumer.engine.registry import LoadedModel
     from consumer.renderer.protocol import ImageTask
 
 
+@dataclass(eq=False, slots=True)
+class Call:
+    """One paused call of a real module's method: what the engine stacks with others."""
+
+    kind: str  # text | encode | unet | decode
+    module: nn.Module
+    method: str  # "__call__", "encode" or "decode"
+    arguments: dict[str, Any]  # by parameter name
+    rows: int  # along the first dimension
+    key: Hashable  # calls with equal keys can be stacked
+    ticket: int = 0  # order of arrival, set by the engine
+
+
 @dataclass(eq=False)
-class Image:
-    """An image in flight."""
+class InFlight:
+    """One image that has begun and has not ended."""
 
     task: ImageTask
-    batch_key: Hashable  # with whom it can share UNet calls
-    model: Loaded
-    thread: Any  # the greenlet that runs the pipeline
+    batch_key: Hashable  # images with equal keys can share UNet calls
+    model: LoadedModel
+    greenlet: Any  # runs the pipeline
     pipe: Any = None
-    waits: Call | None = None  # the call that it is paused in
-    notes: list[Note] = field(default_factory=list)
+    paused_in: Call | None = None
+    warnings: list[tuple[str, str]] = field(default_factory=list)  # (code, message)
     began: float | None = None  # by the engine's clock, at its first device call
-    calls: int = 0  # device calls it took part in
     unet_calls: int = 0
-    seen: Any = None  # sample, timestep and answer of its last UNet call, while a preview may be made of them
+    last_unet_call: Any = None  # sample, timestep and answer, while a preview may be made of them
 
     @property
     def call(self) -> Call:
         """The call that it is paused in."""
-        if self.waits is None:
+        if self.paused_in is None:
             raise RuntimeError(f"image {self.name} is not paused in a call")
-        return self.waits
+        return self.paused_in
+
+    @property
+    def call_key(self) -> tuple[Hashable, ...]:
+        """Its call's own key and its LoRAs: calls with equal keys can run in one, with the same weights."""
+        return (self.call.key, self.task.loras)
 
     @property
     def name(self) -> tuple[str, int]:

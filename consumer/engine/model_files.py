@@ -1,6 +1,6 @@
-"""Finding a model's files, and refusing what is not safe to load, before anything is imported.
+"""Find a model's folder, and refuse what is not safe to load, before anything is imported.
 
-Only safetensors hold weights here: a pickle runs code when it is read, and so does a folder that
+Only safetensors files are loaded: a pickle runs code when it is read, and so does a folder that
 brings its own Python.
 """
 
@@ -38,31 +38,31 @@ _UNWANTED = [
 
 
 class ModelUnavailable(Unavailable):
-    """The model is known, but its weights cannot be had here now."""
+    """The model is known, but its weights are not available to this worker now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A folder that was looked through and may be loaded."""
+class ModelFolder:
+    """A folder that was checked and may be loaded."""
 
-    folder: Path
+    path: Path
     source: str
     revision: str
-    variant: str | None  # such as "fp16", where only that precision is there
+    variant: str | None  # such as "fp16", where the folder holds only that precision
     left_out: tuple[str, ...]  # components that are not loaded
-    elements: int  # weights, in numbers
+    elements: int  # numbers in the weights
 
     def bytes_as(self, dtype: torch.dtype) -> int:
-        """What the weights take in memory at this precision."""
+        """The memory that the weights take at this precision."""
         return self.elements * dtype.itemsize
 
 
-def find(card: ModelCard, *, offline: bool, cache: Path | None) -> Found:
-    """Try the card's sources in order; the first that can be had must be safe.
+def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
+    """Try the card's sources in order; the first that is available must be safe.
 
     Raises:
-        Rejected: a source is there, but is not what we load.
-        ModelUnavailable: no source can be had; the message says what was tried.
+        Rejected: a source is available, but is not safe or not supported.
+        ModelUnavailable: no source is available; the message says what was tried.
     """
     tried = []
     for source in card.sources:
@@ -74,20 +74,22 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> Found:
         pinned = source.startswith("hub:") or not any(s.startswith("hub:") for s in card.sources)
         return check(folder, source=source, revision=card.revision if pinned else "")
     raise ModelUnavailable(
-        f"model {card.name!r} cannot be had here. Tried {'; '.join(tried)}. Give the worker a diffusers "
-        f"folder with it, as {card.name}=/path/to/folder, or let it reach the hub"
+        f"model {card.name!r} is not available here. Tried {'; '.join(tried)}. Give the worker a diffusers "
+        f"folder with it, as {card.name}=/path/to/folder, or access to the hub"
     )
 
 
-def check(folder: Path, *, source: str = "", revision: str = "") -> Found:
-    """Look a diffusers folder through. Raises `Rejected` with the first thing that is wrong."""
+def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
+    """Check a diffusers folder. Raises `Rejected` with the first problem."""
     index = _read(folder / "model_index.json")
     kind = index.get("_class_name")
     if kind not in _FAMILIES:
         raise _refuse(folder, f"its pipeline is {kind!r}; known are {', '.join(_FAMILIES)}")
     code = next((p for p in folder.rglob("*.py")), None)
     if code is not None:
-        raise _refuse(folder, f"it brings its own code ({code.relative_to(folder)}), which is never run")
+        raise _refuse(
+            folder, f"it brings its own code ({code.relative_to(folder)}), which this worker never runs"
+        )
     parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     for name, (library, _) in parts.items():
         if name not in _LEFT_OUT and library is not None and library not in _LIBRARIES:
@@ -102,7 +104,7 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> Found:
         files, variant = _weights(folder, name, variant)
         elements += sum(_elements(file) for file in files)
     left_out = tuple(name for name in _LEFT_OUT if name in index)
-    return Found(folder, source or str(folder), revision, variant, left_out, elements)
+    return ModelFolder(folder, source or str(folder), revision, variant, left_out, elements)
 
 
 def _weights(folder: Path, name: str, variant: str | None) -> tuple[list[Path], str | None]:
@@ -115,13 +117,14 @@ def _weights(folder: Path, name: str, variant: str | None) -> tuple[list[Path], 
     pickles = [p.name for ending in ("bin", "pt", "pth", "ckpt") for p in (folder / name).glob(f"*.{ending}")]
     if pickles:
         raise _refuse(
-            folder, f"{name} is a pickle ({pickles[0]}), which is never loaded: convert it to safetensors"
+            folder,
+            f"{name} is a pickle ({pickles[0]}), which this worker never loads: convert it to safetensors",
         )
     raise _refuse(folder, f"{name} has no safetensors file")
 
 
 def _elements(file: Path) -> int:
-    """How many numbers a safetensors file holds, from its header."""
+    """How many numbers a safetensors file holds, read from its header."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -131,7 +134,7 @@ def _elements(file: Path) -> int:
         sizes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise Rejected(
-            "unsupported", f"{file} is not a safetensors file; was it downloaded whole?", field="model"
+            "unsupported", f"{file} is not a safetensors file; is the download complete?", field="model"
         ) from error
     total = 0
     for shape in sizes:
@@ -146,7 +149,7 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
     if not source.startswith("hub:"):
         folder = Path(source).expanduser()
         if not (folder / "model_index.json").is_file():
-            raise ModelUnavailable("no model_index.json there" if folder.is_dir() else "no such folder")
+            raise ModelUnavailable("it has no model_index.json" if folder.is_dir() else "no such folder")
         return folder
     from huggingface_hub import snapshot_download
 
@@ -161,16 +164,16 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
         folder = Path(snapshot_download(**wanted, local_files_only=True))
         if (folder / "unet").is_dir():
             return folder
-    except Exception as error:  # the hub's library has many kinds of "not here"
+    except Exception as error:  # the hub's library has many errors for "not in the cache"
         if offline:
             raise ModelUnavailable("not in the download cache, and the worker is offline") from error
     if offline:
-        raise ModelUnavailable("not whole in the download cache, and the worker is offline")
+        raise ModelUnavailable("not complete in the download cache, and the worker is offline")
     try:
         return Path(snapshot_download(**wanted))
-    except Exception as error:  # network, proxy, permission, revision: all mean the same to us
-        said = " ".join(str(error).split())  # the hub's client speaks in paragraphs
-        raise ModelUnavailable(f"the hub did not give it ({type(error).__name__}: {said})") from error
+    except Exception as error:  # network, proxy, permission, revision: all mean the same here
+        text = " ".join(str(error).split())  # the hub's library writes paragraphs
+        raise ModelUnavailable(f"the hub did not provide it ({type(error).__name__}: {text})") from error
 
 
 def _refuse(folder: Path, why: str) -> Rejected:

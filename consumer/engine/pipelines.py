@@ -7,6 +7,7 @@ with a plain pipeline and compares. Both take the same path through diffusers.
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +15,67 @@ import numpy as np
 import torch
 from PIL import Image
 
-from consumer.models import schedulers
 from consumer.renderer.protocol import ImageTask, RawPicture
+from schemas import samplers
+from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-Note = tuple[str, str]  # (code, message)
+
+#: What a model's training fixes, whichever scheduler samples it; the rest is the sampler's own.
+_TRAINING = frozenset(
+    {
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "prediction_type",
+        "timestep_spacing",
+        "steps_offset",
+        "rescale_betas_zero_snr",
+        "clip_sample",
+        "clip_sample_range",
+        "set_alpha_to_one",
+    }
+)
+
+
+def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any]) -> Any:
+    """Make one image's scheduler from the model's scheduler config; images never share one, because it keeps state.
+
+    The model's training (betas, prediction type) is kept and only the sampler changes.
+
+    Raises:
+        Rejected: the scheduler needs a package that is not installed.
+    """
+    kind: Any = getattr(importlib.import_module("diffusers"), choice.class_name)
+    base = {name: value for name, value in config.items() if not name.startswith("_")}
+    if config.get("_class_name") != choice.class_name:
+        base = {name: value for name, value in base.items() if name in _TRAINING}
+    try:
+        return kind.from_config({**base, **dict(choice.overrides)})
+    except ImportError as error:
+        reason = f"scheduler {choice.name!r} cannot run here: {error}"
+        raise Rejected("unsupported", reason, field="scheduler") from error
 
 
 def prepare(
     template: Any,
     task: ImageTask,
     scheduler_config: Mapping[str, Any],
-    build: Callable[[schedulers.SchedulerChoice, Mapping[str, Any]], Any] = schedulers.build,
+    build: Callable[[samplers.SchedulerChoice, Mapping[str, Any]], Any] = build_scheduler,
 ) -> Any:
-    """A pipeline of this image's own: the template's models, a scheduler that nobody shares."""
+    """A pipeline for one image: the template's models, and a scheduler of its own."""
     pipe = copy.copy(template)  # shallow: models and processors are shared, state is not
-    scheduler = build(schedulers.resolve(task.scheduler), scheduler_config)
+    scheduler = build(samplers.resolve(task.scheduler), scheduler_config)
     vars(pipe)["scheduler"] = scheduler  # not by the pipeline's setter, which would rewrite its config
     return pipe
 
 
 def draw(pipe: Any, task: ImageTask) -> RawPicture:
-    """Run the pipeline. Inpainting returns the given picture's own pixels wherever the mask is black."""
+    """Run the pipeline. Inpainting keeps the input picture's own pixels wherever the mask is black."""
     image = pipe(**arguments(task)).images[0]
     pixels = to_bytes(image)
     if task.task == "inpainting":
@@ -46,8 +84,8 @@ def draw(pipe: Any, task: ImageTask) -> RawPicture:
 
 
 def arguments(task: ImageTask) -> dict[str, Any]:
-    """What the pipeline is called with."""
-    given: dict[str, Any] = {
+    """The keyword arguments of the pipeline call."""
+    kwargs: dict[str, Any] = {
         "prompt": task.prompt,
         "negative_prompt": task.negative_prompt,
         "num_inference_steps": task.steps,
@@ -57,48 +95,47 @@ def arguments(task: ImageTask) -> dict[str, Any]:
         "output_type": "pt",
     }
     if task.task != "img2img":
-        given |= {"width": task.width, "height": task.height}
+        kwargs |= {"width": task.width, "height": task.height}
     if task.task != "text2img":
-        given |= {"image": to_pil(task.image), "strength": strength(task)}
+        kwargs |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
-        given["mask_image"] = to_pil(task.mask)
-    return given
+        kwargs["mask_image"] = to_pil(task.mask)
+    return kwargs
 
 
 def strength(task: ImageTask) -> float:
-    """How far to go from the picture; never so little that no step is left to draw."""
-    wanted = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
-    if int(task.steps * wanted) >= 1:
-        return wanted
+    """How much of the picture to change; raised where it would leave no step to draw."""
+    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
+    if int(task.steps * value) >= 1:
+        return value
     return min(1.0, math.nextafter(1 / task.steps, 2.0))
 
 
-def notes(task: ImageTask, tokenizers: Sequence[Any]) -> list[Note]:
-    """What the pipeline will change without saying so."""
-    found = []
+def warnings_of(task: ImageTask, tokenizers: Sequence[Any]) -> list[tuple[str, str]]:
+    """What the pipeline will silently change or ignore, as (code, message)."""
+    warnings = []
     for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
         if field == "negative_prompt" and task.cfg_scale <= 1:
             continue
-        cut = words_cut(tokenizers[0], text) if tokenizers else ""
-        if cut:
+        if tokenizers and (cut := cut_text(tokenizers[0], text)):
             limit = tokenizers[0].model_max_length - 2
-            found.append(
+            warnings.append(
                 ("prompt_cut", f'the words "{cut}" of {field} were cut: the model reads {limit} tokens')
             )
     if task.negative_prompt and task.cfg_scale <= 1:
-        found.append(("ignored", "negative_prompt has no effect at a cfg_scale of 1 or below"))
+        warnings.append(("ignored", "negative_prompt has no effect at a cfg_scale of 1 or below"))
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
-        found.append(
+        warnings.append(
             (
                 "strength_raised",
                 f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn",
             )
         )
-    return found
+    return warnings
 
 
-def words_cut(tokenizer: Any, text: str) -> str:
-    """The end of the text that does not fit the model's token limit, as it was written."""
+def cut_text(tokenizer: Any, text: str) -> str:
+    """The end of the text that exceeds the model's token limit, as it was written."""
     limit = tokenizer.model_max_length - 2  # start and end take one each
     if len(text.encode()) <= limit:  # a token is one byte or more
         return ""
@@ -127,6 +164,6 @@ def to_bytes(image: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _overlay(pipe: Any, task: ImageTask, pixels: Any) -> Any:
-    """Lay the given picture over the drawn one where the mask is black: a VAE alone would change it."""
+    """Paste the input picture over the drawn one where the mask is black: the VAE changes every pixel a little."""
     whole = pipe.image_processor.apply_overlay(to_pil(task.mask), to_pil(task.image), Image.fromarray(pixels))
     return np.asarray(whole)

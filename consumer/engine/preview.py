@@ -1,10 +1,10 @@
-"""How an image in flight looks now, told from its latents without running the VAE.
+"""Previews: how an image in flight looks now, from its latents, without running the VAE.
 
-What the UNet is shown is a mixture of picture and noise, and its answer tells them apart: so every
-step holds a guess at the finished latents. A VAE gives each cell of them a colour, nearly by
-itself. Which one is learned once for a VAE, from one small *card* that it encodes and decodes: a
-linear map, corrected by what the map gets wrong on the card's nearest cells (a large VAE is almost
-linear, a small one is not). Nothing here touches what the image is made of.
+The UNet's input is a mixture of picture and noise, and its output separates them, so every step
+gives an estimate of the finished latents. A VAE maps each cell of latents to a colour, nearly
+independently of its neighbours. That map is learned once for a VAE, from one small *test card* that it
+encodes and decodes: a linear map, corrected by its error on the card's nearest cells (a large VAE is
+almost linear, a small one is not). The image itself is not affected.
 """
 
 from __future__ import annotations
@@ -18,110 +18,109 @@ import torch
 from torch.nn import functional
 
 from consumer.engine import device_errors
-from consumer.renderer.protocol import RawPicture
+from consumer.renderer.protocol import Complaint, RawPicture
 from infra.logs import redacted
 
 if TYPE_CHECKING:
-    from consumer.engine.in_flight import Image
-    from consumer.engine.registry import Loaded
-    from consumer.engine.stand_in import Call
+    from consumer.engine.in_flight import Call, InFlight
+    from consumer.engine.registry import LoadedModel
 
 _EVERY = 1.0  # seconds between two previews of a request
-_SHARE = 0.02  # of the time that previews may take, once the savings are used up
-_SAVINGS = 0.1  # seconds
+_SHARE = 0.02  # of all time that previews may take, once the budget is used up
+_BUDGET = 0.1  # seconds of work that may be saved up
 _LONGEST = 96  # pixels
 _CARD = 192  # pixels a side
-_NEAR = 0.15  # in latents of unit variance: how far a cell of the card has a say
+_NEAR = 0.15  # in latents of unit variance: the width of a card cell's influence
 
 
 @dataclass(eq=False)
 class Previews:
-    """Makes the previews of one engine, seldom enough not to be felt."""
+    """Makes the previews of one engine, rarely enough not to slow it down."""
 
     clock: Callable[[], float]
-    make_way: Callable[[Any], None]  # with offload: brings a module to the device
-    complain: Callable[[str], None]
-    _palettes: WeakKeyDictionary[Loaded, Palette | None] = field(default_factory=WeakKeyDictionary)
-    _made: dict[str, float] = field(default_factory=dict)  # request: when, if that was lately
-    _saved: float = _SAVINGS  # seconds to spend
-    _looked: float = 0.0
+    make_way: Callable[[Any], None]  # with offload: makes room on the device for a module
+    emit: Callable[[Complaint], None]
+    _palettes: WeakKeyDictionary[LoadedModel, Palette | None] = field(default_factory=WeakKeyDictionary)
+    _made: dict[str, float] = field(default_factory=dict)  # by request: when, within the last `_EVERY`
+    _budget: float = _BUDGET  # seconds to spend
+    _updated: float = 0.0  # when the budget was computed
 
-    def look(self, image: Image, call: Call, answer: Any) -> None:
-        """Keep what a preview of the image can be made of, until its next step."""
-        image.seen = (call.arguments["sample"], call.arguments["timestep"], answer[0])
+    def keep(self, image: InFlight, call: Call, answer: Any) -> None:
+        """Keep the tensors that a preview of the image needs, until its next step."""
+        image.last_unet_call = (call.arguments["sample"], call.arguments["timestep"], answer[0])
 
-    def due(self, images: Iterable[Image]) -> dict[tuple[str, int], RawPicture]:
-        """Previews of the first unfinished image of each request that has waited for long enough.
+    def due(self, images: Iterable[InFlight]) -> dict[tuple[str, int], RawPicture]:
+        """New previews: of each request's first unfinished image, where the last preview is old enough.
 
-        A failure costs the model its previews, and never the image.
+        A failure ends the previews of that model, and never affects the image.
 
         Raises:
             RuntimeError: the device is lost.
         """
-        first: dict[str, Image] = {}
+        first: dict[str, InFlight] = {}
         for image in sorted(images, key=lambda image: image.task.index):
-            if image.seen is not None:
+            if image.last_unet_call is not None:
                 first.setdefault(image.task.request, image)
         now = self.clock()
-        self._saved = min(_SAVINGS, self._saved + _SHARE * (now - self._looked))
-        self._looked = now
+        self._budget = min(_BUDGET, self._budget + _SHARE * (now - self._updated))
+        self._updated = now
         self._made = {request: at for request, at in self._made.items() if now - at < _EVERY}
-        found = {}
+        previews = {}
         for request, image in first.items():
-            if request in self._made or self._saved <= 0:
+            if request in self._made or self._budget <= 0:
                 continue
             picture = self._try(image)
             if picture is not None:
-                found[image.name] = picture
+                previews[image.name] = picture
                 self._made[request] = now
-        return found
+        return previews
 
-    def _try(self, image: Image) -> RawPicture | None:
+    def _try(self, image: InFlight) -> RawPicture | None:
         try:
             palette = self._palette(image)
             if palette is None:
                 return None
             began = self.clock()
-            picture = palette.paint(finished(image, palette.channels))
-            self._saved -= self.clock() - began
+            picture = palette.paint(estimate(image, palette.channels))
+            self._budget -= self.clock() - began
             return picture
         except Exception as error:
             if device_errors.is_sticky(error):
                 raise
             self._palettes[image.model] = None
-            self.complain(f"no more previews of model {image.task.model!r}: {redacted(error)}")
+            self.emit(Complaint(f"no more previews of model {image.task.model!r}: {redacted(error)}"))
         finally:
-            image.seen = None
+            image.last_unet_call = None
         device_errors.free_memory()  # outside `except`, where no traceback holds tensors
         return None
 
-    def _palette(self, image: Image) -> Palette | None:
+    def _palette(self, image: InFlight) -> Palette | None:
         if image.model not in self._palettes:
             vae = next(iter(image.model.plain.values())).vae
             self.make_way(vae)
-            self._palettes[image.model] = Palette(vae, image.seen[0].device)
+            self._palettes[image.model] = Palette(vae, image.last_unet_call[0].device)
         return self._palettes[image.model]
 
 
 class Palette:
-    """What colour one VAE gives a cell of latents."""
+    """The map from a cell of latents to its colour, for one VAE."""
 
     def __init__(self, vae: Any, device: torch.device) -> None:
-        """Learn it by one small encode and decode."""
+        """Learn the map by one small encode and decode."""
         latents = vae.encode(_card().to(device, vae.dtype)).latent_dist.mode()
         picture = vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
         cells = _cells((latents.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
         colours = _cells(functional.adaptive_avg_pool2d(picture, latents.shape[-2:]))
         self.channels = cells.shape[1]
-        known = _with_one(cells)
-        normal = known.T @ known + 1e-2 * torch.eye(known.shape[1], device=device)
-        self._linear = torch.linalg.solve(normal, known.T @ colours)
-        self._cells, self._wrong = cells, colours - known @ self._linear
-        if not bool(torch.isfinite(self._wrong).all()):
-            raise ValueError("the VAE answers a test card with numbers that are not finite")
+        inputs = _with_one(cells)
+        normal = inputs.T @ inputs + 1e-2 * torch.eye(inputs.shape[1], device=device)  # least squares, damped
+        self._linear = torch.linalg.solve(normal, inputs.T @ colours)
+        self._cells, self._errors = cells, colours - inputs @ self._linear
+        if not bool(torch.isfinite(self._errors).all()):
+            raise ValueError("the VAE turns the test card into numbers that are not finite")
 
     def paint(self, latents: torch.Tensor) -> RawPicture:
-        """(1, channels, h, w) as a picture with a pixel a cell, at most `_LONGEST` on a side."""
+        """(1, channels, h, w) as a picture with one pixel for each cell, at most `_LONGEST` on a side."""
         height, width = latents.shape[-2:]
         if max(height, width) > _LONGEST:
             scale = _LONGEST / max(height, width)
@@ -129,26 +128,26 @@ class Palette:
             latents = functional.interpolate(latents, size=(height, width), mode="area")
         cells = _cells(latents)
         near = torch.softmax(-torch.cdist(cells, self._cells).square() / (2 * _NEAR**2), dim=1)
-        colours = _with_one(cells) @ self._linear + near @ self._wrong
+        colours = _with_one(cells) @ self._linear + near @ self._errors
         levels = ((colours + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return RawPicture(width, height, 3, levels.cpu().numpy().tobytes())
 
 
-def finished(image: Image, channels: int) -> torch.Tensor:
-    """The finished latents (1, channels, h, w) as the image's last UNet call lets them be guessed.
+def estimate(image: InFlight, channels: int) -> torch.Tensor:
+    """The finished latents (1, channels, h, w), estimated from the image's last UNet call.
 
     The UNet's sample at timestep t is sqrt(a) * finished + sqrt(1 - a) * noise for every sampler,
     because that is what it was trained on; a is the scheduler's `alphas_cumprod` at t.
 
     Source: Salimans and Ho 2022 (arXiv:2202.00512) for the v-prediction.
     """
-    sample, timestep, output = image.seen
+    sample, timestep, output = image.last_unet_call
     sample, output = sample[-1:, :channels].float(), output.float()
     if len(output) == 2:  # guidance: without and with the prompt
         output = output[:1] + image.task.cfg_scale * (output[1:] - output[:1])
     scheduler = image.pipe.scheduler
     alphas = scheduler.alphas_cumprod
-    at = min(max(float(timestep[-1]), 0.0), len(alphas) - 1.0)  # some samplers stop between two
+    at = min(max(float(timestep[-1]), 0.0), len(alphas) - 1.0)  # some samplers use timesteps between two
     low, high = float(alphas[int(at)]), float(alphas[min(int(at) + 1, len(alphas) - 1)])
     a = min(max(low + (at - int(at)) * (high - low), 1e-4), 1.0)
     kind = scheduler.config.prediction_type
@@ -161,17 +160,16 @@ def finished(image: Image, channels: int) -> torch.Tensor:
 
 def _card() -> torch.Tensor:
     """(1, 3, _CARD, _CARD) in [-1, 1]: patches of strong flat colours, black and white among soft ones."""
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
 
     def levels(channels: int, count: int) -> torch.Tensor:
-        wide = (torch.rand(1, channels, count, count, generator=dice) - 0.5) * 2.5 + 0.5
-        return wide.clamp(0, 1)
+        return ((torch.rand(1, channels, count, count, generator=rng) - 0.5) * 2.5 + 0.5).clamp(0, 1)
 
     def patches(colours: torch.Tensor, mode: str) -> torch.Tensor:
         return functional.interpolate(colours, size=_CARD, mode=mode).clamp(0, 1)
 
     soft, flat = patches(levels(3, 4), "bicubic"), levels(3, 3)
-    kind = torch.randint(0, 4, (1, 1, 3, 3), generator=dice)
+    kind = torch.randint(0, 4, (1, 1, 3, 3), generator=rng)
     flat = torch.where(kind == 0, 0.05, torch.where(kind == 1, 0.98, flat))
     return torch.where(patches(levels(1, 5), "nearest") > 0.5, soft, patches(flat, "nearest")) * 2 - 1
 

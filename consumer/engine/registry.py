@@ -1,7 +1,7 @@
-"""Names to loaded models.
+"""The model registry: names to loaded models.
 
 A model is loaded once: text2img, img2img and inpainting pipelines share its components. When
-the memory budget is reached, the model that was used longest ago leaves, but never one that an
+the memory budget is reached, the least recently used model is evicted, but never one that an
 image in flight needs.
 """
 
@@ -17,9 +17,10 @@ import torch
 from consumer.engine.device_errors import free_memory
 from consumer.engine.devices import Offload, pick_dtype, place, set_attention
 from consumer.engine.loras import Adapters
-from consumer.engine.model_files import Found, ModelUnavailable, find
+from consumer.engine.model_files import ModelFolder, ModelUnavailable, find
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.models.cards import BUNDLED, Cards, ModelCard
+from consumer.renderer.protocol import Loaded, Loading
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")  # in the order in w
 
 
 @dataclass(eq=False)
-class Loaded:
+class LoadedModel:
     """A model in memory."""
 
     card: ModelCard
@@ -44,30 +45,29 @@ class Loaded:
 
     @property
     def bytes(self) -> int:
-        """What the weights take in memory."""
+        """The memory that the weights take."""
         return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
 
     def template(self, task: str) -> Any:
-        """The pipeline that an image's own is copied from. Raises `Rejected` for a task it cannot do."""
+        """The pipeline that an image's own is copied from. Raises `Rejected` for a task that the model cannot do."""
         if task not in self.templates:
-            can = ", ".join(self.templates)
+            tasks = ", ".join(self.templates)
             raise Rejected(
-                "unsupported", f"model {self.card.name!r} cannot do {task}; it does {can}", field="task"
+                "unsupported", f"model {self.card.name!r} cannot do {task}; it does {tasks}", field="task"
             )
         return self.templates[task]
 
 
 @dataclass
 class ModelRegistry:
-    """LoadProgress models on one device, and keeps what fits.
+    """Loads models on one device, and keeps as many as its memory budget allows.
 
     Args:
         dtype: precision by name; empty: the card's, else what suits the device.
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
-        offline: never ask the hub.
-        on_load: told a model's name and source before it is looked for or loaded, which may take minutes.
-        on_loaded: told of each model once it is loaded.
+        offline: never contact the hub.
+        emit: gets `Loading` before a model is looked for or loaded, which may take minutes, and `Loaded`.
     """
 
     cards: Cards
@@ -79,60 +79,62 @@ class ModelRegistry:
     memory_budget: int | None = None
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
-    cache: Path | None = None  # of downloads; None: the hub's own
-    on_load: Callable[[str, str], None] = lambda _name, _source: None
-    on_loaded: Callable[[Loaded], None] = lambda _model: None
+    cache: Path | None = None  # of downloads; None: the hub library's own
+    emit: Callable[[Loading | Loaded], None] = lambda _message: None
     embeddings: Embeddings = field(default_factory=Embeddings)
     loads: int = 0  # models loaded since the start
     offloading: Offload = field(default_factory=Offload)
-    _loaded: OrderedDict[str, Loaded] = field(default_factory=OrderedDict)
-    _found: dict[str, Found] = field(default_factory=dict)
+    _loaded: OrderedDict[str, LoadedModel] = field(default_factory=OrderedDict)  # least recently used first
+    _folders: dict[str, ModelFolder] = field(default_factory=dict)
 
     def fits(self, name: str, in_use: Collection[str]) -> bool:
-        """Whether the model is loaded, or can be once every model not in use has left."""
+        """Whether the model is loaded, or can be once every model not in use is evicted."""
         if name in self._loaded or self.memory_budget is None or not in_use:
-            return True  # where nothing is in use, `get` says it if the model is too large
+            return True  # where nothing is in use, `get` reports a model that is too large
         needed = self._find(name).bytes_as(self._dtype(self.cards.get(name)))
         held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
         return held + needed <= self.memory_budget
 
-    def get(self, name: str, *, in_use: Collection[str] = ()) -> Loaded:
-        """The model, loaded if need be; models that are not in use may leave for it.
+    def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
+        """The model, loaded if need be; models that are not in use may be evicted for it.
 
         Raises:
             Rejected: unknown, or not safe to load.
-            ModelUnavailable: none of its sources can be had; the message says what was tried.
+            ModelUnavailable: none of its sources is available; the message says what was tried.
         """
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return self._loaded[name]
-        found = self._find(name)
-        self.on_load(name, _named(found.source))
-        self._make_room(name, found, in_use)
-        loaded = self._load(self.cards.get(name), found)
-        self._loaded[name] = loaded
+        folder = self._find(name)  # first: what cannot be loaded must not evict anything
+        self.emit(Loading(name, _public(folder.source)))
+        self._evict(name, folder, in_use)  # before the load, or both models would be in memory at once
+        model = self._load(self.cards.get(name), folder)
+        self._loaded[name] = (
+            model  # only when it is whole: a load that failed is tried again by the next task
+        )
         self.loads += 1
-        self.on_loaded(loaded)
-        return loaded
+        self.emit(Loaded(name, model.record["source"], model.record["dtype"], model.bytes))
+        return model
 
     def loaded(self) -> list[str]:
-        """Names of the models in memory, the one used longest ago first."""
+        """Names of the models in memory, least recently used first."""
         return list(self._loaded)
 
-    def _find(self, name: str) -> Found:
-        if name not in self._found:
+    def _find(self, name: str) -> ModelFolder:
+        if name not in self._folders:
             card = self.cards.get(name)
-            self.on_load(name, " or ".join(map(_named, card.sources)))
-            self._found[name] = find(card, offline=self.offline, cache=self.cache)
-        return self._found[name]
+            self.emit(Loading(name, " or ".join(map(_public, card.sources))))
+            self._folders[name] = find(card, offline=self.offline, cache=self.cache)
+        return self._folders[name]
 
     def _dtype(self, card: ModelCard) -> torch.dtype:
         return pick_dtype(self.device, self.dtype or card.dtype)
 
-    def _make_room(self, name: str, found: Found, in_use: Collection[str]) -> None:
+    def _evict(self, name: str, folder: ModelFolder, in_use: Collection[str]) -> None:
+        """Make room for a model, least recently used first. Raises `ModelUnavailable` if it can never fit."""
         if self.memory_budget is None:
             return
-        needed = found.bytes_as(self._dtype(self.cards.get(name)))
+        needed = folder.bytes_as(self._dtype(self.cards.get(name)))
         if needed > self.memory_budget:
             raise ModelUnavailable(
                 f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"
@@ -140,29 +142,27 @@ class ModelRegistry:
         for old in [key for key in self._loaded if key not in in_use]:
             if sum(model.bytes for model in self._loaded.values()) + needed <= self.memory_budget:
                 break
-            self.offloading.forget(self._loaded.pop(old).modules)
-            self.embeddings.forget()
-            free_memory()
+            self.offloading.forget(self._loaded.pop(old).modules)  # its hooks would keep the modules alive
+            self.embeddings.forget()  # keyed by the modules' ids, which Python may reuse once they are freed
+            free_memory()  # last: no reference may be left
 
-    def _load(self, card: ModelCard, found: Found) -> Loaded:
+    def _load(self, card: ModelCard, folder: ModelFolder) -> LoadedModel:
         diffusers = _library("diffusers")
         quiet()
         dtype = self._dtype(card)
-        optional = dict.fromkeys(found.left_out)
         pipe = diffusers.DiffusionPipeline.from_pretrained(
-            str(found.folder),
+            str(folder.path),
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            variant=found.variant,
-            **optional,
-            **({"requires_safety_checker": False} if "safety_checker" in found.left_out else {}),
+            variant=folder.variant,
+            **dict.fromkeys(folder.left_out),
+            **({"requires_safety_checker": False} if "safety_checker" in folder.left_out else {}),
         )
         pipe.set_progress_bar_config(disable=True)
         if dtype == torch.float16 and pipe.vae.config.force_upcast:
-            pipe.vae.to(
-                torch.float32
-            )  # this VAE overflows in float16; its pipeline would cast it at every image
+            # This VAE overflows in float16; its pipeline would convert it for every image.
+            pipe.vae.to(torch.float32)
         modules = [pipe.components[name] for name in _MODELS if pipe.components.get(name) is not None]
         for module in modules:
             module.eval().requires_grad_(False)
@@ -170,20 +170,22 @@ class ModelRegistry:
             pipe.unet.to(memory_format=torch.channels_last)
             pipe.vae.to(memory_format=torch.channels_last)
         place(modules, self.device, self.offloading if self.offload else None)
-        set_attention(pipe.unet, pipe.vae, self.attention)
+        set_attention(
+            pipe.unet, pipe.vae, self.attention
+        )  # after the move: xformers refuses modules on the CPU
         plain = _tasks(pipe)
         for one in plain.values():
             one.set_progress_bar_config(disable=True)
-        return Loaded(
+        return LoadedModel(
             card=card,
             record={
                 "name": card.name,
-                "revision": found.revision,
-                "source": _named(found.source),
+                "revision": folder.revision,
+                "source": _public(folder.source),
                 "licence": card.licence,
                 "dtype": str(dtype).removeprefix("torch."),
             },
-            templates={task: self._with_stand_ins(one) for task, one in plain.items()},
+            templates={task: _with_stand_ins(one) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
             tokenizers=[
@@ -193,23 +195,14 @@ class ModelRegistry:
             modules=modules,
         )
 
-    def _with_stand_ins(self, pipe: Any) -> Any:
-        stood = type(pipe)(**pipe.components, **_extras(pipe))
-        stood.set_progress_bar_config(disable=True)
-        for name in _MODELS:
-            module = pipe.components.get(name)
-            if module is not None:
-                setattr(stood, name, StandIn(module, self.embeddings if name.startswith("text") else None))
-        return stood
 
-
-def _named(source: str) -> str:
-    """A source as results and logs call it."""
+def _public(source: str) -> str:
+    """A source as results and logs name it."""
     return "bundled" if source.startswith(str(BUNDLED)) else source
 
 
 def quiet() -> None:
-    """Let the libraries speak only of errors: what matters to a request becomes a warning in its result."""
+    """Let the libraries log errors only: what matters to a request becomes a warning in its result."""
     for name in ("diffusers", "transformers"):
         logging = _library(f"{name}.utils.logging")
         logging.set_verbosity_error()
@@ -231,6 +224,17 @@ def _tasks(pipe: Any) -> dict[str, Any]:
         "img2img": diffusers.AutoPipelineForImage2Image.from_pipe(pipe),
         "inpainting": diffusers.AutoPipelineForInpainting.from_pipe(pipe),
     }
+
+
+def _with_stand_ins(pipe: Any) -> Any:
+    """A copy of a pipeline whose models are stand-ins."""
+    copy = type(pipe)(**pipe.components, **_extras(pipe))
+    copy.set_progress_bar_config(disable=True)
+    for name in _MODELS:
+        module = pipe.components.get(name)
+        if module is not None:
+            setattr(copy, name, StandIn(module, is_text_encoder=name.startswith("text")))
+    return copy
 
 
 def _extras(pipe: Any) -> dict[str, Any]:

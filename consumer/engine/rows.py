@@ -1,4 +1,4 @@
-"""Stacking the arguments of several calls into rows, and handing each call its rows back.
+"""Rows: stack the arguments of several calls, and split the answer into each call's rows.
 
 A *row* is one index of the first dimension: one latent, one picture, one prompt. Everything
 here walks nested dicts, lists, tuples and model outputs; only tensors are touched.
@@ -40,7 +40,7 @@ def row_count(arguments: Mapping[str, Any]) -> int:
 
 
 def signature(value: Any) -> Hashable:
-    """What must be equal for two calls to be stacked: everything but the numbers and the row count."""
+    """What must be equal for two calls to be stacked: everything but the tensors' numbers and the row count."""
     kind = type(value)
     if kind in _PLAIN:
         return value
@@ -51,7 +51,7 @@ def signature(value: Any) -> Hashable:
         return tuple([(n, v) if type(v) in _PLAIN else (n, signature(v)) for n, v in parts])
     if isinstance(value, tuple | list):
         return (kind, *[signature(part) for part in value])
-    return ("only", id(value))  # something unknown: shared with nobody
+    return ("unique", id(value))  # an unknown type: never stacked
 
 
 def stack(arguments: Sequence[Any]) -> Any:
@@ -108,7 +108,7 @@ def convert(value: Any, dtype: torch.dtype) -> Any:
 
 
 def join(answers: Sequence[Any]) -> Any:
-    """Put the answers of one call's pieces back together."""
+    """Join the answers of one call's pieces along the rows."""
     first = answers[0]
     if len(answers) == 1:
         return first

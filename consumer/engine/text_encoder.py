@@ -1,4 +1,4 @@
-"""Prompts to embeddings: each different text is encoded once, whoever asks for it, and remembered."""
+"""Prompts to embeddings: each different text is encoded once, however many images use it, and cached."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from consumer.engine.device_call import DeviceCaller, Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from consumer.engine.stand_in import Call, Embeddings
+    from consumer.engine.in_flight import Call
+    from consumer.engine.stand_in import Embeddings
 
 
 def encode(
     caller: DeviceCaller,
-    memory: Embeddings,
+    cache: Embeddings,
     calls: Sequence[Call],
     key: Hashable,
     ready: Callable[[], None],
 ) -> list[tuple[Call, Any | Failure]]:
-    """Answer text encoder calls that can be stacked, from memory where it has them."""
-    askers: dict[bytes, list[Call]] = {}
+    """Answer text encoder calls that can be stacked, from the cache where it has them."""
+    by_tokens: dict[bytes, list[Call]] = {}
     for call in calls:
-        askers.setdefault(_words(call), []).append(call)
-    answers = {words: memory.get((key, words)) for words in askers}
-    new = {id(same[0]): words for words, same in askers.items() if answers[words] is None}
+        by_tokens.setdefault(_tokens(call), []).append(call)
+    answers = {tokens: cache.get((key, tokens)) for tokens in by_tokens}
+    new = {id(equal[0]): tokens for tokens, equal in by_tokens.items() if answers[tokens] is None}
     if new:
         for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
             answers[new[id(call)]] = answer
             if not isinstance(answer, Failure):
-                memory.put((key, new[id(call)]), answer)
-    return [(call, answers[words]) for words, same in askers.items() for call in same]
+                cache.put((key, new[id(call)]), answer)
+    return [(call, answers[tokens]) for tokens, equal in by_tokens.items() for call in equal]
 
 
-def _words(call: Call) -> bytes:
-    """A call's token numbers, as bytes: equal words, equal bytes."""
+def _tokens(call: Call) -> bytes:
+    """A call's token numbers as bytes: equal prompts, equal bytes."""
     ids = call.arguments["input_ids"]
     mask = call.arguments.get("attention_mask")
     parts = [ids] if mask is None else [ids, mask]

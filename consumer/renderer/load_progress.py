@@ -1,7 +1,7 @@
-"""What is told of models being loaded: a line when it begins, one when it has ended.
+"""Progress of loading models: one log line when a load begins, one when it has ended.
 
-A large model may take minutes, above all the first time, when it is downloaded; on a terminal the
-seconds are counted meanwhile, so that nobody takes the worker for dead.
+A large model may take minutes, above all the first time, when it is downloaded. On a terminal the
+seconds are counted meanwhile, so that nobody thinks the worker hangs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TextIO
 
 log = logging.getLogger(__name__)
 
-_COUNT = 1.0  # seconds between two counts on a terminal; what is shorter shows none
+_COUNT = 1.0  # seconds between two updates on a terminal; a shorter load shows none
 
 
 class LoadProgress:
@@ -23,23 +23,23 @@ class LoadProgress:
     def __init__(self, device: str, terminal: TextIO | None = None) -> None:
         """
         Args:
-            terminal: where to count, if it is one; None: stderr.
+            terminal: the stream to count on, if it is a terminal; None: stderr.
         """
         self._device = device
         self._terminal = terminal or sys.stderr
         self._name = ""  # of the model being loaded
         self._began = 0.0
-        self._count: asyncio.Task[None] | None = None
+        self._counter: asyncio.Task[None] | None = None
 
     def begin(self, name: str, source: str) -> None:
-        """A model is looked for, or found and being loaded."""
+        """A model is being looked for or loaded; both are reported, and only the first is logged."""
         if self._name == name:
             return
         self.end()
         self._name, self._began = name, time.monotonic()
         log.info("loading model", extra={"model": name, "source": source, "device": self._device})
         if self._terminal.isatty():
-            self._count = asyncio.get_running_loop().create_task(self._counts(name, source))
+            self._counter = asyncio.get_running_loop().create_task(self._count(name, source))
 
     def done(self, name: str, *, source: str, dtype: str, size: int) -> None:
         """A model is loaded; `size` is what its weights take, in bytes."""
@@ -49,14 +49,14 @@ class LoadProgress:
         log.info("model loaded", extra=facts | {"mib": round(size / 2**20), "seconds": round(seconds, 1)})
 
     def end(self) -> None:
-        """Whatever was being loaded, the renderer does something else now."""
+        """Nothing is being loaded any more, whether the load succeeded or not."""
         self._name = ""
-        if self._count is not None:
-            self._count.cancel()
-            self._count = None
+        if self._counter is not None:
+            self._counter.cancel()
+            self._counter = None
             self._show("")
 
-    async def _counts(self, name: str, source: str) -> None:
+    async def _count(self, name: str, source: str) -> None:
         while True:
             await asyncio.sleep(_COUNT)
             self._show(f"loading {name} from {source}: {time.monotonic() - self._began:.0f} s")

@@ -1,6 +1,6 @@
-"""A renderer child without torch: flat pictures, at any speed, that crash, hang or fail when told to.
+"""A renderer child without torch: it draws flat pictures, and crashes, hangs or fails where its settings say so.
 
-It speaks like the real one, so the protocol around it can be tested and measured by itself.
+It speaks the real child's protocol, so everything around a renderer can be tested and measured without one.
 """
 
 from __future__ import annotations
@@ -12,38 +12,56 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+import msgspec
 
 from consumer.renderer import frames
-from consumer.renderer.protocol import Drawn, Event, ImageTask, RawPicture, Ready, Stepped, Undrawable
+from consumer.renderer.protocol import (
+    Cancel,
+    Drawn,
+    Event,
+    ImageTask,
+    RawPicture,
+    Ready,
+    RendererSettings,
+    Stepped,
+    Undrawable,
+)
+
+
+class NullSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `RendererSettings.null` may hold. A prompt that contains one of the three texts has its effect."""
+
+    seconds_per_step: float = 0.0
+    crash_on: str = ""
+    hang_on: str = ""
+    fail_on: str = ""
+    fail_seeds: frozenset[int] = frozenset()  # images with these seeds fail
+    grain: bool = False  # noise, which PNG cannot compress, instead of one colour
+    diary: str = ""  # a file that gets a line for each finished image
 
 
 class NullRenderer:
-    """Draws one task after the other.
+    """Draws one task after the other."""
 
-    Settings (under `null`): `seconds_per_step`; `crash_on`, `hang_on`, `fail_on`: texts; a prompt that
-    holds one has that effect; `fail_seeds`: numbers; the images of these seeds fail; `grain`: noise, which
-    PNG cannot shrink, instead of one colour; `diary`: a file that gets a line for each image drawn to its end.
-    """
-
-    def __init__(self, null: dict[str, Any], out: BinaryIO) -> None:
-        self._null = null
+    def __init__(self, settings: NullSettings, out: BinaryIO) -> None:
+        self._settings = settings
         self._out = out
         self._tasks: deque[ImageTask] = deque()
-        self._current: ImageTask | None = None  # in work, and not cancelled
-        self._news = threading.Condition()
-        self._calls = 0
+        self._current: ImageTask | None = None  # being drawn, and not cancelled
+        self._changed = threading.Condition()
 
     def listen(self, stream: BinaryIO) -> None:
-        """Fill the queue from the parent; its end is ours."""
+        """Fill the queue from the parent; the process ends when the pipe does."""
         try:
             while (message := frames.read(stream)) is not None:
-                with self._news:
+                with self._changed:
                     if isinstance(message, ImageTask):
                         self._tasks.append(message)
-                    else:
-                        self._cancel(message.get("cancel"))
-                    self._news.notify()
+                    elif isinstance(message, Cancel):
+                        self._cancel(message.request)
+                    self._changed.notify()
         finally:
             os._exit(0)
 
@@ -53,60 +71,59 @@ class NullRenderer:
             self._current = None
 
     def run(self) -> None:
+        """Draw until the process ends."""
         while True:
-            with self._news:
+            with self._changed:
                 while not self._tasks:
-                    self._news.wait()
+                    self._changed.wait()
                 task = self._current = self._tasks.popleft()
             self._draw(task)
 
     def _draw(self, task: ImageTask) -> None:
-        began = time.monotonic()
-        if self._is_told("crash_on", task):
+        settings, began = self._settings, time.monotonic()
+        if _applies(settings.crash_on, task):
             os.kill(os.getpid(), signal.SIGKILL)
-        while self._is_told("hang_on", task):
+        while _applies(settings.hang_on, task):
             time.sleep(0.1)
-        pause = float(self._null.get("seconds_per_step", 0))
-        for step in range(1, task.steps + 1 if pause else 1):
-            time.sleep(pause)
+        for step in range(1, task.steps + 1 if settings.seconds_per_step else 1):
+            time.sleep(settings.seconds_per_step)
             if self._current is not task:
                 return
-            self._calls += 1
-            self.say(Stepped(self._calls, {(task.request, task.index): (step, task.steps)}))
-        if self._is_told("fail_on", task) or task.seed in self._null.get("fail_seeds", ()):
-            self.say(Undrawable(task.request, task.index, "render_error", "told to fail", False))
+            self.send(Stepped({(task.request, task.index): (step, task.steps)}))
+        if _applies(settings.fail_on, task) or task.seed in settings.fail_seeds:
+            self.send(Undrawable(task.request, task.index, "render_error", "told to fail", False))
             return
-        if "diary" in self._null:
-            with open(self._null["diary"], "a") as diary:
+        if settings.diary:
+            with open(settings.diary, "a") as diary:
                 diary.write(f"{task.request} {task.index}\n")
-        seen = f"{task.seed} {task.prompt}".encode()
-        count = task.width * task.height
-        if self._null.get("grain"):
-            pixels = hashlib.shake_128(seen).digest(3 * count)
-        else:
-            pixels = hashlib.sha256(seen).digest()[:3] * count
-        picture = RawPicture(task.width, task.height, 3, pixels)
+        picture = RawPicture(task.width, task.height, 3, _pixels(task, settings.grain))
         model = {"name": task.model, "revision": "", "source": "null", "licence": "", "dtype": "none"}
-        self.say(
-            Drawn(task.request, task.index, picture, (), model, time.monotonic() - began, max(1, self._calls))
-        )
+        self.send(Drawn(task.request, task.index, picture, (), model, time.monotonic() - began))
 
-    def _is_told(self, what: str, task: ImageTask) -> bool:
-        text = str(self._null.get(what) or "")
-        return text != "" and text in task.prompt
-
-    def say(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         self._out.write(frames.pack(event))
         self._out.flush()
 
 
+def _applies(text: str, task: ImageTask) -> bool:
+    return text != "" and text in task.prompt
+
+
+def _pixels(task: ImageTask, grain: bool) -> bytes:
+    """Pixels that depend on seed and prompt only."""
+    content, count = f"{task.seed} {task.prompt}".encode(), task.width * task.height
+    if grain:
+        return hashlib.shake_128(content).digest(3 * count)
+    return hashlib.sha256(content).digest()[:3] * count
+
+
 def main() -> None:
     settings = frames.read(sys.stdin.buffer)
-    if settings is None:
-        return
-    renderer = NullRenderer(settings["null"], sys.stdout.buffer)
+    if not isinstance(settings, RendererSettings):
+        return  # the parent is gone
+    renderer = NullRenderer(msgspec.convert(settings.null, NullSettings), sys.stdout.buffer)
     threading.Thread(target=renderer.listen, args=(sys.stdin.buffer,), daemon=True).start()
-    renderer.say(Ready(device="null", dtype="none", versions={}))
+    renderer.send(Ready(device="null", dtype="none", versions={}))
     renderer.run()
 
 

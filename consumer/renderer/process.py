@@ -1,29 +1,43 @@
 """The parent's handle on a renderer child: the process that owns one device.
 
 A child may crash, hang or lose its device at any time. Then it is replaced, and the tasks that
-it held are handed back as a `Loss`; whoever owns them decides what to try again. The child gets
-no credentials: its environment is scrubbed.
+it held are handed back as a `Loss`; whoever owns them decides what to try again. The child runs
+other people's code on strangers' requests, so its environment holds no credentials (no hub token
+either: gated models are downloaded beforehand).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
+import re
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from consumer.renderer import frames
-from consumer.renderer.environment import scrubbed
 from consumer.renderer.load_progress import LoadProgress
-from consumer.renderer.protocol import STICKY, Drawn, Event, ImageTask, Ready, Stepped, Undrawable
+from consumer.renderer.protocol import (
+    DEVICE_LOST,
+    Cancel,
+    Complaint,
+    Drawn,
+    Event,
+    ImageTask,
+    Loaded,
+    Loading,
+    Message,
+    Ready,
+    RendererSettings,
+    Stepped,
+    Undrawable,
+)
 from consumer.renderer.stderr import StderrTail
 from infra.logs import redacted
 from schemas.errors import DreamError
@@ -31,38 +45,22 @@ from schemas.errors import DreamError
 log = logging.getLogger(__name__)
 
 _BACK_OFF = (0.2, 10.0)  # seconds before a new child: first, longest
-_LOAD = 1800.0  # seconds to fetch and load a model; who is cut off in a download goes on with it
-_STILLBORN = 3  # children in a row that ended before they could draw; then the device is as good as lost
-_LAST_BREATHS = (2.0, 10.0)  # seconds to end by itself, then by being killed; then it is given up on
+_LOAD = 1800.0  # seconds to fetch and load a model; an interrupted download is resumed
+_MAX_FAILED_STARTS = 3  # children in a row that ended before they could draw; then the device counts as lost
+_EXIT_WAITS = (2.0, 10.0)  # seconds to exit by itself, then after a kill
 _MODULES = {"diffusers": "consumer.engine", "null": "consumer.renderer.null"}
+_SECRET = re.compile(r"^AWS_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 
-
-@dataclass(frozen=True, slots=True)
-class RendererSettings:
-    """What a child is told when it starts."""
-
-    kind: Literal["diffusers", "null"] = "diffusers"
-    device: str = "cpu"
-    dtype: str = "auto"
-    attention: str = "auto"
-    offload: bool = False
-    max_rows: int = 16
-    exact: bool = False
-    models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
-    loras: tuple[tuple[str, str], ...] = ()  # name and file
-    memory_budget: int | None = None  # bytes of loaded models
-    preload: str | None = None  # loaded before the child says `Ready`
-    patience: float = 60.0  # seconds without progress while busy, or ten times the usual: hung
-    null: Mapping[str, Any] = field(default_factory=dict)  # the null renderer's
+Why = Literal["crashed", "hung", "lost its device"]
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A child is gone, and these tasks with it."""
+    """A child ended, and these tasks were not answered."""
 
-    why: Literal["crashed", "hung", "lost its device"]
-    detail: str  # the last that it said, word for word: not for every log
-    redacted: str  # the same without anybody's words
+    why: Why
+    detail: str  # the end of its stderr, word for word: not for every log
+    redacted: str  # the same without quoted text
     tasks: list[ImageTask]
 
 
@@ -83,17 +81,17 @@ class Renderer:
         self.ready: Ready | None = None  # None while a child is being started
         self._on_event = on_event
         self._on_loss = on_loss
-        self._held: dict[tuple[str, int], ImageTask] = {}
+        self._held: dict[tuple[str, int], ImageTask] = {}  # by (request, index): submitted, not answered
         self._process: asyncio.subprocess.Process | None = None
-        self._life: asyncio.Task[None] | None = None
-        self._first: asyncio.Future[Ready] | None = None
-        self._moved = time.monotonic()  # when progress was last seen
+        self._supervisor: asyncio.Task[None] | None = None
+        self._first_ready: asyncio.Future[Ready] | None = None
+        self._progress_at = time.monotonic()  # when the child last sent a message
         self._gaps: deque[float] = deque(maxlen=50)  # seconds between two signs of progress
-        self._last_words = StderrTail()
+        self._stderr = StderrTail()
         self._loads = LoadProgress(settings.device)
-        self._stillborn = 0
+        self._failed_starts = 0
         self._hung = False
-        self._loading = False  # since the last event: slow, and not to be taken for hung
+        self._loading = False  # a model, since the last message: slow, but not hung
 
     @property
     def pending(self) -> int:
@@ -106,119 +104,121 @@ class Renderer:
 
     @property
     def healthy(self) -> bool:
-        """Whether the child is idle, starting, or makes progress: a worker shows life only then."""
+        """Whether the child is idle, starting, or makes progress: only then does a worker send heartbeats."""
         return not self.hopeless if self.ready is None else not self._is_late()
 
     @property
     def hopeless(self) -> bool:
-        """Whether one child after another ended before it could draw; tries go on all the same."""
-        return self._stillborn >= _STILLBORN
+        """Whether several children in a row ended before they could draw; new ones are started all the same."""
+        return self._failed_starts >= _MAX_FAILED_STARTS
 
     def _is_late(self) -> bool:
         usual = statistics.median(self._gaps) if self._gaps else 0.0
         patience = max(self.settings.patience, 10 * usual, _LOAD if self._loading else 0.0)
-        return bool(self._held) and time.monotonic() - self._moved > patience
+        return bool(self._held) and time.monotonic() - self._progress_at > patience
 
     async def start(self) -> Ready:
         """Start the first child and wait until it can draw.
 
         Raises:
-            NotStarted: it ended before that; the message holds its last words.
+            NotStarted: it ended before that; the message holds the last line of its stderr.
         """
-        self._first = asyncio.get_running_loop().create_future()
-        self._life = asyncio.create_task(self._live())
-        return await self._first
+        self._first_ready = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise())
+        return await self._first_ready
 
     def submit(self, task: ImageTask) -> None:
         """Hand a task over; it is answered by an event, or comes back in a `Loss`.
 
-        Between two children it waits for the next one.
+        While a child is being replaced, the task waits for the next one.
         """
         if not self._held:
-            self._moved = time.monotonic()
+            self._progress_at = time.monotonic()  # it was idle: its time to answer begins now
         self._held[task.request, task.index] = task
-        self._send(frames.pack(task))
+        self._send(task)
 
     def cancel(self, request: str) -> None:
-        """Draw no more of a request; nothing more is heard of it."""
-        mine = [name for name in self._held if name[0] == request]
-        for name in mine:
+        """Draw no more images of a request; no event about it follows."""
+        names = [name for name in self._held if name[0] == request]
+        for name in names:
             del self._held[name]
-        if mine:
-            self._send(frames.pack({"cancel": request}))
+        if names:
+            self._send(Cancel(request))
 
     async def close(self) -> None:
-        """End the child. What it holds is forgotten."""
-        if self._life is not None:
-            self._life.cancel()
-            await asyncio.gather(self._life, return_exceptions=True)
-        await self._end()
+        """End the child. The tasks that it holds are dropped."""
+        if self._supervisor is not None:  # first, or it would start a new child for the one that ends
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        await self._end_child()  # a child that an unforeseen error of the supervisor left behind
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, message: Message) -> None:
         stdin = self._process.stdin if self._process else None
         if stdin is not None and not stdin.is_closing():
-            stdin.write(frame)  # buffered without bound; callers hold few tasks ahead
+            stdin.write(frames.pack(message))  # an unbounded buffer; callers keep few tasks in flight
 
-    # The child's life ----------------------------------------------------------------------
+    # The children ----------------------------------------------------------------------------
 
-    async def _live(self) -> None:
-        """Keep a child alive until cancelled."""
+    async def _supervise(self) -> None:
+        """Run one child after another until cancelled."""
         pause, longest = _BACK_OFF
         while True:
             began = time.monotonic()
-            why, first = await self._one_life()
-            words = self._last_words
-            if self._first is not None and not self._first.done():
-                self._first.set_exception(NotStarted(f"the renderer did not start: {words.last or why}"))
+            why, has_drawn = await self._run_child()
+            stderr = self._stderr  # the next child gets a new one
+            if self._first_ready is not None and not self._first_ready.done():
+                reason = f"the renderer did not start: {stderr.last or why}"
+                self._first_ready.set_exception(NotStarted(reason))
                 return
-            self._stillborn += self.ready is None
-            self.ready = None
-            lost, self._held = list(self._held.values()), {}
+            self._failed_starts += self.ready is None
+            self.ready = None  # before the loss is reported: nobody must hand tasks to the dead child
+            tasks, self._held = list(self._held.values()), {}  # also before: a handler may submit them again
             try:
-                self._on_loss(Loss(why, words.whole, words.redacted, lost))
-            except Exception as error:  # whatever came of it, there must be a next child
-                self._complain("a loss could not be handled", error)
-            if time.monotonic() - began > 60 or first:
-                pause = _BACK_OFF[0]
+                self._on_loss(Loss(why, stderr.whole, stderr.redacted, tasks))
+            except Exception as error:  # whatever it was, the next child must be started
+                _log_error("the loss of a renderer could not be handled", error)
+            if time.monotonic() - began > 60 or has_drawn:
+                pause = _BACK_OFF[0]  # it had worked: this is not a child that dies at every start
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
 
-    async def _one_life(self) -> tuple[Literal["crashed", "hung", "lost its device"], bool]:
-        """Start a child and listen until it ends; says why, and whether it had answered anything."""
-        self._hung = self._loading = answered = False
-        self._last_words = StderrTail()
+    async def _run_child(self) -> tuple[Why, bool]:
+        """Start a child and handle its messages until it ends: why it ended, and whether it had drawn an image."""
+        self._hung = self._loading = has_drawn = False
+        self._stderr = StderrTail()
         try:
             process = self._process = await self._spawn()
-        except OSError as error:  # no memory or no process to be had: later, perhaps
-            self._last_words.saw(f"no child could be started: {error}")
+        except OSError as error:  # no memory or no process to be had: perhaps later
+            self._stderr.note(f"no child could be started: {error}")
             return "crashed", False
         assert process.stdout is not None
         assert process.stderr is not None
-        self._moved = time.monotonic()
-        self._send(frames.pack(dataclasses.asdict(self.settings)))
-        for task in self._held.values():
-            self._send(frames.pack(task))
-        watch = asyncio.create_task(self._watch(process))
-        words = asyncio.create_task(self._last_words.listen(process.stderr))
+        self._progress_at = time.monotonic()
+        self._send(self.settings)  # the child reads its settings before any task
+        for task in self._held.values():  # submitted while there was no child
+            self._send(task)
+        watchdog = asyncio.create_task(self._watch(process))
+        tail = asyncio.create_task(self._stderr.listen(process.stderr))
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
-                    event = await frames.read_async(process.stdout)
-                    answered = answered or isinstance(event, Drawn)
-                    self._hear(event)
+                    message = await frames.read_async(process.stdout)
+                    has_drawn = has_drawn or isinstance(message, Drawn)
+                    self._on_message(message)
         except frames.BadFrame as error:
-            self._last_words.saw(f"noise on the pipe: {error}")
+            self._stderr.note(f"noise on the pipe: {error}")
         finally:
             self._loads.end()
-            watch.cancel()
-            await self._end()
-            await asyncio.wait({words}, timeout=1)  # its last words; whoever inherited its stderr may live on
-            words.cancel()
-            await asyncio.gather(watch, words, return_exceptions=True)
-        why: Literal["crashed", "hung", "lost its device"]
-        why = "hung" if self._hung else "lost its device" if process.returncode == STICKY else "crashed"
-        self._last_words.saw(f"exit status {process.returncode}")
-        return why, answered
+            watchdog.cancel()  # before the child is ended, or it could take the wait for a hang
+            await self._end_child()
+            # After its end, so that its last lines are in. Bounded: a process that inherited its stderr may live on.
+            await asyncio.wait({tail}, timeout=1)
+            tail.cancel()
+            await asyncio.gather(watchdog, tail, return_exceptions=True)
+        why: Why
+        why = "hung" if self._hung else "lost its device" if process.returncode == DEVICE_LOST else "crashed"
+        self._stderr.note(f"exit status {process.returncode}")
+        return why, has_drawn
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
@@ -229,74 +229,71 @@ class Renderer:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=1 << 22,
-            env=scrubbed(os.environ),
-            start_new_session=True,  # a terminal's Ctrl-C is the parent's to handle
+            env={name: value for name, value in os.environ.items() if not _SECRET.search(name)},
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent only
         )
 
-    def _hear(self, event: Event | dict[str, Any]) -> None:
+    def _on_message(self, message: Message) -> None:
         now = time.monotonic()
-        if self._held and isinstance(event, Stepped) and not self._loading:
-            self._gaps.append(now - self._moved)
-        self._moved = now
-        self._loading = isinstance(event, dict) and "loading" in event
-        if isinstance(event, dict):
-            self._hear_more(event)
-            return
-        self._loads.end()
-        if isinstance(event, Ready):
-            self.ready, self._stillborn = event, 0
-            if self._first is not None and not self._first.done():
-                self._first.set_result(event)
-        elif isinstance(event, Drawn | Undrawable):
-            if (event.request, event.index) not in self._held:
-                return  # cancelled meanwhile
-            del self._held[event.request, event.index]
-        elif not isinstance(event, Stepped):
-            raise frames.BadFrame("a message that a child does not send")
-        try:
-            self._on_event(event)
-        except Exception as error:  # the listener's fault, not the child's: the other images go on
-            self._complain("an event of the renderer could not be handled", error)
-
-    def _hear_more(self, event: dict[str, Any]) -> None:
-        match event:
-            case {"loading": str(name), "source": str(source)}:
-                self._loads.begin(name, source)
-            case {"loaded": str(name), "source": str(source), "dtype": str(dtype), "bytes": int(size)}:
-                self._loads.done(name, source=source, dtype=dtype, size=size)
-            case {"complaint": str(text)}:
-                log.warning(
-                    "the renderer goes on without", extra={"device": self.settings.device, "why": text}
-                )
+        if self._held and isinstance(message, Stepped) and not self._loading:
+            self._gaps.append(now - self._progress_at)
+        self._progress_at = now
+        self._loading = isinstance(message, Loading)
+        match message:
+            case Loading():
+                self._loads.begin(message.name, message.source)
+            case Loaded():
+                self._loads.done(message.name, source=message.source, dtype=message.dtype, size=message.size)
+            case Complaint():
+                facts = {"device": self.settings.device, "why": message.text}
+                log.warning("the renderer continues without a feature", extra=facts)
+            case Ready() | Stepped() | Drawn() | Undrawable():
+                self._loads.end()
+                self._on_child_event(message)
             case _:
                 raise frames.BadFrame("a message that a child does not send")
 
-    def _complain(self, text: str, error: Exception) -> None:
-        log.error(text, extra={"error": redacted(error)})
-        log.debug(text, exc_info=error)
+    def _on_child_event(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self.ready, self._failed_starts = event, 0
+            if self._first_ready is not None and not self._first_ready.done():
+                self._first_ready.set_result(event)
+        elif isinstance(event, Drawn | Undrawable):
+            if (event.request, event.index) not in self._held:
+                return  # cancelled in the meantime
+            del self._held[event.request, event.index]
+        try:
+            self._on_event(event)
+        except Exception as error:  # an error of the handler, not of the child: the other images go on
+            _log_error("an event of the renderer could not be handled", error)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a child that makes no progress although it has work, or that does not get ready."""
+        """Kill a child that makes no progress although it has work, or that does not become ready."""
         began = time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, self.settings.patience / 5))
             starting = self.ready is None and time.monotonic() - began > _LOAD
             if starting or (self.ready is not None and self._is_late()):
                 self._hung = True
-                self._last_words.saw(f"no progress for {time.monotonic() - self._moved:.0f} s")
+                self._stderr.note(f"no progress for {time.monotonic() - self._progress_at:.0f} s")
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 return
 
-    async def _end(self) -> None:
-        process, self._process = self._process, None
+    async def _end_child(self) -> None:
+        process, self._process = self._process, None  # from here on nothing is sent to it
         if process is None:
             return
         if process.stdin is not None:
-            process.stdin.close()  # a child whose parent is silent for good ends by itself
-        for patience in _LAST_BREATHS:  # killing one that is ending would lose its exit status
+            process.stdin.close()  # the usual end: a child exits when its stdin does
+        for patience in _EXIT_WAITS:  # a kill at once would hide the exit status of a child that is exiting
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(process.wait(), patience)
                 return
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+
+
+def _log_error(text: str, error: Exception) -> None:
+    log.error(text, extra={"error": redacted(error)})
+    log.debug(text, exc_info=error)

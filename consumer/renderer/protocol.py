@@ -1,36 +1,65 @@
-"""What the worker's parent and its renderer child say to each other. No torch here.
+"""The messages between the worker's parent process and its renderer child: one typed union. No torch here.
 
-An *image task* is one image of one request, with everything resolved: the child needs nothing
-else to draw it. Pictures travel as raw RGB, so that the child never parses a file format.
+The parent sends `RendererSettings` once, then an `ImageTask` for each image that it wants, and a `Cancel`
+for each request that it no longer wants. An image task is one image of one request with everything
+resolved: the child needs nothing else to draw it. Pictures travel as raw RGB, so the child never
+parses an image file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Any, Literal
 
-STICKY = 75  # exit status of a child whose device is lost
+import msgspec
+
+DEVICE_LOST = 75  # exit status of a child whose device is lost
 
 
-@dataclass(frozen=True, slots=True)
-class RawPicture:
+class RawPicture(msgspec.Struct, frozen=True):
     """Decoded pixels: `width * height * channels` bytes, rows from the top; channels 3 (RGB) or 1 (L)."""
 
     width: int
     height: int
     channels: int
-    data: bytes = field(repr=False)
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.data) != self.width * self.height * self.channels:
+            raise ValueError(f"{len(self.data)} bytes for {self.width} x {self.height} x {self.channels}")
+
+    def __repr__(self) -> str:
+        return f"RawPicture({self.width}, {self.height}, {self.channels}, ...)"
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """A LoRA by its registered name, and how strongly it acts."""
+class Lora(msgspec.Struct, frozen=True):
+    """A LoRA by its registered name, and the weight that scales it."""
 
     name: str
     weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class ImageTask:
+# From the parent ------------------------------------------------------------------------------
+
+
+class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The first message to a child: what it serves, and how it uses its device."""
+
+    kind: Literal["diffusers", "null"] = "diffusers"
+    device: str = "cpu"
+    dtype: str = "auto"
+    attention: str = "auto"
+    offload: bool = False
+    max_rows: int = 16
+    exact: bool = False
+    models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
+    loras: tuple[tuple[str, str], ...] = ()  # name and file
+    memory_budget: int | None = None  # bytes of loaded models
+    preload: str | None = None  # loaded before the child sends `Ready`
+    patience: float = 60.0  # seconds without progress while busy, or ten times the usual: the child hangs
+    null: dict[str, Any] = {}  # settings of the null renderer, see `NullSettings`
+
+
+class ImageTask(msgspec.Struct, frozen=True, tag=True):
     """One image to draw.
 
     `image` and `mask` (white is repainted) are already resized to width x height.
@@ -47,43 +76,64 @@ class ImageTask:
     steps: int
     cfg_scale: float
     seed: int  # of this image, in [0, 2**63)
-    scheduler: str  # canonical name, see consumer/schedulers.py
+    scheduler: str  # canonical name, see schemas/samplers.py
     strength: float | None = None  # img2img and inpainting, in (0, 1]
-    clip_skip: int | None = None  # A1111's counting: 1 is none
+    clip_skip: int | None = None  # A1111's counting: 1 skips nothing
     loras: tuple[Lora, ...] = ()
     image: RawPicture | None = None
     mask: RawPicture | None = None
-    solo: bool = False  # share no UNet call with another request
-    preview: bool = False  # somebody watches: tell each image's first step at once, and how it looks
+    solo: bool = False  # shares no UNet call with another request
+    preview: bool = False  # somebody watches: report the first step at once, and send previews
 
 
-# What the child says ------------------------------------------------------------------------
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Draw no more images of this request."""
+
+    request: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The child can take tasks."""
+# From the child -------------------------------------------------------------------------------
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The child accepts tasks."""
 
     device: str  # such as "cpu" or "cuda:0 NVIDIA H100"
     dtype: str
     versions: dict[str, str]  # torch, diffusers, transformers, ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """The device made progress: sent after each device call, at most a few times a second.
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """The child looks for a model, or loads it; either may take minutes."""
 
-    `steps` maps (request, index) to (steps done, steps in all), `previews` to a small picture of how
-    the image looks now, now and then and only where a task asks for it.
-    """
-
-    calls: int  # device calls since the child started
-    steps: dict[tuple[str, int], tuple[int, int]]
-    previews: dict[tuple[str, int], RawPicture] = field(default_factory=dict)
+    name: str
+    source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """A model is in memory."""
+
+    name: str
+    source: str
+    dtype: str
+    size: int  # bytes of its weights
+
+
+class Complaint(msgspec.Struct, frozen=True, tag=True):
+    """Something failed that affects no image, such as previews."""
+
+    text: str
+
+
+class Stepped(msgspec.Struct, frozen=True, tag=True):
+    """The device made progress: sent after a device call, at most a few times a second."""
+
+    steps: dict[tuple[str, int], tuple[int, int]]  # by (request, index): steps done, steps in all
+    #: Small pictures of how images look now; sent at intervals, for tasks that ask for them.
+    previews: dict[tuple[str, int], RawPicture] = {}
+
+
+class Drawn(msgspec.Struct, frozen=True, tag=True):
     """An image is finished."""
 
     request: str
@@ -92,11 +142,9 @@ class Drawn:
     warnings: tuple[tuple[str, str], ...]  # (code, message), such as ("prompt_cut", "...")
     model: dict[str, str]  # name, revision, source, licence, dtype
     seconds: float  # from the task's first device call to now
-    calls: int  # device calls it took part in
 
 
-@dataclass(frozen=True, slots=True)
-class Undrawable:
+class Undrawable(msgspec.Struct, frozen=True, tag=True):
     """An image cannot be drawn; `retry` says whether another attempt could help."""
 
     request: str
@@ -108,3 +156,4 @@ class Undrawable:
 
 
 Event = Ready | Stepped | Drawn | Undrawable
+Message = RendererSettings | ImageTask | Cancel | Event | Loading | Loaded | Complaint

@@ -24,15 +24,15 @@ from consumer.engine import pipelines
 from consumer.engine.admission import rows_of
 from consumer.engine.engine import Engine
 from consumer.jobs import picture
-from consumer.renderer.process import Renderer, RendererSettings
-from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
+from consumer.renderer.process import Renderer
+from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, RendererSettings, Undrawable
 from schemas.manifest import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from consumer.engine.registry import Loaded, ModelRegistry
+    from consumer.engine.registry import LoadedModel, ModelRegistry
 
 MAX_ROWS = 16  # of a UNet call, for everybody: eight images with guidance
 _AHEAD = 2 * MAX_ROWS  # images that a worker lets its renderer hold
@@ -81,7 +81,7 @@ class Watch:
 
 
 @contextmanager
-def watched(model: Loaded) -> Iterator[Watch]:
+def watched(model: LoadedModel) -> Iterator[Watch]:
     """Note every call of the real modules. On a CPU a call has done its work when it returns."""
     watch, pipe = Watch(), next(iter(model.plain.values()))
     places = [(pipe.unet, "forward"), (pipe.text_encoder, "forward"), (pipe.vae, "encode")]
@@ -146,7 +146,7 @@ def _plain(registry: ModelRegistry, tasks: list[ImageTask], groups: list[list[in
     return Run(in_order, drawn - began, ended - began, watch.unet_calls, idle=watch.idle)
 
 
-def _draw(model: Loaded, tasks: list[ImageTask]) -> list[RawPicture]:
+def _draw(model: LoadedModel, tasks: list[ImageTask]) -> list[RawPicture]:
     first = tasks[0]
     pipe = pipelines.prepare(model.plain[first.task], first, model.scheduler_config)
     if len(tasks) == 1:
@@ -174,9 +174,9 @@ def _laid_over(pipe: Any, given: dict[str, Any], pixels: Any) -> Any:
 
 def engine(registry: ModelRegistry, tasks: list[ImageTask]) -> Run:
     """The engine's loop in this process, to pixels."""
-    said: list[Any] = []
+    events: list[Any] = []
     registry.embeddings.forget()
-    ours = Engine(registry, emit=said.append, max_rows=MAX_ROWS)
+    ours = Engine(registry, emit=events.append, max_rows=MAX_ROWS)
     with watched(registry.get(tasks[0].model)) as watch:
         began = time.perf_counter()
         for task in tasks:
@@ -184,10 +184,10 @@ def engine(registry: ModelRegistry, tasks: list[ImageTask]) -> Run:
         while ours.step():
             pass
         seconds = time.perf_counter() - began
-    for event in said:
+    for event in events:
         if isinstance(event, Undrawable):
             raise RuntimeError(f"{event.request} was not drawn: {event.message}")
-    drawn = {event.request: event.picture for event in said if isinstance(event, Drawn)}
+    drawn = {event.request: event.picture for event in events if isinstance(event, Drawn)}
     efficiency = ours.counters.slot_efficiency
     return Run([drawn[t.request] for t in tasks], seconds, 0.0, watch.unet_calls, efficiency, watch.idle)
 

@@ -85,9 +85,9 @@ def serving(store: str, worker: list[str], facade: list[str] | None = None) -> I
         subprocess.Popen(front, env=environment, stderr=subprocess.PIPE, text=True),
     ]
     try:
-        said = processes[1].stderr
-        assert said is not None
-        address = next(found[1] for line in said if (found := re.search(r"ready: (http://\S+)", line)))
+        stderr = processes[1].stderr
+        assert stderr is not None
+        address = next(match[1] for line in stderr if (match := re.search(r"ready: (http://\S+)", line)))
         _until_it_draws(address)
         yield address
     finally:
@@ -111,7 +111,7 @@ def _until_it_draws(address: str) -> None:
 
 def _overheads(child: Child, address: str, samples: int) -> list[float]:
     """Milliseconds that a call of the facade takes longer than one of the renderer, in turn."""
-    found = []
+    overheads = []
     with httpx.Client(base_url=address, timeout=60) as http:
         for i in range(-2, samples):  # the first two warm up
             task = backlogs.homogeneous(_MODEL, SIDES[_MODEL], 1, _STEPS, 100 + i)[0]
@@ -122,8 +122,8 @@ def _overheads(child: Child, address: str, samples: int) -> list[float]:
             answer.raise_for_status()
             same(base64.b64decode(answer.json()["images"][0]), direct.pictures[0])
             if i >= 0:
-                found.append(1000 * (seconds - direct.seconds_with_png))
-    return found
+                overheads.append(1000 * (seconds - direct.seconds_with_png))
+    return overheads
 
 
 def manifest(task: ImageTask) -> dict[str, Any]:

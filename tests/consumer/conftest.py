@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion with random weights, made on the spot and loaded as any model is."""
+"""Fixtures of the worker's tests: a tiny Stable Diffusion with random weights, and targets of announcements."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from consumer.announce.webhook import Webhook
     from consumer.engine.registry import ModelRegistry
     from consumer.renderer.protocol import ImageTask, RawPicture
+    from tests.mailboxes import Results
+    from tests.servers.webhook_receiver import Receiver
     from tests.studio import Studio
 
 
@@ -74,3 +77,30 @@ def apart() -> Callable[[RawPicture, RawPicture], int]:
     from tests.studio import grey_levels_apart
 
     return grey_levels_apart
+
+
+@pytest.fixture
+def results() -> Results:
+    """Results in memory, a clock that a test can advance, and announcers over both."""
+    from tests.mailboxes import Results
+
+    return Results()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A webhook's receiver on loopback."""
+    from tests.servers.webhook_receiver import receiving
+
+    async with receiving() as server:
+        yield server
+
+
+@pytest.fixture
+async def hook(receiver: Receiver) -> AsyncIterator[Webhook]:
+    """A webhook to that receiver."""
+    from tests.webhooks import webhook
+
+    made = webhook(receiver)
+    yield made
+    await made.close()

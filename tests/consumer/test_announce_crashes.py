@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from consumer.announce.announcer import Announcer
-from consumer.announce.outbox import Patience, Undelivered
+from consumer.announce.outbox import RetryPolicy, Undelivered
 from infra.claims.claims import Claims, Timing
 from infra.stores.memory import MemoryStore
 from schemas import layout
@@ -26,7 +26,7 @@ from schemas.result import Frozen, Result
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = Patience(tries=50, first=0.001, factor=1.2, longest=0.003)
+POLICY = RetryPolicy(tries=50, first=0.001, factor=1.2, longest=0.003)
 REQUESTS = 12
 
 
@@ -109,7 +109,7 @@ class World:
         self.lives += 1
         name = f"w{self.lives}"
         announcer = Announcer(
-            [self.target], self.read, lambda: self.now, random.Random(name), session=name, patience=PATIENCE
+            [self.target], self.read, lambda: self.now, random.Random(name), session=name, policy=POLICY
         )
         claims = Claims(
             self.store,

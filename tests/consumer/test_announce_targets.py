@@ -1,4 +1,4 @@
-"""The setting's words, and a real SQS and SNS server behind them."""
+"""The targets that a setting names, and a real SQS and SNS server behind them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import boto3
 import pytest
 
 from consumer.announce.announcer import Announcer
-from consumer.announce.outbox import Patience, Target, Undelivered
+from consumer.announce.outbox import RetryPolicy, Target, Undelivered
 from consumer.announce.targets import QueueTarget, TopicTarget, targets
 from consumer.announce.webhook import Webhook
 from schemas.completion import Completion, completion
@@ -52,12 +52,12 @@ def aws(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def received(url: str) -> list[dict[str, Any]]:
     """Every message that a queue holds."""
     sqs = boto3.Session().client("sqs")
-    found: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
     while True:
         answer = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"])
         if not answer.get("Messages"):
-            return found
-        found += answer["Messages"]
+            return messages
+        messages += answer["Messages"]
 
 
 def new_queue(name: str, **attributes: str) -> str:
@@ -96,15 +96,15 @@ def test_a_queue_and_a_topic_are_told_by_their_names(word: str):
 
 def test_several_targets_stand_in_one_setting():
     """Repeated, or separated by blanks as in a variable; each once."""
-    found = named(f"{QUEUE} {TOPIC}", QUEUE, "https://hooks.example.com/x")
-    assert [type(target) for target in found] == [QueueTarget, TopicTarget, Webhook]
-    assert len({target.name for target in found}) == 3
+    made = named(f"{QUEUE} {TOPIC}", QUEUE, "https://hooks.example.com/x")
+    assert [type(target) for target in made] == [QueueTarget, TopicTarget, Webhook]
+    assert len({target.name for target in made}) == 3
 
 
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("done", "nothing to announce to"),
+        ("done", "not an address for announcements"),
         (QUEUE + ".fifo", "standard queue"),
         ("arn:aws:sqs:eu-west-1:123456789012:done", "URL, not its ARN"),
         ("sqs+http://localhost:9324", "sqs+http://host:port/account/name"),
@@ -112,7 +112,7 @@ def test_several_targets_stand_in_one_setting():
         ("http://localhost:9324/000000000000/done", "write sqs+ before it"),
         ("https://sqs.eu-west-1.amazonaws.com.evil.com/123456789012/done", "allow-list"),
         ("https://evil.com/sqs.eu-west-1.amazonaws.com/123456789012/done", "allow-list"),
-        ("mailto:me@example.com", "nothing to announce to"),
+        ("mailto:me@example.com", "not an address for announcements"),
     ],
 )
 def test_what_is_no_target_is_refused_with_a_hint(word: str, hint: str):
@@ -130,8 +130,8 @@ async def test_a_queue_gets_the_event_as_its_message(aws: str):
     assert sorted(m["Body"] for m in messages) == sorted(
         e.to_json().decode() for e in map(event, ("cats/a", "cats/b"))
     )
-    told = {name: value["StringValue"] for name, value in messages[0]["MessageAttributes"].items()}
-    assert told == {"type": "dreamdrop.request.succeeded", "status": "succeeded", "task": "text2img"}
+    attributes = {name: value["StringValue"] for name, value in messages[0]["MessageAttributes"].items()}
+    assert attributes == {"type": "dreamdrop.request.succeeded", "status": "succeeded", "task": "text2img"}
 
 
 @pytest.mark.anyio
@@ -193,13 +193,13 @@ async def test_many_results_reach_a_queue_and_a_topic(aws: str):
     topic = sns.create_topic(Name="done")["TopicArn"]
     arn = "arn:aws:sqs:us-east-1:123456789012:behind"
     sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes={"RawMessageDelivery": "true"})
-    found = named(f"sqs+{queue}", topic)
+    made = named(f"sqs+{queue}", topic)
 
     async def read(id: str) -> Result:
         return result(id)
 
     clock = asyncio.get_running_loop().time
-    announcer = Announcer(found, read, clock, random.Random(1), patience=Patience(first=0.01, longest=0.05))
+    announcer = Announcer(made, read, clock, random.Random(1), policy=RetryPolicy(first=0.01, longest=0.05))
     ids = {f"r{i}" for i in range(30)}
     assert not any([announcer.may_forget(id) for id in ids])
     await announcer.drain(30.0)

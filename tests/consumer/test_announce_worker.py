@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from consumer.announce.announcer import Announcer, Patience
+from consumer.announce.announcer import Announcer, RetryPolicy
 from consumer.announce.targets import targets
 from consumer.jobs.inputs import Inputs
 from consumer.models.cards import Cards
-from consumer.renderer.process import RendererSettings
+from consumer.renderer.protocol import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra.claims.claims import Claims, Timing
 from infra.stores.open import open_store
@@ -34,15 +34,15 @@ SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 def joined(store: Store, receiver: Receiver) -> tuple[Worker, Announcer]:
     """A worker with the null renderer whose results are announced to the receiver."""
     rng = random.Random(1)
-    told = targets([receiver.url], secrets=SECRET, hosts=f"127.0.0.1:{receiver.port}", now=time.time)
+    receivers = targets([receiver.url], secrets=SECRET, hosts=f"127.0.0.1:{receiver.port}", now=time.time)
     reader = Claims(store, session="reader", clock=time.monotonic, rng=rng)
     announcer = Announcer(
-        told,
+        receivers,
         reader.result,
         time.monotonic,
         rng,
         session="w1",
-        patience=Patience(first=0.01, longest=0.1),
+        policy=RetryPolicy(first=0.01, longest=0.1),
     )
     claims = Claims(
         store, session="w1", clock=time.monotonic, rng=rng, timing=TIMING, may_forget=announcer.may_forget

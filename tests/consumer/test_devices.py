@@ -52,7 +52,7 @@ def test_attention_really_changes(registry):
 def test_xformers_without_a_gpu_says_what_to_do(registry):
     """No silent fall-back: the setting is refused with the way out."""
     pipe = registry.get("tiny").plain["text2img"]
-    with pytest.raises(BadDevice, match="say sdpa"):
+    with pytest.raises(BadDevice, match="use sdpa"):
         devices.set_attention(pipe.unet, pipe.vae, "xformers")
 
 

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from consumer.engine import pipelines
-from consumer.models import schedulers
 from consumer.renderer.protocol import Drawn, Stepped, Undrawable
+from schemas import samplers
 
 TASKS = ("text2img", "img2img", "inpainting")
 
@@ -17,7 +17,7 @@ TASKS = ("text2img", "img2img", "inpainting")
 def mixture(registry, studio, task):
     """Every scheduler and every task, submitted to one engine at once, with other steps and guidance."""
     tasks = {}
-    for i, scheduler in enumerate(schedulers.names()):
+    for i, scheduler in enumerate(samplers.names()):
         for j, kind in enumerate(TASKS):
             tasks[scheduler, kind] = task(
                 f"{scheduler}/{kind}",
@@ -33,7 +33,7 @@ def mixture(registry, studio, task):
 
 
 @pytest.mark.parametrize("kind", TASKS)
-@pytest.mark.parametrize("scheduler", schedulers.names())
+@pytest.mark.parametrize("scheduler", samplers.names())
 def test_every_image_equals_its_solo_run(mixture, registry, alone, apart, scheduler, kind):
     """In a mixture of all schedulers, tasks, steps and guidances it differs by one grey level at most."""
     tasks, ended, _ = mixture
@@ -56,15 +56,15 @@ def test_the_mixture_shared_its_calls(mixture):
 
 def test_slots_are_useful_on_a_saturated_mixed_load(registry, studio, task):
     """Sixty mixed images waste less than 15 % of the UNet's rows, the run-out at the end included."""
-    dice = random.Random(7)
+    rng = random.Random(7)
     tasks = [
         task(
             f"r{i}",
-            task=dice.choice(TASKS),
-            steps=dice.randint(2, 6),
-            cfg_scale=dice.choice([1.0, 3.0, 7.5]),
+            task=rng.choice(TASKS),
+            steps=rng.randint(2, 6),
+            cfg_scale=rng.choice([1.0, 3.0, 7.5]),
             seed=i,
-            scheduler=dice.choice(["DDIM", "Euler a", "DPM++ 2M Karras", "UniPC"]),
+            scheduler=rng.choice(["DDIM", "Euler a", "DPM++ 2M Karras", "UniPC"]),
         )
         for i in range(60)
     ]
@@ -233,12 +233,12 @@ def test_progress_is_told_as_it_happens_but_not_too_often(registry, studio, task
     ticks = iter(range(10**6))
     room = studio(registry, clock=lambda: float(next(ticks)), progress_every=8.0)
     room.draw(task(steps=9))
-    told = [event for event in room.said if isinstance(event, Stepped)]
+    progress = [event for event in room.events if isinstance(event, Stepped)]
 
-    assert 2 <= len(told) < room.engine.counters.calls
-    done = [event.steps["r", 0][0] for event in told if event.steps]
+    assert 2 <= len(progress) < room.engine.counters.calls
+    done = [event.steps["r", 0][0] for event in progress if event.steps]
     assert done == sorted(done)
-    assert {event.steps["r", 0][1] for event in told if event.steps} == {9}
+    assert {event.steps["r", 0][1] for event in progress if event.steps} == {9}
 
 
 def test_time_on_and_off_the_device_is_counted(registry, studio, task):

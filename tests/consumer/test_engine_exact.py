@@ -56,7 +56,7 @@ def test_in_exact_mode_company_does_not_change_a_byte(touchy, studio, task):
         expected |= room.draw(one)
 
     for _ in range(200):
-        room.said.clear()
+        room.events.clear()
         mix = dice.sample(choices, dice.randint(2, 3))
         for one in mix:
             room.engine.submit(one)

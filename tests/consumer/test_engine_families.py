@@ -73,7 +73,7 @@ def test_sdxl_images_equal_their_solo_runs(sdxl, studio, task, alone, apart):
 
 
 def test_bfloat16_images_stay_close_to_their_solo_runs(tiny_folder, studio, task, alone, apart):
-    """In half precision batch_key changes the last bits only, and exact mode not even those."""
+    """In half precision the images beside one change its last bits only, and in exact mode not even those."""
     registry = ModelRegistry(Cards.of([f"tiny={tiny_folder}"]), dtype="bfloat16")
     tasks = [task(f"{kind}{i}", task=kind, seed=i, steps=2) for kind in TASKS for i in range(2)]
     shared = studio(registry, exact=True).draw(*tasks)

@@ -51,26 +51,26 @@ def test_a_failing_row_does_not_hurt_its_neighbours(registry, studio, task, alon
     assert room.engine.counters.splits >= 1
 
 
-def registry_text(registry, words):
-    """The tiny model's embedding of some words."""
+def registry_text(registry, prompt):
+    """The tiny model's embedding of a prompt."""
     pipe = registry.get("tiny").plain["text2img"]
-    ids = pipe.tokenizer(words, padding="max_length", max_length=16, return_tensors="pt").input_ids
+    ids = pipe.tokenizer(prompt, padding="max_length", max_length=16, return_tensors="pt").input_ids
     with torch.inference_mode():
         return pipe.text_encoder(ids)[0][0]
 
 
 def only(rows):
     """A forward that has memory for so many rows."""
-    asked = []
+    sizes = []
 
     def forward(real, *args, **kwargs):
         sample = kwargs.get("sample", args[0] if args else None)
-        asked.append(sample.shape[0])
+        sizes.append(sample.shape[0])
         if sample.shape[0] > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(*args, **kwargs)
 
-    return forward, asked
+    return forward, sizes
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
@@ -78,17 +78,17 @@ def test_memory_that_runs_out_halves_the_group_and_is_remembered(registry, studi
     """A device with room for few rows draws all the same, and is asked for too many only at first."""
     tasks = [task(f"r{i}", seed=i, steps=4) for i in range(4)]
     solo = [alone(registry, t) for t in tasks]
-    forward, asked = only(rows)
+    forward, sizes = only(rows)
     with broken(registry.get("tiny").plain["text2img"].unet, forward):
         room = studio(registry)
         ended = room.draw(*tasks)
 
     for t, expected in zip(tasks, solo, strict=True):
         assert apart(ended[t.request, 0].picture, expected) <= 1
-    refused = [n for n in asked if n > rows]
+    refused = [n for n in sizes if n > rows]
     assert refused == [8, 4, 2][: len(refused)]
     assert room.engine.counters.splits == len(refused)
-    assert max(asked[len(refused) :]) <= rows
+    assert max(sizes[len(refused) :]) <= rows
 
 
 def test_an_image_that_does_not_fit_alone_is_given_up(registry, studio, task):

@@ -9,44 +9,44 @@ import pytest
 import torch
 from greenlet import greenlet
 
-from consumer.models import schedulers
 from consumer.renderer.protocol import Drawn, Undrawable
+from schemas import samplers
 
 TASKS = ("text2img", "img2img", "inpainting")
 
 
-def random_task(task, dice, name):
+def random_task(task, rng, name):
     """Any of the things that a request may ask for."""
     return task(
         name,
-        task=dice.choice(TASKS),
-        width=dice.choice([16, 32]),
+        task=rng.choice(TASKS),
+        width=rng.choice([16, 32]),
         height=16,
-        steps=dice.randint(1, 4),
-        strength=dice.choice([0.3, 0.9, 1.0]),
-        cfg_scale=dice.choice([0.0, 1.0, 3.0, 9.0]),
-        seed=dice.randrange(2**63),
-        prompt=dice.choice(["one", "two", "three"]),
-        negative_prompt=dice.choice([None, "four"]),
-        scheduler=dice.choice(schedulers.names()),
-        solo=dice.random() < 0.1,
+        steps=rng.randint(1, 4),
+        strength=rng.choice([0.3, 0.9, 1.0]),
+        cfg_scale=rng.choice([0.0, 1.0, 3.0, 9.0]),
+        seed=rng.randrange(2**63),
+        prompt=rng.choice(["one", "two", "three"]),
+        negative_prompt=rng.choice([None, "four"]),
+        scheduler=rng.choice(samplers.names()),
+        solo=rng.random() < 0.1,
     )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_image_ends_once_and_right_whatever_happens(registry, studio, task, alone, apart, seed):
     """Tasks come and are canceled at random, and the UNet fails now and then: nothing is lost or changed."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     unet = registry.get("tiny").plain["text2img"].unet
-    tasks = {f"r{i}": random_task(task, dice, f"r{i}") for i in range(16)}
+    tasks = {f"r{i}": random_task(task, rng, f"r{i}") for i in range(16)}
     expected = {name: alone(registry, one) for name, one in tasks.items()}
     real, canceled = unet.forward, set()
 
     def unreliable(*args, **kwargs):
         rows = kwargs["sample"].shape[0]
-        if dice.random() < 0.1 and rows > 1:
+        if rng.random() < 0.1 and rows > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        if dice.random() < 0.1 and rows > 2:
+        if rng.random() < 0.1 and rows > 2:
             raise ValueError("a row of this call is bad, it seems")
         return real(*args, **kwargs)
 
@@ -55,10 +55,10 @@ def test_every_image_ends_once_and_right_whatever_happens(registry, studio, task
     try:
         for name, one in tasks.items():
             room.engine.submit(one)
-            for _ in range(dice.randint(0, 3)):
+            for _ in range(rng.randint(0, 3)):
                 room.engine.step()
-            if dice.random() < 0.15:
-                victim = f"r{dice.randint(0, int(name[1:]))}"  # one that has come already
+            if rng.random() < 0.15:
+                victim = f"r{rng.randint(0, int(name[1:]))}"  # one that has come already
                 if (victim, 0) not in room.ended():
                     canceled.add(victim)
                 room.engine.cancel(victim)
@@ -66,9 +66,9 @@ def test_every_image_ends_once_and_right_whatever_happens(registry, studio, task
     finally:
         del unet.forward
 
-    said = [event.request for event in room.said if isinstance(event, Drawn | Undrawable)]
-    assert len(said) == len(set(said))
-    assert not canceled & set(said)
+    ended = [event.request for event in room.events if isinstance(event, Drawn | Undrawable)]
+    assert len(ended) == len(set(ended))
+    assert not canceled & set(ended)
     drawn = {name: event for (name, _), event in room.ended().items() if isinstance(event, Drawn)}
     assert set(drawn) | canceled == set(tasks)
     assert all(apart(event.picture, expected[name]) <= 1 for name, event in drawn.items())
@@ -80,14 +80,14 @@ def test_nothing_of_an_image_stays_behind(registry, studio, task):
     room = studio(registry)
 
     def round_trip():
-        room.said.clear()
+        room.events.clear()
         for i in range(6):
             room.engine.submit(task(f"r{i}", seed=i, steps=3, width=36 if i == 5 else 32))
         for _ in range(3):
             room.engine.step()
         room.engine.cancel("r0")
         room.draw()
-        room.said.clear()
+        room.events.clear()
         gc.collect()
         objects = gc.get_objects()
         greenlets = sum(type(o) is greenlet and not o.dead for o in objects)

@@ -20,10 +20,10 @@ def copy_of(tiny_folder, tmp_path):
     return shutil.copytree(tiny_folder, tmp_path / "copy")
 
 
-def test_a_folder_says_its_native_size_and_prompt_limit(tiny_folder):
-    """UNet sample size times the VAE's scale, and the tokenizer's limit, are read from the configs."""
+def test_a_folder_says_its_native_size(tiny_folder):
+    """The UNet's sample size times the VAE's scale, read from the configs."""
     card = Cards.of([f"mine={tiny_folder}"]).get("mine")
-    assert (card.native_width, card.native_height, card.max_tokens) == (32, 32, 16)
+    assert (card.native_width, card.native_height) == (32, 32)
 
 
 def test_the_built_in_models_are_known():
@@ -45,12 +45,10 @@ def test_an_unknown_model_is_rejected_with_the_known_and_the_nearest():
     assert (caught.value.code, caught.value.field) == ("unknown_model", "model")
 
 
-def test_cards_travel_as_json(tiny_folder):
-    """What the parent knows reaches the child unchanged."""
-    cards = Cards.of([f"mine={tiny_folder}", "far=hub:someone/something@abc"])
-    assert Cards.from_json(cards.to_json()) == cards
-    assert cards.get("far").revision == "abc"
-    assert ModelCard.from_json(cards.get("mine").to_json()) == cards.get("mine")
+def test_a_model_of_the_hub_may_be_pinned_to_a_revision():
+    """What stands behind the @ is the revision and no part of the source."""
+    card = Cards.of(["far=hub:someone/something@abc"]).get("far")
+    assert (card.sources, card.revision) == (("hub:someone/something",), "abc")
 
 
 def test_a_folder_that_is_none_is_refused_at_once(tmp_path):

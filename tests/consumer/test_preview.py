@@ -22,8 +22,7 @@ from consumer.engine.registry import ModelRegistry
 from consumer.jobs.job import Pace
 from consumer.models.cards import Cards
 from consumer.renderer import frames
-from consumer.renderer.process import RendererSettings
-from consumer.renderer.protocol import Drawn, RawPicture, Stepped
+from consumer.renderer.protocol import Complaint, Drawn, RawPicture, RendererSettings, Stepped
 from infra.queues.leases import MessageLeases
 from infra.queues.sqs import Queue
 from infra.stores.directory.store import DirectoryStore
@@ -41,8 +40,8 @@ def drawn_with_and_without(registry, studio, tasks) -> tuple[dict[Any, Any], dic
     """What became of the same tasks with previews and without, and what was said on the way."""
     plain, watched = studio(registry), studio(registry, progress_every=0.0)
     without = plain.draw(*(one(preview=False) for one in tasks))
-    found = watched.draw(*(one(preview=True) for one in tasks))
-    return without, found, [event for event in watched.said if isinstance(event, Stepped)]
+    with_previews = watched.draw(*(one(preview=True) for one in tasks))
+    return without, with_previews, [event for event in watched.events if isinstance(event, Stepped)]
 
 
 def test_pixels_are_the_same_with_and_without_previews(registry, studio, task, monkeypatch):
@@ -56,14 +55,14 @@ def test_pixels_are_the_same_with_and_without_previews(registry, studio, task, m
         )
         for i, (kind, sampler) in enumerate((k, s) for k in kinds for s in samplers)
     ]
-    without, found, said = drawn_with_and_without(registry, studio, tasks)
+    without, with_previews, steps = drawn_with_and_without(registry, studio, tasks)
 
-    assert len(found) == 15
-    assert all(isinstance(one, Drawn) for one in found.values())
-    assert {name: one.picture.data for name, one in found.items()} == {
+    assert len(with_previews) == 15
+    assert all(isinstance(one, Drawn) for one in with_previews.values())
+    assert {name: one.picture.data for name, one in with_previews.items()} == {
         name: one.picture.data for name, one in without.items()
     }
-    assert {name for event in said for name in event.previews} == found.keys()
+    assert {name for event in steps for name in event.previews} == with_previews.keys()
 
 
 def test_nobody_is_shown_what_nobody_asked_for(registry, studio, task):
@@ -71,7 +70,7 @@ def test_nobody_is_shown_what_nobody_asked_for(registry, studio, task):
     room = studio(registry, progress_every=0.0)
     room.draw(task("watched", preview=True), task("quiet"))
 
-    shown = {name for event in room.said if isinstance(event, Stepped) for name in event.previews}
+    shown = {name for event in room.events if isinstance(event, Stepped) for name in event.previews}
     assert shown == {("watched", 0)}
 
 
@@ -84,7 +83,7 @@ def test_of_several_images_the_first_unfinished_is_shown_once_a_second(registry,
     shown = []
     while room.engine.step():
         now[0] += 0.25
-        shown.append(list(room.said[-1].previews) if isinstance(room.said[-1], Stepped) else [])
+        shown.append(list(room.events[-1].previews) if isinstance(room.events[-1], Stepped) else [])
 
     assert {name for names in shown for name in names} == {("r", 0)}
     assert 3 <= sum(map(len, shown)) <= 4  # text, twelve steps and the VAE's call in three and a half seconds
@@ -92,20 +91,19 @@ def test_of_several_images_the_first_unfinished_is_shown_once_a_second(registry,
 
 def test_a_preview_that_fails_costs_no_image(make_registry, studio, task, monkeypatch):
     """A model whose palette cannot be learned draws on, without previews; that is said once."""
-    complaints: list[str] = []
 
     def broken(*_: Any) -> None:
         raise ValueError("a prompt, perhaps")
 
     monkeypatch.setattr(preview.Palette, "__init__", broken)
-    room = studio(make_registry(), progress_every=0.0, complain=complaints.append)
+    room = studio(make_registry(), progress_every=0.0)
     ended = room.draw(task("a", preview=True), task("b", preview=True))
 
     assert all(isinstance(one, Drawn) for one in ended.values())
-    assert not any(event.previews for event in room.said if isinstance(event, Stepped))
-    assert len(complaints) == 1
-    assert "ValueError" in complaints[0]
-    assert "prompt" not in complaints[0]
+    assert not any(event.previews for event in room.events if isinstance(event, Stepped))
+    (complaint,) = [event.text for event in room.events if isinstance(event, Complaint)]
+    assert "ValueError" in complaint
+    assert "prompt" not in complaint
 
 
 def test_previews_show_what_will_be_drawn(studio, task, monkeypatch):
@@ -115,7 +113,7 @@ def test_previews_show_what_will_be_drawn(studio, task, monkeypatch):
     size = {"width": 128, "height": 128, "model": "doodle", "scheduler": "Euler", "seed": 5, "steps": 16}
     room = studio(ModelRegistry(Cards.of([])), progress_every=0.0)
     room.draw(task(prompt="a red circle on a blue background", preview=True, cfg_scale=7.0, **size))
-    looks = [p for event in room.said if isinstance(event, Stepped) for p in event.previews.values()]
+    looks = [p for event in room.events if isinstance(event, Stepped) for p in event.previews.values()]
     late = looks[len(looks) // 2 :]
 
     assert len(late) >= 4
@@ -130,7 +128,6 @@ def test_previews_show_what_will_be_drawn(studio, task, monkeypatch):
 def test_previews_travel_between_child_and_parent():
     """Two pictures of different sizes arrive as they left."""
     sent = Stepped(
-        3,
         {("a", 0): (1, 2)},
         {("a", 0): RawPicture(2, 1, 3, b"abcdef"), ("b", 4): RawPicture(1, 1, 3, b"xyz")},
     )
@@ -213,12 +210,12 @@ async def test_a_status_shows_an_image_while_it_is_drawn(
             statuses = list(store.statuses)
         assert not list((tmp_path / "status").rglob("*.json"))
 
-    done = [said.steps_done for said in statuses]
+    done = [one.steps_done for one in statuses]
     assert done == sorted(done)
     assert done[-1] > done[0]
-    assert {said.steps_total for said in statuses} == {6000}
-    assert any(said.preview for said in statuses) == shown
-    for text in (said.preview for said in statuses if said.preview):
+    assert {one.steps_total for one in statuses} == {6000}
+    assert any(one.preview for one in statuses) == shown
+    for text in (one.preview for one in statuses if one.preview):
         kind, _, data = text.partition(",")
         assert len(text) <= 6000
         assert kind == "data:image/jpeg;base64"
@@ -232,7 +229,7 @@ async def test_the_estimate_falls_as_steps_are_done(tmp_path: Path):
         body = b'{"prompt": "a dot", "steps": 40}'
         await drawn(store, "requests/express/a.json", body, null={"seconds_per_step": 0.05})
 
-    etas = [said.eta for said in store.statuses]
+    etas = [one.eta for one in store.statuses]
     known = [eta for eta in etas if eta is not None]
     assert etas[0] is None
     assert len(known) >= 2

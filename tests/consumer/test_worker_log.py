@@ -123,7 +123,7 @@ async def test_last_words_name_the_last_error_of_a_chain():
     )
     stderr.feed_eof()
     await words.listen(stderr)
-    words.saw("exit status 1")
+    words.note("exit status 1")
     assert words.redacted == "StoreUnavailable at two.py:7 in <module>; exit status 1"
     assert "a prompt" in words.whole
     assert words.last == "schemas.errors.StoreUnavailable: a prompt"
@@ -171,7 +171,8 @@ async def test_a_terminal_counts_the_seconds_of_a_load(monkeypatch: pytest.Monke
 
 async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixture, tiny_folder: Path):
     """A worker that preloads a model says so, with where it came from and how large it is."""
-    from consumer.renderer.process import Renderer, RendererSettings
+    from consumer.renderer.process import Renderer
+    from consumer.renderer.protocol import RendererSettings
 
     models = (("tiny", str(tiny_folder)),)
     renderer = Renderer(

@@ -58,7 +58,7 @@ def test_without_a_setting_a_gpu_works_in_half_precision(on_gpu):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_in_exact_mode_company_does_not_change_a_byte(on_gpu, dtype):
-    """On the GPU too, an image in calls of one fixed size has the same bytes alone and in company."""
+    """On the GPU too, an image in calls of one fixed size has the same bytes alone and beside others."""
     registry = on_gpu(dtype=dtype)
     shared = Studio(registry, exact=True, max_rows=12).draw(*mixed())
     for task in mixed():
@@ -96,11 +96,11 @@ def test_memory_that_really_runs_out_halves_the_group(on_gpu, monkeypatch):
     """A true CUDA out-of-memory error is survived with fewer rows, and the memory is given back."""
     registry = on_gpu(dtype="float32")
     unet = registry.get("tiny").plain["text2img"].unet
-    real, asked = unet.forward, []
+    real, sizes = unet.forward, []
 
     def hungry(*args, **kwargs):
         rows = kwargs["sample"].shape[0]
-        asked.append(rows)
+        sizes.append(rows)
         if rows > 2:
             torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
         return real(*args, **kwargs)
@@ -110,6 +110,6 @@ def test_memory_that_really_runs_out_halves_the_group(on_gpu, monkeypatch):
     ended = room.draw(*[make_task(f"r{i}", seed=i, steps=2) for i in range(4)])
 
     assert all(isinstance(event, Drawn) for event in ended.values()), ended
-    assert asked[:3] == [8, 4, 2]
-    assert max(asked[3:]) == 2
+    assert sizes[:3] == [8, 4, 2]
+    assert max(sizes[3:]) == 2
     assert isinstance(room.engine.caller, DeviceCaller)
