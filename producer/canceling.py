@@ -23,7 +23,7 @@ from schemas.layout import (
     request_id,
     result_key,
 )
-from schemas.result import Failure, Frozen, Result, utc_now
+from schemas.result import Failure, Frozen, Result
 
 if TYPE_CHECKING:
     from infra.stores.store import Info, Store
@@ -133,11 +133,11 @@ async def _cancel_rows(store: Store, batch: str, limits: Limits) -> None:
 
 
 def _canceled(id: str, body: Body) -> bytes:
-    return Result(
-        id=id,
-        status="canceled",
-        failure=Failure(code="canceled", message="cancelled on request"),
-        finished_at=utc_now(),
-        fingerprint=body.fingerprint,
+    return Result.ended(
+        id,
+        "canceled",
+        Failure(code="canceled", message="cancelled on request"),
         request=body.frozen,
+        fingerprint=body.fingerprint,
+        metadata={} if body.batch else None,
     ).to_json()

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import Rejected
+from schemas.strictjson import load_object
 
 Status = Literal["succeeded", "partial", "failed", "canceled", "expired"]
 FailureCode = Literal[
@@ -63,6 +67,12 @@ class Failure(_Part):
     line: int | None = Field(None, description="From 1, in the request file.")
     column: int | None = Field(None, description="From 1.")
     index: int | None = Field(None, description="The image that failed, where only one did.")
+
+    @classmethod
+    def of(cls, error: Rejected) -> Self:
+        """What a refusal says to the author of the request."""
+        where = {"field": error.field, "line": error.line, "column": error.column}
+        return cls.model_validate({"code": error.code, "message": error.message, **where})
 
 
 class Note(_Part):
@@ -142,6 +152,13 @@ class Frozen(_Part):
         except binascii.Error as error:
             raise ValueError("the frozen request is damaged") from error
 
+    def metadata(self) -> dict[str, Any]:
+        """The request's `metadata`; {} when it has none or cannot be read."""
+        with contextlib.suppress(Rejected, ValueError):
+            metadata = {} if self.cut else load_object(self.body()).get("metadata")
+            return metadata if isinstance(metadata, dict) else {}
+        return {}
+
 
 class Result(_Part):
     """`result.json`: it exists, so the request is over."""
@@ -166,6 +183,37 @@ class Result(_Part):
     batch: BatchResult | None = None
     fingerprint: str = Field(description="SHA-256 of the request's bytes.")
     request: Frozen
+
+    @classmethod
+    def ended(
+        cls,
+        id: str,
+        status: Status,
+        failure: Failure | None,
+        *,
+        request: Frozen,
+        fingerprint: str,
+        finished_at: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        **facts: Any,
+    ) -> Self:
+        """The result of a request that ends without pictures.
+
+        Args:
+            finished_at: by default now.
+            metadata: by default what the frozen request says.
+            facts: the result's other fields, such as `worker` and `attempts`.
+        """
+        return cls(
+            id=id,
+            status=status,
+            failure=failure,
+            request=request,
+            fingerprint=fingerprint,
+            finished_at=utc_now() if finished_at is None else finished_at,
+            metadata=request.metadata() if metadata is None else metadata,
+            **facts,
+        )
 
     def to_json(self) -> bytes:
         return self.model_dump_json(indent=2, exclude_defaults=False).encode() + b"\n"

@@ -7,15 +7,12 @@ and plan unchanged, so all attempts draw the same pictures.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.errors import Rejected
-from schemas.result import Failure, Frozen, ImageResult, Result, digest
-from schemas.strictjson import load_object
+from schemas.result import Failure, Frozen, ImageResult, Result, Status, digest
 
 Reason = Literal["drain", "retry"]
 
@@ -59,6 +56,19 @@ class Claim(BaseModel):
         The request's bytes count too: a picture sent in is not part of the plan.
         """
         return digest({"fingerprint": self.fingerprint, "plan": self.plan})
+
+    def ended(self, status: Status, failure: Failure | None, *, worker: str, **facts: Any) -> Result:
+        """The result that ends this claim without pictures; see `Result.ended`."""
+        facts = {"metadata": {} if self.batch else None, "attempts": self.attempt, **facts}
+        return Result.ended(
+            self.id,
+            status,
+            failure,
+            request=self.frozen,
+            fingerprint=self.fingerprint,
+            worker=worker,
+            **facts,
+        )
 
 
 class Release(BaseModel):
@@ -113,19 +123,7 @@ def given_up(claim: Claim, release: Release | None, *, session: str, finished_at
             "workers' log"
         )
         failure = Failure(code="worker_crashed", message=message)
-    metadata: object = None
-    with contextlib.suppress(Rejected, ValueError):
-        metadata = load_object(claim.frozen.body()).get("metadata")
-    return Result(
-        id=claim.id,
-        status="failed",
-        task=(claim.plan or {}).get("task"),
-        failure=failure,
-        metadata=metadata if isinstance(metadata, dict) else {},
-        parameters=claim.plan or {},
-        worker=session,
-        attempts=claim.attempt,
-        finished_at=finished_at,
-        fingerprint=claim.fingerprint,
-        request=claim.frozen,
+    plan = claim.plan or {}
+    return claim.ended(
+        "failed", failure, worker=session, finished_at=finished_at, task=plan.get("task"), parameters=plan
     )
