@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from producer.errors import Damaged
 from schemas.errors import NotFound
-from schemas.layout import COMMIT, RESULTS, result_folder
+from schemas.layout import parse_result, result_folder
 from schemas.result import ImageResult, Result
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -
 async def rows(store: Store, batch: str) -> AsyncIterator[Result]:
     """The results of a batch's rows."""
     async for info in store.list(result_folder(batch)):
-        if info.key.endswith(f"/{COMMIT}") and info.key != f"{RESULTS}{batch}/{COMMIT}":
+        if parse_result(info.key) not in (None, batch):
             yield Result.model_validate_json((await store.get(info.key)).body)
 
 

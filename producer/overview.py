@@ -14,7 +14,6 @@ from producer.request_state import is_alive, read_progress, read_result
 from schemas.errors import NotFound
 from schemas.layout import (
     CLAIMS,
-    COMMIT,
     EXPRESS,
     MODELS,
     REQUESTS,
@@ -22,6 +21,7 @@ from schemas.layout import (
     WORKERS,
     is_request,
     parse_claim,
+    parse_result,
     request_id,
 )
 
@@ -55,31 +55,30 @@ class ModelName:
 async def overview(
     store: Store,
     latest: int = LATEST,
-    read: Callable[[Info], Awaitable[Result | None]] | None = None,
+    read: Callable[[str, Info], Awaitable[Result | None]] | None = None,
     *,
     begin: str = "",
 ) -> Overview:
     """A look at everything.
 
     Args:
-        read: how results are read, for those who look often and remember them.
+        read: how the result of an id is read, for those who look often and remember them.
         begin: of claimed and ended requests, only those whose ids begin so. What waits is told whole: places in a
             queue depend on all.
     """
     requests = [info async for info in store.list(REQUESTS) if is_request(info.key)]
     claimed = {found[0] async for info in store.list(CLAIMS + begin) if (found := parse_claim(info.key))}
-    commits = [info async for info in store.list(RESULTS + begin) if info.key.endswith(f"/{COMMIT}")]
-    ended = {_committed(info.key) for info in commits}
+    ended = {id: info async for info in store.list(RESULTS + begin) if (id := parse_result(info.key))}
     queued = [request_id(i.key) for i in sorted(requests, key=_turn)]
-    processing = sorted(claimed - ended)
-    newest = sorted(commits, key=lambda i: (-i.modified, i.key))[:latest]
-    reading = (read(info) if read else read_result(store, _committed(info.key)) for info in newest)
+    processing = sorted(claimed - ended.keys())
+    newest = sorted(ended, key=lambda id: (-ended[id].modified, ended[id].key))[:latest]
+    reading = (read(id, ended[id]) if read else read_result(store, id) for id in newest)
     results = await asyncio.gather(*reading)
     return Overview(
         queued=tuple(id for id in queued if id not in claimed and id not in ended),
         processing={id: await read_progress(store, id) for id in processing[:LATEST]}
         | dict.fromkeys(processing[LATEST:]),
-        over=len(commits),
+        over=len(ended),
         latest=tuple(result for result in results if result is not None),
         workers=len(await heartbeats(store)),
     )
@@ -87,10 +86,6 @@ async def overview(
 
 def _turn(request: Info) -> tuple[bool, float, str]:
     return not request.key.startswith(EXPRESS), request.modified, request.key
-
-
-def _committed(key: str) -> str:
-    return key[len(RESULTS) : -len(COMMIT) - 1]
 
 
 async def heartbeats(store: Store) -> list[dict[str, Any]]:

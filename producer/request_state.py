@@ -21,7 +21,6 @@ from schemas.errors import NotFound
 from schemas.layout import (
     BATCH,
     CLAIMS,
-    COMMIT,
     EXPRESS,
     REQUESTS,
     RESULTS,
@@ -31,6 +30,7 @@ from schemas.layout import (
     is_batch,
     is_request,
     parse_claim,
+    parse_result,
     request_id,
     result_key,
     status_key,
@@ -175,17 +175,17 @@ async def known_ids(store: Store) -> list[str]:
         if found:
             ids[found[0]] = None
     async for info in first(store.list(RESULTS), MOST):
-        if info.key.endswith(f"/{COMMIT}"):
-            ids[info.key[len(RESULTS) : -len(COMMIT) - 1]] = None
+        if id := parse_result(info.key):
+            ids[id] = None
     return list(ids)
 
 
 async def namesakes(store: Store, id: str) -> list[str]:
     """Ids of the results of other requests that were dropped under the same name: `<id>~<hash>`."""
     return [
-        info.key[len(RESULTS) : -len(COMMIT) - 1]
+        namesake
         async for info in first(store.list(f"{RESULTS}{id}~"), MOST)
-        if info.key.endswith(f"/{COMMIT}")
+        if (namesake := parse_result(info.key))
     ]
 
 

@@ -155,6 +155,12 @@ def result_key(request: str) -> str:
     return f"{RESULTS}{request}/{COMMIT}"
 
 
+def parse_result(key: str) -> str | None:
+    """The id of a key under `results/` that is a result manifest, or None."""
+    id = key.removeprefix(RESULTS).removesuffix(f"/{COMMIT}")
+    return id if id and key == result_key(id) else None
+
+
 def image_key(request: str, index: int, extension: str) -> str:
     """Where image number `index` (from 0) of a request goes; extension such as "png"."""
     return f"{RESULTS}{request}/{index}.{extension}"

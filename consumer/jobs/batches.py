@@ -62,9 +62,7 @@ class Batches:
         """The rows that have a result."""
         folder = layout.result_folder(batch)
         return {
-            info.key[len(layout.RESULTS) : -len(layout.COMMIT) - 1]
-            async for info in self.store.list(folder)
-            if info.key.endswith("/" + layout.COMMIT)
+            id async for info in self.store.list(folder) if (id := layout.parse_result(info.key)) is not None
         }
 
     async def _wait(self, batch: str, rows: list[Row]) -> dict[int, Result]:

@@ -23,7 +23,7 @@ from infra.stores.probe import probe
 from producer.overview import heartbeats
 from producer.request_state import ALIVE, MOST, first, read_result
 from schemas.errors import DreamError
-from schemas.layout import COMMIT, RESULTS, WORKERS
+from schemas.layout import RESULTS, WORKERS, parse_result
 from schemas.result import Result
 
 if TYPE_CHECKING:
@@ -175,9 +175,8 @@ async def _workers(store: Store, place: str) -> list[Finding]:
 
 async def _slowest(store: Store) -> float | None:
     """Seconds that the slowest of the newest results took."""
-    commits = [info async for info in first(store.list(RESULTS), MOST) if info.key.endswith(f"/{COMMIT}")]
-    newest = heapq.nlargest(TIMED, commits, key=lambda info: info.modified)
-    ids = [info.key[len(RESULTS) : -len(COMMIT) - 1] for info in newest]
+    commits = {id: info async for info in first(store.list(RESULTS), MOST) if (id := parse_result(info.key))}
+    ids = heapq.nlargest(TIMED, commits, key=lambda id: commits[id].modified)
     seconds = []
     for result in await asyncio.gather(*(read_result(store, id) for id in ids), return_exceptions=True):
         if isinstance(result, Result) and result.timings is not None:  # not what strangers put there

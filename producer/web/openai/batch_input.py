@@ -15,7 +15,7 @@ from producer.web.openai import fields as openai_fields
 from producer.web.openai.batch_output import METADATA
 from schemas.batch import numbered
 from schemas.errors import Rejected
-from schemas.layout import CHOSEN_ID, COMMIT, RESULTS, result_folder
+from schemas.layout import CHOSEN_ID, parse_result, result_folder
 from schemas.manifest import validate_manifest
 from schemas.strictjson import load_object
 
@@ -115,21 +115,18 @@ class Tally:
         """A batch's finished rows: with pictures, without."""
         folder, gate = result_folder(batch), asyncio.Semaphore(AT_ONCE)
 
-        async def has_pictures(info: Info) -> bool:
+        async def has_pictures(id: str, info: Info) -> bool:
             known = self._ended.get((info.key, info.etag))
             if known is None:
                 async with gate:
-                    result = await request_state.read_result(store, info.key[len(RESULTS) : -len(COMMIT) - 1])
+                    result = await request_state.read_result(store, id)
                 known = result is not None and bool(result.images)
                 if len(self._ended) >= KEPT:
                     self._ended.clear()
                 self._ended[info.key, info.etag] = known
             return known
 
-        infos = [
-            info
-            async for info in store.list(folder)
-            if info.key.endswith(f"/{COMMIT}") and info.key != f"{folder}{COMMIT}"
-        ]
-        completed = sum(await asyncio.gather(*map(has_pictures, infos)))
-        return completed, len(infos) - completed
+        listing = store.list(folder)
+        rows = [(id, info) async for info in listing if (id := parse_result(info.key)) and id != batch]
+        completed = sum(await asyncio.gather(*(has_pictures(id, info) for id, info in rows)))
+        return completed, len(rows) - completed

@@ -20,7 +20,7 @@ from producer.web.facade import LATEST
 from producer.web.pages.items import GalleryItem, items_of
 from schemas.batch import numbered
 from schemas.errors import NotFound, Rejected
-from schemas.layout import COMMIT, RESULTS, claims_prefix, is_batch, parse_claim, result_folder
+from schemas.layout import RESULTS, claims_prefix, is_batch, parse_claim, parse_result, result_folder
 from schemas.result import Frozen, Progress, Result
 from schemas.strictjson import load_object
 
@@ -77,7 +77,7 @@ class Gallery:
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     def __post_init__(self) -> None:
-        self._commits: CachedCall[list[Info]] = CachedCall(self._list_commits, seconds=2.0)
+        self._commits: CachedCall[dict[str, Info]] = CachedCall(self._list_commits, seconds=2.0)
 
     async def overview(self, id_prefix: str) -> Overview:
         """The queue and the latest results of ids with a prefix, at most a second old."""
@@ -88,11 +88,11 @@ class Gallery:
         """The same as it is now; results that were read before are not read again."""
         return await overview.overview(self.facade.client.store, LATEST, self._cached_result, begin=id_prefix)
 
-    async def _cached_result(self, info: Info) -> Result | None:
+    async def _cached_result(self, id: str, info: Info) -> Result | None:
         known = self._results.get((info.key, info.etag))
         if known is not None:
             return known
-        result = await self._read(_id(info))
+        result = await self._read(id)
         if result is None:
             return None
         if info.size > LIGHT:
@@ -114,8 +114,8 @@ class Gallery:
 
     async def _processing_item(self, id: str, progress: Progress | None) -> QueuedItem:
         prompt, batch = await self.prompt_of(id)
-        commits = await self._commits() if batch else []
-        finished = sum(_id(info).startswith(f"{id}/") for info in commits)
+        commits = await self._commits() if batch else {}
+        finished = sum(ended.startswith(f"{id}/") for ended in commits)
         rows = self._rows.get(id, 0)
         return QueuedItem(id, "processing", prompt, batch, progress=progress, rows=rows, finished=finished)
 
@@ -173,19 +173,17 @@ class Gallery:
     async def rows(self, batch: str) -> list[GalleryItem]:
         """The items of a batch's finished rows, ordered by row name."""
         folder = result_folder(batch)
-        infos: list[Info] = []
-        async for info in request_state.first(self.facade.client.store.list(folder), 20 * ROWS):
-            if info.key.endswith(f"/{COMMIT}") and info.key != f"{folder}{COMMIT}":
-                infos.append(info)
-        infos.sort(key=lambda info: _natural(info.key))
-        rows = await asyncio.gather(*(self._items_of_row(info) for info in infos[:ROWS]))
+        listing = request_state.first(self.facade.client.store.list(folder), 20 * ROWS)
+        infos = {id: info async for info in listing if (id := parse_result(info.key)) and id != batch}
+        shown = sorted(infos, key=lambda id: _natural(infos[id].key))[:ROWS]
+        rows = await asyncio.gather(*(self._items_of_row(id, infos[id]) for id in shown))
         return [item for items in rows for item in items]
 
-    async def _items_of_row(self, info: Info) -> list[GalleryItem]:
+    async def _items_of_row(self, id: str, info: Info) -> list[GalleryItem]:
         known = self._items.get((info.key, info.etag))
         if known is not None:
             return known
-        result = await self._read(_id(info))
+        result = await self._read(id)
         items = items_of(result) if result is not None else []
         if len(self._items) >= KEPT:
             self._items.clear()
@@ -206,10 +204,10 @@ class Gallery:
 
     async def _commits_with(self, latest: tuple[Result, ...]) -> dict[str, Info]:
         """All result objects by id. The cached listing is renewed if it is older than a batch in `latest`."""
-        commits = {_id(info): info for info in await self._commits()}
+        commits = await self._commits()
         if any(result.batch and result.id not in commits for result in latest):
             self._commits.forget()
-            commits = {_id(info): info for info in await self._commits()}
+            commits = await self._commits()
         return commits
 
     async def _finished_batches(self, commits: Mapping[str, Info], caller: Key) -> list[BatchItem]:
@@ -223,8 +221,9 @@ class Gallery:
         async with self._gate:
             return await request_state.read_result(self.facade.client.store, id)
 
-    async def _list_commits(self) -> list[Info]:
-        return [i async for i in self.facade.client.store.list(RESULTS) if i.key.endswith(f"/{COMMIT}")]
+    async def _list_commits(self) -> dict[str, Info]:
+        infos = self.facade.client.store.list(RESULTS)
+        return {id: info async for info in infos if (id := parse_result(info.key))}
 
 
 def _batch_item(result: Result, rows: int) -> BatchItem:
@@ -233,10 +232,6 @@ def _batch_item(result: Result, rows: int) -> BatchItem:
         return BatchItem(result.id, result.status, rows, rows)
     counts = result.batch.counts
     return BatchItem(result.id, result.status, counts.total, counts.total, counts.total - counts.succeeded)
-
-
-def _id(info: Info) -> str:
-    return info.key[len(RESULTS) : -len(COMMIT) - 1]
 
 
 def _natural(key: str) -> list[tuple[bool, int, str]]:
