@@ -12,6 +12,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from infra.claims.claim import answers
 from infra.stores.changes import changes
 from infra.stores.directory.store import DirectoryStore
 from producer.request_state import read_result
@@ -85,7 +86,7 @@ class Waiting:
                 id = expected.pop(arrival)
                 self._forget(id, arrival)
                 result = arrival.result()
-                if isinstance(ticket, str) or result.fingerprint in (ticket.fingerprint, ""):
+                if isinstance(ticket, str) or answers(result.fingerprint, ticket.fingerprint):
                     yield ticket, result
                 else:  # another body was first under this id; ours is answered beside it
                     expect(ticket, other_body_id(id, ticket.fingerprint))
@@ -115,7 +116,7 @@ class Waiting:
             self._stop.set()  # a directory costs nothing to listen to, but to begin does: each folder is registered
 
     async def _look_until_nobody_waits(self, stop: asyncio.Event) -> None:
-        pace = self.pace or PACES[self.store.url.startswith("s3:")]
+        pace = self.pace or PACES[self.store.is_remote]
         loop = asyncio.get_running_loop()
         answered = loop.time()
         looks = changes(

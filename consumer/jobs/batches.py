@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from consumer.jobs import gallery
+from infra.claims.claim import answers
 from schemas import layout
 from schemas.batch import Row, split_rows
 from schemas.errors import NotFound, Rejected
@@ -83,7 +84,7 @@ class Batches:
                         result = Result.model_validate_json(
                             (await self.store.get(layout.result_key(id))).body
                         )
-                        if result.fingerprint in (print_, ""):
+                        if answers(result.fingerprint, print_):
                             found[row.line] = result
 
             await _each(open_rows, read)

@@ -48,7 +48,7 @@ class StatusBoard:
         self._worker = worker
         self._clock = clock
         self._jobs = jobs
-        self._often = _OFTEN["s3" if store.url.startswith("s3:") else "directory"]
+        self._often = _OFTEN["s3" if store.is_remote else "directory"]
 
     def stepped(self, job: Job) -> None:
         """An express request took a step: tell of it, unless that was done just now."""

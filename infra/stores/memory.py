@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class MemoryStore:
     """Keys to objects; safe for the tasks of one event loop, not for threads."""
 
+    is_remote = False
+
     def __init__(self, *, clock: Callable[[], float] = lambda: 0.0, url: str = "memory://") -> None:
         self.url = url
         self._clock = clock  # seconds since 1970, for `Info.modified` only

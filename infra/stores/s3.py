@@ -20,6 +20,7 @@ from botocore.exceptions import ConnectionError as NotConnected
 from infra.aws import FOREIGN, READ_TIMEOUT, code_of, config_for, is_on_aws, new_session, region_of, status_of
 from infra.stores.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
 from infra.stores.s3_errors import translated
+from infra.stores.s3_location import S3Location
 from infra.stores.store import Info, InvalidKey, Stored
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 
@@ -38,6 +39,8 @@ class S3Store:
     `AWS_ENDPOINT_URL_S3`, `~/.aws/config`, instance roles, ...).
     """
 
+    is_remote = True
+
     def __init__(
         self,
         url: str,
@@ -46,18 +49,17 @@ class S3Store:
         rng: random.Random | None = None,
         read_timeout: float = READ_TIMEOUT,
     ) -> None:
-        scheme, _, rest = url.partition("://")
-        self.bucket, _, path = rest.partition("/")
-        if scheme != "s3" or not self.bucket:
-            raise Unsupported(f"{url!r} names no bucket: write s3://bucket or s3://bucket/prefix")
+        location = S3Location.of(url)
+        if location is None or not location.bucket:
+            raise Unsupported(f"{url!r} does not name a bucket: write s3://bucket or s3://bucket/prefix")
+        self.bucket, self._prefix = location.bucket, location.prefix
         if self.bucket.endswith("--x-s3"):
             raise Unsupported(
                 f"{self.bucket} is an S3 directory bucket, which does not list in order; "
                 "use a general purpose bucket"
             )
-        self._prefix = f"{path.strip('/')}/" if path.strip("/") else ""
         check_prefix(self._prefix)
-        self.url = f"s3://{self.bucket}/{self._prefix}".rstrip("/")
+        self.url = location.url
         self._patience = patience  # seconds that a create is tried before it gives up
         self._read_timeout = read_timeout  # seconds of silence
         self._rng = rng or random.Random()

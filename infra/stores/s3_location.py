@@ -1,4 +1,4 @@
-"""The bucket that a store lies in: how messages name its objects, and what the store calls them."""
+"""Where a store lies in S3: how `s3://bucket/prefix` is written, and which keys of the bucket are its own."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class S3Location:
-    """A store on S3: its bucket, and the prefix of its keys with the slash, or ""."""
+    """A bucket, and the prefix of the store's keys in it: "" or with its slash."""
 
     bucket: str
-    prefix: str
+    prefix: str = ""
 
     @classmethod
     def of(cls, url: str) -> Self | None:
-        """The home of a store; None of one that is not on S3."""
+        """The location that a store's URL names; None when the store is not on S3."""
         if not url.startswith("s3://"):
             return None
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         return cls(bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "")
 
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
     def inside(self, key: str) -> str | None:
-        """A bucket's key as the store's; None when it lies outside."""
+        """The store's key for a key of the bucket; None when it lies outside the prefix."""
         return key.removeprefix(self.prefix) if key.startswith(self.prefix) else None
 
 
-def key_in_store(home: S3Location | None, key: str) -> str | None:
-    """A claim check's key as the store's: it is written with or without the bucket."""
+def key_in_store(location: S3Location | None, key: str) -> str | None:
+    """The store's key for a reference: a key, or `s3://bucket/key`; None when it lies elsewhere."""
     if not key.startswith("s3://"):
         return key
     bucket, _, rest = key.removeprefix("s3://").partition("/")
-    return home.inside(rest) if home is not None and bucket == home.bucket else None
+    return location.inside(rest) if location is not None and bucket == location.bucket else None

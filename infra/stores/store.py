@@ -50,6 +50,7 @@ class Store(Protocol):
     """
 
     url: str  # such as "s3://bucket" or "file:///srv/dream"
+    is_remote: bool  # each call is a request over a network, so whoever polls does it less often
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         """Read an object. Raises `NotFound`; `TooLarge` before reading when it exceeds max_bytes."""

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from infra.queues.setup_check import Finding
 from infra.stores.open import open_store
 from infra.stores.probe import probe
+from infra.stores.s3_location import S3Location
 from producer.overview import heartbeats
 from producer.request_state import ALIVE, MOST, first, read_result
 from schemas.errors import DreamError
@@ -73,7 +74,7 @@ async def _opened(place: str, stack: AsyncExitStack) -> AsyncIterator[tuple[Find
             None,
         )
         return
-    if place.startswith("s3://"):
+    if S3Location.of(place) is not None:
         yield await _credentials(), None
     try:
         store = await stack.enter_async_context(open_store(place))
@@ -189,14 +190,13 @@ async def _queue(url: str, place: str, attempts: int, slowest: float | None) -> 
     from infra.queues.setup import Account
     from infra.queues.sqs import Queue
 
-    bucket, _, prefix = (
-        place.removeprefix("s3://").partition("/") if place.startswith("s3://") else ("", "", "")
-    )
-    inside = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    location = S3Location.of(place) or S3Location("")
     try:
         async with Queue(url, patience=10.0) as queue:
             facts = await queue.facts()
-        wired = await asyncio.to_thread(lambda: Account().check(url, bucket, inside, attempts=attempts))
+        wired = await asyncio.to_thread(
+            lambda: Account().check(url, location.bucket, location.prefix, attempts=attempts)
+        )
     except DreamError as error:
         return [Finding("queue", "fail", str(error), "put that right first")]
     there = Finding("queue", "pass", f"{facts.visible} waiting, {facts.in_flight} in flight")

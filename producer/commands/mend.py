@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.stores.s3_location import S3Location
 from producer.commands.look import Id, named, with_client
 from producer.commands.session import (
     DEFAULT_STORE,
@@ -163,10 +164,10 @@ async def _boxes(queues: list[str] | None, store: str) -> AsyncIterator[Box]:
 
     if not queues:
         raise typer.BadParameter("give the workers' queue with --queue or DREAMDROP_QUEUE")
-    bucket = store.removeprefix("s3://").partition("/")[0] if store.startswith("s3://") else ""
+    location = S3Location.of(store)
     seen: set[str] = set()
     for url in queues:
-        async with look(url, bucket) as box:
+        async with look(url, location.bucket if location else "") as box:
             if box.dead.url not in seen:
                 seen.add(box.dead.url)
                 yield box

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.stores.s3_location import S3Location
 from producer.commands.session import DEFAULT_STORE, FAILED, OK, AsJson, StoreUrl, print_json, say, spoken
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
     from infra.queues.setup import Account
     from schemas.errors import Unsupported
 
-    bucket, prefix = _bucket(store)
+    location = _location(store)
     there = Account()
     url = url or there.url_of(name)
     if url is None:
@@ -62,7 +63,7 @@ def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
             f"there is no queue {name!r} in {there.region}: `dreamdrop setup queue --apply` makes it, or name another "
             "with --name or --queue"
         )
-    findings = there.check(url, bucket, prefix)
+    findings = there.check(url, location.bucket, location.prefix)
     if as_json:
         print_json({"queue": url, "checks": documents(findings), "ok": ok(findings)})
     else:
@@ -78,9 +79,9 @@ def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> i
     from infra.aws import new_session, region_of
     from infra.queues.setup_documents import Wiring, partition_of
 
-    bucket, prefix = _bucket(store)
+    location = _location(store)
     region = region_of(new_session())
-    wish = Wiring(bucket, prefix, name, account, region, partition_of(region))
+    wish = Wiring(location.bucket, location.prefix, name, account, region, partition_of(region))
     if not apply:
         if as_json:
             print_json(_documents(wish))
@@ -108,16 +109,16 @@ def ok(findings: Sequence[Finding]) -> bool:
     return all(finding.status != "fail" for finding in findings)
 
 
-def _bucket(store: str) -> tuple[str, str]:
-    """(bucket, prefix with its slash or "") of a store. Raises `Unsupported`."""
+def _location(store: str) -> S3Location:
+    """Where a store lies in S3. Raises `Unsupported` when it is not there."""
     from schemas.errors import Unsupported
 
-    if not store.startswith("s3://"):
+    location = S3Location.of(store)
+    if location is None:
         raise Unsupported(
-            f"{store!r} is no bucket: only a bucket announces files to a queue; give --store s3://bucket"
+            f"{store!r} is not a bucket: only a bucket announces files to a queue; give --store s3://bucket"
         )
-    bucket, _, prefix = store.removeprefix("s3://").partition("/")
-    return bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    return location
 
 
 def _documents(wish: Wiring) -> dict[str, Any]:

@@ -131,7 +131,7 @@ async def _narrate(
                         f"dreamdrop worker --store {escape(client.name)}",
                         soft_wrap=True,
                     )
-        await asyncio.sleep(LOOK_S3 if client.store.url.startswith("s3:") else LOOK)
+        await asyncio.sleep(LOOK_S3 if client.store.is_remote else LOOK)
 
 
 async def _doing(client: AsyncClient, ids: Sequence[str]) -> str:

@@ -165,6 +165,7 @@ class Door:
     world: World
     session: str
     url: str = "chaos://"
+    is_remote: bool = False
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         return await self._call(f"get {key}", lambda: self.world.store.get(key, max_bytes=max_bytes))

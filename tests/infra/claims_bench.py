@@ -116,6 +116,7 @@ class Mortal:
     how: str  # "before", "after" (the effect), "lost" (effect, but StoreUnavailable), "refused"
     calls: int = 0
     url: str = "mortal://"
+    is_remote: bool = False
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         return await self._call(self.store.get, key, max_bytes=max_bytes)  # type: ignore[no-any-return]

@@ -42,6 +42,8 @@ PRUNED = "claims/"  # folders below here go when they are empty: they would slow
 class DirectoryStore:
     """Keys are relative paths below root; safe for threads and processes that share the directory."""
 
+    is_remote = False
+
     def __init__(self, root: Path, *, fsync: bool = True) -> None:
         self.root = root.absolute()
         self.url = self.root.as_uri()

@@ -153,7 +153,7 @@ async def events(id: str, facade: FacadeOf, caller: Caller) -> StreamingResponse
                 sent_at = loop.time()
             if job.over or facade.stopping:  # browsers reconnect by themselves
                 return
-            await asyncio.sleep(POLL[facade.client.store.url.startswith("s3:")])
+            await asyncio.sleep(POLL[facade.client.store.is_remote])
             try:
                 job = responses.job_of_state(await facade.state(id))
             except Unavailable:
