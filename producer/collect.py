@@ -7,9 +7,11 @@ import hashlib
 import io
 import os
 import secrets
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from infra.gather import gather_bounded
 from producer.errors import Damaged
 from schemas.errors import NotFound
 from schemas.layout import parse_result, result_folder
@@ -54,7 +56,6 @@ async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -
     Args:
         out: images go to `out/<id>/0.png`; if flat, to `out/<last part of id>-0.png`.
     """
-    gate = asyncio.Semaphore(AT_ONCE)
     folder = out / result.id
     if flat:
         prefix = result.id.rsplit("/", 1)[-1] + "-"
@@ -64,20 +65,18 @@ async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -
         ]
 
     async def image(one: ImageResult, below: Path) -> Path:
-        async with gate:
-            return await _write(below / PurePosixPath(one.key).name, await read_image(store, one))
+        return await _write(below / PurePosixPath(one.key).name, await read_image(store, one))
 
     async def plain(key: str) -> Path:
-        async with gate:
-            return await _write(folder / PurePosixPath(key).name, (await store.get(key)).body)
+        return await _write(folder / PurePosixPath(key).name, (await store.get(key)).body)
 
-    wanted = [image(one, folder) for one in result.images]
+    wanted = [partial(image, one, folder) for one in result.images]
     if result.batch is not None:
         async for row in rows(store, result.id):
-            wanted += [image(one, out / row.id) for one in row.images]
+            wanted += [partial(image, one, out / row.id) for one in row.images]
         names = (result.batch.gallery, result.batch.contact_sheet, result.batch.results, result.batch.errors)
-        wanted += [plain(key) for key in names if key and await store.head(key) is not None]
-    return list(await asyncio.gather(*wanted))
+        wanted += [partial(plain, key) for key in names if key and await store.head(key) is not None]
+    return await gather_bounded(wanted, AT_ONCE, lambda call: call())
 
 
 async def rows(store: Store, batch: str) -> AsyncIterator[Result]:

@@ -7,16 +7,16 @@ a name is named after its line.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from infra.gather import gather_bounded
 from producer import request_state
 from producer.errors import NothingToRetry
 from producer.requests import Ticket
-from schemas.batch import split_rows
+from schemas.batch import Row, split_rows
 from schemas.errors import Rejected
 from schemas.layout import MAX_SEGMENT_BYTES
 from schemas.manifest import parse_manifest
@@ -120,15 +120,13 @@ async def _is_batch(id: str, body: bytes, limits: Limits) -> bool:
 
 async def _open_rows(store: Store, batch: str, body: bytes, limits: Limits) -> bytes:
     """The batch with only those rows that did not succeed."""
-    gate = asyncio.Semaphore(AT_ONCE)
 
-    async def succeeded(id: str) -> bool:
-        async with gate:
-            result = await request_state.read_result(store, id)
+    async def succeeded(row: Row) -> bool:
+        result = await request_state.read_result(store, row.id)
         return result is not None and result.status == "succeeded"
 
     rows = split_rows(batch, body, limits)
-    done = await asyncio.gather(*(succeeded(row.id) for row in rows))
+    done = await gather_bounded(rows, AT_ONCE, succeeded)
     if all(done):
         raise NothingToRetry(batch, "has no row that did not succeed")
     lines = body.removeprefix(b"\xef\xbb\xbf").split(b"\n")

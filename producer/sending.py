@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from infra.gather import gather_bounded
 from producer.errors import Conflict
 from producer.requests import Parcel, Request, Ticket, parcel
 from schemas.errors import Rejected
@@ -91,23 +92,20 @@ async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there:
             the requests name their ids.
     """
     limit = await queue.max_bytes()
-    gate = asyncio.Semaphore(AT_ONCE)
 
     async def over(parcel: Parcel) -> bool:
-        async with gate:
-            return parcel.chosen and bool(await is_there(parcel))
+        return parcel.chosen and bool(await is_there(parcel))
 
     async def message(parcel: Parcel) -> tuple[str, Ticket]:
         text = None if is_batch(parcel.ticket.key) else _carried(parcel, limit)
         if text is not None:
             return text, replace(parcel.ticket, key="")
-        async with gate:
-            await drop(parcel)
+        await drop(parcel)
         return reference(parcel.ticket.key), parcel.ticket
 
-    known = await asyncio.gather(*map(over, parcels))  # a conflict is found before anything is dropped
+    known = await gather_bounded(parcels, AT_ONCE, over)  # a conflict is found before anything is dropped
     left = {parcel.ticket: parcel for parcel, there in zip(parcels, known, strict=True) if not there}
-    messages = dict(zip(left, await asyncio.gather(*map(message, left.values())), strict=True))
+    messages = dict(zip(left, await gather_bounded(left.values(), AT_ONCE, message), strict=True))
     await queue.send([text for text, _ in messages.values()])
     sent = {asked: ticket for asked, (_, ticket) in messages.items()}
     return [sent.get(parcel.ticket, parcel.ticket) for parcel in parcels]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from consumer.intake.claiming import Taken
 from consumer.intake.queue_shares import QueueShares
+from infra.backoff import backoff
 from infra.queues.leases import BATCH, TROUBLE, MessageLeases
 from infra.stores.s3_location import S3Location, key_in_store
 from infra.stores.store import InvalidKey
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONG = 20.0  # seconds that a receive waits for a message
+_PATIENCE = (1.0, 30.0)  # seconds between receives while the queue does not answer: first, longest
 _TICK = 0.2  # seconds between two looks at what has ended
 _LOOKS = 3  # at a request that is not ours, a second apart; for it may be given back, or its worker dead
 _PENDING = 2.0  # seconds that a receive under way is given when the worker stops
@@ -127,7 +129,7 @@ class Messages:
     # Hearing ---------------------------------------------------------------------------------
 
     async def _listen(self, lane: int) -> None:
-        pause = 1.0
+        pauses = backoff(*_PATIENCE)
         while not self._stop.is_set():
             most = self._lanes.share(lane, self._room(), full=bool(self._waiting))
             if most <= 0:
@@ -136,11 +138,11 @@ class Messages:
             self._lanes.asked[lane] = most
             try:
                 await self._receive(lane, most)
-                pause = 1.0
+                pauses = backoff(*_PATIENCE)
             except TROUBLE as error:
+                pause = next(pauses)
                 log.warning("the queue does not answer", extra={"why": str(error), "again_in": pause})
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, 30.0)
             finally:
                 self._lanes.asked[lane] = 0
 

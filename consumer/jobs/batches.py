@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from consumer.jobs import gallery
+from infra.backoff import backoff
 from infra.claims.claim import answers
+from infra.gather import gather_bounded
 from schemas import layout
 from schemas.batch import Row, split_rows
 from schemas.errors import NotFound, Rejected
@@ -54,7 +56,9 @@ class Batches:
             return self._result(held, began, "failed", failure=failure)
         over = await self._ids_over(claim.id)
         fresh = [row for row in rows if row.id not in over]
-        await _each(fresh, lambda row: self.store.create(layout.request_key(row.id), row.body))
+        await gather_bounded(
+            fresh, _ABREAST, lambda row: self.store.create(layout.request_key(row.id), row.body)
+        )
         log.info("batch dropped", extra={"id": claim.id, "rows": len(rows), "new": len(fresh)})
         results = await self._wait(claim.id, rows)
         return await self._sum_up(held, began, rows, results)
@@ -69,7 +73,7 @@ class Batches:
     async def _wait(self, batch: str, rows: list[Row]) -> dict[int, Result]:
         """Every row's result, by line; as long as it takes."""
         found: dict[int, Result] = {}
-        pause, longest = _LOOK
+        pauses = backoff(*_LOOK)
         while True:
             began = self.clock()
             over = await self._ids_over(batch)
@@ -87,11 +91,12 @@ class Batches:
                         if answers(result.fingerprint, print_):
                             found[row.line] = result
 
-            await _each(open_rows, read)
+            await gather_bounded(open_rows, _ABREAST, read)
             if len(found) == len(rows):
                 return found
-            pause = _LOOK[0] if len(found) > before else min(2 * pause, longest)
-            await asyncio.sleep(max(pause, _SPARE * listing))
+            if len(found) > before:
+                pauses = backoff(*_LOOK)
+            await asyncio.sleep(max(next(pauses), _SPARE * listing))
 
     async def _sum_up(self, held: Held, began: float, rows: list[Row], results: dict[int, Result]) -> Result:
         batch, folder = held.claim.id, layout.result_folder(held.claim.id)
@@ -210,14 +215,3 @@ def _line(row: Row, result: Result) -> bytes:
         "error": error,
     }
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
-
-
-async def _each(items: list[Row], work: Callable[[Row], Any]) -> None:
-    """Do it for all, a few at a time."""
-    gate = asyncio.Semaphore(_ABREAST)
-
-    async def one(item: Row) -> None:
-        async with gate:
-            await work(item)
-
-    await asyncio.gather(*(one(item) for item in items))

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import TYPE_CHECKING, TypeVar
 
 from consumer.jobs.picture import encode
+from infra.backoff import backoff
 from schemas.errors import StoreUnavailable
 from schemas.result import ModelUsed, Note, utc_now
 
@@ -35,6 +37,7 @@ class Delivery:
         self._claims = claims
         self._clock = clock
         self.versions = dict(versions)
+        self._rng = random.Random()
 
     async def adopt(self, job: Job) -> None:
         """Find the images that an earlier attempt stored."""
@@ -95,11 +98,12 @@ class Delivery:
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a store call until the store answers; being cancelled is the way out."""
-        pause, longest = _PATIENCE
+        pauses = backoff(*_PATIENCE, self._rng)
         while True:
             try:
                 return await call()
             except StoreUnavailable as error:
-                log.warning("the store does not answer", extra={"why": str(error), "again_in": pause})
+                pause = next(pauses)
+                facts = {"why": str(error), "again_in": round(pause, 3)}
+                log.warning("the store does not answer", extra=facts)
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, longest)

@@ -39,6 +39,7 @@ from consumer.renderer.protocol import (
     Undrawable,
 )
 from consumer.renderer.stderr import StderrTail
+from infra.backoff import backoff
 from infra.logs import redacted
 from schemas.errors import DreamError
 
@@ -161,7 +162,7 @@ class Renderer:
 
     async def _supervise(self) -> None:
         """Run one child after another until cancelled."""
-        pause, longest = _BACK_OFF
+        pauses = backoff(*_BACK_OFF)
         while True:
             began = time.monotonic()
             why, has_drawn = await self._run_child()
@@ -178,9 +179,8 @@ class Renderer:
             except Exception as error:  # whatever it was, the next child must be started
                 _log_error("the loss of a renderer could not be handled", error)
             if time.monotonic() - began > 60 or has_drawn:
-                pause = _BACK_OFF[0]  # it had worked: this is not a child that dies at every start
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, longest)
+                pauses = backoff(*_BACK_OFF)  # it had worked: this is not a child that dies at every start
+            await asyncio.sleep(next(pauses))
 
     async def _run_child(self) -> tuple[Why, bool]:
         """Start a child and handle its messages until it ends: why it ended, and whether it had drawn an image."""

@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from infra.claims.claim import Claim, Held, Release, answers, given_up
 from infra.claims.ledger import Group, Ledger
 from infra.claims.liveness import Watch
+from infra.gather import gather_bounded
 from infra.stores.store import Info
 from schemas import layout
 from schemas.errors import StoreUnavailable
 
-S = TypeVar("S")
 log = logging.getLogger(__name__)
 
 ABREAST = 8  # store calls in flight at a time
@@ -60,7 +59,7 @@ class Sweep:
             size = ABREAST if limit is None else min(ABREAST, limit - len(taken))
             now, found = found[:size], found[size:]
             taken += [held for held in await asyncio.gather(*map(self._settle, now)) if held]
-        await _abreast(found[:TIDY_ONLY], self._tidy_only)
+        await gather_bounded(found[:TIDY_ONLY], ABREAST, self._tidy_only)
         await self._forget_workers(beats, asked)
         self.ledger.held.update({held.claim.id: held for held in taken})
         return taken
@@ -74,11 +73,11 @@ class Sweep:
     ) -> list[Candidate]:
         """The ids whose newest claim has no live owner."""
         tops = [group.claims[group.top] for group in groups.values() if group.claims]
-        await _abreast(tops, self.ledger.note)  # read what is new; the rest is remembered
+        await gather_bounded(tops, ABREAST, self.ledger.note)  # read what is new; the rest is remembered
         seen = self.clock()  # not before the listing was complete
         notes = {info.key: await self.ledger.note(info) for info in tops}
         given_back = [group.markers[group.top] for group in groups.values() if group.top in group.markers]
-        await _abreast(given_back, self.ledger.release)
+        await gather_bounded(given_back, ABREAST, self.ledger.release)
         self.watch.observe(beats, {note.session for note in notes.values() if note}, seen)
         listed = [info for g in groups.values() for info in [*g.claims.values(), *g.markers.values()]]
         self.ledger.forget_gone({(info.key, info.etag) for info in listed})
@@ -213,9 +212,3 @@ class Sweep:
             if old and session != ledger.session:
                 with contextlib.suppress(StoreUnavailable):
                     await ledger.store.delete(info.key, etag=info.etag)
-
-
-async def _abreast(items: Sequence[S], work: Callable[[S], Awaitable[object]]) -> None:
-    """Do it for all, a few at a time."""
-    for start in range(0, len(items), ABREAST):
-        await asyncio.gather(*(work(item) for item in items[start : start + ABREAST]))

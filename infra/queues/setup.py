@@ -12,6 +12,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from infra.aws import FOREIGN, code_of, config_for, new_session, region_of, status_of
+from infra.backoff import backoff
 from infra.queues.setup_check import Finding, judge_notifications, judge_queue
 from infra.queues.setup_documents import IDS, Wiring, changes
 from infra.queues.sqs_config import where
@@ -192,8 +193,7 @@ class Account:
         theirs = [e for e in found.get("QueueConfigurations", ()) if e.get("Id") not in IDS.values()]
         found["QueueConfigurations"] = [*theirs, *wiring.notifications()]
         give_up = time.monotonic() + self._patience
-        pause = 1.0
-        while True:
+        for pause in backoff(1.0, 10.0):
             try:
                 self._s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=found)
                 break
@@ -202,7 +202,6 @@ class Account:
                 if code_of(error) != "InvalidArgument" or "validate" not in str(error) or late:
                     raise _wrong(error, what, bucket=bucket) from error
             time.sleep(pause)  # S3 does not see the queue's new policy yet
-            pause = min(2 * pause, 10.0)
         changed.append(f"{bucket} announces new files under {wiring.prefix}requests/ to {wiring.queue}")
 
 

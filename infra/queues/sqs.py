@@ -17,6 +17,8 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from infra.aws import FOREIGN, new_session
+from infra.backoff import backoff
+from infra.gather import gather_bounded
 from infra.queues.call_batches import BATCH, MAX_BYTES, fitting, is_sendable, size_of, tens
 from infra.queues.message import Failed, Message, QueueFacts, facts_of, failed_of, message_of
 from infra.queues.sqs_config import ANSWER, config, where
@@ -165,26 +167,24 @@ class Queue:
         typed = {k: {"DataType": "String", "StringValue": v} for k, v in (attributes or {}).items()}
         ids: list[str] = [""] * len(bodies)
         wrong: list[QueueUnavailable | Unsupported] = []
-        gate = asyncio.Semaphore(AT_ONCE)
 
         async def call(numbers: list[int]) -> None:
+            if wrong:
+                return
             entries = [{"MessageBody": bodies[n], "MessageAttributes": typed} for n in numbers]
-            told: dict[int, str] = {}
-            async with gate:
-                if wrong:
-                    return
-                try:
-                    failed = await self._batch("send_message_batch", "send to", entries, told)
-                except (QueueUnavailable, Unsupported) as error:
-                    wrong.append(error)
-                else:
-                    if failed:
-                        codes = ", ".join(sorted({failure.code for failure in failed.values()}))
-                        wrong.append(QueueUnavailable(f"{self.url} does not take every message: {codes}"))
-            for place, id in told.items():
+            sent: dict[int, str] = {}
+            try:
+                failed = await self._batch("send_message_batch", "send to", entries, sent)
+            except (QueueUnavailable, Unsupported) as error:
+                wrong.append(error)
+            else:
+                if failed:
+                    codes = ", ".join(sorted({failure.code for failure in failed.values()}))
+                    wrong.append(QueueUnavailable(f"{self.url} does not take every message: {codes}"))
+            for place, id in sent.items():
                 ids[numbers[place]] = id
 
-        await asyncio.gather(*map(call, fitting(sizes, limit)))
+        await gather_bounded(fitting(sizes, limit), AT_ONCE, call)
         if wrong:
             raise type(wrong[0])(f"{wrong[0]} ({ids.count('')} of {len(ids)} not sent)") from wrong[0]
         return ids
@@ -251,9 +251,9 @@ class Queue:
     ) -> dict[str, Any]:
         """Call, and call again while that may help. `of`: whether the call names this queue."""
         give_up = time.monotonic() + self._patience
-        pause = 0.1  # seconds; the mean of a random wait that doubles up to 5 s
         if of:
             fields["QueueUrl"] = self.url
+        waits = backoff(0.1, 2.5, self._rng)
         while True:
             try:
                 client = await self._connected()
@@ -261,12 +261,11 @@ class Queue:
                     answer: dict[str, Any] = await getattr(client, verb)(**fields)
                     return answer
             except FOREIGN as error:
-                wait = self._rng.uniform(0, 2 * pause)
+                wait = next(waits)
                 if not is_transient(error) or time.monotonic() + wait > give_up:
                     endpoint = self._client.meta.endpoint_url if self._client is not None else self.url
                     raise translated(error, f"cannot {what} the queue", self.url, endpoint) from error
             await asyncio.sleep(wait)
-            pause = min(2 * pause, 2.5)
 
     async def _connected(self) -> Any:
         """The client, made once."""

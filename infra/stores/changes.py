@@ -11,6 +11,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+from infra.backoff import backoff
 from infra.stores.directory.store import DirectoryStore
 from schemas.layout import REQUESTS
 
@@ -47,14 +48,15 @@ async def changes(
     """
     news = news or asyncio.Event()
     with _listening(store, prefixes, stop, news):
-        pause = shortest
+        pauses = backoff(shortest, longest, growth=growth)
         while not stop.is_set():
             news.clear()  # before the look, so that what comes during it causes another one
             yield
             if found_work():
-                pause = shortest
-            await _wait_for_either(stop, news, pause)
-            pause = shortest if news.is_set() else min(growth * pause, longest)
+                pauses = backoff(shortest, longest, growth=growth)
+            await _wait_for_either(stop, news, next(pauses))
+            if news.is_set():
+                pauses = backoff(shortest, longest, growth=growth)
 
 
 async def _wait_for_either(stop: asyncio.Event, news: asyncio.Event, seconds: float) -> None:

@@ -18,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NotConnected
 
 from infra.aws import FOREIGN, READ_TIMEOUT, code_of, config_for, is_on_aws, new_session, region_of, status_of
+from infra.backoff import backoff
 from infra.stores.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
 from infra.stores.s3_errors import translated
 from infra.stores.s3_location import S3Location
@@ -127,7 +128,7 @@ class S3Store:
         nonce = secrets.token_hex(16)
         fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **_typed(content_type)}
         give_up = time.monotonic() + self._patience
-        pause = 0.05  # seconds; the mean of a random wait that doubles up to 5 s
+        waits = backoff(0.05, 2.5, self._rng)
         while True:
             try:
                 await self._once.put_object(
@@ -140,8 +141,7 @@ class S3Store:
                     mine = await self._is_mine(full, nonce)
                     if mine is not None:
                         return mine
-                wait = self._rng.uniform(0, 2 * pause)
-                pause = min(2 * pause, 2.5)
+                wait = next(waits)
                 if time.monotonic() + wait > give_up:
                     raise self._translated(error, f"create {key!r}") from error
             await asyncio.sleep(wait)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from infra.backoff import backoff
 from infra.queues.setup_check import Finding
 from producer import collect
 from producer.errors import Damaged
@@ -176,12 +177,11 @@ class Canary:
         return self.result is not None
 
     async def _until(self, there: Callable[[], Coroutine[Any, Any, bool]], seconds: float) -> bool:
-        end, pause = time.monotonic() + seconds, 0.05
+        end, pauses = time.monotonic() + seconds, backoff(0.05, 1.0)
         while not await there():
             if time.monotonic() >= end:
                 return False
-            await asyncio.sleep(min(pause, max(0.0, end - time.monotonic())))
-            pause = min(2 * pause, 1.0)
+            await asyncio.sleep(min(next(pauses), max(0.0, end - time.monotonic())))
         return True
 
     async def _in_a_queue(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.gather import gather_bounded
 from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,
@@ -111,7 +112,7 @@ class Errand:
             drop = client.submit_batch if item.batch else client.submit
             return await drop(item.body, id=item.id, express=self.express)
 
-        return await self._each(send, self.items)
+        return await gather_bounded(self.items, self.concurrency, send)
 
     async def _send_to(self, queue: str, client: AsyncClient) -> list[Ticket]:
         single = [item for item in self.items if not item.batch]
@@ -121,7 +122,8 @@ class Errand:
         async def send(item: Item) -> Ticket:
             return await client.send_batch(item.body, queue=queue, id=item.id)
 
-        batches = iter(await self._each(send, [item for item in self.items if item.batch]))
+        batch_items = [item for item in self.items if item.batch]
+        batches = iter(await gather_bounded(batch_items, self.concurrency, send))
         return [next(batches if item.batch else sent) for item in self.items]
 
     def _tell_ids(self, tickets: list[Ticket]) -> None:
@@ -167,20 +169,8 @@ class Errand:
         async def save(result: Result) -> list[Path]:
             return await collect.save(client.store, result, out, flat=self.flat)
 
-        saved = await self._each(save, results)
+        saved = await gather_bounded(results, self.concurrency, save)
         return {result.id: paths for result, paths in zip(results, saved, strict=True)}
-
-    async def _each(self, work: Any, items: list[Any]) -> list[Any]:
-        """Do something for each item, a bounded number at once."""
-        import asyncio
-
-        gate = asyncio.Semaphore(self.concurrency)
-
-        async def one(item: Any) -> Any:
-            async with gate:
-                return await work(item)
-
-        return list(await asyncio.gather(*(one(item) for item in items)))
 
 
 def _says_more(batch: Result, rows: list[str]) -> bool:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from infra.lru import LruCache
 from producer import ids, request_state
 from producer.client import AsyncClient
 from producer.errors import Conflict, StillWorking, UnknownRequest
@@ -103,7 +104,7 @@ class Facade:
     _sending: int = 0  # requests on their way to the lane
     _sent: int = 0  # those that arrived there since it was last listed
     _finish_times: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # monotonic seconds
-    _states: dict[str, CachedCall[request_state.State]] = field(default_factory=dict)
+    _states: LruCache[str, CachedCall[request_state.State]] = field(default_factory=lambda: LruCache(10_000))
     _overviews: dict[str, CachedCall[Overview]] = field(default_factory=dict)  # by id prefix
 
     def __post_init__(self) -> None:
@@ -250,8 +251,6 @@ class Facade:
 
     async def state(self, id: str) -> request_state.State:
         """How far a request is; simultaneous callers share one read. Raises `UnknownRequest`."""
-        if len(self._states) > 10_000:
-            self._states.clear()
         cached = self._states.setdefault(id, CachedCall(lambda: self.client.status(id), seconds=0.2))
         state = await cached()
         if state.over:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from infra.gather import gather_bounded
 from producer import collect
 from producer.errors import Conflict, Damaged, StillWorking, UnknownRequest
 from producer.web.facade import CallerGone, NoWorker, QueueFull, WaitExpired
@@ -140,13 +140,7 @@ async def pictures(store: Store, result: Result) -> list[bytes]:
     """A result's images, checked. Raises `NoPictures` when there are none, `Damaged`."""
     if not result.images:
         raise NoPictures(result)
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def one(index: int) -> bytes:
-        async with gate:
-            return await collect.read_image(store, result.images[index])
-
-    return list(await asyncio.gather(*map(one, range(len(result.images)))))
+    return await gather_bounded(result.images, AT_ONCE, lambda image: collect.read_image(store, image))
 
 
 def drawing_json(result: Result, images: Sequence[bytes]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from infra.gather import gather_bounded
+from infra.lru import LruCache
 from producer import request_state
 from producer.web.openai import fields as openai_fields
 from producer.web.openai.batch_output import METADATA
@@ -107,26 +108,22 @@ def _row(line: bytes, number: int, lines_by_name: dict[str, int], expires_at: st
 class Tally:
     """Counts the finished rows of batches with and without pictures; reads each row once. For one event loop."""
 
-    _ended: dict[tuple[str, str], bool] = field(
-        default_factory=dict
-    )  # key and etag to whether it has pictures
+    #: key and etag to whether it has pictures
+    _ended: LruCache[tuple[str, str], bool] = field(default_factory=lambda: LruCache(KEPT))
 
     async def count(self, store: Store, batch: str) -> tuple[int, int]:
         """A batch's finished rows: with pictures, without."""
-        folder, gate = result_folder(batch), asyncio.Semaphore(AT_ONCE)
 
-        async def has_pictures(id: str, info: Info) -> bool:
+        async def has_pictures(row: tuple[str, Info]) -> bool:
+            id, info = row
             known = self._ended.get((info.key, info.etag))
             if known is None:
-                async with gate:
-                    result = await request_state.read_result(store, id)
+                result = await request_state.read_result(store, id)
                 known = result is not None and bool(result.images)
-                if len(self._ended) >= KEPT:
-                    self._ended.clear()
                 self._ended[info.key, info.etag] = known
             return known
 
-        listing = store.list(folder)
+        listing = store.list(result_folder(batch))
         rows = [(id, info) async for info in listing if (id := parse_result(info.key)) and id != batch]
-        completed = sum(await asyncio.gather(*(has_pictures(id, info) for id, info in rows)))
+        completed = sum(await gather_bounded(rows, AT_ONCE, has_pictures))
         return completed, len(rows) - completed

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request
 from pydantic import BaseModel, Field
 
+from infra.gather import gather_bounded
 from infra.stores.store import Store
 from producer.errors import UnknownRequest
 from producer.request_state import State
@@ -153,13 +154,7 @@ async def batches(
 ) -> Batches:
     store = facade.client.store
     ids, more = await files.page(store, FOLDER, caller, after=after, limit=limit, order="desc")
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def read(id: str) -> Batch:
-        async with gate:
-            return await _current(id, request, facade)
-
-    batches = list(await asyncio.gather(*map(read, ids)))
+    batches = await gather_bounded(ids, AT_ONCE, lambda id: _current(id, request, facade))
     return Batches(data=batches, **files.page_ends(ids), has_more=more)
 
 

@@ -6,7 +6,6 @@ it. An output file is not stored: it is made from the batch's results while it i
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 
+from infra.gather import gather_bounded
 from infra.stores.store import Store
 from producer.requests import fresh_id
 from producer.web.api_keys import Key
@@ -116,14 +116,8 @@ async def files(
     if purpose not in (None, "batch"):
         return Files(data=[])
     ids, more = await page(facade.client.store, FOLDER, caller, after=after, limit=limit, order=order)
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def read(id: str) -> File | None:
-        async with gate:
-            return await _read(facade.client.store, id)
-
-    files = [file for file in await asyncio.gather(*map(read, ids)) if file is not None]
-    return Files(data=files, **page_ends(ids), has_more=more)
+    files = await gather_bounded(ids, AT_ONCE, lambda id: _read(facade.client.store, id))
+    return Files(data=[file for file in files if file is not None], **page_ends(ids), has_more=more)
 
 
 async def page(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from infra.lru import LruCache
 from producer import overview, request_state
 from producer.web.cache import CachedCall
 from producer.web.facade import LATEST
@@ -69,10 +70,12 @@ class Gallery:
     """Reads and caches what the pages show. For one event loop."""
 
     facade: Facade
-    _prompts: dict[str, tuple[str, bool]] = field(default_factory=dict)  # id to prompt, and is it a batch
-    _rows: dict[str, int] = field(default_factory=dict)  # batch to its number of rows
-    _items: dict[tuple[str, str], list[GalleryItem]] = field(default_factory=dict)  # by key and etag
-    _results: dict[tuple[str, str], Result] = field(default_factory=dict)  # by key and etag
+    #: id to prompt, and is it a batch
+    _prompts: LruCache[str, tuple[str, bool]] = field(default_factory=lambda: LruCache(KEPT))
+    _rows: LruCache[str, int] = field(default_factory=lambda: LruCache(KEPT))  # batch to its number of rows
+    #: by key and etag
+    _items: LruCache[tuple[str, str], list[GalleryItem]] = field(default_factory=lambda: LruCache(KEPT))
+    _results: LruCache[tuple[str, str], Result] = field(default_factory=lambda: LruCache(10 * LATEST))
     _overviews: dict[str, CachedCall[Overview]] = field(default_factory=dict)  # by id prefix
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
@@ -97,8 +100,6 @@ class Gallery:
             return None
         if info.size > LIGHT:
             result = result.model_copy(update={"request": Frozen(text="", cut=True)})
-        if len(self._results) >= 10 * LATEST:
-            self._results.clear()
         self._results[info.key, info.etag] = result
         return result
 
@@ -130,8 +131,6 @@ class Gallery:
                 prompt = await self._read_prompt(id)
             if prompt is None:
                 return "", False
-            if len(self._prompts) >= KEPT:
-                self._prompts.clear()
             self._prompts[id] = prompt
         return self._prompts[id]
 
@@ -161,8 +160,6 @@ class Gallery:
         return None
 
     def _count_rows(self, batch: str, body: bytes) -> None:
-        if len(self._rows) >= KEPT:
-            self._rows.clear()
         self._rows[batch] = sum(1 for _ in numbered(body))
 
     async def row_count(self, batch: str) -> int:
@@ -185,8 +182,6 @@ class Gallery:
             return known
         result = await self._read(id)
         items = items_of(result) if result is not None else []
-        if len(self._items) >= KEPT:
-            self._items.clear()
         self._items[info.key, info.etag] = items
         return items
 
