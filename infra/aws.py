@@ -1,8 +1,12 @@
-"""How to talk to a bucket: the SDK's own settings, and what stores other than AWS need besides."""
+"""How AWS services and servers like them are reached: settings, clients, addresses, and what an error means."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +37,40 @@ HOW_TO_SIGN_IN = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run on a machine with a role"
 )
 _CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+_AMAZON_QUEUE = re.compile(
+    r"(?:sqs(?:-fips)?\.([a-z0-9-]+)|([a-z0-9-]+)\.queue|queue)\.amazonaws\.com(?:\.cn)?|sqs\.([a-z0-9-]+)\.api\.aws"
+)
+_NAMED_REGION = re.compile(r"(?:^|\.)sqs\.([a-z]{2}(?:-[a-z]+)+-\d)\.")  # a VPC endpoint's, or LocalStack's
+
+
+class LazyClient:
+    """A client that is made when it is first needed. For one event loop.
+
+    Args:
+        make: makes the client's context manager, as `AioSession.create_client` does.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._exits = AsyncExitStack()
+        self._lock = asyncio.Lock()
+        self._client: Any = None
+
+    async def __call__(self) -> Any:
+        """The client. Raises one of `FOREIGN` when it cannot be made; the next call tries again."""
+        async with self._lock:  # of two clients made at once, one would never be closed
+            if self._client is None:
+                self._client = await self._exits.enter_async_context(self._make())
+            return self._client
+
+    @property
+    def endpoint(self) -> str:
+        """Where its requests go; "" while there is no client."""
+        return "" if self._client is None else str(self._client.meta.endpoint_url)
+
+    async def close(self) -> None:
+        self._client = None  # first, so that a late call makes a new client and does not use a closed one
+        await self._exits.aclose()
 
 
 def new_session() -> AioSession:
@@ -76,7 +114,19 @@ def endpoint_of(session: AioSession, service: str) -> str | None:
     return None if found is None else str(found)
 
 
-def config_for(session: AioSession, *, tries: int, read_timeout: float) -> AioConfig:
+def queue_endpoint(url: str, session: AioSession) -> tuple[str, str | None]:
+    """(region, endpoint) for a queue's URL; the endpoint is None where the SDK finds it by itself."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    amazon = _AMAZON_QUEUE.fullmatch(host)
+    region = next((part for part in amazon.groups() if part), "us-east-1") if amazon else region_of(session)
+    if amazon or endpoint_of(session, "sqs"):
+        return region, None
+    named = _NAMED_REGION.search(host)
+    return named[1] if named else region, shown(f"{parts.scheme}://{parts.netloc}")
+
+
+def config_for(session: AioSession, *, tries: int, read_timeout: float = READ_TIMEOUT) -> AioConfig:
     """Settings of one client, which sends a request at most `tries` times.
 
     Off AWS: path-style addresses, and the older checksums only, unless the user's environment or
@@ -114,3 +164,31 @@ def is_aws(endpoint: str) -> bool:
     """Whether an endpoint is Amazon's own."""
     host = urlsplit(endpoint).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
+
+
+def shown(url: str) -> str:
+    """An address without the password or the signature that it may hold."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        return "the endpoint"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def reason_of(error: Exception, endpoint: str, variable: str) -> str:
+    """Why a call got no answer, and what to do about it.
+
+    Args:
+        endpoint: where the call went, fit to be shown.
+        variable: the environment variable that sets the endpoint.
+    """
+    if isinstance(error, CREDENTIALS):
+        return f"no usable AWS credentials: {HOW_TO_SIGN_IN}"
+    if isinstance(error, boto.ProfileNotFound):
+        return "AWS_PROFILE names a profile that is not in ~/.aws/config: correct it or unset it"
+    if isinstance(error, (boto.ConnectTimeoutError, boto.EndpointConnectionError)):
+        return f"{endpoint} cannot be reached: check {variable} and the network"
+    if isinstance(error, boto.SSLError):
+        return f"{endpoint} shows a certificate that is not trusted: set AWS_CA_BUNDLE to its authority"
+    if isinstance(error, boto.BotoCoreError) and not isinstance(error, boto.HTTPClientError):
+        return f"the AWS library refused ({type(error).__name__}): check the AWS variables and ~/.aws/config"
+    return f"the connection to {endpoint} broke or timed out; it is tried again later"

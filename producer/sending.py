@@ -120,7 +120,7 @@ def _expect_one_body_for_each_id(parcels: Sequence[Parcel]) -> None:
 
 def _carried(parcel: Parcel, limit: int) -> str | None:
     """A request as a message; None when it must travel by claim check."""
-    from infra.queues.call_batches import is_sendable, size_of
+    from infra.queues.message import is_sendable, size_of
 
     if len(parcel.body) > limit or not CHOSEN_ID.fullmatch(parcel.ticket.id):
         return None

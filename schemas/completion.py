@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas import layout
 from schemas.result import BatchResult, Failure, FailureCode, ImageResult, Result, Status, Timings
 
-SPEC_VERSION = "1.0"
 TYPE_PREFIX = "dreamdrop.request."
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 MAX_BYTES = 128 << 10  # of an event; a topic takes 256 KiB, and some of it is for its own envelope

@@ -11,19 +11,16 @@ attributes, so that subscriptions can filter without reading it.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from consumer.announce.allow_list import Hosts
 from consumer.announce.outbox import Undelivered
 from consumer.announce.webhook import Secrets, Webhook
-from infra.aws import FOREIGN, code_of, new_session, status_of
+from infra.aws import FOREIGN, LazyClient, code_of, config_for, new_session, status_of
 from infra.queues.sqs import Queue
-from infra.queues.sqs_config import config
 from schemas.errors import DreamError, Unsupported
 
 if TYPE_CHECKING:
@@ -114,9 +111,7 @@ class TopicTarget:
         self.name = f"sns {arn.rpartition(':')[2]}"
         self._arn = arn
         self._region = region
-        self._exits = AsyncExitStack()
-        self._lock = asyncio.Lock()
-        self._client: Any = None
+        self._client = LazyClient(self._made)
 
     async def deliver(self, event: Completion) -> None:
         """Publish it once. Raises `Undelivered`."""
@@ -128,7 +123,7 @@ class TopicTarget:
         if self._arn.endswith(".fifo"):  # no order is promised; the id lets the topic discard repeats
             fields |= {"MessageGroupId": event.id, "MessageDeduplicationId": event.id}
         try:
-            client = await self._connected()
+            client = await self._client()
             await client.publish(TopicArn=self._arn, Message=event.to_json().decode(), **fields)
         except FOREIGN as error:
             status = status_of(error)
@@ -136,15 +131,12 @@ class TopicTarget:
             raise Undelivered(f"{self.name} {reason}") from error
 
     async def close(self) -> None:
-        self._client = None
-        await self._exits.aclose()
+        await self._client.close()
 
-    async def _connected(self) -> Any:
-        async with self._lock:
-            if self._client is None:
-                made: Any = new_session().create_client("sns", region_name=self._region, config=config())
-                self._client = await self._exits.enter_async_context(made)
-            return self._client
+    def _made(self) -> Any:
+        session = new_session()
+        config = config_for(session, tries=1)  # the outbox tries again
+        return session.create_client("sns", region_name=self._region, config=config)
 
 
 def _facts(event: Completion) -> dict[str, str]:

@@ -33,7 +33,6 @@ def facts(
         "height": str(height),
         "bytes": str(len(body)),
         "type": content_type,
-        "nonce": claim.nonce,
     }
 
 

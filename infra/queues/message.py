@@ -1,13 +1,19 @@
-"""What a queue says: messages, how it is set up, and which entries of a call failed by themselves."""
+"""A queue's messages: what one holds and may hold, how many fit into one call, and which entries of a call failed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from infra.queues.call_batches import MAX_BYTES
+T = TypeVar("T")
+
+BATCH = 10  # entries of one call
+MAX_BYTES = 1 << 20  # of one message, and of one call, unless the queue allows less
+#: What a message may not hold: XML has no such characters, and SQS still thinks in XML.
+_UNSENDABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +32,9 @@ class QueueFacts:
     """How a queue is set up, and about how full it is."""
 
     visibility: float  # seconds
-    retention: float  # seconds
-    max_bytes: int  # of one message
     dead_letters: str | None  # ARN of the queue for what was received too often
-    max_receives: int | None  # receives after which a message goes there
     visible: int  # messages that wait; approximate, as the next
     in_flight: int  # messages that were received and neither deleted nor shown again
-    arn: str
-    wait: float = 0.0  # seconds that a receive waits when it does not say
-    policy: str = ""  # JSON: who else may do what
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +59,43 @@ def failed_of(entry: Mapping[str, Any]) -> Failed:
     return Failed(bool(entry.get("SenderFault")), str(entry.get("Code", ""))[:60])
 
 
-def facts_of(found: Mapping[str, str]) -> QueueFacts:
-    """From a queue's attributes."""
-    redrive = json.loads(found.get("RedrivePolicy") or "{}")
-    receives = redrive.get("maxReceiveCount")
+def facts_of(attributes: Mapping[str, str]) -> QueueFacts:
+    """The facts in a queue's attributes."""
+    redrive = json.loads(attributes.get("RedrivePolicy") or "{}")
     return QueueFacts(
-        visibility=float(found.get("VisibilityTimeout", 30)),
-        retention=float(found.get("MessageRetentionPeriod", 345_600)),
-        max_bytes=int(found.get("MaximumMessageSize", MAX_BYTES)),
+        visibility=float(attributes.get("VisibilityTimeout", 30)),
         dead_letters=redrive.get("deadLetterTargetArn"),
-        max_receives=None if receives is None else int(receives),
-        visible=int(found.get("ApproximateNumberOfMessages", 0)),
-        in_flight=int(found.get("ApproximateNumberOfMessagesNotVisible", 0)),
-        arn=found.get("QueueArn", ""),
-        wait=float(found.get("ReceiveMessageWaitTimeSeconds", 0)),
-        policy=found.get("Policy", ""),
+        visible=int(attributes.get("ApproximateNumberOfMessages", 0)),
+        in_flight=int(attributes.get("ApproximateNumberOfMessagesNotVisible", 0)),
     )
+
+
+def is_sendable(body: str) -> bool:
+    """Whether a queue carries this text: not empty, and no control characters in it."""
+    return bool(body) and not _UNSENDABLE.search(body)
+
+
+def size_of(body: str, attributes: Mapping[str, str] | None = None) -> int:
+    """Bytes of a message as the queue counts them: an attribute's name, type and value, too."""
+    named = sum(len(k.encode()) + len("String") + len(v.encode()) for k, v in (attributes or {}).items())
+    return len(body.encode("utf-8", "surrogatepass")) + named
+
+
+def fitting(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Neighbours that fit in one call together."""
+    batch: list[int] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        if batch and (len(batch) == BATCH or room + size > limit):
+            yield batch
+            batch, room = [], 0
+        batch.append(number)
+        room += size
+    if batch:
+        yield batch
+
+
+def tens(messages: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many as one call takes, in turn."""
+    for start in range(0, len(messages), BATCH):
+        yield messages[start : start + BATCH]

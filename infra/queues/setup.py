@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 import boto3
 from botocore.exceptions import ClientError
 
-from infra.aws import FOREIGN, code_of, config_for, new_session, region_of, status_of
+from infra.aws import FOREIGN, code_of, config_for, new_session, queue_endpoint, region_of, status_of
 from infra.backoff import backoff
 from infra.queues.setup_check import Finding, judge_notifications, judge_queue
 from infra.queues.setup_documents import IDS, Wiring, changes
-from infra.queues.sqs_config import where
 from infra.queues.sqs_errors import is_denied, is_missing
 from infra.queues.sqs_errors import translated as queue_error
 from infra.stores.s3_errors import translated as store_error
@@ -99,7 +98,7 @@ class Account:
 
         Raises as `apply` does.
         """
-        region, endpoint = where(url, self._session)
+        region, endpoint = queue_endpoint(url, self._session)
         sqs = self._client("sqs", region, endpoint)
         attributes = self._attributes(sqs, url)
         arn = json.loads(attributes.get("RedrivePolicy") or "{}").get("deadLetterTargetArn")

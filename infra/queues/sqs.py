@@ -12,21 +12,33 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from infra.aws import FOREIGN, new_session
+from infra.aws import FOREIGN, LazyClient, config_for, new_session, queue_endpoint, shown
 from infra.backoff import backoff
 from infra.gather import gather_bounded
-from infra.queues.call_batches import BATCH, MAX_BYTES, fitting, is_sendable, size_of, tens
-from infra.queues.message import Failed, Message, QueueFacts, facts_of, failed_of, message_of
-from infra.queues.sqs_config import ANSWER, config, where
-from infra.queues.sqs_errors import is_denied, is_transient, shown, translated
+from infra.queues.message import (
+    BATCH,
+    MAX_BYTES,
+    Failed,
+    Message,
+    QueueFacts,
+    facts_of,
+    failed_of,
+    fitting,
+    is_sendable,
+    message_of,
+    size_of,
+    tens,
+)
+from infra.queues.sqs_errors import is_denied, is_transient, translated
 from schemas.errors import QueueUnavailable, Rejected, TooLarge, Unsupported
 
 __all__ = ["Message", "Queue", "QueueFacts"]
 
+LONG_POLL = 20.0  # seconds that a receive may wait at most
+ANSWER = 10.0  # seconds for an answer, beyond a long poll's own wait
 AT_ONCE = 4  # calls that send at the same time
 TRIES = 4  # of a single entry that the queue could not serve, in a call that it did
 
@@ -57,9 +69,7 @@ class Queue:
         self.url = shown(url)  # no password that stands in it is ever sent or told
         self._patience = patience  # seconds that a call is tried before it gives up
         self._rng = rng or random.Random()
-        self._exits = AsyncExitStack()
-        self._lock = asyncio.Lock()
-        self._client: Any = None
+        self._client = LazyClient(self._made)
         self._limit = 0  # bytes of a message; 0: not asked yet
 
     async def open(self) -> None:
@@ -75,8 +85,7 @@ class Queue:
             raise
 
     async def close(self) -> None:
-        self._client = None
-        await self._exits.aclose()
+        await self._client.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -256,29 +265,22 @@ class Queue:
         waits = backoff(0.1, 2.5, self._rng)
         while True:
             try:
-                client = await self._connected()
+                client = await self._client()
                 async with asyncio.timeout(seconds):
                     answer: dict[str, Any] = await getattr(client, verb)(**fields)
                     return answer
             except FOREIGN as error:
                 wait = next(waits)
                 if not is_transient(error) or time.monotonic() + wait > give_up:
-                    endpoint = self._client.meta.endpoint_url if self._client is not None else self.url
+                    endpoint = self._client.endpoint or self.url
                     raise translated(error, f"cannot {what} the queue", self.url, endpoint) from error
             await asyncio.sleep(wait)
 
-    async def _connected(self) -> Any:
-        """The client, made once."""
-        if self._client is None:
-            async with self._lock:
-                if self._client is None:
-                    session = new_session()
-                    region, endpoint = where(self.url, session)
-                    made: Any = session.create_client(
-                        "sqs", region_name=region, endpoint_url=endpoint, config=config()
-                    )
-                    self._client = await self._exits.enter_async_context(made)
-        return self._client
+    def _made(self) -> Any:
+        session = new_session()
+        region, endpoint = queue_endpoint(self.url, session)
+        config = config_for(session, tries=1, read_timeout=LONG_POLL + ANSWER)  # `_call` tries again
+        return session.create_client("sqs", region_name=region, endpoint_url=endpoint, config=config)
 
 
 def _is_denied(error: Unsupported) -> bool:

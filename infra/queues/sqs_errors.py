@@ -5,11 +5,9 @@ As with buckets, foreign messages are not repeated: they may hold addresses with
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from botocore import exceptions as boto
 
-from infra.aws import CREDENTIALS, HOW_TO_SIGN_IN, code_of, status_of
+from infra.aws import code_of, reason_of, shown, status_of
 from schemas.errors import QueueUnavailable, Unsupported
 
 _KEYS = (
@@ -65,37 +63,17 @@ def translated(error: Exception, what: str, url: str, endpoint: str) -> QueueUna
     return QueueUnavailable(f"{what}: {_reason(error, shown(endpoint))}")
 
 
-def shown(url: str) -> str:
-    """An address without the password or the signature that it may hold."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return (
-        f"{parts.scheme}://{parts.hostname}{port}{parts.path}" if parts.hostname else "the queue's endpoint"
-    )
-
-
 def _reason(error: Exception, endpoint: str) -> str:
-    word, status = word_of(error), status_of(error)
-    if isinstance(error, CREDENTIALS):
-        return f"no usable AWS credentials: {HOW_TO_SIGN_IN}"
-    if isinstance(error, boto.ProfileNotFound):
-        return "AWS_PROFILE names a profile that is not in ~/.aws/config: correct it or unset it"
-    if word in _EXPIRED:
+    if not isinstance(error, boto.ClientError):
+        return reason_of(error, endpoint, "AWS_ENDPOINT_URL_SQS")
+    code = word_of(error)
+    if code in _EXPIRED:
         return "the session has expired or its token is refused: sign in again"
-    if word in _SKEWED:
+    if code in _SKEWED:
         return "this machine's clock is wrong: set it (NTP)"
-    if word in _KEYS:
+    if code in _KEYS:
         return "the keys are refused: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the queue's region"
-    if word in _THROTTLED:
+    if code in _THROTTLED:
         return "the queue asks for fewer requests; it is tried again later"
-    if isinstance(error, boto.ClientError):
-        return f"{endpoint} answered {status} {word}" + (
-            "; it is tried again later" if is_transient(error) else ""
-        )
-    if isinstance(error, (boto.ConnectTimeoutError, boto.EndpointConnectionError)):
-        return f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL_SQS and the network"
-    if isinstance(error, boto.SSLError):
-        return f"{endpoint} shows a certificate that is not trusted: set AWS_CA_BUNDLE to its authority"
-    if isinstance(error, boto.BotoCoreError) and not isinstance(error, boto.HTTPClientError):
-        return f"the AWS library refused ({type(error).__name__}): check the AWS variables and ~/.aws/config"
-    return f"the connection to {endpoint} broke or timed out; it is tried again later"
+    retried = "; it is tried again later" if is_transient(error) else ""
+    return f"{endpoint} answered {status_of(error)} {code}{retried}"

@@ -11,13 +11,23 @@ import asyncio
 import random
 import secrets
 import time
-from contextlib import AsyncExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NotConnected
 
-from infra.aws import FOREIGN, READ_TIMEOUT, code_of, config_for, is_on_aws, new_session, region_of, status_of
+from infra.aws import (
+    FOREIGN,
+    READ_TIMEOUT,
+    LazyClient,
+    code_of,
+    config_for,
+    is_on_aws,
+    new_session,
+    region_of,
+    status_of,
+)
 from infra.backoff import backoff
 from infra.stores.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
 from infra.stores.s3_errors import translated
@@ -28,7 +38,6 @@ from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from aiobotocore.session import AioSession
 
 NONCE = "dreamdrop-nonce"  # metadata name
 
@@ -64,19 +73,17 @@ class S3Store:
         self._patience = patience  # seconds that a create is tried before it gives up
         self._read_timeout = read_timeout  # seconds of silence
         self._rng = rng or random.Random()
-        self._exits = AsyncExitStack()
-        self._lock = asyncio.Lock()
-        self._ready = False
-        self._client: Any = None  # retries by itself
-        self._once: Any = None  # tries once: for creates
+        self._session = cache(new_session)  # both clients share it, and with it the credentials
+        self._client = LazyClient(lambda: self._made(tries=4))
+        self._once = LazyClient(lambda: self._made(tries=1))  # for creates, which settle each lost answer
         self._on_aws = True
         self._conditional_delete = True  # until the store says that it has none
 
     async def open(self) -> None:
         """Connect, and find out early whether the bucket is there for us. Raises `StoreUnavailable`."""
-        await self._connect()
+        client = await self._connected()
         try:
-            await self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+            await client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
         except FOREIGN as error:
             if code_of(error) != "AccessDenied":  # a client may be allowed to write and not to list
                 reason = self._translated(error, "open the store")
@@ -84,8 +91,8 @@ class S3Store:
                 raise reason from error
 
     async def close(self) -> None:
-        self._ready = False
-        await self._exits.aclose()
+        await self._once.close()
+        await self._client.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -96,10 +103,10 @@ class S3Store:
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         full = self._full(key)
-        await self._connect()
+        client = await self._connected()
         for last in (False, False, True):  # the SDK does not repeat a body that breaks off
             try:
-                return await self._read(key, full, max_bytes)
+                return await self._read(client, key, full, max_bytes)
             except FOREIGN as error:
                 if code_of(error) == "NoSuchKey":
                     raise NotFound(key) from error
@@ -109,9 +116,9 @@ class S3Store:
 
     async def head(self, key: str) -> Info | None:
         full = self._full(key)
-        await self._connect()
+        client = await self._connected()
         try:
-            answer = await self._client.head_object(Bucket=self.bucket, Key=full)
+            answer = await client.head_object(Bucket=self.bucket, Key=full)
         except FOREIGN as error:
             if status_of(error) == 404:
                 return None
@@ -124,21 +131,19 @@ class S3Store:
         """See `Store.create`. The nonce of this call is in every try, so a late one meets itself."""
         full = self._full(key)
         check_metadata(metadata or {})
-        await self._connect()
+        client = await self._connected(self._once)
         nonce = secrets.token_hex(16)
         fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **_typed(content_type)}
         give_up = time.monotonic() + self._patience
         waits = backoff(0.05, 2.5, self._rng)
         while True:
             try:
-                await self._once.put_object(
-                    Bucket=self.bucket, Key=full, Body=body, IfNoneMatch="*", **fields
-                )
+                await client.put_object(Bucket=self.bucket, Key=full, Body=body, IfNoneMatch="*", **fields)
                 return True
             except FOREIGN as error:
                 self._stop_if_hopeless(error, key)
                 if not _is_surely_unwritten(error):
-                    mine = await self._is_mine(full, nonce)
+                    mine = await self._is_mine(client, full, nonce)
                     if mine is not None:
                         return mine
                 wait = next(waits)
@@ -148,17 +153,17 @@ class S3Store:
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
         full = self._full(key)
-        await self._connect()
+        client = await self._connected()
         try:
-            await self._client.put_object(Bucket=self.bucket, Key=full, Body=body, **_typed(content_type))
+            await client.put_object(Bucket=self.bucket, Key=full, Body=body, **_typed(content_type))
         except FOREIGN as error:
             raise self._translated(error, f"write {key!r}") from error
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
         check_prefix(prefix)
-        await self._connect()
+        client = await self._connected()
         after = {"StartAfter": self._prefix + start_after} if start_after else {}
-        pages = self._client.get_paginator("list_objects_v2")
+        pages = client.get_paginator("list_objects_v2")
         try:
             async for page in pages.paginate(Bucket=self.bucket, Prefix=self._prefix + prefix, **after):
                 for entry in page.get("Contents", ()):
@@ -171,14 +176,14 @@ class S3Store:
     async def delete(self, key: str, *, etag: str | None = None) -> None:
         """See `Store.delete`. Off AWS the condition may be ignored, so there we also look first."""
         full = self._full(key)
-        await self._connect()
+        client = await self._connected()
         if etag is not None and not (self._on_aws and self._conditional_delete):
             found = await self.head(key)
             if found is None or found.etag != etag:
                 return
         condition = {"IfMatch": f'"{etag}"'} if etag is not None and self._conditional_delete else {}
         try:
-            await self._client.delete_object(Bucket=self.bucket, Key=full, **condition)
+            await client.delete_object(Bucket=self.bucket, Key=full, **condition)
         except FOREIGN as error:
             if status_of(error) == 404 and code_of(error) != "NoSuchBucket":
                 return
@@ -190,30 +195,20 @@ class S3Store:
                 return
             raise self._translated(error, f"delete {key!r}") from error
 
-    async def _connect(self) -> None:
-        """Make the clients, once; they share a session and with it the credentials."""
-        if self._ready:
-            return
-        async with self._lock:
-            if self._ready:
-                return
-            try:
-                session = new_session()
-                self._on_aws = is_on_aws(session)
-                self._client = await self._client_of(session, tries=4)
-                self._once = await self._client_of(session, tries=1)
-            except FOREIGN as error:
-                await self._exits.aclose()
-                raise self._translated(error, "connect") from error
-            self._ready = True
+    async def _connected(self, client: LazyClient | None = None) -> Any:
+        try:
+            return await (client or self._client)()
+        except FOREIGN as error:
+            raise self._translated(error, "connect") from error
 
-    async def _client_of(self, session: AioSession, *, tries: int) -> Any:
+    def _made(self, *, tries: int) -> Any:
+        session = self._session()
+        self._on_aws = is_on_aws(session)
         config = config_for(session, tries=tries, read_timeout=self._read_timeout)
-        client: Any = session.create_client("s3", region_name=region_of(session), config=config)
-        return await self._exits.enter_async_context(client)
+        return session.create_client("s3", region_name=region_of(session), config=config)
 
-    async def _read(self, key: str, full: str, max_bytes: int | None) -> Stored:
-        answer = await self._client.get_object(Bucket=self.bucket, Key=full)
+    async def _read(self, client: Any, key: str, full: str, max_bytes: int | None) -> Stored:
+        answer = await client.get_object(Bucket=self.bucket, Key=full)
         async with answer["Body"] as stream:
             size = int(answer["ContentLength"])
             if max_bytes is not None and size > max_bytes:
@@ -221,10 +216,10 @@ class S3Store:
             body = await stream.read()
         return Stored(_info(key, answer), body)
 
-    async def _is_mine(self, full: str, nonce: str) -> bool | None:
+    async def _is_mine(self, client: Any, full: str, nonce: str) -> bool | None:
         """Read a create back: ours, somebody else's, or None when it cannot be told yet."""
         try:
-            answer = await self._once.head_object(Bucket=self.bucket, Key=full)
+            answer = await client.head_object(Bucket=self.bucket, Key=full)
         except FOREIGN:
             return None
         return bool(answer.get("Metadata", {}).get(NONCE) == nonce)
@@ -255,7 +250,7 @@ class S3Store:
         return full
 
     def _translated(self, error: Exception, verb: str) -> StoreUnavailable:
-        endpoint = self._client.meta.endpoint_url if self._client is not None else ""
+        endpoint = self._client.endpoint or self._once.endpoint
         return translated(error, f"cannot {verb} in {self.url}", self.bucket, endpoint)
 
 

@@ -6,11 +6,10 @@ Foreign messages are not repeated: they may hold addresses with passwords in the
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
 
-from infra.aws import CREDENTIALS, HOW_TO_SIGN_IN, code_of, status_of
+from infra.aws import code_of, reason_of, shown, status_of
 from schemas.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -34,30 +33,11 @@ _BY_CODE: Mapping[str, str] = {
 
 def translated(error: Exception, what: str, bucket: str, endpoint: str) -> StoreUnavailable:
     """Our error for a foreign one: what failed, why, and what to do."""
-    return StoreUnavailable(f"{what}: {_reason(error, bucket, _shown(endpoint))}")
-
-
-def _shown(endpoint: str) -> str:
-    """An endpoint without the password that it may hold."""
-    parts = urlsplit(endpoint)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}" if parts.hostname else "the endpoint"
-
-
-def _reason(error: Exception, bucket: str, endpoint: str) -> str:
-    if isinstance(error, CREDENTIALS):
-        return f"no usable AWS credentials: {HOW_TO_SIGN_IN}"
-    if isinstance(error, boto.ProfileNotFound):
-        return "AWS_PROFILE names a profile that is not in ~/.aws/config: correct it or unset it"
     if isinstance(error, boto.ClientError):
-        return _answered(error, bucket, endpoint)
-    if isinstance(error, (boto.ConnectTimeoutError, boto.EndpointConnectionError)):
-        return f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL_S3 and the network"
-    if isinstance(error, boto.SSLError):
-        return f"{endpoint} shows a certificate that is not trusted: set AWS_CA_BUNDLE to its authority"
-    if isinstance(error, boto.BotoCoreError) and not isinstance(error, boto.HTTPClientError):
-        return f"the AWS library refused ({type(error).__name__}): check the AWS variables and ~/.aws/config"
-    return f"the connection to {endpoint} broke or timed out; it is tried again later"
+        reason = _answered(error, bucket, shown(endpoint))
+    else:
+        reason = reason_of(error, shown(endpoint), "AWS_ENDPOINT_URL_S3")
+    return StoreUnavailable(f"{what}: {reason}")
 
 
 def _answered(error: boto.ClientError, bucket: str, endpoint: str) -> str:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from infra.queues.call_batches import tens
+from infra.queues.message import tens
 from infra.queues.sqs import Queue
 from schemas.errors import QueueUnavailable, Rejected, Unsupported
 from schemas.events import Created, Direct, Ignored, Item, Reference, Unknown, decode

@@ -253,11 +253,11 @@ async def test_a_prefix_is_a_store_of_its_own(bucket: S3Store, s3_front: S3Front
 async def test_another_store_than_aws_gets_what_it_needs(s3_front: S3Front):
     """Path-style addresses, a region, and no newer checksums for a server of one's own."""
     async with S3Store("s3://bucket") as store:
-        config = store._client.meta.config
+        config = (await store._client()).meta.config
         assert config.s3["addressing_style"] == "path"
         assert config.region_name == "us-east-1"
         assert config.request_checksum_calculation == "when_required"
-        assert store._once.meta.config.retries["total_max_attempts"] == 1
+        assert (await store._once()).meta.config.retries["total_max_attempts"] == 1
 
 
 async def test_the_users_own_settings_win(s3_front: S3Front, monkeypatch: pytest.MonkeyPatch, tmp_path):
@@ -273,10 +273,9 @@ async def test_the_users_own_settings_win(s3_front: S3Front, monkeypatch: pytest
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     store = S3Store("s3://bucket")
-    await store._connect()
-    config = store._client.meta.config
+    config = (await store._client()).meta.config
     assert (config.region_name, config.s3["addressing_style"]) == ("eu-north-1", "virtual")
-    assert store._client.meta.endpoint_url == s3_front.url
+    assert store._client.endpoint == s3_front.url
     await store.close()
 
 
@@ -285,9 +284,9 @@ async def test_aws_itself_keeps_the_sdks_defaults(s3_front: S3Front, monkeypatch
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     store = S3Store("s3://bucket")
-    await store._connect()
-    assert store._client.meta.endpoint_url == "https://s3.eu-west-1.amazonaws.com"
-    assert store._client.meta.config.request_checksum_calculation == "when_supported"
+    config = (await store._client()).meta.config
+    assert store._client.endpoint == "https://s3.eu-west-1.amazonaws.com"
+    assert config.request_checksum_calculation == "when_supported"
     await store.close()
 
 

@@ -220,7 +220,7 @@ def test_visibility_is_judged_by_how_long_requests_take(
     visibility: float, slowest: float | None, status: str
 ):
     """Renewing carries a request through hours, but not through twelve."""
-    facts = QueueFacts(visibility, 345_600, 1 << 20, "arn", 10, 0, 0, "arn")
+    facts = QueueFacts(visibility, "arn", 0, 0)
     assert doctor.visibility(facts, slowest).status == status
 
 
