@@ -18,7 +18,7 @@ from infra.gather import gather_bounded
 from schemas import layout
 from schemas.batch import Row, split_rows
 from schemas.errors import NotFound, Rejected
-from schemas.result import BatchCounts, BatchResult, Failure, Result, Status, Timings, utc_now
+from schemas.result import BatchCounts, BatchResult, Failure, Result, Status, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,10 +50,7 @@ class Batches:
         try:
             rows = await asyncio.to_thread(split_rows, claim.id, claim.frozen.body(), self.limits)
         except Rejected as error:
-            failure = Failure.model_validate(
-                {"code": error.code, "message": error.message, "line": error.line}
-            )
-            return self._result(held, began, "failed", failure=failure)
+            return self._result(held, began, "failed", Failure.of(error))
         over = await self._ids_over(claim.id)
         fresh = [row for row in rows if row.id not in over]
         await gather_bounded(
@@ -132,7 +129,7 @@ class Batches:
             where += ", and results.jsonl of those with some images" if bad and counts.partial else ""
             text = f"{failed} of {counts.total} rows did not succeed; {where}"
             failure = Failure(code="some_rows_failed", message=text)
-        return self._result(held, began, status, failure=failure, batch=summary)
+        return self._result(held, began, status, failure, summary)
 
     async def _items(
         self, batch: str, rows: list[Row], results: dict[int, Result]
@@ -172,22 +169,12 @@ class Batches:
         held: Held,
         began: float,
         status: Status,
-        *,
-        failure: Failure | None = None,
-        batch: BatchResult | None = None,
+        failure: Failure | None,
+        summary: BatchResult | None = None,
     ) -> Result:
-        return Result(
-            id=held.claim.id,
-            status=status,
-            task="batch",
-            failure=failure,
-            timings=Timings(total=round(self.clock() - began, 4)),
-            worker=self.session,
-            attempts=held.claim.attempt,
-            finished_at=utc_now(),
-            batch=batch,
-            fingerprint=held.claim.fingerprint,
-            request=held.claim.frozen,
+        timings = Timings(total=round(self.clock() - began, 4))
+        return held.claim.ended(
+            status, failure, worker=self.session, task="batch", timings=timings, batch=summary
         )
 
 

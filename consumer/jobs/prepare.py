@@ -6,7 +6,6 @@ Everything here may be done twice without harm, and nothing of it needs the devi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,8 +15,7 @@ from consumer.jobs.job import Job
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, has_expired, parse_manifest
 from schemas.plan import Refusal, read_plan
-from schemas.result import Failure, Result, utc_now
-from schemas.strictjson import load_object
+from schemas.result import Failure, Result, Status
 
 if TYPE_CHECKING:
     from consumer.jobs.delivery import Delivery
@@ -64,7 +62,7 @@ class Preparation:
             try:
                 job.inputs = await self._decode(manifest, job)
             except Rejected as error:
-                _give_up(job, _failure_of(error))
+                _give_up(job, Failure.of(error))
             job.spent("decode", self.clock() - began)
         if manifest.strict and job.notes:
             _give_up(job, Failure(code="invalid_manifest", message="strict is set"))
@@ -99,25 +97,8 @@ def _give_up(job: Job, failure: Failure) -> None:
     job.failures |= dict.fromkeys(job.missing(), failure)
 
 
-def _failure_of(error: Rejected) -> Failure:
-    where = {"field": error.field, "line": error.line, "column": error.column}
-    return Failure.model_validate({"code": error.code, "message": error.message, **where})
-
-
 def refusal(held: Held, error: Rejected | ValueError, worker: str) -> Result:
     """How a claim ends that cannot become a job."""
     known = error if isinstance(error, Rejected) else Rejected("invalid_manifest", str(error))
-    metadata: object = None
-    with contextlib.suppress(Rejected, ValueError):
-        metadata = load_object(held.claim.frozen.body()).get("metadata")
-    return Result(
-        id=held.claim.id,
-        status="expired" if known.code == "expired" else "failed",
-        failure=_failure_of(known),
-        metadata=metadata if isinstance(metadata, dict) else {},
-        worker=worker,
-        finished_at=utc_now(),
-        attempts=held.claim.attempt,
-        fingerprint=held.claim.fingerprint,
-        request=held.claim.frozen,
-    )
+    status: Status = "expired" if known.code == "expired" else "failed"
+    return held.claim.ended(status, Failure.of(known), worker=worker)
