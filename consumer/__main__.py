@@ -1,4 +1,4 @@
-"""`python -m consumer`: the worker; also for `accelerate launch -m consumer`, one process a device."""
+"""`python -m consumer` runs a worker; so does `accelerate launch -m consumer`, one process for each device."""
 
 from __future__ import annotations
 

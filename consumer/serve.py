@@ -192,9 +192,9 @@ def _worker(
         clock=time.monotonic,
         rng=rng,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
-        bells=[MessageLeases(queue, time.monotonic, rng) for queue in queues],
+        queues=[MessageLeases(queue, time.monotonic, rng) for queue in queues],
         announcer=announcer,
-        told=told,
+        announced=told,
     )
 
 

@@ -92,28 +92,23 @@ def plan(
     revision: str,
     native_size: tuple[int, int],
     scheduler: str,
-    lot: int,
-    notes: tuple[Note, ...] = (),
+    random_seed: int,
 ) -> Plan:
     """Resolve every default of a manifest.
 
     Args:
         model, revision, scheduler: canonical names, looked up by the caller.
         native_size: (width, height) of the model, pixels.
-        lot: a random number in [0, 2**32), used where the manifest gives no seed.
+        random_seed: in [0, 2**32), used where the manifest gives no seed.
     """
-    first = manifest.drawn_seed if manifest.drawn_seed is not None else lot
+    first = manifest.drawn_seed if manifest.drawn_seed is not None else random_seed
     width = height = strength = None
+    notes: tuple[Note, ...] = ()
     if manifest.task == "text2img":
         width, height = manifest.width or native_size[0], manifest.height or native_size[1]
         if manifest.strength is not None:
-            notes += (
-                Note(
-                    code="ignored",
-                    message="strength is ignored: text2img starts from noise",
-                    field="strength",
-                ),
-            )
+            text = "strength is ignored: text2img starts from noise"
+            notes = (Note(code="ignored", message=text, field="strength"),)
     else:
         strength = manifest.strength or (0.8 if isinstance(manifest, Img2Img) else 1.0)
     return Plan(

@@ -31,7 +31,7 @@ def make_worker(
     null: dict[str, Any] | None = None,
     children: Sequence[RendererSettings] | None = None,
     cards: Cards | None = None,
-    bells: Sequence[MessageLeases] = (),
+    queues: Sequence[MessageLeases] = (),
     **settings: Any,
 ) -> Worker:
     """A worker that was not started yet; its children are null renderers unless told otherwise."""
@@ -49,7 +49,7 @@ def make_worker(
         clock=time.monotonic,
         rng=rng,
         versions={},
-        bells=bells,
+        queues=queues,
     )
 
 

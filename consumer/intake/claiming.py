@@ -1,12 +1,11 @@
-"""From a dropped file to a claimed request: read, check, plan, claim.
+"""From the bytes of a request to its claim: read, check, plan, claim.
 
-What can never succeed is claimed, too, with the reason for a plan.
+A request that can never succeed is claimed too; its claim holds the reason in place of a plan.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,33 +18,31 @@ from schemas.errors import NotFound, Rejected, TooLarge
 from schemas.limits import Limits
 from schemas.manifest import Manifest, chosen_id, has_expired, parse_manifest
 from schemas.plan import Plan, Refusal, plan
-from schemas.result import Note
 
 if TYPE_CHECKING:
     from infra.claims.claims import Claims, Held
     from infra.stores.store import Info, Store
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
-SETTLED = 2.0  # seconds that a broken file must stay unchanged before it is answered: it may be half copied
-_FORGOTTEN = 600.0  # seconds until a broken file's first sight is forgotten
-_LONG = 1 << 20  # bytes of a body that is read in a thread: the heartbeats go on meanwhile
+SETTLED = 2.0  # seconds that a file must stay the same before it counts as broken, not half copied
+_FORGOTTEN = 600.0  # seconds until we forget that we saw a broken file
+_LONG = 1 << 20  # bytes; a longer body is parsed in a thread, so that heartbeats go on
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What came of a look at a request."""
+class ClaimOutcome:
+    """What came of trying to claim a request."""
 
     id: str
     fingerprint: str = ""  # of its body; "" when the object was gone
-    held: Held | None = None  # when it is ours to work on
-    settling: bool = False  # it is broken, and may still be half copied: look again
+    held: Held | None = None  # the claim, when it is ours to work on
+    settling: bool = False  # the file is broken, perhaps half copied: try again
 
 
 @dataclass
-class Intake:
-    """Takes requests for one worker."""
+class RequestClaimer:
+    """Reads requests and claims them, for one worker."""
 
     store: Store
     claims: Claims
@@ -56,11 +53,11 @@ class Intake:
     rng: random.Random
     _broken: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, first seen)
 
-    async def take(self, info: Info) -> Taken:
-        """Claim the request of a listed object, to draw or to refuse it, or learn that there is nothing to do.
+    async def claim_object(self, info: Info) -> ClaimOutcome:
+        """Claim the request in a listed object.
 
         Raises:
-            StoreUnavailable: it will be found again.
+            StoreUnavailable: try again; the next listing shows the object again.
         """
         batch = layout.is_batch(info.key)
         limit = self.limits.max_batch_bytes if batch else self.limits.max_body_bytes
@@ -68,66 +65,61 @@ class Intake:
         try:
             stored = await self.store.get(info.key, max_bytes=limit)
         except NotFound:
-            return Taken(id)  # somebody else was faster
+            return ClaimOutcome(id)  # another worker was faster
         except TooLarge as error:
-            name = layout.oversize_fingerprint(info.key, info.size, info.etag)
-            return await self._refuse(info, error, b"", id, fingerprint=name)
-        return await self.take_body(stored.body, id=id, source=stored.info, batch=batch)
+            fingerprint = layout.oversize_fingerprint(info.key, info.size, info.etag)
+            return await self._refuse(info, error, b"", id, fingerprint=fingerprint)
+        return await self.claim_body(stored.body, id=id, source=stored.info, batch=batch)
 
-    async def take_body(
+    async def claim_body(
         self, body: bytes, *, id: str, source: Info | None = None, batch: bool = False
-    ) -> Taken:
-        """Claim a request whose body is at hand. Raises `StoreUnavailable`.
+    ) -> ClaimOutcome:
+        """Claim a request whose body was read already. Raises `StoreUnavailable`.
 
         Args:
-            id: unless the manifest names its own.
-            source: the object that held the body; None when a message did.
+            id: used unless the manifest names its own.
+            source: the object that held the body; None when a queue's message did.
         """
         try:
             if source is None and len(body) > self.limits.max_body_bytes:
                 raise TooLarge("the message", len(body), self.limits.max_body_bytes)
             if batch:
-                await _aside(len(body), split_rows, id, body, self.limits)
-                planned, id_ = None, id
+                await _parse(len(body), split_rows, id, body, self.limits)
+                plan_document, request_id = None, id
             else:
-                manifest = await _aside(len(body), parse_manifest, body, self.limits)
-                id_ = manifest.id or id
+                manifest = await _parse(len(body), parse_manifest, body, self.limits)
+                request_id = manifest.id or id
                 if has_expired(manifest):
-                    return await self._refuse(source, _expired(manifest), body, id_)
-                planned = self.plan(manifest).document()
+                    return await self._refuse(source, _expired(manifest), body, request_id)
+                plan_document = self.plan(manifest).document()
         except Rejected as error:
             if error.code == "invalid_json" and source is not None and not self._is_settled(source):
-                return Taken(id, settling=True)
+                return ClaimOutcome(id, settling=True)
             return await self._refuse(source, error, body, chosen_id(body) or id)
         if source is not None:
             self._broken.pop(source.key, None)
-        held = await self.claims.take(source, body, id=id_, plan=planned, batch=batch)
-        return Taken(id_, layout.fingerprint(body), held)
+        held = await self.claims.take(source, body, id=request_id, plan=plan_document, batch=batch)
+        return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
     def plan(self, manifest: Manifest) -> Plan:
-        """Resolve a manifest's names and defaults. Raises `Rejected` for names that nobody knows."""
+        """Resolve a manifest's names and defaults. Raises `Rejected` for an unknown model or scheduler."""
         card = self.cards.get(manifest.model or self.default_model)
-        notes: list[Note] = []
-        choice = samplers.resolve(manifest.scheduler or card.scheduler)
-        if manifest.scheduler and manifest.scheduler != choice.name:
-            log.debug("scheduler by another name", extra={"given": manifest.scheduler, "name": choice.name})
         return plan(
             manifest,
             model=card.name,
             revision=card.revision,
             native_size=(card.native_width, card.native_height),
-            scheduler=choice.name,
-            lot=self.rng.getrandbits(32),
-            notes=tuple(notes),
+            scheduler=samplers.resolve(manifest.scheduler or card.scheduler).name,
+            random_seed=self.rng.getrandbits(32),
         )
 
     def _is_settled(self, info: Info) -> bool:
-        """Whether a file that does not parse has stayed the same for long enough to be judged."""
+        """Whether a file that does not parse has stayed the same for long enough to be refused."""
         now = self.clock()
         etag, since = self._broken.get(info.key, ("", now))
         if etag != info.etag:
             while self._broken and now - next(iter(self._broken.values()))[1] > _FORGOTTEN:
-                del self._broken[next(iter(self._broken))]  # somebody else answered it
+                del self._broken[next(iter(self._broken))]  # another worker answered it
             self._broken[info.key] = (info.etag, now)
             return False
         if now - since < SETTLED:
@@ -137,16 +129,16 @@ class Intake:
 
     async def _refuse(
         self, info: Info | None, error: Rejected, body: bytes, id: str, *, fingerprint: str = ""
-    ) -> Taken:
-        """Claim what can never succeed, so that one worker answers it, under one name; its plan says why."""
-        plan = Refusal.of(error).document()
-        held = await self.claims.take(info, body, id=id, plan=plan, fingerprint=fingerprint)
-        return Taken(id, fingerprint or layout.fingerprint(body), held)
+    ) -> ClaimOutcome:
+        """Claim a request that can never succeed, so that only one worker answers it."""
+        refusal = Refusal.of(error).document()
+        held = await self.claims.take(info, body, id=id, plan=refusal, fingerprint=fingerprint)
+        return ClaimOutcome(id, fingerprint or layout.fingerprint(body), held)
 
 
-async def _aside(size: int, read: Callable[..., T], *words: Any) -> T:
-    """Call `read`, for a body of many bytes in a thread."""
-    return await asyncio.to_thread(read, *words) if size > _LONG else read(*words)
+async def _parse(size: int, parse: Callable[..., T], *arguments: Any) -> T:
+    """Call `parse`; for a long body in a thread."""
+    return await asyncio.to_thread(parse, *arguments) if size > _LONG else parse(*arguments)
 
 
 def _expired(manifest: Manifest) -> Rejected:

@@ -1,8 +1,8 @@
-"""How the room of one worker is shared out among its queues.
+"""How one worker divides its free room among its queues.
 
-While several queues have work the first, for express, gets three quarters of the room and the
-others a quarter; a queue that is empty lends its part. Room is gathered until it is worth a call,
-and no message is taken only to wait here while another worker is idle.
+While several queues have messages, the first one, for express requests, gets three quarters of
+the room and the others get a quarter; an empty queue lends out its part. Receives are batched, and
+a worker never receives a message that it cannot start soon: another worker may be idle.
 """
 
 from __future__ import annotations
@@ -20,31 +20,34 @@ if TYPE_CHECKING:
 class QueueShares:
     """One worker's queues, express first."""
 
-    def __init__(self, bells: Sequence[MessageLeases], ahead: int) -> None:
+    def __init__(self, queues: Sequence[MessageLeases], ahead: int) -> None:
         """
         Args:
             ahead: images that the worker holds when it is full.
         """
-        self.dry = [True for _ in bells]  # whether its last receive found nothing
-        self.asked = [0 for _ in bells]  # messages asked for, or being looked at
-        self._bells = bells
+        self.empty = [True for _ in queues]  # whether the last receive brought no message
+        self.requested = [0 for _ in queues]  # messages in a receive under way, or being claimed
+        self._queues = queues
         self._ahead = ahead
 
     @property
     def idle(self) -> bool:
-        """Whether no message is in hand, and every queue was empty when last asked."""
-        return all(self.dry) and not any(bell.in_hand for bell in self._bells)
+        """Whether no message is in hand, and the last receive of every queue brought none."""
+        return all(self.empty) and not any(queue.in_hand for queue in self._queues)
 
-    def share(self, lane: int, room: int, *, full: bool) -> int:
-        """How many messages a lane may ask for now; 0 or less: wait.
+    def share(self, number: int, room: int, *, full: bool) -> int:
+        """How many messages to receive from a queue now; 0 or less: wait.
 
         Args:
+            number: which queue, from 0.
             room: how many more images the worker would take on.
-            full: whether it has work, so that a call for few messages may wait.
+            full: whether it has work, so that a receive of only a few messages can wait.
         """
         part = self._ahead // 4
-        busy = [other for other, dry in enumerate(self.dry) if other != lane and not dry]
-        quota = self._ahead if not busy else self._ahead - part if lane == 0 else max(1, part)
-        free = min(room - sum(self.asked[other] for other in busy), quota - len(self._bells[lane].in_hand))
+        busy = [other for other, empty in enumerate(self.empty) if other != number and not empty]
+        quota = self._ahead if not busy else self._ahead - part if number == 0 else max(1, part)
+        free = min(
+            room - sum(self.requested[other] for other in busy), quota - len(self._queues[number].in_hand)
+        )
         worth = min(BATCH, max(1, self._ahead // 2), quota)
         return min(free, worth) if free >= worth or not full else 0

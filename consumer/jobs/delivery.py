@@ -1,14 +1,14 @@
-"""Images into the store, then the result, then let go.
+"""Stores images, commits results, and gives claims back for another attempt.
 
-A finished image is encoded in a thread and created in the store while the device goes on. The
-result is committed when every image that it names is known to be stored.
+A finished image is encoded in a thread and created in the store while the device goes on. A result
+is committed when every image that it names is known to be stored. While the store does not answer,
+each of these is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from typing import TYPE_CHECKING, TypeVar
 
 from consumer.jobs.picture import encode
@@ -17,36 +17,44 @@ from schemas.errors import StoreUnavailable
 from schemas.result import ModelUsed, Note, utc_now
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Awaitable, Callable, Mapping
 
     from consumer.jobs.job import Job
     from consumer.renderer.protocol import Drawn
-    from infra.claims.claims import Claims
-    from schemas.result import Result
+    from infra.claims.claims import Claims, Held
+    from schemas.result import Failure, Result
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_PATIENCE = (0.2, 10.0)  # seconds between tries while the store does not answer: first, longest
+_RETRY_WAITS = (0.2, 10.0)  # seconds between tries while the store does not answer: first, longest
 
 
 class Delivery:
-    """Stores what was drawn, for one worker."""
+    """The writes of one worker."""
 
-    def __init__(self, claims: Claims, clock: Callable[[], float], versions: Mapping[str, str]) -> None:
+    def __init__(
+        self, claims: Claims, clock: Callable[[], float], rng: random.Random, versions: Mapping[str, str]
+    ) -> None:
+        """
+        Args:
+            rng: spreads the retries of many workers.
+            versions: of Dreamdrop and Python, by name; the renderers add theirs.
+        """
         self._claims = claims
         self._clock = clock
         self.versions = dict(versions)
-        self._rng = random.Random()
+        self._rng = rng
 
     async def adopt(self, job: Job) -> None:
-        """Find the images that an earlier attempt stored."""
+        """Adopt the images that an earlier attempt stored."""
         if job.held.claim.epoch == 1:
-            return  # nobody worked on it before
+            return  # this is the first attempt
         for index in job.missing():
-            found = await self.insist(lambda i=index: self._claims.stored_image(job.held, i, job.extension))  # type: ignore[misc]
-            if found is not None:
-                job.images[index] = found
+            image = await self.insist(lambda i=index: self._claims.stored_image(job.held, i, job.extension))  # type: ignore[misc]
+            if image is not None:
+                job.images[index] = image
 
     async def image(self, job: Job, drawn: Drawn) -> None:
         """Encode and store one drawn image."""
@@ -76,16 +84,12 @@ class Delivery:
         )
         job.spent("upload", self._clock() - encoded)
 
-    async def commit(self, job: Job, result: Result | None = None) -> None:
-        """End a request: as the given result, or as what its job has come to."""
-        if result is None:
-            result = job.result(
-                worker=self._claims.session,
-                now=self._clock(),
-                finished_at=utc_now(),
-                versions=self.versions,
-            )
-        ours = await self.insist(lambda: self._claims.commit(job.held, result))
+    async def finish(self, job: Job) -> None:
+        """Commit the result of a job whose images are all stored or failed."""
+        result = job.result(
+            worker=self._claims.session, now=self._clock(), finished_at=utc_now(), versions=self.versions
+        )
+        ours = await self.commit(job.held, result)
         log.info(
             "request ended" if ours else "request was ended by somebody else",
             extra={
@@ -96,9 +100,17 @@ class Delivery:
             },
         )
 
+    async def commit(self, held: Held, result: Result) -> bool:
+        """Create the result of a claim; False when somebody else ended the request first."""
+        return await self.insist(lambda: self._claims.commit(held, result))
+
+    async def retry(self, held: Held, failure: Failure) -> None:
+        """Give a claim back for another attempt; without attempts left it ends with this failure."""
+        await self.insist(lambda: self._claims.release(held, "retry", failure))
+
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a store call until the store answers; being cancelled is the way out."""
-        pauses = backoff(*_PATIENCE, self._rng)
+        """Repeat a call until the store answers, or until cancelled."""
+        pauses = backoff(*_RETRY_WAITS, self._rng)
         while True:
             try:
                 return await call()

@@ -1,6 +1,6 @@
-"""One request in flight: what it still needs, and what will be said of it.
+"""One request in progress: its plan, its images so far, and the result that it will have.
 
-A *job* begins with a claim and ends with a result (or with the claim given back). Its images are
+A *job* begins with a claim and ends with a result, or with the claim given back. Its images are
 drawn one by one, in any order; those that an earlier attempt stored are not drawn again.
 """
 
@@ -24,31 +24,31 @@ _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
 @dataclass
-class Pace:
-    """How fast steps come, from the first one that was seen."""
+class Eta:
+    """Estimates when all steps are done, from the time between the first step that was seen and the last."""
 
     first: tuple[float, int] | None = None  # when, and how many were done
     last: tuple[float, int] = (0.0, 0)
 
     def saw(self, now: float, done: int) -> None:
-        begins = self.first is None or now == self.first[0]  # several images may be heard of at once
-        if done and (begins or done < self.last[1]):  # fewer than before: it began anew
+        begins = self.first is None or now == self.first[0]  # several images may be reported at once
+        if done and (begins or done < self.last[1]):  # fewer than before: it was started again
             self.first = self.last = (now, done)
         elif done > self.last[1]:
             self.last = (now, done)
 
     def remains(self, now: float, total: int) -> float | None:
-        """Seconds until all are done; None while there is no pace yet."""
+        """Seconds until all steps are done; None before two reports at different times."""
         if self.first is None or self.last[1] <= self.first[1]:
             return None
-        (began, before), (at, done) = self.first, self.last
-        each = (at - began) / (done - before)
-        return round(max(0.0, each * (total - done) - (now - at)), 2)
+        (began, done_first), (at, done) = self.first, self.last
+        seconds_per_step = (at - began) / (done - done_first)
+        return round(max(0.0, seconds_per_step * (total - done) - (now - at)), 2)
 
 
 @dataclass(eq=False)
 class Job:
-    """A claimed request with its plan, and how far it is."""
+    """A claimed request with its plan and its progress."""
 
     held: Held
     manifest: Manifest
@@ -59,16 +59,16 @@ class Job:
     failures: dict[int, Failure] = field(default_factory=dict)
     inputs: tuple[RawPicture | None, RawPicture | None] = (None, None)
     model: ModelUsed | None = None
-    progress: dict[int, tuple[int, int]] = field(default_factory=dict)
-    losses: int = 0  # renderers that died while drawing it, here
+    progress: dict[int, tuple[int, int]] = field(default_factory=dict)  # image to (steps done, steps in all)
+    losses: int = 0  # renderers of this worker that died while they drew it
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     handed: set[int] = field(default_factory=set)  # images that a renderer was given
-    finishing: set[int] = field(default_factory=set)  # drawn, not yet stored
-    previews: bool = False  # whether its renderer is asked for pictures along the way
-    preview: tuple[int, RawPicture] | None = None  # the latest, and of which image
-    pace: Pace = field(default_factory=Pace)
-    told_at: float = float("-inf")  # by the worker's clock
-    telling: bool = False  # one is on its way
+    finishing: set[int] = field(default_factory=set)  # images that are drawn and not yet stored
+    previews: bool = False  # whether its renderer is asked for previews
+    preview: tuple[int, RawPicture] | None = None  # the image it shows, and the latest preview
+    eta: Eta = field(default_factory=Eta)
+    status_at: float = float("-inf")  # when its status was last written, by the worker's clock
+    status_in_flight: bool = False  # a write of its status is under way
 
     @property
     def id(self) -> str:
@@ -80,12 +80,12 @@ class Job:
 
     @property
     def express(self) -> bool:
-        """Whether it came by the express lane, where somebody waits."""
+        """Whether it came by the express lane: its author waits for it."""
         return self.held.express or (self.held.claim.source or "").startswith(layout.EXPRESS)
 
     @property
     def suspect(self) -> bool:
-        """Whether a worker or a renderer died with it: then it is drawn alone."""
+        """Whether a worker or a renderer died while drawing it: then it is drawn alone."""
         return self.held.claim.solo or self.losses > 0
 
     @property
@@ -98,7 +98,7 @@ class Job:
         return [index for index in range(len(self.plan.seeds)) if index not in done]
 
     def not_handed(self) -> list[int]:
-        """The missing images that no renderer has been given."""
+        """The missing images that no renderer was given."""
         return [index for index in self.missing() if index not in self.handed]
 
     @property
@@ -109,14 +109,14 @@ class Job:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels of what is drawn."""
+        """(width, height) of its images, in pixels."""
         picture = self.inputs[0]
         if picture is not None:
             return picture.width, picture.height
         return self.plan.width or 0, self.plan.height or 0
 
     def task(self, index: int) -> ImageTask:
-        """What the renderer has to know to draw an image."""
+        """The renderer's task for one image."""
         plan, (width, height) = self.plan, self.size()
         return ImageTask(
             request=self.id,
@@ -141,7 +141,7 @@ class Job:
         )
 
     def recipe(self, index: int) -> dict[str, Any]:
-        """What is embedded into a picture, so that it can be drawn again."""
+        """What is embedded into an image file, so that it can be drawn again."""
         width, height = self.size()
         return {
             **self.plan.document(),
@@ -158,27 +158,27 @@ class Job:
             self.notes.append(note)
 
     def stepped(self, now: float, index: int, steps: tuple[int, int], preview: RawPicture | None) -> None:
-        """Hear how far one of its images is, and perhaps how it looks."""
+        """Take note of an image's progress, and of its preview if there is one."""
         self.progress[index] = steps
         self.preview = (index, preview) if preview is not None else self.preview
-        self.pace.saw(now, self.steps()[0])
+        self.eta.saw(now, self.steps()[0])
 
     def steps(self) -> tuple[int, int]:
-        """Steps done, and in all; an image that is over, or not begun, counts as the plan says."""
+        """(steps done, steps in all); an image that is finished or not begun counts as the plan says."""
         whole = self.plan.steps
         missing = set(self.missing())
         done = total = 0
         for index in range(len(self.plan.seeds)):
-            now, all_ = self.progress.get(index, (0, whole))
-            done, total = done + (now if index in missing else all_), total + all_
+            steps, all_steps = self.progress.get(index, (0, whole))
+            done, total = done + (steps if index in missing else all_steps), total + all_steps
         return done, total
 
-    def looks(self) -> RawPicture | None:
-        """How an unfinished image looks, if that is known."""
+    def latest_preview(self) -> RawPicture | None:
+        """The latest preview, if its image is still unfinished."""
         return self.preview[1] if self.preview is not None and self.preview[0] in self.missing() else None
 
     def status(self, worker: str, now: float, preview: str) -> Progress:
-        """How far it is, for people."""
+        """The body of its status object."""
         done, total = self.steps()
         return Progress(
             id=self.id,
@@ -188,12 +188,12 @@ class Job:
             images_total=len(self.plan.seeds),
             worker=worker,
             attempts=self.attempt,
-            eta=self.pace.remains(now, total),
+            eta=self.eta.remains(now, total),
             preview=preview,
         )
 
     def result(self, *, worker: str, now: float, finished_at: str, versions: Mapping[str, str]) -> Result:
-        """What is committed, from what has happened so far."""
+        """The result, from what has happened so far."""
         status: Status = "succeeded"
         failure = None
         if self.failures:

@@ -1,8 +1,8 @@
-"""How far requests are, for people: an object each in `status/`. The protocol never reads one.
+"""Writes how far requests are, for people: one object each in `status/`. The protocol never reads one.
 
-Somebody waits for the requests of the express lane: they are told of from their first step on,
-and several times a second. Telling never holds up the work: each is a task of its own, one at a
-time for a request, and what the store does not take stays untold.
+The author of an express request waits for it, so its status is written from its first step on,
+several times a second. Writing never holds up the work: each write is a task of its own, one at a
+time for a request, and a write that fails is not repeated.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ if TYPE_CHECKING:
     from infra.stores.store import Store
 
 _AFTER = 1.0  # seconds of work before a request gets a status object
-_OFTEN = {
-    "directory": 0.2,
-    "s3": 1.0,
-}  # seconds between two of an express request; steps are heard each 0.25 s
-_SPACE = 0.02  # seconds for each request in hand, so that many together do not burden the store
+#: Seconds between two writes for an express request; renderers report steps every 0.25 s.
+_INTERVAL = {"local": 0.2, "remote": 1.0}
+_SPACING = 0.02  # seconds more for each request in hand, so that many do not burden the store
 _PREVIEW = 96  # pixels, longest side
 _BYTES = 6_000  # of a preview as text
 
 
-class StatusBoard:
-    """One worker's part of it. For one event loop."""
+class ProgressReporter:
+    """Writes and removes the status objects of one worker's jobs. For one event loop."""
 
     def __init__(self, store: Store, worker: str, clock: Callable[[], float], jobs: dict[str, Job]) -> None:
         """
@@ -48,36 +46,36 @@ class StatusBoard:
         self._worker = worker
         self._clock = clock
         self._jobs = jobs
-        self._often = _OFTEN["s3" if store.is_remote else "directory"]
+        self._interval = _INTERVAL["remote" if store.is_remote else "local"]
 
     def stepped(self, job: Job) -> None:
-        """An express request took a step: tell of it, unless that was done just now."""
-        pause = max(self._often, _SPACE * len(self._jobs))
-        if job.telling or self._clock() - job.told_at < pause:
+        """Report an express request's step in a task of its own, unless a report was just written."""
+        pause = max(self._interval, _SPACING * len(self._jobs))
+        if job.status_in_flight or self._clock() - job.status_at < pause:
             return
-        task = asyncio.get_running_loop().create_task(self.tell(job))
+        task = asyncio.get_running_loop().create_task(self.report(job))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def tell(self, job: Job) -> None:
-        """Say how far a job is, if it takes long enough for somebody to ask."""
+    async def report(self, job: Job) -> None:
+        """Write a job's status, if the job takes long enough for anybody to look."""
         now = self._clock()
-        if job.telling or self._jobs.get(job.id) is not job:
+        if job.status_in_flight or self._jobs.get(job.id) is not job:
             return
         if not job.steps()[0] if job.express else now - job.began <= _AFTER:
             return
-        job.telling, job.held.told, job.told_at = True, True, now
-        body = job.status(self._worker, now, _as_text(job.looks())).model_dump_json().encode()
+        job.status_in_flight, job.held.told, job.status_at = True, True, now
+        body = job.status(self._worker, now, _as_text(job.latest_preview())).model_dump_json().encode()
         try:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.put(layout.status_key(job.id), body)
         finally:
-            job.telling = False
-        if job.id not in self._jobs:  # it may have ended while its status was on the way
-            await self.wipe(job)
+            job.status_in_flight = False
+        if job.id not in self._jobs:  # it ended while its status was being written
+            await self.remove(job)
 
-    async def wipe(self, job: Job) -> None:
-        """It is over, or in nobody's hands: its result says all, or its next worker will."""
+    async def remove(self, job: Job) -> None:
+        """Remove the status of a job that has left: its result, or its next worker, says more."""
         if job.held.told:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.delete(layout.status_key(job.id))
@@ -85,7 +83,7 @@ class StatusBoard:
 
 @lru_cache(maxsize=64)
 def _as_text(picture: RawPicture | None) -> str:
-    """A preview as a data URI; one of few pixels is drawn larger, and softly."""
+    """A preview as a data URI; a small one is enlarged smoothly."""
     if picture is None:
         return ""
     try:
@@ -93,7 +91,7 @@ def _as_text(picture: RawPicture | None) -> str:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         image = Image.frombytes("RGB", (picture.width, picture.height), picture.data)
         image = image.resize(size, Image.Resampling.BICUBIC)
-    except ValueError:  # whatever a child may send: a preview is not worth an error
+    except ValueError:  # a child may send anything, and a preview is not worth an error
         return ""
     for quality in (80, 60, 40, 20):
         buffer = io.BytesIO()

@@ -48,7 +48,7 @@ def measure(place: Path, table: Table, quick: bool) -> None:
             process.terminate()
             process.wait(60)
     table.add(Row("requests a second", [(last - first) / (ended - began)], unit="1/s"))
-    left = re.search(r"queues left.* messages=(\d+) calls=(\d+)", log.read_text())
+    left = re.search(r"queues closed.* messages=(\d+) calls=(\d+)", log.read_text())
     assert left is not None, log.read_text()[-2000:]
     messages, calls = int(left[1]) - sends, int(left[2]) - 3 * sends  # a lone message: two receives, a delete
     table.add(Row("receives and deletes a request, under load", [calls / messages], "aim at most 0.25"))

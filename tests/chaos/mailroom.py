@@ -1,6 +1,6 @@
 """A queue in the simulated world, and workers that hear of work from it.
 
-The coroutines are the worker's own (`Messages` and `MessageLeases`); the queue does what SQS may do. It
+The coroutines are the worker's own (`QueueReader` and `MessageLeases`); the queue does what SQS may do. It
 shows messages twice and in any order, loses announcements, takes a delete and forgets it. What a
 message alone carries is promised like everything else: deleting it before its result exists breaks
 invariant 3.
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from consumer.intake.claiming import Taken
-from consumer.intake.queue import Messages
+from consumer.intake.claiming import ClaimOutcome
+from consumer.intake.queue import QueueReader
 from infra.claims.claims import Claims, Held
 from infra.queues.leases import MessageLeases
 from infra.queues.sqs import Message
@@ -154,16 +154,16 @@ class Listener(Worker):
         seed: int,
         make: type[Claims],
         post: Post,
-        messages: type[Messages] = Messages,
+        messages: type[QueueReader] = QueueReader,
     ) -> None:
         super().__init__(world, session, seed, make)
         self.door.url = f"s3://{BUCKET}"
         self.stop = asyncio.Event()
-        bell = MessageLeases(Window(post, self), world.clock, random.Random(f"bell {session} {seed}"))
+        leases = MessageLeases(Window(post, self), world.clock, random.Random(f"bell {session} {seed}"))
         self.messages = messages(
-            [bell],
+            [leases],
             store=self.door,
-            intake=self,  # type: ignore[arg-type]  # `take` and `take_body` below are what it asks for
+            claimer=self,  # type: ignore[arg-type]  # `claim_object` and `claim_body` below are what it calls
             claims=self.claims,
             begin=self._start,
             room=lambda: max(0, self.capacity - len(self.work)),
@@ -173,18 +173,18 @@ class Listener(Worker):
         )
         self.tasks.append(asyncio.create_task(self._watched(self.messages.run)))
 
-    async def take(self, info: Info) -> Taken:
+    async def claim_object(self, info: Info) -> ClaimOutcome:
         id = layout.request_id(info.key)
         try:
             stored = await self.door.get(info.key)
         except NotFound:
-            return Taken(id)
-        return await self.take_body(stored.body, id=id, source=stored.info)
+            return ClaimOutcome(id)
+        return await self.claim_body(stored.body, id=id, source=stored.info)
 
-    async def take_body(self, body: bytes, *, id: str, source: Info | None = None) -> Taken:
+    async def claim_body(self, body: bytes, *, id: str, source: Info | None = None) -> ClaimOutcome:
         fingerprint = layout.fingerprint(body)
         plan = {"task": "text2img", "lot": self.rng.getrandbits(32)}
-        return Taken(id, fingerprint, await self.claims.take(source, body, id=id, plan=plan))
+        return ClaimOutcome(id, fingerprint, await self.claims.take(source, body, id=id, plan=plan))
 
     async def _takes(self) -> None:
         await self.door.sleep(self.rng.uniform(20, 60))
@@ -204,7 +204,7 @@ class Listener(Worker):
     def _start(self, held: Held) -> None:
         try:
             super()._start(held)
-        except Broken as error:  # `Messages` would take it for one message's own problem
+        except Broken as error:  # `QueueReader` would take it for one message's own problem
             self.failure = error
             raise
 
@@ -213,7 +213,7 @@ class Listener(Worker):
 class QueueSimulation(Simulation):
     """A history with a queue."""
 
-    messages: type[Messages] = Messages
+    messages: type[QueueReader] = QueueReader
     patience: float = (
         3000.0  # virtual seconds: a message that is somebody else's rests for more than a minute
     )

@@ -1,4 +1,4 @@
-"""The doorbell under every schedule: messages come twice, in any order, or never; workers die with some in hand."""
+"""The queue under every schedule: messages come twice, in any order, or never; workers die with some in hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from consumer.intake.queue import Asked, Messages
+from consumer.intake.queue import PendingMessage, QueueReader
 from schemas.errors import StoreUnavailable
 from tests.chaos.depth import is_long
 from tests.chaos.law import Broken
@@ -27,7 +27,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def live_through(seeds: range, messages: type[Messages] = Messages) -> None:
+def live_through(seeds: range, messages: type[QueueReader] = QueueReader) -> None:
     for seed in seeds:
         try:
             live(history(QueueSimulation(seed, messages=messages), 250))
@@ -48,34 +48,34 @@ def test_the_same_number_gives_the_same_history_with_a_queue() -> None:
     assert live(history(QueueSimulation(3), 250)) == live(history(QueueSimulation(3), 250))
 
 
-class DeletesWhatIsClaimed(Messages):
+class DeletesWhatIsClaimed(QueueReader):
     """The message goes when the claim exists, as if the worker could not die."""
 
-    async def _hear(self, asked: Asked) -> None:
-        await super()._hear(asked)
-        if any(taken.held for taken in asked.requests):
-            asked.bell.finish(asked.message)
+    async def _handle(self, pending: PendingMessage) -> None:
+        await super()._handle(pending)
+        if any(outcome.held for outcome in pending.requests):
+            pending.queue.finish(pending.message)
 
 
-class DeletesWhatItCouldNotTake(Messages):
+class DeletesWhatItCouldNotTake(QueueReader):
     """A store that does not answer is taken for an end."""
 
-    async def _judge(self, item, message, number):  # type: ignore[no-untyped-def]
+    async def _claim(self, item, message, number):  # type: ignore[no-untyped-def]
         try:
-            return await super()._judge(item, message, number)
+            return await super()._claim(item, message, number)
         except StoreUnavailable:
             return None
 
 
-class KeepsForEver(Messages):
+class KeepsForEver(QueueReader):
     """What is finished is not deleted."""
 
-    async def _look(self) -> None:
+    async def _check_pending(self) -> None:
         return None
 
 
 @pytest.mark.parametrize("messages", [DeletesWhatIsClaimed, DeletesWhatItCouldNotTake, KeepsForEver])
-def test_a_broken_doorbell_is_noticed(messages: type[Messages]) -> None:
+def test_a_broken_doorbell_is_noticed(messages: type[QueueReader]) -> None:
     """Each of its rules is needed."""
     with pytest.raises(Broken, match=r"^invariant [36]: "):
         live_through(range(60), messages)

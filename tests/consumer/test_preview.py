@@ -19,7 +19,7 @@ from PIL import Image
 
 from consumer.engine import preview
 from consumer.engine.registry import ModelRegistry
-from consumer.jobs.job import Pace
+from consumer.jobs.job import Eta
 from consumer.models.cards import Cards
 from consumer.renderer import frames
 from consumer.renderer.protocol import Complaint, Drawn, RawPicture, RendererSettings, Stepped
@@ -137,17 +137,17 @@ def test_previews_travel_between_child_and_parent():
 
 def test_the_time_that_remains_follows_the_pace():
     """Two seconds a step: unknown at the first, then falling, then never below zero; and anew after a loss."""
-    pace = Pace()
-    pace.saw(10.0, 1)
-    assert pace.remains(10.0, 5) is None
-    pace.saw(10.0, 2)  # of another image, in the same breath
-    assert pace.remains(10.0, 6) is None
-    pace.saw(12.0, 3)
-    assert pace.remains(12.0, 6) == 6.0
-    assert pace.remains(13.0, 6) == 5.0
-    assert pace.remains(50.0, 6) == 0.0
-    pace.saw(60.0, 1)
-    assert pace.remains(60.0, 6) is None
+    eta = Eta()
+    eta.saw(10.0, 1)
+    assert eta.remains(10.0, 5) is None
+    eta.saw(10.0, 2)  # of another image, in the same breath
+    assert eta.remains(10.0, 6) is None
+    eta.saw(12.0, 3)
+    assert eta.remains(12.0, 6) == 6.0
+    assert eta.remains(13.0, 6) == 5.0
+    assert eta.remains(50.0, 6) == 0.0
+    eta.saw(60.0, 1)
+    assert eta.remains(60.0, 6) is None
 
 
 # In a worker --------------------------------------------------------------------------------
@@ -279,14 +279,14 @@ async def test_the_first_of_two_queues_is_the_express_lane(moto_url: str, monkey
     async def lanes(count: int) -> dict[str, bool]:
         """One request by each of so many queues: its id, and whether it is express."""
         async with contextlib.AsyncExitStack() as stack:
-            bells = []
+            queues = []
             for number in range(count):
                 url = client.create_queue(QueueName=secrets.token_hex(6))["QueueUrl"]
                 body = {"prompt": "a dot", "steps": 100, "id": f"queue{number}"}
                 client.send_message(QueueUrl=url, MessageBody=json.dumps(body))
                 queue = await stack.enter_async_context(Queue(url))
-                bells.append(MessageLeases(queue, time.monotonic, random.Random(1)))
-            worker = make_worker(MemoryStore(), null={"seconds_per_step": 0.1}, grace=0.1, bells=bells)
+                queues.append(MessageLeases(queue, time.monotonic, random.Random(1)))
+            worker = make_worker(MemoryStore(), null={"seconds_per_step": 0.1}, grace=0.1, queues=queues)
             async with running(worker):
                 await until(lambda: len(worker.jobs.active) == count)
                 return {id: job.express for id, job in worker.jobs.active.items()}

@@ -91,7 +91,7 @@ async def test_an_image_that_cannot_be_drawn_is_logged_by_its_code(
     with caplog.at_level(logging.INFO):
         answer = await end(MemoryStore(), SECRET)
     assert SECRET in answer["failure"]["message"]
-    assert "given back for another try" in told(caplog)
+    assert "given back for another attempt" in told(caplog)
     assert SECRET not in told(caplog)
 
 
@@ -194,5 +194,5 @@ async def test_a_file_that_is_no_request_is_named_once(caplog: pytest.LogCapture
         await store.create(f"requests/{name}", b"?")
     with caplog.at_level(logging.WARNING):
         assert (await end(store, "x"))["status"] == "succeeded"
-    named = [record.key for record in caplog.records if "no request" in record.message]  # type: ignore[attr-defined]
+    named = [record.key for record in caplog.records if "not a request" in record.message]  # type: ignore[attr-defined]
     assert sorted(named) == ["requests/express/photo.png", "requests/prompts.csv"]

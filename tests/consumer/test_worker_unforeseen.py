@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer.intake.claiming import Intake
+from consumer.intake.claiming import RequestClaimer
 from consumer.intake.listing import BATCHES
 from consumer.models.cards import Cards, ModelCard
 from infra.claims.claims import Claims, Timing
@@ -120,8 +120,8 @@ class Denied:
 async def test_a_queue_that_is_denied_for_a_while_costs_no_worker():
     """Requests are found by listing meanwhile, and the queue is asked again."""
     store, queue = MemoryStore(), Denied()
-    bell = MessageLeases(queue, time.monotonic, random.Random(1))  # type: ignore[arg-type]
-    async with running(make_worker(store, bells=[bell], reconcile=0.1)) as worker:
+    leases = MessageLeases(queue, time.monotonic, random.Random(1))  # type: ignore[arg-type]
+    async with running(make_worker(store, queues=[leases], reconcile=0.1)) as worker:
         await drop(store, "a.json", {"prompt": "x", "steps": 1})
         await over(store, "a")
         await until(lambda: queue.asked > 1)
@@ -150,9 +150,9 @@ async def test_a_refusal_that_its_worker_did_not_live_to_tell_is_told_by_the_nex
     await drop(store, "a.json", {"prompt": "x", "steps": "many"})
     timing, rng = Timing(beat=0.5, lease=2.0), random.Random(1)
     dead = Claims(store, session="dead", clock=time.monotonic, rng=rng, timing=timing)
-    intake = Intake(store, dead, Cards.of(), "doodle", limits, time.monotonic, rng)
-    taken = await intake.take((await store.get("requests/a.json")).info)
-    assert taken.held is not None
+    claimer = RequestClaimer(store, dead, Cards.of(), "doodle", limits, time.monotonic, rng)
+    outcome = await claimer.claim_object((await store.get("requests/a.json")).info)
+    assert outcome.held is not None
     assert [info.key async for info in store.list("requests/")] == []
     async with running(make_worker(store)):
         await over(store, "a")
