@@ -1,34 +1,46 @@
-"""`dreamdrop worker`: options and environment in, a running worker out."""
+"""`dreamdrop worker`: reads options and environment variables, and starts a worker with them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import logging
+from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(help="Render what is dropped into a store.", add_completion=False)
+from schemas.errors import DreamError
+from schemas.limits import Limits
+
+app = typer.Typer(
+    help="Render the requests that are dropped into a store.",
+    add_completion=False,
+    rich_markup_mode=None,  # help texts hold brackets
+)
+
+_LIMITS = Limits()  # the defaults; `infra.limits_env` reads the same variables for clients
 
 
 @app.callback(invoke_without_command=True)
 def worker(
     store: Annotated[
-        str, typer.Option(envvar="DREAMDROP_STORE", help="A directory, s3://bucket[/prefix].")
+        str, typer.Option(envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix].")
     ] = "./dreamdrop-data",
     queue: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="DREAMDROP_QUEUE", help="URL of an SQS queue that announces work; the first is express."
+            envvar="DREAMDROP_QUEUE",
+            help="URL of an SQS queue that announces requests; repeatable, express first.",
         ),
     ] = None,
     announce: Annotated[
         list[str] | None,
         typer.Option(
             envvar="DREAMDROP_ANNOUNCE",
-            help="Where to tell of ended requests: SQS queue URL, SNS topic ARN, https webhook; repeatable.",
+            help="Where to announce ended requests: SQS queue URL, SNS topic ARN or https webhook; repeatable.",
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(envvar="DREAMDROP_MODEL", help="Default model; auto: doodle, with CUDA sd21.")
+        str, typer.Option(envvar="DREAMDROP_MODEL", help="Default model; auto: sd21 with CUDA, else doodle.")
     ] = "auto",
     models: Annotated[
         list[str] | None,
@@ -49,33 +61,47 @@ def worker(
         str, typer.Option(envvar="DREAMDROP_ATTENTION", help="auto, sdpa or xformers.")
     ] = "auto",
     offload: Annotated[
-        bool, typer.Option(envvar="DREAMDROP_OFFLOAD", help="Keep idle modules in host memory (small cards).")
+        bool,
+        typer.Option(
+            envvar="DREAMDROP_OFFLOAD", help="Keep idle modules in host memory, for GPUs with little memory."
+        ),
     ] = False,
     max_rows: Annotated[
         int,
         typer.Option(
-            envvar="DREAMDROP_MAX_ROWS", min=2, help="Rows of a UNet call; guidance takes two an image."
+            envvar="DREAMDROP_MAX_ROWS",
+            min=2,
+            help="Rows in one UNet call; an image with guidance takes two.",
         ),
     ] = 16,
     exact: Annotated[
-        bool, typer.Option(envvar="DREAMDROP_EXACT", help="The same bytes whoever shares the batch.")
+        bool,
+        typer.Option(
+            envvar="DREAMDROP_EXACT",
+            help="Make an image's bytes independent of the batch that it is drawn in.",
+        ),
     ] = False,
     model_memory: Annotated[
-        float, typer.Option(envvar="DREAMDROP_MODEL_MEMORY", help="GiB for loaded models; 0: no bound.")
+        float, typer.Option(envvar="DREAMDROP_MODEL_MEMORY", help="GiB for loaded models; 0: no limit.")
     ] = 0,
     lease: Annotated[
         float,
         typer.Option(
-            envvar="DREAMDROP_LEASE", min=0.5, help="Seconds until a silent worker is presumed dead."
+            envvar="DREAMDROP_LEASE",
+            min=0.5,
+            help="Seconds without a heartbeat after which a worker is presumed dead.",
         ),
     ] = 30.0,
     max_attempts: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_ATTEMPTS", min=1, help="Then a request ends as failed.")
+        int,
+        typer.Option(
+            envvar="DREAMDROP_MAX_ATTEMPTS", min=1, help="Attempts after which a request ends as failed."
+        ),
     ] = 3,
     patience: Annotated[
         float,
         typer.Option(
-            envvar="DREAMDROP_PATIENCE", help="Seconds without progress until a renderer is replaced."
+            envvar="DREAMDROP_PATIENCE", help="Seconds without progress after which a renderer is replaced."
         ),
     ] = 60.0,
     grace: Annotated[
@@ -84,43 +110,46 @@ def worker(
     ] = 25.0,
     spot: Annotated[
         bool,
-        typer.Option(envvar="DREAMDROP_SPOT", help="Drain when EC2 announces that it takes the machine."),
+        typer.Option(
+            envvar="DREAMDROP_SPOT", help="Drain when EC2 announces that it will reclaim this instance."
+        ),
     ] = False,
     reconcile: Annotated[
         float,
         typer.Option(
             envvar="DREAMDROP_RECONCILE",
             min=0.1,
-            help="With a queue: seconds until a request whose message was lost is looked for.",
+            help="With a queue: seconds in the inbox after which a request's message counts as lost.",
         ),
     ] = 60.0,
     max_steps: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_STEPS", min=1, help="Limit on steps.")
-    ] = 150,
+        int, typer.Option(envvar="DREAMDROP_MAX_STEPS", min=1, help="Most steps of a request.")
+    ] = _LIMITS.max_steps,
     max_side: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_SIDE", min=1, help="Limit on width, height.")
-    ] = 2048,
+        int, typer.Option(envvar="DREAMDROP_MAX_SIDE", min=1, help="Most pixels of width and of height.")
+    ] = _LIMITS.max_side,
     max_images: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_IMAGES", min=1, help="Limit on number_of_images.")
-    ] = 64,
+        int, typer.Option(envvar="DREAMDROP_MAX_IMAGES", min=1, help="Most images of a request.")
+    ] = _LIMITS.max_images,
     max_body_mb: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_BODY_MB", min=1, help="Limit on a request file.")
-    ] = 32,
+        int, typer.Option(envvar="DREAMDROP_MAX_BODY_MB", min=1, help="Most MiB of a request file.")
+    ] = _LIMITS.max_body_bytes >> 20,
     input_prefix: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="DREAMDROP_INPUT_PREFIXES", help="Keys that a manifest may name; default uploads/."
+            envvar="DREAMDROP_INPUT_PREFIXES",
+            help="Prefix of keys that a manifest may name; repeatable; default uploads/.",
         ),
     ] = None,
     previews: Annotated[
-        str,
+        Literal["off", "express", "all"],
         typer.Option(
-            envvar="DREAMDROP_PREVIEWS",
-            help="Whose status shows how the image looks by now: off, express or all.",
+            envvar="DREAMDROP_PREVIEWS", help="For which requests the status shows the image so far."
         ),
     ] = "express",
     renderer: Annotated[
-        str, typer.Option(envvar="DREAMDROP_RENDERER", help="diffusers, or null: flat pictures, for tests.")
+        Literal["diffusers", "null"],
+        typer.Option(envvar="DREAMDROP_RENDERER", help="null draws flat pictures, for tests."),
     ] = "diffusers",
     null: Annotated[str, typer.Option(hidden=True, help="JSON for the null renderer.")] = "{}",
     once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
@@ -128,38 +157,57 @@ def worker(
         str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")
     ] = "info",
 ) -> None:
-    """Take requests from a store, render them in batches, write images and results back."""
-    from consumer.serve import Options, serve
+    """Take requests from a store, render them in batches, and write images and results back."""
+    from consumer.models.cards import Cards
+    from consumer.renderer.protocol import RendererSettings
+    from consumer.serve import Places, serve
+    from consumer.worker import WorkerSettings
+    from infra.claims.claims import Timing
+    from infra.logs import log_lines
 
-    options = Options(
-        store=store,
-        queues=tuple(queue or ()),
-        announce=tuple(announce or ()),
-        model=model,
-        models=tuple(models or ()),
-        loras=tuple(loras or ()),
-        devices=devices,
+    log_lines(log_level, "consumer", "infra", "dreamdrop")
+    beat = lease / 3
+    settings = WorkerSettings(
+        default_model=model,
+        timing=Timing(beat=beat, lease=lease, sweep=(beat, 2 * beat), max_attempts=max_attempts),
+        limits=Limits(
+            max_steps=max_steps, max_side=max_side, max_images=max_images, max_body_bytes=max_body_mb << 20
+        ),
+        grace=grace,
+        ahead=2 * max_rows,
+        reconcile=reconcile,
+        spot=spot,
+        previews=previews,
+        once=once,
+    )
+    child = RendererSettings(
+        kind=renderer,
+        device=devices,
         dtype=dtype,
         attention=attention,
         offload=offload,
         max_rows=max_rows,
         exact=exact,
-        model_memory=int(model_memory * 2**30),
-        lease=lease,
-        max_attempts=max_attempts,
+        models=_pairs(models),
+        loras=_pairs(loras),
+        memory_budget=int(model_memory * 2**30) or None,
         patience=patience,
-        grace=grace,
-        spot=spot,
-        reconcile=reconcile,
-        max_steps=max_steps,
-        max_side=max_side,
-        max_images=max_images,
-        max_body_bytes=max_body_mb << 20,
-        input_prefixes=tuple(input_prefix or ("uploads/",)),
-        previews=previews,
-        renderer=renderer,
-        null=null,
-        once=once,
-        log_level=log_level,
+        null=json.loads(null),
     )
-    raise typer.Exit(serve(options))
+    places = Places(
+        store=store,
+        queues=queue or (),
+        announce=announce or (),
+        input_prefixes=input_prefix or ("uploads/",),
+    )
+    try:
+        raise typer.Exit(serve(places, Cards.of(models or ()), settings, child))
+    except DreamError as error:
+        logging.getLogger("dreamdrop.worker").error("the worker cannot run: %s", error)
+        raise typer.Exit(3) from error
+
+
+def _pairs(texts: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """`name=value` texts as pairs; `Cards` and the renderer check them."""
+    pairs = (text.partition("=") for text in texts or ())
+    return tuple((name.strip(), value.strip()) for name, _, value in pairs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -147,3 +149,19 @@ def place(modules: Sequence[nn.Module], device: str, offload: Offload | None) ->
 
 def _processors(module: Any) -> dict[str, Any]:
     return getattr(module, "attn_processors", {}) or {}
+
+
+def main() -> None:
+    """Print what a setting means here, as JSON: `{"devices": [...]}`, or `{"error": "..."}`.
+
+    The worker's parent process calls `python -m consumer.engine.devices`, because it must not import torch.
+    """
+    try:
+        answer: dict[str, Any] = {"devices": devices(sys.argv[1])}
+    except BadDevice as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
