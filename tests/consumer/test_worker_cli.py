@@ -26,7 +26,7 @@ def test_the_help_names_every_option_with_its_variable():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--devices", "cuda:77"], "devices 'cuda:77': no device 'cuda:77' here; there are cpu"),
+        (["--devices", "cuda:77"], "devices 'cuda:77': this machine has no device 'cuda:77'; it has cpu"),
         (["--devices", "cpu", "--models", "cats"], "write name=folder"),
         (["--devices", "cpu", "--model", "doodel"], "did you mean 'doodle'"),
     ],
