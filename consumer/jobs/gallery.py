@@ -1,7 +1,7 @@
-"""What people open: one page with every picture of a batch, and a contact sheet.
+"""The gallery of a batch: one HTML page with every picture, and a contact sheet.
 
-The page stands alone: thumbnails are inside it, full pictures are links beside it, and nothing is
-fetched or executed. Every text of a request is escaped.
+The page is self-contained: thumbnails are embedded, full pictures are linked, and nothing is
+fetched or executed. Every text from a request is escaped.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _SHEET_COLUMNS = 8
 _GAP = 6  # pixels
-_FEW_PIXELS = 128  # a side
-_TOLD = {  # how a gallery says them
+_FEW_PIXELS = 128  # on a side; a small picture
+_LABELS = {  # how the page shows each parameter
     "model": "{}",
     "scheduler": "{}",
     "steps": "{}\u00a0steps",
@@ -100,32 +100,33 @@ def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None
 def _figure(item: GalleryItem) -> str:
     prompt = html.escape(item.prompt or item.id)
     if item.image_href:
-        source = _data_uri(item.thumbnail) if item.thumbnail else _beside(item.image_href)
-        top = f'<a href="{html.escape(_beside(item.image_href))}"><img src="{source}" alt="{prompt}"{_small(item.thumbnail)} loading="lazy"></a>'
+        source = _data_uri(item.thumbnail) if item.thumbnail else _relative(item.image_href)
+        top = f'<a href="{html.escape(_relative(item.image_href))}"><img src="{source}" alt="{prompt}"{_small(item.thumbnail)} loading="lazy"></a>'
     else:
         top = f'<div class="why">{html.escape(item.failure or item.status)}</div>'
     facts = [item.id] + ([f"seed {item.seed}"] if item.seed is not None else [])
-    made = [told.format(item.parameters[name]) for name, told in _TOLD.items() if item.parameters.get(name)]
-    words = "".join(
-        f'<div class="facts">{html.escape(" · ".join(said))}</div>' for said in (facts, made) if said
+    parameters = item.parameters
+    settings = [label.format(parameters[name]) for name, label in _LABELS.items() if parameters.get(name)]
+    lines = "".join(
+        f'<div class="facts">{html.escape(" · ".join(line))}</div>' for line in (facts, settings) if line
     )
     if item.image_href and item.failure:
-        words += f'<div class="why">{html.escape(item.failure)}</div>'
-    recipe = html.escape(json.dumps(dict(item.parameters), indent=1, ensure_ascii=False))
-    more = f"<details><summary>recipe</summary><pre>{recipe}</pre></details>" if item.parameters else ""
+        lines += f'<div class="why">{html.escape(item.failure)}</div>'
+    recipe = html.escape(json.dumps(dict(parameters), indent=1, ensure_ascii=False))
+    more = f"<details><summary>recipe</summary><pre>{recipe}</pre></details>" if parameters else ""
     return (
         f'<figure>{top}<figcaption><div class="prompt" dir="auto">{prompt}</div>'
-        f"{words}{more}</figcaption></figure>"
+        f"{lines}{more}</figcaption></figure>"
     )
 
 
-def _beside(href: str) -> str:
-    """An address that cannot leave the page's folder for another host or scheme."""
+def _relative(href: str) -> str:
+    """A relative address, which cannot lead to another host or scheme."""
     return quote(href.lstrip("/"), errors="replace")
 
 
 def _small(thumbnail: bytes | None) -> str:
-    """Pictures of few pixels are enlarged as they are, not blurred."""
+    """The class of a small picture, which is enlarged without blurring."""
     if thumbnail is None:
         return ""
     with Image.open(io.BytesIO(thumbnail)) as picture:
@@ -142,13 +143,13 @@ def thumbnail(data: bytes, side: int = 256) -> bytes:
         small = picture.convert("RGB")
         small.thumbnail((side, side))
         buffer = io.BytesIO()
-        few = max(small.size) <= _FEW_PIXELS  # shown enlarged, where losses are seen
+        few = max(small.size) <= _FEW_PIXELS  # enlarged on the page, where losses would show
         small.save(buffer, "WEBP", quality=88, method=2, lossless=few)
         return buffer.getvalue()
 
 
 def contact_sheet(thumbnails: Sequence[bytes], cell: int = 128) -> bytes:
-    """All pictures on one PNG, in order, at most eight a row."""
+    """All thumbnails on one PNG, in order, at most eight in a row."""
     columns = min(_SHEET_COLUMNS, len(thumbnails)) or 1
     rows = -(-len(thumbnails) // columns) or 1
     step = cell + _GAP

@@ -1,7 +1,7 @@
-"""Where a manifest's pictures come from: the manifest itself, or a key in this store.
+"""Reads a manifest's input pictures, from the manifest itself or from an object in this store.
 
-A key is read with the worker's rights, so only prefixes that the operator has named may be
-given. Another bucket, a URL, or a path is never opened.
+An object is read with the worker's permissions, so its key must begin with a prefix that the operator has
+named. Another bucket, a URL or a path is never opened.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KEY = re.compile(r"[^\s=]+/[^\s=]+\.(png|jpe?g|webp)", re.IGNORECASE)  # base64
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Reads the pictures that a manifest names or holds."""
+    """Reads the pictures that a manifest contains or names."""
 
     store: Store
     limits: Limits
@@ -36,7 +36,7 @@ class Inputs:
     async def read(self, value: str, field: str) -> bytes:
         """The bytes of a picture. Raises `Rejected` that names the field."""
         scheme = _SCHEME.match(value)
-        # A picture's text is not searched: with its many slashes that takes minutes a megabyte.
+        # Long texts are not searched: a megabyte of base64 has so many slashes that it takes minutes.
         if scheme is None and not (len(value) <= MAX_KEY_BYTES and _KEY.fullmatch(value)):
             return picture.decode_base64(value, field, self.limits)
         key = self._key(value, field) if scheme else value

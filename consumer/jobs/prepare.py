@@ -1,6 +1,6 @@
-"""From a claim to a job that can be drawn: read again, adopt what is stored, decode what was sent in.
+"""Makes a job of a claim: parses the request again, adopts stored images, decodes input pictures.
 
-Everything here may be done twice without harm, and nothing of it needs the device.
+All of this may be repeated without harm, and none of it needs the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Makes jobs of claims, for one worker."""
+    """Prepares the jobs of one worker."""
 
     delivery: Delivery
     inputs: Inputs
@@ -38,8 +38,8 @@ class Preparation:
         """The job of a claim.
 
         Raises:
-            Rejected: it was refused when it was claimed, or this worker's limits refuse it, and another's let it in.
-            ValueError: the plan is of a version that this worker does not know.
+            Rejected: it was refused when it was claimed, or is over the limits of this worker.
+            ValueError: the plan was written by a version that this worker does not know.
         """
         plan = read_plan(held.claim.plan)
         if isinstance(plan, Refusal):
@@ -48,11 +48,11 @@ class Preparation:
             raise ValueError("the claim of a single request has no plan")
         began = self.clock()
         manifest = parse_manifest(held.claim.frozen.body(), self.limits)
-        held.told = held.told or held.claim.epoch > 1  # whoever had it before may have left a status
+        held.told = held.told or held.claim.epoch > 1  # its last worker may have left a status
         return Job(held, manifest, plan, began, notes=list(plan.notes))
 
     async def make_ready(self, job: Job) -> None:
-        """Leave in `job.missing()` only what has to be drawn, with the pictures that it needs."""
+        """Leave in `job.missing()` only the images that must be drawn, and decode the pictures that they need."""
         await self.delivery.adopt(job)
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
@@ -70,7 +70,7 @@ class Preparation:
     async def _decode(
         self, manifest: Img2Img | Inpainting, job: Job
     ) -> tuple[RawPicture | None, RawPicture | None]:
-        """The input picture and mask, at the size that will be drawn."""
+        """The input picture and the mask, at the size of the images to draw."""
         mask_text = manifest.mask_image if isinstance(manifest, Inpainting) else None
         image_bytes = await self._input(manifest.image, "image")
         mask_bytes = await self._input(mask_text, "mask_image") if mask_text else None
@@ -89,7 +89,7 @@ class Preparation:
         return await asyncio.to_thread(decode)
 
     async def _input(self, value: str, field: str) -> bytes:
-        """A picture's bytes; a store that does not answer is waited for, and costs no attempt."""
+        """A picture's bytes; waiting for a store that does not answer costs no attempt."""
         return await self.delivery.insist(lambda: self.inputs.read(value, field))
 
 
@@ -98,7 +98,7 @@ def _give_up(job: Job, failure: Failure) -> None:
 
 
 def refusal(held: Held, error: Rejected | ValueError, worker: str) -> Result:
-    """How a claim ends that cannot become a job."""
+    """The result of a claim that cannot become a job."""
     known = error if isinstance(error, Rejected) else Rejected("invalid_manifest", str(error))
     status: Status = "expired" if known.code == "expired" else "failed"
     return held.claim.ended(status, Failure.of(known), worker=worker)

@@ -71,7 +71,7 @@ def test_a_notice_drains_the_worker_and_its_work_is_given_back(metadata: Metadat
         metadata.notice = {"action": "terminate", "time": "2026-01-01T00:00:00Z"}
         assert process.wait(30) == 0
         assert process.stderr is not None
-        assert "will be taken away" in process.stderr.read()
+        assert "will be interrupted" in process.stderr.read()
     with worker(tmp_path):
         assert result(tmp_path, "long")["attempts"] == 1
 
