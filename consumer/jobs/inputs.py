@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import consumer.jobs.picture as picture
+from infra.pictures import decode_base64
 from infra.stores.keys import MAX_KEY_BYTES
 from infra.stores.store import InvalidKey
 from schemas.errors import NotFound, Rejected, TooLarge
@@ -38,7 +38,7 @@ class Inputs:
         scheme = _SCHEME.match(value)
         # Long texts are not searched: a megabyte of base64 has so many slashes that it takes minutes.
         if scheme is None and not (len(value) <= MAX_KEY_BYTES and _KEY.fullmatch(value)):
-            return picture.decode_base64(value, field, self.limits)
+            return decode_base64(value, field, self.limits)
         key = self._key(value, field) if scheme else value
         if ".." in key or not key.startswith(tuple(self.prefixes)):
             allowed = ", ".join(self.prefixes) or "none"

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from producer.recipe import EXIF_BLOCK, USER_COMMENT, read_recipe
+from infra.pictures import EXIF_IFD, USER_COMMENT
+from producer.recipe import read_recipe
 from schemas.manifest import validate_manifest
 
 TEXT = (
@@ -31,7 +32,7 @@ def test_the_parameters_text_makes_the_request(tmp_path: Path, kind: str):
         image.save(path, pnginfo=info)
     else:
         exif = Image.Exif()
-        exif.get_ifd(EXIF_BLOCK)[USER_COMMENT] = b"UNICODE\0" + TEXT.encode("utf-16-be")
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + TEXT.encode("utf-16-be")
         image.save(path, exif=exif)
     found = read_recipe(path).manifest
     expected = {

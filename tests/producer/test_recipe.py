@@ -65,7 +65,7 @@ def test_what_a_picture_started_from_must_be_given(tmp_path: Path, dreamdrop: Cl
     [
         ({}, "holds no recipe"),
         ({"dreamdrop": "{"}, "is damaged; it is not JSON"),
-        ({"dreamdrop": "[]"}, "is damaged; it is no JSON object"),
+        ({"dreamdrop": "[]"}, "is damaged; it is not a JSON object"),
     ],
 )
 def test_a_picture_without_a_recipe_says_so(tmp_path: Path, texts: dict[str, str], text: str):

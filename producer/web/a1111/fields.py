@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from infra.pictures import decode_base64
 from producer.web import pictures
 from schemas import infotext, samplers
 from schemas.errors import Rejected
@@ -212,22 +213,22 @@ def _redraw(body: Mapping[str, Any], manifest: dict[str, Any], limits: Limits) -
     if len(images) > 1:
         raise Rejected.of_field("init_images", f"has {len(images)} pictures; send one request per picture")
     picture = _opened(images[0], "init_images", body, limits)
-    manifest |= {"task": "img2img", "image": pictures.coded(picture)}
+    manifest |= {"task": "img2img", "image": pictures.png_base64(picture)}
     manifest["strength"] = body["denoising_strength"] if body.get("denoising_strength") is not None else 0.75
     if not body.get("mask"):
         return Translation(manifest)
-    mask = pictures.white_and_black(_opened(body["mask"], "mask", body, limits))
+    mask = pictures.grey_mask(_opened(body["mask"], "mask", body, limits))
     if mask.size != picture.size:
-        mask = pictures.fitted(mask, *picture.size, crop=False)
+        mask = pictures.resize(mask, *picture.size, crop=False)
     if body.get("inpainting_mask_invert"):
-        mask = pictures.turned_round(mask)
-    manifest |= {"task": "inpainting", "mask_image": pictures.coded(mask)}
+        mask = pictures.invert(mask)
+    manifest |= {"task": "inpainting", "mask_image": pictures.png_base64(mask)}
     return Translation(manifest, _notes(body))
 
 
 def _opened(text: Any, field: str, body: Mapping[str, Any], limits: Limits) -> Image:
     """A picture, resized to the body's width and height if it has them."""
-    picture = pictures.opened(pictures.decoded(text, field, limits), field, limits)
+    picture = pictures.decode_picture(decode_base64(text, field, limits), field, limits)
     mode = body.get("resize_mode") or 0
     if mode not in (0, 1):
         raise Rejected.of_field(
@@ -240,7 +241,7 @@ def _opened(text: Any, field: str, body: Mapping[str, Any], limits: Limits) -> I
             raise Rejected.of_field(
                 name, f"is {str(side)[:60]}; it should be a number from 8 to {limits.max_side}"
             )
-    return pictures.fitted(picture, sides[0], sides[1], crop=mode == 1)
+    return pictures.resize(picture, sides[0], sides[1], crop=mode == 1)
 
 
 def _notes(body: Mapping[str, Any]) -> list[Note]:

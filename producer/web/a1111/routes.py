@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from producer.recipe import PARAMETERS, texts_in
+from infra.pictures import PARAMETERS, decode_base64, recipe_texts
 from producer.web import pictures, responses
 from producer.web.a1111 import fields
 from producer.web.a1111.lists import chosen_model
@@ -226,11 +226,11 @@ async def png_info(request: Request, facade: FacadeOf, caller: Caller) -> PngInf
     body, limits = await document(request), facade.settings.limits
     if unknown := set(body) - {"image"}:
         raise Rejected.of_field(min(unknown)[:60], "is an unknown field; send `image`")
-    raw = pictures.decoded(body.get("image"), "image", limits)
+    raw = decode_base64(body.get("image"), "image", limits)
 
     def read() -> dict[str, str]:
-        pictures.opened(raw, "image", limits)
-        return texts_in(io.BytesIO(raw), "image")
+        pictures.decode_picture(raw, "image", limits)
+        return recipe_texts(io.BytesIO(raw), "image")
 
     items = await asyncio.to_thread(read)
     text = items.get(PARAMETERS, "")

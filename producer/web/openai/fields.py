@@ -60,12 +60,12 @@ def manifest_of_edit(
     It decodes pictures, so call it in a thread.
     """
     translation = _translate(body)
-    picture = _resized(pictures.opened(image, "image", limits), translation.size, "image", limits)
-    translation.manifest.update(task="img2img", image=pictures.coded(picture))
+    picture = _resized(pictures.decode_picture(image, "image", limits), translation.size, "image", limits)
+    translation.manifest.update(task="img2img", image=pictures.png_base64(picture))
     if mask is not None:
-        white = pictures.where_transparent(pictures.opened(mask, "mask", limits), "mask")
+        white = pictures.mask_of_alpha(pictures.decode_picture(mask, "mask", limits), "mask")
         white = _resized(white, picture.size, "mask", limits)
-        translation.manifest.update(task="inpainting", mask_image=pictures.coded(white))
+        translation.manifest.update(task="inpainting", mask_image=pictures.png_base64(white))
     return translation
 
 
@@ -104,7 +104,7 @@ def _resized(picture: Image, size: tuple[int, int] | None, field: str, limits: L
         raise Rejected.of_field(
             field, f"is {shape}, which has other proportions than {size[0]}x{size[1]}; crop it first"
         )
-    return pictures.fitted(picture, *size, crop=False)
+    return pictures.resize(picture, *size, crop=False)
 
 
 def _output(body: Mapping[str, Any]) -> dict[str, Any]:
