@@ -50,11 +50,8 @@ def decode_base64(value: object, field: str, limits: Limits) -> bytes:
         raise Rejected.of_field(field, "should be a text: the file's bytes in base64", INVALID)
     uri = _DATA_URI.match(value)
     if uri is None and value[:5].lower() == "data:":
-        raise Rejected.of_field(
-            field,
-            "is a data URI without ';base64,'; send data:image/png;base64,<the file in base64>",
-            INVALID,
-        )
+        text = "is a data URI without ';base64,'; send data:image/png;base64,<the file in base64>"
+        raise Rejected.of_field(field, text, INVALID)
     text = value[uri.end() :] if uri else value
     if len(text) * 3 // 4 > limits.max_body_bytes:
         raise TooLarge(f"{field}, decoded,", len(text) * 3 // 4, limits.max_body_bytes)

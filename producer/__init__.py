@@ -1,11 +1,14 @@
-"""Everything that a client touches: `from producer import AsyncClient, Client`.
+"""The client: submits requests to a store, waits for them, and shows people what came of them.
+
+Programs use `AsyncClient` and `Client`, people the command line (`producer.cli`), and other programs call
+the HTTP facade (`producer.web`). It may import `infra` and `schemas`, but never `consumer` or torch.
 
     with Client("./dreamdrop-data") as dream:
         ticket = dream.submit({"prompt": "a red circle on a blue background"})
         picture = dream.images(ticket)[0]
 
-The names are loaded when they are first used: the command line imports this package, too, and
-its help needs none of them.
+The names are loaded on first use, because the command line imports this package, too, and its help must
+stay fast.
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ __all__ = [
     "UnknownRequest",
 ]
 
-_HOME = {
+_MODULES = {
     "AsyncClient": "client",
     "Client": "sync",
     "Conflict": "errors",
     "NothingToRetry": "errors",
-    "State": "lookup",
+    "State": "request_state",
     "StillWorking": "errors",
     "Ticket": "requests",
     "UnknownRequest": "errors",
@@ -44,9 +47,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

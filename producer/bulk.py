@@ -1,6 +1,6 @@
-"""Tables and lists of prompts, turned into a batch: JSON Lines, one request a line.
+"""Converts tables (CSV) and lists of prompts (text) into a batch: JSON Lines, one request a line.
 
-A CSV file's header names manifest fields; cells become numbers where the field is one, an empty
+The header of a CSV file names manifest fields. A cell becomes a number where the field is one; an empty
 cell leaves the field out. In a text file every line is a prompt.
 """
 
@@ -21,25 +21,28 @@ from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 PICTURES = {"image", "mask_image"}
 INTEGERS = {"steps", "number_of_images", "seed", "width", "height", "clip_skip", "output.quality"}
 NUMBERS = {"cfg_scale", "strength"}
-TRUTHS = {"strict"}
+BOOLEANS = {"strict"}
 DOCUMENTS = {"loras", "output", "metadata"}  # a cell of JSON
 NAMES = {"custom_id", "id"}
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 
 
 def from_text(body: bytes) -> bytes:
-    """A prompt a line; blank lines and lines that begin with # are left out.
+    """A batch from a text with one prompt a line. Lines that begin with # are comments.
 
-    Left out lines stay as blank lines, so that line numbers are those of the text.
+    Comments become blank lines, so that line numbers stay those of the text.
+
+    Raises:
+        Rejected: there is no prompt, or the text is not UTF-8.
     """
     lines = [line.strip() for line in _decoded(body).splitlines()]
     if not any(line and not line.startswith("#") for line in lines):
-        raise Rejected("invalid_manifest", "the file holds no prompts; write one a line")
+        raise Rejected("invalid_manifest", "the file holds no prompts; write one prompt per line")
     return _joined(None if not line or line.startswith("#") else {"prompt": line} for line in lines)
 
 
 def from_csv(body: bytes, *, folder: Path = Path(), limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """A request a row, checked.
+    """A batch from a table with one request a row. Every row is checked.
 
     Args:
         folder: where the paths in `image` and `mask_image` columns start; files are embedded.
@@ -59,7 +62,7 @@ def from_csv(body: bytes, *, folder: Path = Path(), limits: Limits = DEFAULT_LIM
     except csv.Error as error:
         raise _wrong(reader.line_num, f"this is not CSV: {error}") from error
     if not rows:
-        raise Rejected("invalid_manifest", "the table has a header and no rows")
+        raise Rejected("invalid_manifest", "the table has a header but no rows")
     return _joined(rows)
 
 
@@ -84,10 +87,12 @@ def _delimiter(text: str) -> str:
 
 def _check_header(header: list[str]) -> None:
     if "prompt" not in header:
-        raise _wrong(1, "the first line names the columns, and one of them must be `prompt`", field="prompt")
+        raise _wrong(
+            1, "the first line must name the columns, and one of them must be `prompt`", field="prompt"
+        )
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
-        raise _wrong(1, f"the column {min(repeated)!r} is there twice; keep one")
+        raise _wrong(1, f"the column {min(repeated)!r} appears twice; keep one")
     if "" in header:
         raise _wrong(1, f"column {header.index('') + 1} has no name; name it or remove it")
 
@@ -95,7 +100,8 @@ def _check_header(header: list[str]) -> None:
 def _row(header: list[str], cells: list[str], line: int, folder: Path, limits: Limits) -> dict[str, Any]:
     if len(cells) > len(header):
         raise _wrong(
-            line, f"has {len(cells)} cells for {len(header)} columns; put quotes around a text with commas"
+            line,
+            f"has {len(cells)} cells for {len(header)} columns; put quotes around text that contains commas",
         )
     document: dict[str, Any] = {}
     for name, cell in zip(header, cells, strict=False):
@@ -110,7 +116,7 @@ def _row(header: list[str], cells: list[str], line: int, folder: Path, limits: L
 
 
 def _place(document: dict[str, Any], name: str, value: Any) -> None:
-    """`output.format` and `metadata.anything` are columns, too."""
+    """Set a field. A name such as `output.format` or `metadata.anything` sets a field of an object."""
     outer, dot, inner = name.partition(".")
     if dot:
         document.setdefault(outer, {})[inner] = value
@@ -123,35 +129,35 @@ def _value(name: str, cell: str, line: int, folder: Path) -> Any:
     kinds: list[tuple[set[str], Callable[[str], Any], str]] = [
         (INTEGERS, int, "a whole number"),
         (NUMBERS, float, "a number"),
-        (TRUTHS, _truth, "true or false"),
+        (BOOLEANS, _boolean, "true or false"),
         (DOCUMENTS, json.loads, "JSON"),
     ]
-    for names, read, what in kinds:
+    for names, read, expected in kinds:
         if name in names:
             try:
                 return read(text)
             except ValueError as error:
-                raise _wrong(line, f"{name} is {text[:60]!r}; it should be {what}", field=name) from error
+                raise _wrong(line, f"{name} is {text[:60]!r}; it should be {expected}", field=name) from error
     if name in PICTURES:
         return _picture(name, text, line, folder)
     return cell if name == "prompt" else text
 
 
-def _truth(text: str) -> bool:
+def _boolean(text: str) -> bool:
     if text.lower() not in _YES | _NO:
         raise ValueError(text)
     return text.lower() in _YES
 
 
 def _picture(name: str, text: str, line: int, folder: Path) -> str:
-    """A file's content in base64; what names no file stays, as a key or base64."""
+    """The named file in base64. Text that names no file stays as it is: a key, or base64."""
     if len(text) > 1000:
         return text
     path = folder / Path(text).expanduser()
     if path.is_file():
         return embedded(path)
     if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"} and "/" not in text:
-        raise _wrong(line, f"{name} names {text!r}, and there is no such file beside the table", field=name)
+        raise _wrong(line, f"{name} names {text!r}, but there is no such file beside the table", field=name)
     return text
 
 

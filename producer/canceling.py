@@ -1,7 +1,7 @@
-"""Canceling a request is winning the race for its result: whoever creates it first decides how it ended.
+"""Cancels a request by creating its result: whoever creates it first decides how the request ended.
 
-A result answers one body, by its fingerprint. So the client first finds out which body the id
-stands for now; another one that comes under the same name later is another request.
+A result answers one body, by its fingerprint. So the client first finds out which body the id stands for
+now. Another body that is dropped under the same name later is another request.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from infra.stores.store import Info, Store
     from schemas.limits import Limits
 
-LOOKS = 5  # a request moves on between two looks; more often is no accident
+LOOKS = 5  # a request may move on between two looks; more often is not chance
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What an id stands for."""
+    """The body that an id stands for."""
 
     frozen: Frozen
     fingerprint: str
@@ -43,10 +43,10 @@ class Body:
 
 
 async def cancel(store: Store, name: str, limits: Limits) -> request_state.State:
-    """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
+    """Cancel a request; for a batch, also its rows that have not ended. Returns how it ended.
 
     Args:
-        name: its id; or the path of its file, though that may ask under another id.
+        name: its id, or the path of its file, even if the body has another id.
 
     Raises:
         UnknownRequest: nobody has submitted this id.
@@ -56,22 +56,26 @@ async def cancel(store: Store, name: str, limits: Limits) -> request_state.State
         id = state.id
         if state.over:
             return state
-        body = await _body(store, state, limits)
+        body = await _body(store, state, limits)  # before the result, which must carry its fingerprint
         if body is not None:
             break
     else:
-        raise StoreUnavailable(f"{name!r} cannot be seen for long enough to cancel it; try again")
+        raise StoreUnavailable(f"{name!r} moved on each time before it could be canceled; try again")
     won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
-    if won and body.source is not None:  # else whoever won tidies up
+    # Only after the result exists: until then the request object is all that remembers the request. And in
+    # the version that was read: another body under this key is another request. If we lost, the winner deletes it.
+    if won and body.source is not None:
         await store.delete(body.source.key, etag=body.source.etag)
+    # The rows come last: a worker whose batch has no open rows left would create the batch's result before us.
     if won and body.batch:
         await _cancel_rows(store, id, limits)
     return await request_state.state_of(store, id)
 
 
 async def _body(store: Store, state: request_state.State, limits: Limits) -> Body | None:
-    """What an id stands for: its claim's body, else its object's, else its row's; None when it moved on."""
+    """The body of the claim, else of the request object, else of the batch's row; None when it moved on."""
     id = state.id
+    # The object before the claim: a request moves in this direction, so it cannot slip past both looks.
     source = await (store.head(state.source) if state.source else request_state.find_request(store, id))
     claim = await request_state.read_claim(store, id)
     if claim is not None:  # what lies under its key now may be another body, which gets its own result
@@ -86,14 +90,14 @@ async def _body(store: Store, state: request_state.State, limits: Limits) -> Bod
         stored = await store.get(source.key)
     except NotFound:
         return None
-    if not batch and (await ids.asked_id(store, stored.body) or request_id(source.key)) != id:
-        return None  # it was edited since, and asks under another id now
+    if not batch and (await ids.id_of_body(store, stored.body) or request_id(source.key)) != id:
+        return None  # it was edited in between, and has another id now
     frozen = Frozen.of(stored.body, keep=limits.max_body_bytes)
     return Body(frozen, fingerprint(stored.body), batch, stored.info)
 
 
 async def _row(store: Store, id: str, limits: Limits) -> Body | None:
-    """A row that its batch's worker has not dropped yet, out of the batch itself."""
+    """A row that its batch's worker has not dropped yet, read from the batch itself."""
     batch = id.rpartition("/")[0]
     claim = await request_state.read_claim(store, batch) if batch else None
     if claim is not None:
@@ -121,15 +125,15 @@ async def _cancel_rows(store: Store, batch: str, limits: Limits) -> None:
     async for info in store.list(f"{REQUESTS}{batch}/"):
         rows.add(request_id(info.key))
     async for info in store.list(f"{CLAIMS}{batch}/"):
-        found = parse_claim(info.key)
-        if found:
-            rows.add(found[0])
+        claim = parse_claim(info.key)
+        if claim:
+            rows.add(claim[0])
     rows.discard(batch)
     for row in sorted(rows):
         try:
             await cancel(store, row, limits)
         except UnknownRequest:
-            continue  # it went while we looked
+            continue  # it ended while we looked
 
 
 def _canceled(id: str, body: Body) -> bytes:

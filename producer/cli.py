@@ -1,8 +1,8 @@
-"""`dreamdrop`: the command line's root.
+"""The root of the command line, `dreamdrop`: it registers every command.
 
-Help must be fast, so nothing heavy is imported before a command runs. Commands of the other
-packages (`worker`, ...) are found by the entry point group "dreamdrop.commands"; where their
-libraries are not installed they stay in the list, and say what to install.
+Help must be fast, so nothing heavy is imported before a command runs. Commands of the other packages
+(`worker`, ...) are found through the entry point group "dreamdrop.commands". A command whose libraries are
+not installed stays in the list, and says what to install.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ EXTRAS = {
 app = typer.Typer(
     name="dreamdrop",
     help="Drop a request, collect a picture.",
-    epilog="Exit codes: 0 done; 1 a request did not succeed; 2 wrong as written, nothing was sent; "
-    "3 the store or queue cannot be used; 4 not over in the given time.",
+    epilog="Exit codes: 0 success; 1 a request did not succeed; 2 wrong input, nothing was sent; "
+    "3 the store or queue cannot be used; 4 not finished in time.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts hold brackets, and plain help is twice as fast
@@ -51,8 +51,8 @@ app.add_typer(setup.app, name="setup")
 app.add_typer(serve.keys, name="keys")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version
 
         typer.echo(version("dreamdrop"))
@@ -69,22 +69,22 @@ def root(
     """Drop a request, collect a picture."""
 
 
-def mount(root: typer.Typer, found: EntryPoint) -> None:
+def mount(root: typer.Typer, entry: EntryPoint) -> None:
     """Add another package's command, or one that says what is missing."""
     try:
-        command = found.load()
+        command = entry.load()
     except ModuleNotFoundError as error:
-        command = _not_installed(found.name, error.name)
+        command = _not_installed(entry.name, error.name)
     if not isinstance(command, typer.Typer):
-        root.command(found.name)(command)
+        root.command(entry.name)(command)
         return
     alone, commands = command.registered_callback, command.registered_commands
     if alone is not None and alone.callback is not None and not commands:
-        root.command(found.name)(alone.callback)  # needs no second word
+        root.command(entry.name)(alone.callback)  # a command, not a group of one
     elif alone is None and len(commands) == 1 and commands[0].callback is not None:
-        root.command(found.name)(commands[0].callback)
+        root.command(entry.name)(commands[0].callback)
     else:
-        root.add_typer(command, name=found.name)
+        root.add_typer(command, name=entry.name)
 
 
 def _not_installed(name: str, missing: str | None) -> Any:
@@ -107,8 +107,8 @@ def _say_what_is_missing(name: str, missing: str | None) -> None:
 @cache
 def mount_all() -> None:
     """Add the commands of all packages that are installed."""
-    for found in sorted(entry_points(group=GROUP), key=lambda found: found.name):
-        mount(app, found)
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        mount(app, entry)
 
 
 def main() -> None:

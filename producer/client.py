@@ -1,7 +1,7 @@
-"""Submit, wait, fetch: the client's one core, asynchronous.
+"""`AsyncClient`: submits requests, waits for their results and fetches them.
 
-A client talks to the store and to nobody else: it creates a request object, and reads what
-workers write. So it needs no server to be up; what is submitted now is drawn when a worker comes.
+A client talks only to the store: it creates a request object, and reads what workers write. So no server
+has to be running; what is submitted now is drawn when a worker starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from infra.stores.open import open_store
 from producer import canceling, collect, ids, overview, request_state, retrying, sending
 from producer.errors import Conflict, StillWorking
 from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
-from producer.result_poller import Pace, Waiting
+from producer.result_poller import PollInterval, ResultPoller
 from schemas.errors import NotFound
 from schemas.layout import is_batch
 from schemas.result import Result
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from infra.stores.store import Store
     from schemas.limits import Limits
 
-TRIES = 5  # an id's request object is taken by a worker between two looks; more often is no accident
+TRIES = 5  # a worker may take an id's request object between two looks; this often is not chance
 
 
 class AsyncClient:
@@ -46,9 +46,9 @@ class AsyncClient:
 
     Args:
         store: a directory, `s3://bucket[/prefix]`, or an open `Store`.
-        limits: what the store's workers allow; requests are checked against it before they are sent. By default as
-            DREAMDROP_MAX_STEPS and its kin say, which workers read, too.
-        pace: how often to look for results that somebody waits for; by default as the store allows.
+        limits: what the store's workers allow; requests are checked against it before they are sent. By default
+            from DREAMDROP_MAX_STEPS and its siblings, which workers read, too.
+        poll_interval: how often to look for awaited results; by default it depends on the kind of store.
     """
 
     def __init__(
@@ -56,31 +56,31 @@ class AsyncClient:
         store: str | os.PathLike[str] | Store,
         *,
         limits: Limits | None = None,
-        pace: Pace | None = None,
+        poll_interval: PollInterval | None = None,
     ) -> None:
-        self._own: OpenableStore | None = None  # a store that we opened, and close
+        self._own: OpenableStore | None = None  # a store that we open, so we close it
         if isinstance(store, str) or hasattr(store, "__fspath__"):
             self._own = open_store(str(store))
         self.name = str(store) if self._own is not None else store.url  # type: ignore[union-attr]
         self.store: Store = self._own if self._own is not None else store  # type: ignore[assignment]
         self._limits = limits or limits_from()
-        self._pace = pace
+        self._poll_interval = poll_interval
         self._opening: asyncio.Lock | None = None
-        self._waiting: Waiting | None = None
+        self._poller: ResultPoller | None = None
         self._queues = sending.Queues()
         self._closed = False
 
     async def open(self) -> None:
-        """Connect now rather than at the first call, and say early what is missing."""
+        """Connect now rather than at the first call, so that errors come early."""
         await self._open()
 
     async def close(self) -> None:
-        """Let connections go; whoever still waits is told."""
+        """Close the connections. Whoever still waits gets a `RuntimeError`."""
         self._closed = True
         await self._queues.close()
-        if self._waiting is not None:
-            await self._waiting.close()
-            self._waiting = None
+        if self._poller is not None:
+            await self._poller.close()  # before the store, which it reads
+            self._poller = None
             if self._own is not None:
                 await self._own.close()
 
@@ -97,7 +97,7 @@ class AsyncClient:
         Args:
             request: a document, a model of `schemas.manifest`, JSON as bytes, or a JSON file's path.
             id: names the result; by default the manifest's own, else a fresh one.
-            express: into the lane that workers look at first.
+            express: use the express lane, which workers look at first.
 
         Raises:
             Rejected: the manifest can never succeed; nothing was sent.
@@ -118,17 +118,18 @@ class AsyncClient:
     ) -> list[Ticket]:
         """Send one request or many to an SQS queue, each as a message of its own.
 
-        All are checked before one is sent. A request that no message carries is dropped into the store first.
-        The tickets' ids are in the messages, so `wait` works at once; `status`, when a worker has one.
+        All are checked before the first is sent. A request that a message cannot carry is dropped into the store
+        first. The tickets' ids are in the messages, so `wait` works at once; `status` works once a worker has
+        the request.
 
         Args:
             requests: as `submit` takes them.
             queue: its URL.
-            id: of a single request; else each one's own, or a fresh one.
+            id: of a single request; by default each manifest's own, or a fresh one.
 
         Raises:
             Rejected: one can never succeed; nothing was sent.
-            Conflict: an id stands for another request that is being drawn or over.
+            Conflict: an id stands for another request that is being drawn or has ended.
             QueueUnavailable: the message says how many were not sent.
         """
         checked = asyncio.to_thread(sending.parcels, requests, id=id, limits=self._limits)
@@ -142,33 +143,33 @@ class AsyncClient:
         return (await self._send([await checked], queue))[0]
 
     async def status(self, request: Ticket | str) -> request_state.State:
-        """How far a request is. Raises `UnknownRequest`."""
+        """The state of a request. Raises `UnknownRequest`."""
         return await request_state.state_of(await self._open(), _id(request))
 
     async def find(self, name: str) -> request_state.State:
-        """As `status`; also by the path of a dropped file that asks under an id of its own. Raises `UnknownRequest`."""
+        """As `status`, and also by the path of a dropped file whose body has another id. Raises `UnknownRequest`."""
         return await ids.state_of(await self._open(), name, self._limits)
 
     async def wait(self, request: Ticket | str, timeout: float | None = None) -> Result:
-        """Wait until a request is over, however it ended.
+        """Wait until a request has ended, however it ended.
 
         Args:
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits forever.
 
         Raises:
-            StillWorking: it was not over in time; a `TimeoutError`, too.
+            StillWorking: it did not end in time; also a `TimeoutError`.
             UnknownRequest: nobody has submitted this id.
         """
         store = await self._open()
+        # First: an id that nobody has submitted would be waited for without end.
         if isinstance(request, str) and not await request_state.is_known(store, request):
             await request_state.state_of(store, request)  # raises, with a hint
         try:
             async with asyncio.timeout(timeout):
-                return await self._waiter().result(request)
+                return await self._opened_poller().result(request)
         except TimeoutError as error:
-            result = await request_state.read_result(
-                store, _id(request)
-            )  # time may have been too short to look
+            # Once more: the time may have been too short for a single look.
+            result = await request_state.read_result(store, _id(request))
             if result is not None and (isinstance(request, str) or result.fingerprint == request.fingerprint):
                 return result
             raise StillWorking([_id(request)], timeout or 0) from error
@@ -178,10 +179,10 @@ class AsyncClient:
     ) -> AsyncGenerator[Result]:
         """Yield results in the order in which the requests end. Raises `StillWorking`."""
         await self._open()
-        asked = list(dict.fromkeys(requests))
-        left = {_id(request) for request in asked}
+        distinct = list(dict.fromkeys(requests))
+        left = {_id(request) for request in distinct}
         end = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        async with contextlib.aclosing(self._waiter().follow(asked)) as stream:
+        async with contextlib.aclosing(self._opened_poller().follow(distinct)) as stream:
             while left:
                 try:
                     async with asyncio.timeout_at(end):
@@ -192,82 +193,84 @@ class AsyncClient:
                 yield result
 
     async def result(self, request: Ticket | str) -> Result:
-        """The result of a request that is over. Raises `StillWorking`, `UnknownRequest`."""
+        """The result of a request that has ended. Raises `StillWorking`, `UnknownRequest`."""
         state = await self.status(request)
         if state.result is None:
             raise StillWorking([state.id], 0)
         return state.result
 
     async def fetch(self, request: Ticket | str, out: str | os.PathLike[str] = ".") -> list[Path]:
-        """Save a finished request's images, checked, below the folder `out/<id>/`; of a batch, all rows'.
+        """Check a finished request's images and save them in the folder `out/<id>/`; for a batch, those of all rows.
 
         Raises:
-            Damaged: an image is not what its result says.
+            Damaged: an image does not match its result.
             StillWorking, UnknownRequest: there is nothing to fetch yet, or ever.
         """
         return await collect.save(self.store, await self.result(request), Path(out))
 
     async def images(self, request: Ticket | str) -> list[Image]:
-        """Wait for a request and open its images with Pillow. A failed one has none: see `wait`."""
+        """Wait for a request and open its images with Pillow. A failed request has none: see `wait`."""
         return await collect.pictures(self.store, await self.wait(request))
 
     async def cancel(self, request: Ticket | str) -> request_state.State:
-        """Cancel a request; of a batch, also the rows that are not over. Returns how it ended.
+        """Cancel a request; for a batch, also its rows that have not ended. Returns how it ended.
 
-        Cancelling is winning the race for the result: if a worker was first, its result stands.
+        Canceling means to create the result before a worker does. If a worker was first, its result stands.
         Raises `UnknownRequest`.
         """
         return await canceling.cancel(await self._open(), _id(request), self._limits)
 
     async def retry(self, request: Ticket | str, *, queue: str | None = None) -> retrying.Retry:
-        """Ask again for a request that did not succeed; of a batch, for the rows that did not.
+        """Submit a request that did not succeed again; for a batch, only its rows that did not.
 
-        Results are written once, so it goes under a new id, `<id>-r2` and so on. A retry that is
-        waiting, being drawn or drawn already is not repeated.
+        Results are written once, so the retry gets a new id: `<id>-r2` and so on. A retry that is waiting,
+        being drawn or has succeeded is not repeated.
 
         Raises:
-            NothingToRetry: it succeeded, is not over, or its result does not hold all of the request.
+            NothingToRetry: it succeeded, has not ended, or its result does not hold the whole request.
             Rejected: as written it can never succeed.
         """
-        store = await self._open()
-        again = await retrying.prepare(store, _id(request), self._limits)
+        retry = await retrying.prepare(await self._open(), _id(request), self._limits)
         ticket: Ticket | None = None
-        if queue is not None and not again.there:
-            post = self.send_batch(again.body, queue=queue, id=again.id) if again.batch else None
-            ticket = await post if post else (await self.send(again.body, queue=queue, id=again.id))[0]
-        elif not again.there:
-            drop = self.submit_batch if again.batch else self.submit
-            ticket = await drop(again.body, id=again.id)
-        return retrying.Retry(again.id, again.was, ticket)
+        if retry.there:
+            pass
+        elif queue is None:
+            drop = self.submit_batch if retry.batch else self.submit
+            ticket = await drop(retry.body, id=retry.id)
+        elif retry.batch:
+            ticket = await self.send_batch(retry.body, queue=queue, id=retry.id)
+        else:
+            ticket = (await self.send(retry.body, queue=queue, id=retry.id))[0]
+        return retrying.Retry(retry.id, retry.was, ticket)
 
     async def is_known(self, id: str) -> bool:
         """Whether a request, a claim or a result has this id."""
         return await request_state.is_known(await self._open(), id)
 
     async def known(self, latest: int = overview.LATEST, *, begin: str = "") -> overview.Overview:
-        """What is in the store: what waits, what is being drawn, what ended last; see `overview.overview`."""
+        """What is in the store: what waits, what is being drawn, what ended last. See `overview.overview`."""
         return await overview.overview(await self._open(), latest, begin=begin)
 
     async def models(self) -> list[overview.ModelName]:
-        """The models that live workers announce, and those that lie in the store."""
+        """The models that live workers announce, and those in the store."""
         return await overview.models(await self._open())
 
     async def _open(self) -> Store:
         """Open the store once, on the loop that first needs it."""
         if self._closed:
             raise RuntimeError("this client is closed")
-        if self._waiting is None:
+        if self._poller is None:
             self._opening = self._opening or asyncio.Lock()
             async with self._opening:
-                if self._waiting is None:
+                if self._poller is None:
                     if self._own is not None:
                         await self._own.open()
-                    self._waiting = Waiting(self.store, self._pace)
+                    self._poller = ResultPoller(self.store, self._poll_interval)
         return self.store
 
-    def _waiter(self) -> Waiting:
-        assert self._waiting is not None, "opened by every verb"
-        return self._waiting
+    def _opened_poller(self) -> ResultPoller:
+        assert self._poller is not None, "every verb opens the store first"
+        return self._poller
 
     async def _send(self, parcels: list[Parcel], queue: str) -> list[Ticket]:
         await self._open()
@@ -281,29 +284,30 @@ class AsyncClient:
     async def _drop(self, parcel: Parcel) -> Ticket:
         store, ticket = await self._open(), parcel.ticket
         for _ in range(TRIES):
+            # The claim and the result before the object: a worker that took the request has deleted its object.
             if parcel.chosen and await self._is_there(ticket):
                 return ticket
             if await store.create(ticket.key, parcel.body, content_type=_content_type(ticket.key)):
                 return ticket
             try:
-                found = await store.get(ticket.key)
+                waiting = await store.get(ticket.key)
             except NotFound:
                 continue  # a worker took it just now: its claim tells what it was
-            if found.body == parcel.body:
+            if waiting.body == parcel.body:
                 return ticket
-            raise Conflict(ticket.id, "it is waiting to be drawn")
-        raise Conflict(ticket.id, "others keep submitting it")
+            raise Conflict(ticket.id, "it belongs to another request, which is waiting")
+        raise Conflict(ticket.id, "other requests keep taking it")
 
     async def _is_there(self, ticket: Ticket) -> bool:
-        """Whether this very request is being drawn or over. Raises `Conflict` for another one."""
+        """Whether this very request is being drawn or has ended. Raises `Conflict` for another one."""
         owner = await request_state.owner(self.store, ticket.id)
         if owner is None:
             return False
         if owner.fingerprint == ticket.fingerprint:
             return True
         if isinstance(owner, Claim):
-            raise Conflict(ticket.id, "it is being drawn")
-        raise Conflict(ticket.id, f"it {owner.status}" if owner.status != "partial" else "it is over")
+            raise Conflict(ticket.id, "it belongs to another request, which is being drawn")
+        raise Conflict(ticket.id, f"it belongs to another request, which has ended ({owner.status})")
 
 
 def _id(request: Ticket | str) -> str:

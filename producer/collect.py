@@ -1,4 +1,4 @@
-"""Images on their way home: read, compared with what the result says, saved whole or not at all."""
+"""Reads the images of a result, compares them with its hashes, and saves each whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
     from infra.stores.store import Store
 
-AT_ONCE = 8  # objects on their way at the same time
+AT_ONCE = 8  # objects read at the same time
 
 
 async def read_image(store: Store, image: ImageResult) -> bytes:
-    """One image's bytes. Raises `Damaged` when they are not what its result says."""
+    """One image's bytes. Raises `Damaged` when they do not match its result."""
     try:
         body = (await store.get(image.key)).body
     except NotFound as error:
         raise Damaged(image.key, "is gone") from error
     if hashlib.sha256(body).hexdigest() != image.sha256:
-        raise Damaged(image.key, "is not what its result says (another sha256)")
+        raise Damaged(image.key, "does not match its result (another sha256)")
     return body
 
 
@@ -42,16 +42,16 @@ async def pictures(store: Store, result: Result) -> list[Picture]:
     """A result's images, opened and decoded."""
     from PIL import Image
 
-    found: list[Image.Image] = []
+    opened: list[Image.Image] = []
     for image in result.images:
         picture = Image.open(io.BytesIO(await read_image(store, image)))
         picture.load()
-        found.append(picture)
-    return found
+        opened.append(picture)
+    return opened
 
 
 async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -> list[Path]:
-    """Save what a finished request left in the store; returns the images' paths first.
+    """Save the files of a finished request. Returns their paths, the images' first.
 
     Args:
         out: images go to `out/<id>/0.png`; if flat, to `out/<last part of id>-0.png`.
@@ -70,13 +70,13 @@ async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -
     async def plain(key: str) -> Path:
         return await _write(folder / PurePosixPath(key).name, (await store.get(key)).body)
 
-    wanted = [partial(image, one, folder) for one in result.images]
+    files = [partial(image, one, folder) for one in result.images]
     if result.batch is not None:
         async for row in rows(store, result.id):
-            wanted += [partial(image, one, out / row.id) for one in row.images]
+            files += [partial(image, one, out / row.id) for one in row.images]
         names = (result.batch.gallery, result.batch.contact_sheet, result.batch.results, result.batch.errors)
-        wanted += [partial(plain, key) for key in names if key and await store.head(key) is not None]
-    return await gather_bounded(wanted, AT_ONCE, lambda call: call())
+        files += [partial(plain, key) for key in names if key and await store.head(key) is not None]
+    return await gather_bounded(files, AT_ONCE, lambda save: save())
 
 
 async def rows(store: Store, batch: str) -> AsyncIterator[Result]:

@@ -1,4 +1,4 @@
-"""What a client can be told that is neither a bad manifest nor a sick store."""
+"""The client's own errors: about ids, waiting and results, not about manifests or the store."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ if TYPE_CHECKING:
 
 
 class Conflict(DreamError):
-    """This id already stands for another request."""
+    """This id cannot be used for this request."""
 
-    def __init__(self, id: str, where: str) -> None:
-        super().__init__(
-            f"the id {id!r} already stands for another request ({where}): choose another id, or leave it out"
-        )
+    def __init__(self, id: str, why: str) -> None:
+        super().__init__(f"the id {id!r} cannot be used: {why}; choose another id, or leave it out")
         self.id = id
 
 
@@ -27,33 +25,33 @@ class UnknownRequest(DreamError):
         hint = (
             f"did you mean {' or '.join(map(repr, near))}?"
             if near
-            else "`dreamdrop status` lists what is known; what was sent to a queue is known when a worker has it, "
-            "and the result of a file whose body has an `id` only by that id"
+            else "`dreamdrop status` lists the known requests; one that was sent to a queue is known once a worker "
+            "has it, and the result of a file whose body has an `id` only by that id"
         )
-        super().__init__(f"nothing is known of {id!r} in {store}; {hint}")
+        super().__init__(f"there is no request {id!r} in {store}; {hint}")
         self.id = id
         self.near = tuple(near)
 
 
 class StillWorking(DreamError, TimeoutError):
-    """The request was not over when the caller stopped waiting; it goes on."""
+    """The request had not finished when the caller stopped waiting; the work goes on."""
 
     def __init__(self, ids: Sequence[str], seconds: float) -> None:
         named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-        super().__init__(f"not over after {seconds:g} s: {named}; nothing is lost, wait again later")
+        super().__init__(f"not finished after {seconds:g} s: {named}; nothing is lost, wait again later")
         self.ids = tuple(ids)
 
 
 class Damaged(DreamError):
-    """A stored object is not what its result says."""
+    """A stored object does not match its result."""
 
     def __init__(self, key: str, why: str) -> None:
-        super().__init__(f"{key} {why}: somebody changed it after it was written; ask for the picture again")
+        super().__init__(f"{key} {why}: somebody changed it after it was written; request the picture again")
         self.key = key
 
 
 class NothingToRetry(DreamError):
-    """There is no reason to ask for this again, or no way to."""
+    """This request needs no retry, or cannot be retried."""
 
     def __init__(self, id: str, why: str) -> None:
         super().__init__(f"{id} {why}")

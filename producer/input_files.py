@@ -1,7 +1,7 @@
-"""What `dreamdrop submit` is given: files, folders, patterns and standard input.
+"""Reads and checks the input of `dreamdrop submit`: files, folders, patterns and standard input.
 
-Everything is read and checked before anything is sent, so that one fault in a thousand files
-does not leave half of them submitted.
+Everything is checked before anything is sent, so that one fault in a thousand files does not leave half
+of them submitted.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS
 
 KINDS = (".json", ".jsonl", ".csv", ".txt")
+_EXTENSIONS = ".json, .jsonl, .csv or .txt"
 STDIN = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to drop: a request or a batch."""
+    """A request or a batch to be dropped."""
 
-    name: str  # as the user knows it
+    name: str  # as the user gave it
     batch: bool
     body: bytes
     id: str | None  # chosen by the user
@@ -48,12 +49,12 @@ def gather(names: Iterable[str], *, id: str | None = None, limits: Limits = DEFA
     if faults:
         raise _all(faults)
     if id is not None and len(items) != 1:
-        raise Rejected("invalid_manifest", f"--id names one request, and these are {len(items)}", field="id")
+        raise Rejected("invalid_manifest", f"--id names one request, but {len(items)} were given", field="id")
     return items
 
 
 def row_ids(item: Item, batch: str) -> list[str]:
-    """Under which ids a batch's rows will be answered."""
+    """The ids of a batch's rows; [] for a single request."""
     return [row.id for row in split_rows(batch, item.body, DEFAULT_LIMITS)] if item.batch else []
 
 
@@ -63,15 +64,15 @@ def _expanded(names: Iterable[str]) -> Iterator[str]:
         if name == STDIN or path.is_file():
             yield name
         elif path.is_dir():
-            found = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in KINDS and p.is_file())
-            if not found:
-                raise Rejected("invalid_manifest", f"the folder {name!r} holds no {', '.join(KINDS)} file")
-            yield from found
+            files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in KINDS and p.is_file())
+            if not files:
+                raise Rejected("invalid_manifest", f"the folder {name!r} holds no {_EXTENSIONS} file")
+            yield from files
         elif glob.has_magic(name):
-            found = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
-            if not found:
+            files = sorted(p for p in glob.glob(name, recursive=True) if Path(p).is_file())
+            if not files:
                 raise Rejected("invalid_manifest", f"no file matches {name!r}")
-            yield from found
+            yield from files
         else:
             raise Rejected("invalid_manifest", f"there is no file {name!r}")
 
@@ -87,13 +88,13 @@ def _item(name: str, id: str | None, limits: Limits) -> Item:
     elif kind == ".txt":
         body = bulk.from_text(body)
     elif kind != ".jsonl":
-        raise Rejected("invalid_manifest", f"is no {', '.join(KINDS)} file; rename it to say what it holds")
+        raise Rejected("invalid_manifest", f"is not a {_EXTENSIONS} file; rename it after what it holds")
     batch_parcel(body, id=id, express=False, limits=limits)
     return Item(name, True, body, id)
 
 
 def _kind_of(body: bytes) -> str:
-    """What was piped in: objects on several lines, one object, or prompts."""
+    """The kind of what was piped in: objects on several lines, one object, or prompts."""
     lines = [line.strip() for line in body.splitlines() if line.strip()]
     if not lines or not lines[0].startswith(b"{"):
         return ".txt"
@@ -108,6 +109,6 @@ def _all(faults: list[tuple[str, Rejected]]) -> Rejected:
     text = (
         lines[0]
         if len(lines) == 1
-        else "\n  ".join([f"nothing was sent; {len(faults)} files are wrong", *lines])
+        else "\n  ".join([f"nothing was sent, because {len(faults)} files have faults", *lines])
     )
     return Rejected(first.code, text, field=first.field, line=first.line, column=first.column)

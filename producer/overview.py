@@ -1,4 +1,4 @@
-"""What is in the store, for people: requests that wait, run and ended; models; workers."""
+"""An overview of a store, for people: its requests by state, its models, and its live workers."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ LATEST = 20  # results that an overview reads
 class Overview:
     """A store at a glance."""
 
-    queued: tuple[str, ...]  # ids, in turn: the express lane, then the other, the oldest first
+    queued: tuple[str, ...]  # ids, in order: the express lane first, then the oldest first
     processing: dict[str, Progress | None]
-    over: int  # results
+    over: int  # requests that have ended
     latest: tuple[Result, ...]  # the newest of them, newest first
-    workers: int  # that said lately that they live
+    workers: int  # with a recent heartbeat
 
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A model that a request may name, and who said so."""
+    """A model that a request may name, and where it was found."""
 
     name: str
     workers: int  # live ones that announce it
-    versions: tuple[str, ...]  # those that lie in the store
+    versions: tuple[str, ...]  # in the store
 
 
 async def overview(
@@ -59,17 +59,18 @@ async def overview(
     *,
     begin: str = "",
 ) -> Overview:
-    """A look at everything.
+    """Look at the whole store.
 
     Args:
-        read: how the result of an id is read, for those who look often and remember them.
-        begin: of claimed and ended requests, only those whose ids begin so. What waits is told whole: places in a
-            queue depend on all.
+        read: how the result of an id is read, for callers who look often and cache results.
+        begin: of claimed and ended requests, take only those whose ids begin with it. The queued ones are all
+            listed: a place in the queue depends on all of them.
     """
     requests = [info async for info in store.list(REQUESTS) if is_request(info.key)]
-    claimed = {found[0] async for info in store.list(CLAIMS + begin) if (found := parse_claim(info.key))}
+    claims = [parse_claim(info.key) async for info in store.list(CLAIMS + begin)]
+    claimed = {claim[0] for claim in claims if claim is not None}
     ended = {id: info async for info in store.list(RESULTS + begin) if (id := parse_result(info.key))}
-    queued = [request_id(i.key) for i in sorted(requests, key=_turn)]
+    queued = [request_id(i.key) for i in sorted(requests, key=_place)]
     processing = sorted(claimed - ended.keys())
     newest = sorted(ended, key=lambda id: (-ended[id].modified, ended[id].key))[:latest]
     reading = (read(id, ended[id]) if read else read_result(store, id) for id in newest)
@@ -84,29 +85,29 @@ async def overview(
     )
 
 
-def _turn(request: Info) -> tuple[bool, float, str]:
+def _place(request: Info) -> tuple[bool, float, str]:
     return not request.key.startswith(EXPRESS), request.modified, request.key
 
 
 async def heartbeats(store: Store) -> list[dict[str, Any]]:
-    """What the workers say that have said something lately (by the store's clock)."""
+    """The heartbeats of the workers that are alive (by the store's clock)."""
     now = time.time()
-    found = []
+    beats = []
     async for info in store.list(WORKERS):
         if not is_alive(info, now):
             continue
-        said: object = {}
+        beat: object = {}
         with contextlib.suppress(NotFound, ValueError):
-            said = json.loads((await store.get(info.key)).body)
-        found.append(said if isinstance(said, dict) else {})
-    return found
+            beat = json.loads((await store.get(info.key)).body)
+        beats.append(beat if isinstance(beat, dict) else {})
+    return beats
 
 
 async def models(store: Store) -> list[ModelName]:
-    """The models that live workers announce, and those that lie in the store."""
+    """The models that live workers announce, and those in the store."""
     announced: dict[str, int] = {}
-    for said in await heartbeats(store):
-        names = said.get("models")
+    for beat in await heartbeats(store):
+        names = beat.get("models")
         for name in {n for n in names if isinstance(n, str)} if isinstance(names, list) else ():
             announced[name] = announced.get(name, 0) + 1
     stored: dict[str, set[str]] = {}

@@ -1,7 +1,7 @@
-"""Where a request is: its object, its claim or its result.
+"""Reads the state of a request from the store: queued, processing, or how it ended.
 
-A request moves one way, and the next thing exists before the last one goes: request object,
-claim, result. So looking in that order finds it, however fast it moves.
+A request moves one way: request object, claim, result. Each exists before the one before it is deleted.
+So looking in that order finds a request, however fast it moves.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from schemas.layout import (
 )
 from schemas.result import Progress, Result, Status
 
-Word = Literal["queued", "processing"] | Status
+RequestStatus = Literal["queued", "processing"] | Status
 
 _MADE_SAFE = re.compile(r"-[0-9a-f]{8}$")  # see schemas.layout.safe_id
 
-ALIVE = 60.0  # seconds since its last heartbeat for which people are told that a worker is there
-MOST = 5000  # keys that a hint may cost
+ALIVE = 60.0  # seconds since its last heartbeat for which a worker counts as alive, for people
+MOST = 5000  # keys that are listed for a hint
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a request is."""
+    """The state of a request."""
 
     id: str
-    status: Word
-    position: int | None = None  # queued: about so many requests are ahead, 0 for none
-    progress: Progress | None = None  # processing: as its worker last said
-    result: Result | None = None  # over: everything
-    source: str = ""  # the key of a file that asked for this id, when its path is another name
+    status: RequestStatus
+    position: int | None = None  # queued: about how many requests are ahead of it
+    progress: Progress | None = None  # processing: what its worker last reported
+    result: Result | None = None  # ended
+    source: str = ""  # the key of the dropped file, where its body has this id and its path is another name
 
     @property
     def over(self) -> bool:
@@ -62,6 +62,7 @@ class State:
 
 
 async def read_result(store: Store, id: str) -> Result | None:
+    """The result of a request; None while it has none."""
     try:
         return Result.model_validate_json((await store.get(result_key(id))).body)
     except NotFound:
@@ -69,12 +70,12 @@ async def read_result(store: Store, id: str) -> Result | None:
 
 
 async def read_claim(store: Store, id: str) -> Claim | None:
-    """The latest claim of a request."""
+    """The latest claim of a request; None if there is none."""
     latest: tuple[int, str] | None = None
     async for info in store.list(claims_prefix(id)):
-        found = parse_claim(info.key)
-        if found and found[0] == id and not found[2]:
-            latest = (found[1], info.key)
+        claimed = parse_claim(info.key)
+        if claimed and claimed[0] == id and not claimed[2]:
+            latest = (claimed[1], info.key)
     if latest is None:
         return None
     try:
@@ -84,21 +85,21 @@ async def read_claim(store: Store, id: str) -> Claim | None:
 
 
 async def owner(store: Store, id: str) -> Claim | Result | None:
-    """What tells which body an id stands for: its result, else its claim.
+    """The result that has an id, else the claim: it tells which body the id stands for.
 
-    A claim beside the result of another body says nothing: a worker claims an id before it sees that it is over.
+    A claim beside the result of another body tells nothing: a worker claims an id before it looks for its result.
     """
     claim = await read_claim(store, id)
     return await read_result(store, id) or claim
 
 
 def request_keys(id: str) -> list[str]:
-    """Where an id's request may have been dropped."""
+    """The keys under which an id's request may have been dropped."""
     return [f"{lane}{id}{kind}" for lane in (REQUESTS, EXPRESS) for kind in (SINGLE, BATCH)]
 
 
 async def find_request(store: Store, id: str) -> Info | None:
-    """The request object that was dropped for an id, if it is still there."""
+    """The request object that was dropped for an id; None if it is not there, or no longer."""
     for key in request_keys(id):
         info = await store.head(key)
         if info is not None:
@@ -111,20 +112,21 @@ async def find_request(store: Store, id: str) -> Info | None:
 
 
 async def read_progress(store: Store, id: str) -> Progress | None:
+    """What a request's worker last reported; None if nothing, or nothing that can be read."""
     with contextlib.suppress(NotFound, ValueError):
         return Progress.model_validate_json((await store.get(status_key(id))).body)
     return None
 
 
 async def state_of(store: Store, id: str) -> State:
-    """How far a request is. Raises `UnknownRequest`, with the nearest known ids."""
+    """The state of a request. Raises `UnknownRequest`, with the nearest known ids."""
     result = await read_result(store, id)
     if result is not None:
         return State(id, result.status, result=result)
     request = await find_request(store, id)
     if await read_claim(store, id) is not None:
         return State(id, "processing", progress=await read_progress(store, id))
-    result = await read_result(store, id)
+    result = await read_result(store, id)  # again: it may have ended between the first two looks
     if result is not None:
         return State(id, result.status, result=result)
     if request is not None:
@@ -145,7 +147,7 @@ async def is_known(store: Store, id: str) -> bool:
 
 
 async def _is_row_of_a_known_batch(store: Store, id: str) -> bool:
-    """A row is known before its batch's owner has dropped it."""
+    """Whether an id may be a row that its batch's worker has not dropped yet."""
     batch = id.rpartition("/")[0]
     if not batch:
         return False
@@ -157,7 +159,7 @@ async def _is_row_of_a_known_batch(store: Store, id: str) -> bool:
 
 
 async def position(store: Store, request: Info) -> int:
-    """About how many requests are ahead: those of its lane that were dropped earlier."""
+    """About how many requests are ahead: those in its lane that were dropped earlier."""
     lane = EXPRESS if request.key.startswith(EXPRESS) else REQUESTS
     ahead = 0
     async for info in first(store.list(lane), MOST):
@@ -166,14 +168,14 @@ async def position(store: Store, request: Info) -> int:
 
 
 async def known_ids(store: Store) -> list[str]:
-    """Some ids that exist, for a hint."""
+    """Up to `MOST` ids of each kind that exist, for a hint."""
     ids: dict[str, None] = {}
     async for info in first(store.list(REQUESTS), MOST):
         ids[request_id(info.key)] = None
     async for info in first(store.list(CLAIMS), MOST):
-        found = parse_claim(info.key)
-        if found:
-            ids[found[0]] = None
+        claimed = parse_claim(info.key)
+        if claimed:
+            ids[claimed[0]] = None
     async for info in first(store.list(RESULTS), MOST):
         if id := parse_result(info.key):
             ids[id] = None
@@ -190,18 +192,18 @@ async def namesakes(store: Store, id: str) -> list[str]:
 
 
 async def workers_alive(store: Store) -> int:
-    """About how many workers have said lately that they live (by the store's clock: for people)."""
+    """About how many workers are alive (by the store's clock, so for people only)."""
     now = time.time()
     return sum([is_alive(info, now) async for info in store.list(WORKERS)])
 
 
 def is_alive(beat: Info, now: float) -> bool:
-    """Whether an object is a heartbeat, and a late one at most."""
+    """Whether an object under `workers/` is a recent heartbeat."""
     return now - beat.modified < ALIVE and not beat.key.startswith(f"{WORKERS}.")
 
 
 async def first(infos: AsyncIterator[Info], most: int) -> AsyncIterator[Info]:
-    """At most so many of them."""
+    """The first `most` of them."""
     count = 0
     async for info in infos:
         yield info

@@ -1,7 +1,7 @@
-"""From what a caller has in hand to the bytes that are dropped, checked as a worker would.
+"""Turns a caller's request into the bytes that are dropped, checked as a worker checks them.
 
-The bytes are the request: the same bytes under the same id are the same request. So a file is
-dropped as it is, and a document is written in one spelling.
+The bytes are the request: the same bytes under the same id are the same request. So a file is dropped as
+it is, and a document is always written the same way.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What `submit` hands out: enough to ask for the result, now or in another process."""
+    """What `submit` returns: enough to ask for the result, now or in another process."""
 
     id: str
-    key: str  # where the request was dropped; "" when a queue's message is all there is
+    key: str  # where the request was dropped; "" when it is a queue's message only
     fingerprint: str  # of its bytes
 
     def __str__(self) -> str:
@@ -48,11 +48,11 @@ class Parcel:
 
     ticket: Ticket
     body: bytes
-    chosen: bool  # somebody chose the id, so it may be taken
+    chosen: bool  # the caller chose the id, so another request may have it
 
 
 def fresh_id() -> str:
-    """A new id: nine characters of time, so that ids sort by age, and seven by lot."""
+    """A new id: nine characters of time, so that ids sort by age, and seven random ones."""
     milliseconds, text = time.time_ns() // 1_000_000, ""
     for _ in range(9):
         milliseconds, digit = divmod(milliseconds, 36)
@@ -64,13 +64,13 @@ def parcel(request: Request, *, id: str | None, express: bool, limits: Limits) -
     """Check one request and choose its key.
 
     Raises:
-        Rejected: the manifest can never succeed; same words as a worker's.
+        Rejected: the manifest can never succeed; the message is the same as a worker's.
         Conflict: it carries one id and is submitted under another.
     """
     body = _bytes(request)
     manifest = parse_manifest(body, limits)
     if id is not None and manifest.id is not None and id != manifest.id:
-        raise Conflict(id, f"the manifest names itself {manifest.id!r}")
+        raise Conflict(id, f"the manifest's own id is {manifest.id!r}")
     name = id or manifest.id
     key = _key(name, SINGLE, express)
     return Parcel(Ticket(manifest.id or request_id(key), key, fingerprint(body)), body, name is not None)
@@ -104,11 +104,13 @@ def batch_parcel(
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """A file's bytes; a missing one is told in words."""
+    """A file's bytes. Raises `Rejected` when it cannot be read."""
     try:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
-        hint = "; to draw from words submit({'prompt': ...})" if isinstance(error, FileNotFoundError) else ""
+        hint = (
+            "; to draw a prompt, use submit({'prompt': ...})" if isinstance(error, FileNotFoundError) else ""
+        )
         raise Rejected(
             "invalid_manifest", f"cannot read {os.fspath(path)!r}: {error.strerror}{hint}"
         ) from error
@@ -135,8 +137,8 @@ def _key(name: str | None, extension: str, express: bool) -> str:
     if name is not None and not (is_id(name) and all(CHOSEN_ID.fullmatch(part) for part in name.split("/"))):
         raise Rejected(
             "invalid_manifest",
-            f"id {name[:60]!r} may hold letters, digits, '.', '_' and '-' only, in parts of at most 100 "
-            "characters that begin with a letter or digit; '/' makes folders",
+            f"id {name[:60]!r} may contain only letters, digits, '.', '_' and '-', in parts of at most 100 "
+            "characters that begin with a letter or digit; '/' separates folders",
             field="id",
         )
     return f"{EXPRESS if express else REQUESTS}{name or fresh_id()}{extension}"

@@ -1,8 +1,8 @@
-"""Asking again for what did not succeed, under a new id: a result is written once, and so stays.
+"""Prepares the retry of a request that did not succeed, under a new id: results are written once.
 
-The request comes out of its result, byte for byte, so nothing else has to be kept. Of a batch only
-the rows that did not succeed go again; the lines of the others are left blank, because a row without
-a name is named after its line.
+The request is read from its result, byte for byte, so nothing else has to be kept. Of a batch only the rows
+that did not succeed are submitted again. The lines of the others become blank, because a row without an id
+is named after its line.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
 
 AT_ONCE = 16  # rows' results read at the same time
-_AGAIN = re.compile(r"-r(\d{1,4})$")
+_ENDING = re.compile(r"-r(\d{1,4})$")
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A request that goes again."""
+    """A request that was submitted again."""
 
-    id: str  # under which it is answered
-    was: str  # how the first one ended
-    ticket: Ticket | None  # None: somebody has asked for it already, and nothing was submitted
+    id: str  # the new one
+    was: str  # how the first request ended
+    ticket: Ticket | None  # None: it was retried before, and nothing was submitted now
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
-    """What to submit."""
+class Prepared:
+    """What to submit for a retry."""
 
     id: str
     body: bytes
     batch: bool
     was: str
-    there: bool = False  # this retry waits, is being drawn or has succeeded: submit nothing
+    there: bool = False  # this retry is waiting, being drawn or has succeeded: submit nothing
 
 
-async def prepare(store: Store, id: str, limits: Limits) -> Again:
+async def prepare(store: Store, id: str, limits: Limits) -> Prepared:
     """What to submit so that `id` is drawn again. Raises as `AsyncClient.retry` does."""
     state = await request_state.state_of(store, id)
     result = state.result
     if result is None:
         raise NothingToRetry(
-            id, f"is not over: it is {state.status}; wait for it, or `dreamdrop cancel {id}` first"
+            id, f"has not ended: it is {state.status}; wait for it, or run `dreamdrop cancel {id}` first"
         )
     if result.status == "succeeded":
-        raise NothingToRetry(id, "succeeded: submit it under another id to have it drawn once more")
+        raise NothingToRetry(id, "succeeded; to draw it once more, submit it under another id")
     if result.request.cut:
         raise NothingToRetry(
-            id, "cannot be retried: its result keeps only the request's beginning; submit the file again"
+            id, "cannot be retried: its result holds only the beginning of the request; submit the file again"
         )
     body = result.request.body()
     batch = result.batch is not None or await _is_batch(id, body, limits)
@@ -73,33 +73,34 @@ async def prepare(store: Store, id: str, limits: Limits) -> Again:
         earlier = await request_state.read_result(store, new)
         if earlier is not None and earlier.status != "succeeded":
             continue
-        if earlier is not None or await _is_under_way(store, new):
-            return Again(new, b"", batch, result.status, there=True)
-        return Again(new, body if batch else _renamed(body, new), batch, result.status)
-    raise NothingToRetry(id, "was retried too often: submit it under another id")
+        if earlier is not None or await _is_in_progress(store, new):
+            return Prepared(new, b"", batch, result.status, there=True)
+        return Prepared(new, body if batch else _renamed(body, new), batch, result.status)
+    raise NothingToRetry(id, "was retried too often; submit it under another id")
 
 
-async def _is_under_way(store: Store, id: str) -> bool:
-    """Whether this very id waits or is being drawn; a row of a batch that is on its way has another one."""
+async def _is_in_progress(store: Store, id: str) -> bool:
+    """Whether this very id waits or is being drawn; a row of a batch in progress has another one."""
+    # The object before the claim: a request moves in this direction, so it cannot slip past both looks.
     waits = await request_state.find_request(store, id) is not None
     return waits or await request_state.read_claim(store, id) is not None
 
 
 def _number(id: str) -> int:
-    found = _AGAIN.search(id)
-    return int(found[1]) if found else 1
+    ending = _ENDING.search(id)
+    return int(ending[1]) if ending else 1
 
 
 def _new_id(id: str, number: int) -> str:
-    """`a` to `a-r2`; what only our own ids may hold is replaced."""
+    """`a` becomes `a-r2`; characters that a client may not choose are replaced."""
     ending = f"-r{number}"
     parts = [re.sub(r"^[._~-]+", "", part).replace("~", "-") or "request" for part in id.split("/")]
-    last = _AGAIN.sub("", parts[-1])[: MAX_SEGMENT_BYTES - len(ending)]
+    last = _ENDING.sub("", parts[-1])[: MAX_SEGMENT_BYTES - len(ending)]
     return "/".join([*parts[:-1], last + ending])
 
 
 def _renamed(body: bytes, id: str) -> bytes:
-    """A manifest that names itself must carry the new name. Raises `Rejected`."""
+    """A manifest with an id gets the new one. Raises `Rejected`."""
     document = load_object(body)
     if document.get("id") is None:
         return body
@@ -107,7 +108,7 @@ def _renamed(body: bytes, id: str) -> bytes:
 
 
 async def _is_batch(id: str, body: bytes, limits: Limits) -> bool:
-    """Whether a canceled or refused request was a batch: it is no manifest, but its lines are."""
+    """Whether a canceled or refused request was a batch: it is not a manifest, but its lines are."""
     try:
         parse_manifest(body, limits)
     except Rejected:
@@ -128,7 +129,7 @@ async def _open_rows(store: Store, batch: str, body: bytes, limits: Limits) -> b
     rows = split_rows(batch, body, limits)
     done = await gather_bounded(rows, AT_ONCE, succeeded)
     if all(done):
-        raise NothingToRetry(batch, "has no row that did not succeed")
+        raise NothingToRetry(batch, "needs no retry: all of its rows succeeded")
     lines = body.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for row, over in zip(rows, done, strict=True):
         if over:

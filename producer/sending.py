@@ -1,8 +1,8 @@
-"""Requests by queue: the manifest itself is the message, or a note of where in the store it lies.
+"""Sends requests through a queue: a message holds the manifest itself, or refers to it in the store.
 
-A message carries its id inside the manifest, so that the sender can ask for the result before
-anybody has received it. What a queue cannot carry (too big, a batch, an id that is a path) is
-dropped into the store first; the message then only refers to it: a *claim check*.
+A message carries its id inside the manifest, so that the sender can ask for the result before anybody
+has received it. A request that a message cannot carry (too big, a batch, an id that is a path) is dropped
+into the store first, and the message refers to it: a *claim check*.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Queues:
         self._exits = AsyncExitStack()
 
     async def get(self, url: str) -> Queue:
-        """The open queue at a URL. Raises `QueueUnavailable`, `Unsupported`."""
+        """The queue at a URL, open. Raises `QueueUnavailable`, `Unsupported`."""
         async with self._lock:
             if url not in self._open:
                 from infra.queues.sqs import Queue  # a client without queues need not load it
@@ -65,27 +65,29 @@ def parcels(requests: Request | Iterable[Request], *, id: str | None, limits: Li
     one = isinstance(requests, (Mapping, BaseModel, bytes, str, os.PathLike))
     many: list[Request] = [requests] if one else list(requests)  # type: ignore[list-item, arg-type]
     if id is not None and len(many) != 1:
-        raise Rejected("invalid_manifest", f"the id names one request, and these are {len(many)}", field="id")
-    made = []
+        raise Rejected(
+            "invalid_manifest", f"the id names one request, but {len(many)} were given", field="id"
+        )
+    checked = []
     for number, request in enumerate(many):
         try:
-            made.append(_named(parcel(request, id=id, express=False, limits=limits), limits))
+            checked.append(_with_id(parcel(request, id=id, express=False, limits=limits), limits))
         except Rejected as fault:
             if one or len(many) == 1:
                 raise
             raise Rejected(
                 fault.code, f"request {number + 1} of {len(many)}: {fault.message}", field=fault.field
             ) from fault
-    _expect_one_body_for_each_id(made)
-    return made
+    _expect_one_body_for_each_id(checked)
+    return checked
 
 
 async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there: Post) -> list[Ticket]:
-    """Send checked requests, in as few calls as they fit in.
+    """Send checked requests, in as few calls as possible.
 
     Args:
         drop: puts a parcel into the store, before a message refers to it.
-        is_there: whether this very request is being drawn or over; raises `Conflict` for another one.
+        is_there: whether this very request is being drawn or has ended; raises `Conflict` for another one.
 
     Raises:
         QueueUnavailable: it says how many messages were not sent; sending all again is harmless where
@@ -93,7 +95,7 @@ async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there:
     """
     limit = await queue.max_bytes()
 
-    async def over(parcel: Parcel) -> bool:
+    async def known(parcel: Parcel) -> bool:
         return parcel.chosen and bool(await is_there(parcel))
 
     async def message(parcel: Parcel) -> tuple[str, Ticket]:
@@ -103,11 +105,13 @@ async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there:
         await drop(parcel)
         return reference(parcel.ticket.key), parcel.ticket
 
-    known = await gather_bounded(parcels, AT_ONCE, over)  # a conflict is found before anything is dropped
-    left = {parcel.ticket: parcel for parcel, there in zip(parcels, known, strict=True) if not there}
+    # First the conflicts: they are found before anything is dropped.
+    there = await gather_bounded(parcels, AT_ONCE, known)
+    left = {parcel.ticket: parcel for parcel, skip in zip(parcels, there, strict=True) if not skip}
+    # Objects are dropped before any message is sent: a message must not refer to what is not there yet.
     messages = dict(zip(left, await gather_bounded(left.values(), AT_ONCE, message), strict=True))
     await queue.send([text for text, _ in messages.values()])
-    sent = {asked: ticket for asked, (_, ticket) in messages.items()}
+    sent = {given: ticket for given, (_, ticket) in messages.items()}
     return [sent.get(parcel.ticket, parcel.ticket) for parcel in parcels]
 
 
@@ -115,7 +119,7 @@ def _expect_one_body_for_each_id(parcels: Sequence[Parcel]) -> None:
     bodies: dict[str, str] = {}
     for ticket in (one.ticket for one in parcels):
         if bodies.setdefault(ticket.id, ticket.fingerprint) != ticket.fingerprint:
-            raise Conflict(ticket.id, "it is given twice here")
+            raise Conflict(ticket.id, "two of these requests have it")
 
 
 def _carried(parcel: Parcel, limit: int) -> str | None:
@@ -128,11 +132,11 @@ def _carried(parcel: Parcel, limit: int) -> str | None:
     return text if is_sendable(text) and size_of(text) <= limit else None
 
 
-def _named(made: Parcel, limits: Limits) -> Parcel:
+def _with_id(plain: Parcel, limits: Limits) -> Parcel:
     """Write the id into the manifest, where it has none and may have one."""
-    document = load_object(made.body)
-    if document.get("id") is not None or not CHOSEN_ID.fullmatch(made.ticket.id):
-        return made
-    body = json.dumps({**document, "id": made.ticket.id}, ensure_ascii=False).encode()
-    again = parcel(body, id=None, express=False, limits=limits)
-    return Parcel(again.ticket, body, made.chosen)
+    document = load_object(plain.body)
+    if document.get("id") is not None or not CHOSEN_ID.fullmatch(plain.ticket.id):
+        return plain
+    body = json.dumps({**document, "id": plain.ticket.id}, ensure_ascii=False).encode()
+    named = parcel(body, id=None, express=False, limits=limits)
+    return Parcel(named.ticket, body, plain.chosen)

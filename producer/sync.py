@@ -1,6 +1,6 @@
-"""The client for plain code: `AsyncClient`, run on a loop of its own in a thread of its own.
+"""`Client`: the blocking client. It runs `AsyncClient` on an event loop of its own, in a thread of its own.
 
-So it works wherever plain code runs, also in a notebook whose own loop is running already.
+So it also works where an event loop is running already, as in a notebook.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """As `AsyncClient`, without `await`. Safe to share between threads; close it, or use `with`."""
+    """`AsyncClient` without `await`. Threads may share it. Close it, or use `with`."""
 
     def __init__(self, store: str | os.PathLike[str] | Store, *, limits: Limits | None = None) -> None:
         self._core = AsyncClient(store, limits=limits)
@@ -40,7 +40,7 @@ class Client:
         self._thread.start()
 
     def close(self) -> None:
-        """Let connections go; twice is fine."""
+        """Close the connections; a second call does nothing."""
         if self._loop.is_closed():
             return
         self._call(self._core.close())
@@ -103,11 +103,11 @@ class Client:
         """See `AsyncClient.results`."""
         stream = self._core.results(requests, timeout)
 
-        async def following() -> Result | None:
+        async def next_result() -> Result | None:
             return await anext(stream, None)
 
         try:
-            while (result := self._call(following())) is not None:
+            while (result := self._call(next_result())) is not None:
                 yield result
         finally:
             if not self._loop.is_closed():  # closing the client has ended the stream

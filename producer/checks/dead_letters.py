@@ -1,8 +1,7 @@
-"""Dead letters: messages that were received too often, mostly because nobody understood them.
+"""Reads a queue's dead letters (messages that were received too often), and puts them back.
 
-A queue cannot be read without receiving, so looking hides the messages for a moment and then gives
-them back. Putting one back sends it to its queue first and deletes it afterwards: the worst that
-can happen is that it is there twice.
+A queue cannot be read without receiving, so reading hides the messages for a moment and then makes them
+visible again. Mostly they are there because nobody could use them.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from schemas.manifest import parse_manifest
 if TYPE_CHECKING:
     from infra.queues.sqs import Message
 
-MOST = 1000  # messages that are looked at
-HIDDEN = 60.0  # seconds that a look may take
+MOST = 1000  # messages that are read
+HIDDEN = 60.0  # seconds for which they are hidden
 SHOWN = 60  # characters of a prompt
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was received too often, as far as it can be told."""
+    """A message that was received too often, and what is known of it."""
 
     message: Message
     what: str  # what it is, in a line
-    why: str  # why it was not used, in a line; "" when nothing is wrong with it
-    request: str | None = None  # the id of the request that it asks for
+    why: str  # why nobody could use it, in a line; "" when nothing is wrong with it
+    request: str | None = None  # the id of the request that it refers to
 
 
 @dataclass(slots=True)
 class Box:
-    """A queue's dead letters, as found at one look."""
+    """A queue's dead letters, as they were when they were read."""
 
     source: Queue
     dead: Queue
@@ -51,16 +50,18 @@ class Box:
 
         Returns:
             (those that are back in their queue, those of them that could not be deleted here). One that
-            somebody else has received meanwhile is in neither: an old receipt would delete nothing.
+            somebody else has received in between is in neither: our old receipt would delete nothing.
         """
         back: list[DeadLetter] = []
         stayed: set[str] = set()
         for ten in tens(letters):
+            # Renewed first, so that nobody else receives them while they are sent.
             lost = {message.id for message in await self.dead.renew([one.message for one in ten], HIDDEN)}
-            for letter in ten:  # one at a time: after a failure it is known which went
+            for letter in ten:  # one at a time: after a failure it is known which ones were sent
                 self.letters.remove(letter)
                 if letter.message.id in lost:
                     continue
+                # Sent before it is deleted: after a crash in between it exists twice, but is not lost.
                 await self.source.send([letter.message.body], attributes=letter.message.attributes)
                 stayed |= {message.id for message in await self.dead.delete([letter.message])}
                 back.append(letter)
@@ -69,11 +70,11 @@ class Box:
 
 @asynccontextmanager
 async def look(url: str, bucket: str = "") -> AsyncIterator[Box]:
-    """See a queue's dead letters; those that are still there afterwards are given back.
+    """Read a queue's dead letters. Those that are still there afterwards are made visible again.
 
     Args:
-        url: the queue that workers receive from; its redrive policy names the other one.
-        bucket: the store's, to tell events of other buckets; "" for none.
+        url: the queue that workers receive from; its redrive policy names the dead-letter queue.
+        bucket: the store's, to recognise events of other buckets; "" for none.
 
     Raises:
         Unsupported: it has no dead-letter queue.
@@ -92,12 +93,12 @@ async def look(url: str, bucket: str = "") -> AsyncIterator[Box]:
                     box.letters.append(read(message, bucket))
                 yield box
             finally:
-                with contextlib.suppress(QueueUnavailable):  # they are shown again in a minute
+                with contextlib.suppress(QueueUnavailable):  # they become visible in a minute anyway
                     await dead.renew([letter.message for letter in box.letters], 0)
 
 
 def read(message: Message, bucket: str = "") -> DeadLetter:
-    """Say what a message is, and why nobody could use it."""
+    """What a message is, and why nobody could use it."""
     items = decode(message.body)
     what, why, request = _item(items[0], bucket, message.id)
     if len(items) > 1:
@@ -107,12 +108,12 @@ def read(message: Message, bucket: str = "") -> DeadLetter:
 
 
 def printable(text: str) -> str:
-    """A stranger's text, fit for a terminal: without the signs that move its cursor."""
+    """A stranger's text without control characters, which could move a terminal's cursor."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _item(item: Item, bucket: str, message: str) -> tuple[str, str, str | None]:
-    """(what, why, request id) of one thing in a message."""
+    """(what, why, request id) of one item in a message."""
     match item:
         case Direct(body=body):
             try:
@@ -124,29 +125,33 @@ def _item(item: Item, bucket: str, message: str) -> tuple[str, str, str | None]:
             return f"a manifest: {short!r}", "", manifest.id or f"queue/{message}"
         case Created(bucket=where, keys=keys):
             if bucket and where != bucket:
-                return f"an event of s3://{where}/{keys[0]}", f"it is of another bucket than {bucket}", None
+                return (
+                    f"an event for s3://{where}/{keys[0]}",
+                    f"it is from another bucket than {bucket}",
+                    None,
+                )
             key = next((key for key in keys if "requests/" in key), keys[0])
             inside = key[key.find("requests/") :] if "requests/" in key else key
             if not is_request(inside):
-                return f"an event of s3://{where}/{key}", "it names no request", None
-            return f"an event of s3://{where}/{key}", "", request_id(inside)
+                return f"an event for s3://{where}/{key}", "the key is not a request under requests/", None
+            return f"an event for s3://{where}/{key}", "", request_id(inside)
         case Reference(key=key):
             inside = key[key.find("requests/") :] if "requests/" in key else key
             if not is_request(inside):
-                return f"a reference to {key}", "it names no request: a key under requests/", None
+                return f"a reference to {key}", "the key is not a request under requests/", None
             return f"a reference to {key}", "", request_id(inside)
         case Ignored(reason=reason, detail=detail):
-            return f"of no interest ({reason}{f': {detail}' if detail else ''})", "", None
+            return f"ignored ({reason}{f': {detail}' if detail else ''})", "", None
         case Unknown(reason=reason):
             return "unknown", reason, None
 
 
 async def _all(dead: Queue) -> AsyncIterator[Message]:
-    """Every message once, until the queue is empty or there were enough."""
+    """Every message once, until the queue is empty or `MOST` were read."""
     seen: set[str] = set()
     while len(seen) < MOST:
-        found = await dead.receive(10, wait=1, visibility=HIDDEN)
-        new = [message for message in found if message.id not in seen]
+        received = await dead.receive(10, wait=1, visibility=HIDDEN)
+        new = [message for message in received if message.id not in seen]
         if not new:
             return
         for message in new:
@@ -154,16 +159,21 @@ async def _all(dead: Queue) -> AsyncIterator[Message]:
             yield message
 
 
-def chosen(letters: Sequence[DeadLetter], id: str) -> DeadLetter:
-    """The letter of an id, or of its beginning. Raises `QueueUnavailable` when it is not there now."""
-    found = [letter for letter in letters if letter.message.id.startswith(id)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+def find(letters: Sequence[DeadLetter], id: str) -> DeadLetter:
+    """The letter with an id that begins with `id`.
+
+    Raises:
+        Rejected: there are several.
+        QueueUnavailable: it is not visible now.
+    """
+    matches = [letter for letter in letters if letter.message.id.startswith(id)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise Rejected(
-            "invalid_manifest", f"{len(found)} dead letters begin with {id!r}: give more of the id"
+            "invalid_manifest", f"{len(matches)} dead letters begin with {id!r}; give more of the id"
         )
     raise QueueUnavailable(
-        f"there is no dead letter {id!r} among the {len(letters)} that can be seen now; somebody else may be "
-        "looking at it: try again in a minute, or see `dreamdrop dead-letters list`"
+        f"there is no dead letter {id!r} among the {len(letters)} that are visible now; somebody else may be "
+        "reading it: try again in a minute, or see `dreamdrop dead-letters list`"
     )

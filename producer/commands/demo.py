@@ -1,6 +1,6 @@
-"""`make demo`: a store, a worker, a dozen requests of every kind, and where the pictures are.
+"""`make demo`: starts a worker, drops requests of every kind, and says where the pictures are.
 
-Requests are dropped as a user's own script would: by writing files into `requests/`.
+Requests are dropped as a user's own script would drop them: by writing files into `requests/`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from schemas.layout import request_id
 from schemas.result import Result
 
 STORE = Path("dreamdrop-demo")
-PATIENCE = 300.0  # seconds for everything
+PATIENCE = 300.0  # seconds for all requests
 
 DRAWINGS: dict[str, dict[str, Any]] = {
     "circle": {"prompt": "a red circle on a blue background", "seed": 1},
@@ -43,8 +43,8 @@ DRAWINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _article(words: str) -> str:
-    return "an" if words[0] in "aeiou" else "a"
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
 
 
 ROWS: list[dict[str, Any]] = [
@@ -69,9 +69,9 @@ ROWS: list[dict[str, Any]] = [
 
 
 def requests() -> dict[str, bytes]:
-    """What is dropped: file name below `requests/` to content."""
+    """The files to drop: name below `requests/` to content."""
     plain, mask = _picture(), _mask()
-    steps = {"steps": 20, "cfg_scale": 4}  # what doodle draws best with
+    steps = {"steps": 20, "cfg_scale": 4}  # doodle draws best with these
     files = {f"{name}.json": _json(steps | document) for name, document in DRAWINGS.items()}
     redraw = steps | {"image": plain, "strength": 0.75}
     files["redrawn/star.json"] = _json({"prompt": "a yellow star on a blue background", "seed": 8} | redraw)
@@ -116,12 +116,12 @@ def _base64(picture: Any) -> str:
 
 
 def drop(store: Path) -> list[str]:
-    """Write the files, whole or not at all. Returns the ids."""
+    """Write the files, each whole or not at all. Returns the ids."""
     ids = []
     for name, body in requests().items():
         path = store / "requests" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")  # hidden files are no requests
+        part = path.with_name(f".{path.name}.part")  # workers ignore hidden files
         part.write_bytes(body)
         os.replace(part, path)
         ids.append(request_id(f"requests/{name}"))
@@ -130,11 +130,11 @@ def drop(store: Path) -> list[str]:
 
 @contextlib.contextmanager
 def worker(store: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A running worker, whose words go to a file."""
+    """A running worker, whose output goes to a file."""
     log = store / "worker.log"
     command = [sys.executable, "-m", "producer.cli", "worker", "--store", str(store), *arguments]
-    with log.open("wb") as words:
-        process = subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT)
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:
@@ -147,7 +147,7 @@ def worker(store: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes
 
 
 async def wait(store: Path, ids: list[str], process: subprocess.Popen[bytes]) -> dict[str, Result]:
-    """Follow all requests; a worker that stops ends the demo."""
+    """Follow all requests until they end. Exits when the worker stops early."""
     async with AsyncClient(store) as client:
         rows = {"wall": [f"wall/{row['custom_id']}" for row in ROWS]}
         following = asyncio.create_task(show.follow(client, ids, rows, timeout=PATIENCE, quiet=False))
@@ -157,10 +157,10 @@ async def wait(store: Path, ids: list[str], process: subprocess.Popen[bytes]) ->
         if not following.done():
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-            raise SystemExit(f"the worker stopped early; its words are in {store / 'worker.log'}")
+            raise SystemExit(f"the worker stopped early; its log is {store / 'worker.log'}")
         ended, late = following.result()
         if late is not None:
-            raise SystemExit(f"{late}\nthe worker's words are in {store / 'worker.log'}")
+            raise SystemExit(f"{late}\nthe worker's log is {store / 'worker.log'}")
         return ended
 
 
@@ -170,26 +170,27 @@ async def _ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(store: Path = STORE, worker_arguments: list[str] | None = None) -> int:
-    """Do it all. Returns the exit code: 0 when everything ended as it should."""
-    shutil.rmtree(store, ignore_errors=True)  # a demo of its own: what an earlier one left is gone
+    """Run the demo. Returns the exit code: 0 when everything ended as it should."""
+    shutil.rmtree(store, ignore_errors=True)  # what an earlier demo left
     store.mkdir(parents=True)
     began = time.monotonic()
     with worker(store, worker_arguments or []) as process:
         ids = drop(store)
-        show.people.print(f"dropped {len(ids)} files into {store / 'requests'}; the worker loads its model")
+        show.people.print(
+            f"dropped {len(ids)} files into {store / 'requests'}; the worker is loading its model"
+        )
         ended = asyncio.run(wait(store, ids, process))
     show.summary([result for result in ended.values() if result.batch is None], {})  # a batch is its rows
     seconds = time.monotonic() - began
-    show.people.print(f"(broken.json was meant to fail.) {seconds:.0f} s in all")
+    show.people.print(f"(broken.json is meant to fail.) {seconds:.0f} s in all")
     print(f"pictures:  {store / 'results'}/<request>/0.png, such as {store / 'results' / 'circle' / '0.png'}")
     batch = ended["wall"].batch
     if batch is not None and batch.gallery:
         print(f"gallery:   {store / batch.gallery}")
     command = Path(sys.executable).with_name("dreamdrop")
     with contextlib.suppress(ValueError):
-        command = command.relative_to(
-            Path.cwd()
-        )  # as it can be typed here, whether the environment is active or not
+        # as it can be typed here, whether or not the environment is active
+        command = command.relative_to(Path.cwd())
     print(f"your own:  {command} worker --store ./{store}  and  cp cat.json {store / 'requests'}/")
     good = {result.id for result in ended.values() if result.status == "succeeded"}
     return 0 if set(ended) - good == {"broken"} else 1

@@ -1,4 +1,4 @@
-"""`status`, `watch`, `fetch`, `cancel`, `models`: look at what was submitted."""
+"""`status`, `watch`, `fetch`, `cancel` and `models`: commands that look at the store."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from producer.commands.session import (
     OK,
     AsJson,
     StoreUrl,
-    existing,
     print_json,
+    reporting_errors,
+    require_store,
     run,
     say,
-    spoken,
 )
 
 if TYPE_CHECKING:
@@ -25,27 +25,31 @@ if TYPE_CHECKING:
     from producer.request_state import State
 
 AnyId = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="One request; without it, the whole store.")
+    str | None,
+    typer.Argument(metavar="[ID]", help="An id, or the path of a dropped file; by default the whole store."),
 ]
 Id = Annotated[
-    str, typer.Argument(metavar="ID", help="As `submit` printed it, or the path of the dropped file.")
+    str, typer.Argument(metavar="ID", help="The id that `submit` printed, or the path of the dropped file.")
 ]
 
 
 def status(id: AnyId = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """How far a request is, or what the store holds."""
-    id = None if id is None else named(id)
+    """Show how far a request is, or what is in the store."""
+    id = None if id is None else id_of(id)
     run(with_client(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
 
 
 def watch(
     id: AnyId = None,
     store: StoreUrl = DEFAULT_STORE,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Follow a request until it is over, or the store until Ctrl-C. With --json: a line for each change."""
-    id = None if id is None else named(id)
+    """Follow a request until it ends, or the store until Ctrl-C.
+
+    With --json it prints a line for each change.
+    """
+    id = None if id is None else id_of(id)
     raise typer.Exit(
         run(
             with_client(store, as_json, lambda client: _watch(client, id, interval, as_json)), as_json=as_json
@@ -57,12 +61,15 @@ def fetch(
     id: Id,
     store: StoreUrl = DEFAULT_STORE,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Save below this folder, as <id>/0.png and so on.")
+        Path, typer.Option("--out", "-o", help="The folder to save in, as <id>/0.png and so on.")
     ] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Save the images of a request that is over; of a batch, all rows' and its gallery page."""
-    id = named(id)
+    """Save the images of a request that has ended.
+
+    For a batch, save the images of all rows and the gallery page.
+    """
+    id = id_of(id)
 
     async def work(client: AsyncClient) -> int:
         result = await client.result(id)
@@ -75,58 +82,54 @@ def fetch(
         if not paths:
             from producer.commands.show import why
 
-            say(f"{id} {result.status} and left no images; {why(result.failure)}".rstrip("; "))
+            say(f"{id} has no images (status: {result.status}); {why(result.failure)}".rstrip("; "))
         return OK if paths else 1
 
     raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
 
 
 def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Cancel a request; of a batch, also its rows that are not over."""
-    id = named(id)
+    """Cancel a request; for a batch, also its open rows."""
+    id = id_of(id)
 
     async def work(client: AsyncClient) -> int:
-        was = await client.find(id)
-        state = was if was.over else await client.cancel(id)
-        _tell_source(was)
+        before = await client.find(id)
+        state = before if before.over else await client.cancel(id)
+        _print_source(before)
         if as_json:
-            print_json(_document(state) | {"was_over": was.over})
-        elif was.over:
-            say(
-                f"{was.id} is over already: it {state.status}"
-                if state.status != "partial"
-                else f"{was.id} is over already"
-            )
+            print_json(_document(state) | {"was_over": before.over})
+        elif before.over:
+            say(f"{before.id} had ended already: {state.status}")
         elif state.status == "canceled":
-            say(f"{was.id} is canceled")
+            say(f"{before.id} is canceled")
         else:
-            say(f"{was.id} was over first: {state.status}")
+            say(f"{before.id} ended before it could be canceled: {state.status}")
         return OK
 
     raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
 
 
 def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """The models that live workers announce, and the fine-tuned ones in the store."""
+    """List the models of the live workers, and the fine-tuned ones in the store."""
 
     async def work(client: AsyncClient) -> None:
-        found = await client.models()
+        known = await client.models()
         if as_json:
-            rows = [{"name": m.name, "workers": m.workers, "versions": list(m.versions)} for m in found]
+            rows = [{"name": m.name, "workers": m.workers, "versions": list(m.versions)} for m in known]
             print_json({"models": rows})
             return
-        for model in found:
+        for model in known:
             where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
             where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
             typer.echo(f"{model.name}\t{'; '.join(where)}")
-        if not any(model.workers for model in found):
-            say(f"no worker has announced itself; start one with: dreamdrop worker --store {store}")
+        if not any(model.workers for model in known):
+            say(f"no worker is running; start one with: dreamdrop worker --store {store}")
 
     run(with_client(store, as_json, work), as_json=as_json)
 
 
-def named(text: str) -> str:
-    """The id that a user means: an id, or the path of a dropped file."""
+def id_of(text: str) -> str:
+    """The id that a user means, who gives an id or the path of a dropped file."""
     from schemas.layout import BATCH, EXPRESS, REQUESTS, SINGLE, is_id, request_id
 
     path = text.removeprefix(EXPRESS).removeprefix(REQUESTS)
@@ -136,9 +139,9 @@ def named(text: str) -> str:
 
 
 async def with_client(store: str, as_json: bool, work: Any) -> Any:
-    """Do something with a client of a store that is there."""
-    with spoken(as_json=as_json):
-        existing(store)
+    """Open a client of a store that must exist, and run the work with it."""
+    with reporting_errors(as_json=as_json):
+        require_store(store)
     from producer.client import AsyncClient
 
     async with AsyncClient(store) as client:
@@ -152,25 +155,25 @@ async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
     from producer.request_state import namesakes
 
     if id is None:
-        found = await client.known()
+        overview = await client.known()
         if as_json:
-            print_json(_overview(found))
+            print_json(_overview(overview))
         else:
-            Console().print(show.overview(found))
+            Console().print(show.overview(overview))
         return
     state = await client.find(id)
     if as_json:
         print_json(_document(state))
     else:
-        _tell_source(state)
+        _print_source(state)
         Console().print(show.states([state]))
         others = await namesakes(client.store, state.id) if state.over else []
         if others:
-            say(f"another request was dropped under this name: see {', '.join(others)}")
+            say(f"another request was dropped under this name; see {', '.join(others)}")
 
 
 async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: bool) -> int:
-    """Look again and again. Returns the exit code: of one request, how it ended."""
+    """Show changes until the request ends. Returns the exit code: for a request, how it ended."""
     import asyncio
     import contextlib
     import json
@@ -179,33 +182,33 @@ async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: 
 
     from producer.commands import show
 
-    said = ""
+    last = ""
     screen = Live(console=show.people, auto_refresh=False) if not as_json else None
     with screen or contextlib.nullcontext():
         while True:
             if id is None:
-                found = await client.known()
-                line, over, ok = json.dumps(_overview(found)), False, True
+                overview = await client.known()
+                line, over, ok = json.dumps(_overview(overview)), False, True
             else:
                 state = await client.find(id)
                 if state.id != id:
-                    _tell_source(state)
+                    _print_source(state)
                     id = state.id
                 line, over, ok = json.dumps(_document(state)), state.over, state.status == "succeeded"
-            if as_json and line != said:
+            if as_json and line != last:
                 typer.echo(line)
             elif screen is not None:
-                screen.update(show.overview(found) if id is None else show.states([state]), refresh=True)
-            said = line
+                screen.update(show.overview(overview) if id is None else show.states([state]), refresh=True)
+            last = line
             if over:
                 return OK if ok else 1
             await asyncio.sleep(interval)
 
 
-def _tell_source(state: State) -> None:
-    """Which file asked for this id, when that is another name."""
+def _print_source(state: State) -> None:
+    """Say which file has this id in its body, when its path is another name."""
     if state.source:
-        say(f"{state.source} asks under the id {state.id}: its result will be found by that name")
+        say(f"{state.source} has the id {state.id}: its result will be stored under that id")
 
 
 def _document(state: State) -> dict[str, Any]:
@@ -221,15 +224,15 @@ def _document(state: State) -> dict[str, Any]:
     return document
 
 
-def _overview(found: Overview) -> dict[str, Any]:
+def _overview(overview: Overview) -> dict[str, Any]:
     return {
         "counts": {
-            "queued": len(found.queued),
-            "processing": len(found.processing),
-            "over": found.over,
-            "workers": found.workers,
+            "queued": len(overview.queued),
+            "processing": len(overview.processing),
+            "over": overview.over,
+            "workers": overview.workers,
         },
-        "queued": list(found.queued),
-        "processing": {id: p.model_dump(mode="json") if p else None for id, p in found.processing.items()},
-        "latest": [{"id": r.id, "status": r.status, "images": len(r.images)} for r in found.latest],
+        "queued": list(overview.queued),
+        "processing": {id: p.model_dump(mode="json") if p else None for id, p in overview.processing.items()},
+        "latest": [{"id": r.id, "status": r.status, "images": len(r.images)} for r in overview.latest],
     }

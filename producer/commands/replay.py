@@ -1,4 +1,4 @@
-"""`dreamdrop replay`: from a picture back to the request that drew it."""
+"""`dreamdrop replay`: rebuilds a request from the picture that it drew."""
 
 from __future__ import annotations
 
@@ -7,31 +7,45 @@ from typing import Annotated
 
 import typer
 
-from producer.commands.session import DEFAULT_STORE, AsJson, StoreUrl, Timeout, print_json, run, say, spoken
+from producer.commands.session import (
+    DEFAULT_STORE,
+    AsJson,
+    StoreUrl,
+    Timeout,
+    print_json,
+    reporting_errors,
+    run,
+    say,
+)
 
 
 def replay(
-    picture: Annotated[Path, typer.Argument(help="A picture that this project or A1111's web UI wrote.")],
+    picture: Annotated[Path, typer.Argument(help="A picture that Dreamdrop or A1111's web UI wrote.")],
     store: StoreUrl = DEFAULT_STORE,
-    submit: Annotated[bool, typer.Option("--submit", help="Draw it again, wait and save.")] = False,
+    submit: Annotated[
+        bool, typer.Option("--submit", help="Draw the picture again, wait for it and save it.")
+    ] = False,
     image: Annotated[
-        Path | None, typer.Option(help="The picture it started from; recipes do not hold it.")
+        Path | None, typer.Option(help="The picture that it started from; a recipe does not hold it.")
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="The mask it was drawn with.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="With --submit: where to save.")] = Path(),
+    mask: Annotated[Path | None, typer.Option(help="The mask that it was drawn with.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="With --submit: the folder to save in.")] = Path(),
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild the request that drew a picture: print it, or submit it again."""
-    from producer.commands.submit import Errand, checked, pictures
+    """Rebuild the request that drew a picture.
+
+    Prints the request, or with --submit draws it again.
+    """
+    from producer.commands.submit import Submission, checked, pictures
     from producer.recipe import read_recipe
 
-    with spoken(as_json=as_json):
-        found = read_recipe(picture)
-        document = found.manifest | pictures(image, mask)
-        if image is not None:  # a picture brings its own size
+    with reporting_errors(as_json=as_json):
+        recipe = read_recipe(picture)
+        document = recipe.manifest | pictures(image, mask)
+        if image is not None:  # the size is that of the image
             document = {k: v for k, v in document.items() if k not in ("width", "height")}
-        for note in found.notes:
+        for note in recipe.notes:
             if not (image and "image" in note):
                 say(f"dreamdrop: {note}")
         if not submit:
@@ -41,5 +55,5 @@ def replay(
     from producer.input_files import Item
 
     item = Item(str(picture), False, body, None)
-    errand = Errand(store, [item], True, out, True, 16, timeout, as_json, flat=True)
-    raise typer.Exit(run(errand.go(), as_json=as_json))
+    submission = Submission(store, [item], True, out, True, 16, timeout, as_json, flat=True)
+    raise typer.Exit(run(submission.go(), as_json=as_json))

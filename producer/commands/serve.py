@@ -1,4 +1,4 @@
-"""`serve` and `up`: the facade alone, and the facade with a worker; `keys`: who may call it."""
+"""`serve` runs the facade, `up` runs it with a worker, and `keys` makes API keys."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from producer.commands.session import (
     QueueUrl,
     StoreUrl,
     print_json,
+    reporting_errors,
     say,
-    spoken,
 )
 
 if TYPE_CHECKING:
@@ -32,33 +32,39 @@ if TYPE_CHECKING:
 
     from producer.web.settings import FacadeSettings
 
-GRACE = 10.0  # seconds for open calls when the server stops
-START = 300.0  # seconds after which a worker without a sign of life is spoken of: it may fetch a model
-PARTING = 40.0  # seconds for a worker to drain
+GRACE = 10.0  # seconds that open calls have when the server stops
+START = 300.0  # seconds without a heartbeat until a line says so: the worker may be loading a model
+DRAIN = 40.0  # seconds that a worker has to drain
 
-Host = Annotated[str, typer.Option(envvar="DREAMDROP_HOST", help="Address to listen on.")]
-Port = Annotated[int, typer.Option(envvar="DREAMDROP_PORT", min=0, max=65535, help="0: any free one.")]
+Host = Annotated[str, typer.Option(envvar="DREAMDROP_HOST", help="The address to listen on.")]
+Port = Annotated[
+    int,
+    typer.Option(envvar="DREAMDROP_PORT", min=0, max=65535, help="The port; 0 for any free one."),
+]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
-        "--allow-host", envvar="DREAMDROP_ALLOW_HOSTS", help="Another name it is called by; * for any."
+        "--allow-host", envvar="DREAMDROP_ALLOW_HOSTS", help="A host name that callers may use; * for any."
     ),
 ]
 Origins = Annotated[
     list[str] | None,
-    typer.Option("--allow-origin", envvar="DREAMDROP_ALLOW_ORIGINS", help="A site whose pages may call it."),
+    typer.Option(
+        "--allow-origin", envvar="DREAMDROP_ALLOW_ORIGINS", help="A web site whose pages may call it."
+    ),
 ]
 Open = Annotated[
     bool,
     typer.Option(
-        "--without-keys", envvar="DREAMDROP_WITHOUT_KEYS", help="Let everybody in who can reach the address."
+        "--without-keys", envvar="DREAMDROP_WITHOUT_KEYS", help="Let in everybody who can reach the address."
     ),
 ]
 Wait = Annotated[
-    float, typer.Option(envvar="DREAMDROP_WAIT", min=1, help="Seconds that a synchronous call lasts at most.")
+    float,
+    typer.Option(envvar="DREAMDROP_WAIT", min=1, help="The most seconds that a synchronous call may last."),
 ]
 Room = Annotated[
-    int, typer.Option(envvar="DREAMDROP_ROOM", min=1, help="Requests that may wait before callers get 429.")
+    int, typer.Option(envvar="DREAMDROP_ROOM", min=1, help="Requests that may wait; further callers get 429.")
 ]
 
 keys = typer.Typer(help="Make API keys for `serve`.", no_args_is_help=True)
@@ -71,17 +77,22 @@ def _keys() -> None:
 
 @keys.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="Who will use it.")],
+    name: Annotated[str, typer.Argument(help="Who will use the key.")],
     prefix: Annotated[
-        str, typer.Option(help="Its ids begin with this and a dot, and it sees no others.")
+        str, typer.Option(help="Ids of this key begin with it and a dot; the key sees no others.")
     ] = "",
-    room: Annotated[int, typer.Option(min=0, help="Synchronous requests at once; 0: no bound.")] = 0,
+    room: Annotated[
+        int, typer.Option(min=0, help="Synchronous requests at the same time; 0 for no limit.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. It is shown once; the settings keep only its hash."""
+    """Make an API key.
+
+    The key is shown once. The settings keep only its hash.
+    """
     from producer.web.api_keys import new_key
 
-    with spoken(as_json=as_json):
+    with reporting_errors(as_json=as_json):
         key, line = new_key(name, prefix=prefix, room=room)
     if as_json:
         print_json({"key": key, "setting": line})
@@ -103,7 +114,10 @@ def serve(
     wait: Wait = 300.0,
     room: Room = 1000,
 ) -> None:
-    """Serve HTTP in front of a store: synchronous endpoints, jobs, and a gallery in the browser."""
+    """Serve a store over HTTP.
+
+    There are synchronous endpoints, jobs, and a gallery for the browser.
+    """
     settings = _settings(store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys)
     asyncio.run(_serve(settings, host, port))
 
@@ -119,24 +133,26 @@ def up(
     wait: Wait = 300.0,
     room: Room = 1000,
 ) -> None:
-    """Start a worker and the facade on this machine, and say where to look. Ctrl-C stops both.
+    """Start a worker and serve the store over HTTP.
 
-    The worker takes its settings from the environment, as `dreamdrop worker` does.
+    Ctrl-C stops both. The worker takes its settings from the environment, as `dreamdrop worker` does.
     """
     settings = _settings(store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys)
     environment = os.environ | {"DREAMDROP_STORE": store, "DREAMDROP_QUEUE": " ".join(queue or ())}
     environment.setdefault("DREAMDROP_LOG_LEVEL", "warning")
     if not queue:
         environment.pop("DREAMDROP_QUEUE")
+    # The worker first: it loads its model while the facade starts. In a session of its own, so that Ctrl-C
+    # reaches only us, and we choose when it stops.
     worker = subprocess.Popen(
         [sys.executable, "-m", "producer.cli", "worker"], env=environment, start_new_session=True
     )
     try:
-        ended = asyncio.run(_serve(settings, host, port, worker))
+        worker_ended = asyncio.run(_serve(settings, host, port, worker))
     finally:
-        _part_from(worker)
-    if ended:
-        say(f"dreamdrop: the worker ended with code {worker.returncode}; its last lines say why")
+        _drain(worker)  # after the facade: its open calls wait for pictures that this worker draws
+    if worker_ended:
+        say(f"dreamdrop: the worker ended with exit code {worker.returncode}; its last lines say why")
         raise typer.Exit(FAILED)
 
 
@@ -155,27 +171,24 @@ def _settings(
     from producer.web.api_keys import read_keys
     from producer.web.settings import LOOPBACK_NAMES, FacadeSettings, is_loopback
 
-    with spoken(as_json=False):
-        known = read_keys(os.environ.get("DREAMDROP_API_KEYS", ""))
+    with reporting_errors(as_json=False):
+        api_keys = read_keys(os.environ.get("DREAMDROP_API_KEYS", ""))
         limits = limits_from()
-    alone = is_loopback(host)
-    if not known and not alone and not without_keys:
+    local = is_loopback(host)
+    if not api_keys and not local and not without_keys:
         say(
-            f"dreamdrop: {host} can be reached from other machines, so callers need keys: make one with "
+            f"dreamdrop: other machines can reach {host}, so callers need keys: make one with "
             "`dreamdrop keys new NAME` and set DREAMDROP_API_KEYS, or let everybody in with --without-keys"
         )
         raise typer.Exit(WRONG)
-    if not known:
-        say(
-            "no API keys are set: "
-            + ("everybody on this machine" if alone else "EVERYBODY")
-            + " may draw and look"
-        )
+    if not api_keys:
+        who = "everybody on this machine" if local else "EVERYBODY"
+        say(f"no API keys are set: {who} may draw pictures and see all of them")
     return FacadeSettings(
         store=store,
         queues=tuple(queues or ()),
-        keys=known,
-        hosts=(*LOOPBACK_NAMES, *(hosts or ())) if hosts or (alone and not known) else ("*",),
+        keys=api_keys,
+        hosts=(*LOOPBACK_NAMES, *(hosts or ())) if hosts or (local and not api_keys) else ("*",),
         origins=tuple(origins or ()),
         wait=wait,
         room=room,
@@ -194,7 +207,7 @@ async def _serve(
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """A signal ends it in order; uvicorn would raise it again, and a worker would be left behind."""
+            """A signal stops the server in order. uvicorn would raise it again, and leave the worker running."""
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self.handle_exit, number, None)
@@ -214,39 +227,39 @@ async def _serve(
         )
     )
     serving = asyncio.create_task(server.serve())
-    telling = asyncio.create_task(_tell(server, settings, host, worker))
+    announcing = asyncio.create_task(_announce(server, settings, host, worker))
     try:
         while not serving.done():
             await asyncio.wait({serving}, timeout=0.5)
-            app.state.facade.stopping = server.should_exit
+            app.state.facade.stopping = server.should_exit  # so that it turns new calls away
             if worker is not None and worker.poll() is not None and not serving.done():
                 server.should_exit = app.state.facade.stopping = True
                 await serving
                 return True
     finally:
-        telling.cancel()
+        announcing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await telling
+            await announcing
     if not server.started:
-        raise typer.Exit(FAILED)  # uvicorn has said why: most often the port is taken
+        raise typer.Exit(FAILED)  # uvicorn has logged why: most often the port is in use
     return False
 
 
-async def _tell(
+async def _announce(
     server: uvicorn.Server, settings: FacadeSettings, host: str, worker: subprocess.Popen[bytes] | None
 ) -> None:
-    """Say where it is, once it is there; with a worker, once that is alive."""
+    """Print the address once the server has started and, if there is one, the worker is alive."""
     while not server.started:
         await asyncio.sleep(0.05)
     address = _address(server, host)
     if worker is not None:
-        say(f"the worker starts and looks for work in {settings.store} ...")
+        say(f"starting the worker on {settings.store} ...")
         await _until_alive(settings.store)
-    say(f"ready: {address}  (gallery and queue; {address}/docs for programs)  Ctrl-C stops")
+    say(f"ready: {address}  (gallery and queue; {address}/docs for programs)  Ctrl-C to stop")
 
 
 async def _until_alive(store: str) -> None:
-    """Wait for a sign of life, however long it takes; a worker that ended is noticed by `_serve`."""
+    """Wait for a heartbeat, however long it takes. `_serve` notices a worker that has ended."""
     from producer.client import AsyncClient
     from producer.request_state import workers_alive
     from schemas.errors import Unavailable
@@ -259,25 +272,25 @@ async def _until_alive(store: str) -> None:
                 if await workers_alive(client.store):
                     return
             if loop.time() > late:
-                say(f"no sign of life from the worker after {START:g} s; it may still fetch a model ...")
+                say(f"no heartbeat from the worker after {START:g} s; it may still be loading a model ...")
                 late += START
             await asyncio.sleep(0.2)
 
 
 def _address(server: uvicorn.Server, host: str) -> str:
-    """The address with the port that it really has."""
+    """The server's URL, with the port that it got."""
     port = server.servers[0].sockets[0].getsockname()[1]
     name = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
     return f"http://{name}" + ("" if port == 80 else f":{port}")
 
 
-def _part_from(worker: subprocess.Popen[bytes]) -> None:
-    """Let the worker drain; one that does not end is ended."""
+def _drain(worker: subprocess.Popen[bytes]) -> None:
+    """Let the worker drain; kill it if it does not end in time."""
     if worker.poll() is None:
         say("stopping: the worker finishes what it has begun, or gives it back ...")
         worker.send_signal(signal.SIGTERM)
     try:
-        worker.wait(PARTING)
+        worker.wait(DRAIN)
     except subprocess.TimeoutExpired:
         worker.kill()
         worker.wait()

@@ -1,10 +1,10 @@
-"""What every command shares: the store's option, and errors in one line with an exit code.
+"""What all commands share: common options, output, and errors as one line and an exit code.
 
-0  everything asked for was done
-1  a request ended without success, or a stored picture is damaged
+0  success
+1  a request did not succeed, or a stored picture is damaged
 2  the command or a request is wrong as written; nothing was sent
 3  the store or the queue cannot be reached or used
-4  not over when the given time was
+4  not finished in the given time
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ StoreUrl = Annotated[
     typer.Option(
         "--store",
         envvar="DREAMDROP_STORE",
-        help="A directory, s3://bucket or s3://bucket/prefix (credentials as AWS tools know them).",
+        help="A directory, s3://bucket or s3://bucket/prefix (with the credentials that AWS tools use).",
         show_default=True,
     ),
 ]
@@ -48,28 +48,28 @@ QueueUrl = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 Timeout = Annotated[
     float | None,
-    typer.Option(min=0, help="Stop waiting after so many seconds (exit code 4); the work goes on."),
+    typer.Option(min=0, help="Seconds to wait; then exit with code 4, while the work goes on."),
 ]
 
 
 def run(work: Coroutine[Any, Any, T], *, as_json: bool) -> T:
-    """Run a command's work; what goes wrong on purpose becomes one line and an exit code."""
-    with spoken(as_json=as_json):
+    """Run a command's work; an error of this project becomes one line and an exit code."""
+    with reporting_errors(as_json=as_json):
         return asyncio.run(work)
 
 
 @contextlib.contextmanager
-def spoken(*, as_json: bool) -> Iterator[None]:
-    """Tell errors in one line (as JSON: an `error` object) and leave with the code that fits."""
+def reporting_errors(*, as_json: bool) -> Iterator[None]:
+    """Print an error as one line (as JSON: an `error` object) and exit with its code."""
     try:
         yield
     except DreamError as error:
-        tell(error, as_json=as_json)
+        print_error(error, as_json=as_json)
         raise typer.Exit(code_of(error)) from None
 
 
 def code_of(error: DreamError) -> int:
-    """The exit code that fits an error."""
+    """The exit code for an error."""
     if isinstance(error, (Unavailable, Unsupported)):
         return NO_STORE
     if isinstance(error, TimeoutError):
@@ -77,7 +77,8 @@ def code_of(error: DreamError) -> int:
     return FAILED if type(error).__name__ == "Damaged" else WRONG
 
 
-def tell(error: DreamError, *, as_json: bool) -> None:
+def print_error(error: DreamError, *, as_json: bool) -> None:
+    """One line on standard error, or with `as_json` the command's answer."""
     if as_json:
         facts: dict[str, object] = {"code": type(error).__name__, "message": str(error)}
         if isinstance(error, Rejected):
@@ -88,25 +89,24 @@ def tell(error: DreamError, *, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """A line for people, beside the output."""
+    """Print a line for people, on standard error."""
     typer.echo(text, err=True)
 
 
 def print_json(document: object) -> None:
-    """The command's one answer."""
+    """Print the command's answer for programs."""
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
     sys.stdout.flush()
 
 
-def existing(store: str) -> str:
-    """A store that is only looked at must be there: a mistyped directory is not made.
+def require_store(store: str) -> None:
+    """A command that only reads must not make a directory whose name is mistyped.
 
     Raises:
-        StoreUnavailable: no such directory.
+        StoreUnavailable: there is no such directory.
     """
     if "://" not in store and not Path(store).expanduser().is_dir():
         raise StoreUnavailable(
             f"there is no store {store!r}: give its directory or bucket with --store or DREAMDROP_STORE; "
             "`dreamdrop worker` and `dreamdrop submit` make a directory when they start"
         )
-    return store

@@ -1,4 +1,4 @@
-"""`dreamdrop setup queue`: wire a bucket's notifications to a queue, or say how, or check that they are."""
+"""`dreamdrop setup queue`: makes or checks a queue and a bucket's notifications, or prints how to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.stores.s3_location import S3Location
-from producer.commands.session import DEFAULT_STORE, FAILED, OK, AsJson, StoreUrl, print_json, say, spoken
+from producer.commands.session import (
+    DEFAULT_STORE,
+    FAILED,
+    OK,
+    AsJson,
+    StoreUrl,
+    print_json,
+    reporting_errors,
+    say,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,36 +26,36 @@ if TYPE_CHECKING:
     from infra.queues.setup_check import Finding
     from infra.queues.setup_documents import Wiring
 
-app = typer.Typer(help="Set up what is beside a store.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Set up a queue for a store.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def setup() -> None:
-    """Set up what is beside a store."""
+    """Set up a queue for a store."""
 
 
 @app.command()
 def queue(
     store: StoreUrl = DEFAULT_STORE,
     name: Annotated[
-        str, typer.Option(help="The queue's name; that for dead letters gets -dead.")
+        str, typer.Option(help="The queue's name; the dead-letter queue gets this name with -dead.")
     ] = "dreamdrop",
     apply: Annotated[
-        bool, typer.Option("--apply", help="Make it, with your credentials; what is there already stays.")
+        bool, typer.Option("--apply", help="Make what is missing, with your credentials.")
     ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Look whether all of it is in place.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check that everything is in place.")] = False,
     url: Annotated[
-        str | None, typer.Option("--queue", help="With --check: the queue's URL, if it has another name.")
+        str | None, typer.Option("--queue", help="With --check: the URL of a queue that has another name.")
     ] = None,
-    account: Annotated[str, typer.Option(help="The account's number, for what is printed.")] = "ACCOUNT",
+    account: Annotated[str, typer.Option(help="The AWS account number to print.")] = "ACCOUNT",
     as_json: AsJson = False,
 ) -> None:
-    """Wire a bucket to an SQS queue, so that workers hear of new requests at once.
+    """Let a bucket notify workers through an SQS queue.
 
-    Without --apply or --check it only prints what to do: two queues, their policies, and the bucket's
-    notifications, as commands of the AWS command line.
+    Workers then see new requests at once. Without --apply or --check it only prints the commands of the AWS
+    command line that make two queues, their policies, and the bucket's notifications.
     """
-    with spoken(as_json=as_json):
+    with reporting_errors(as_json=as_json):
         code = _check(store, name, url, as_json) if check else _apply(store, name, account, apply, as_json)
     raise typer.Exit(code)
 
@@ -56,14 +65,14 @@ def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
     from schemas.errors import Unsupported
 
     location = _location(store)
-    there = Account()
-    url = url or there.url_of(name)
+    aws = Account()
+    url = url or aws.url_of(name)
     if url is None:
         raise Unsupported(
-            f"there is no queue {name!r} in {there.region}: `dreamdrop setup queue --apply` makes it, or name another "
-            "with --name or --queue"
+            f"there is no queue {name!r} in {aws.region}: `dreamdrop setup queue --apply` makes it, or give "
+            "another with --name or --queue"
         )
-    findings = there.check(url, location.bucket, location.prefix)
+    findings = aws.check(url, location.bucket, location.prefix)
     if as_json:
         print_json({"queue": url, "checks": documents(findings), "ok": ok(findings)})
     else:
@@ -81,20 +90,20 @@ def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> i
 
     location = _location(store)
     region = region_of(new_session())
-    wish = Wiring(location.bucket, location.prefix, name, account, region, partition_of(region))
+    wiring = Wiring(location.bucket, location.prefix, name, account, region, partition_of(region))
     if not apply:
         if as_json:
-            print_json(_documents(wish))
+            print_json(_documents(wiring))
         else:
-            typer.echo(_commands(wish))
+            typer.echo(_commands(wiring))
         return OK
     from infra.queues.setup import Account
 
-    made = Account().apply(wish)
+    made = Account().apply(wiring)
     if as_json:
         print_json({"queue": made.queue, "changed": list(made.changed)})
         return OK
-    for line in made.changed or ("all of it was there already",):
+    for line in made.changed or ("everything was there already",):
         say(line)
     typer.echo(f"export DREAMDROP_QUEUE={made.queue}")
     return OK
@@ -110,44 +119,45 @@ def ok(findings: Sequence[Finding]) -> bool:
 
 
 def _location(store: str) -> S3Location:
-    """Where a store lies in S3. Raises `Unsupported` when it is not there."""
+    """Where in S3 a store is. Raises `Unsupported` for another kind of store."""
     from schemas.errors import Unsupported
 
     location = S3Location.of(store)
     if location is None:
         raise Unsupported(
-            f"{store!r} is not a bucket: only a bucket announces files to a queue; give --store s3://bucket"
+            f"{store!r} is not a bucket, and only a bucket can notify a queue; give --store s3://bucket"
         )
     return location
 
 
-def _documents(wish: Wiring) -> dict[str, Any]:
+def _documents(wiring: Wiring) -> dict[str, Any]:
     return {
-        "queue": {"name": wish.queue, "attributes": wish.attributes()},
-        "dead_letters": {"name": wish.dead, "attributes": wish.dead_attributes()},
-        "notifications": {"bucket": wish.bucket, "QueueConfigurations": wish.notifications()},
+        "queue": {"name": wiring.queue, "attributes": wiring.attributes()},
+        "dead_letters": {"name": wiring.dead, "attributes": wiring.dead_attributes()},
+        "notifications": {"bucket": wiring.bucket, "QueueConfigurations": wiring.notifications()},
     }
 
 
-def _commands(wish: Wiring) -> str:
-    """The same as commands to run."""
+def _commands(wiring: Wiring) -> str:
+    """The commands of the AWS command line that make it."""
 
     def quoted(document: Any) -> str:
         return shlex.quote(json.dumps(document))
 
-    notifications = {"QueueConfigurations": wish.notifications()}
+    notifications = {"QueueConfigurations": wiring.notifications()}
+    hidden = wiring.attributes()["VisibilityTimeout"]
     lines = [
-        "# A queue for messages that nobody understands",
-        f"aws sqs create-queue --queue-name {wish.dead} --attributes {quoted(wish.dead_attributes())}",
+        "# The dead-letter queue, for messages that nobody can use",
+        f"aws sqs create-queue --queue-name {wiring.dead} --attributes {quoted(wiring.dead_attributes())}",
         "",
-        f"# The queue: the bucket may send, a message stays hidden for {wish.attributes()['VisibilityTimeout']} s",
-        f"aws sqs create-queue --queue-name {wish.queue} --attributes {quoted(wish.attributes())}",
+        f"# The queue: the bucket may send, a received message stays hidden for {hidden} s",
+        f"aws sqs create-queue --queue-name {wiring.queue} --attributes {quoted(wiring.attributes())}",
         "",
-        "# The bucket announces new requests. This REPLACES the notifications that it has; --apply keeps them",
-        f"aws s3api put-bucket-notification-configuration --bucket {wish.bucket} "
+        "# The bucket's notifications of new requests. This REPLACES those it has; --apply keeps them",
+        f"aws s3api put-bucket-notification-configuration --bucket {wiring.bucket} "
         f"--notification-configuration {quoted(notifications)}",
         "",
-        "# Then, for workers and clients",
-        f"export DREAMDROP_QUEUE={wish.url}",
+        "# For workers and clients",
+        f"export DREAMDROP_QUEUE={wiring.url}",
     ]
     return "\n".join(lines)

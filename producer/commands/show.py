@@ -1,6 +1,6 @@
-"""What people see: a bar while they wait, a table when it is over.
+"""Output for people: a progress bar while they wait, and tables of results and findings.
 
-Everything here goes to standard error, except tables that were asked for; standard output is
+Everything here goes to standard error, except the table that a command was asked for. Standard output is
 for paths, ids and JSON, so that commands can be chained.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from producer.request_state import State
     from producer.requests import Ticket
     from schemas.result import Failure, Result
-    from schemas.result import Progress as Said
+    from schemas.result import Progress as RequestProgress
 
 COLOURS = {
     "succeeded": "green",
@@ -40,8 +40,8 @@ COLOURS = {
     "expired": "magenta",
 }
 _SIGNAL = {"pass": "green", "warn": "yellow", "fail": "red"}
-HINT_AFTER = 3.0  # seconds without a worker before it is said
-LOOK, LOOK_S3 = 0.5, 2.0  # seconds between two looks at the progress of single requests
+HINT_AFTER = 3.0  # seconds without a worker before a hint is printed
+LOOK, LOOK_S3 = 0.5, 2.0  # seconds between two reads of the progress of single requests
 FEW = 8  # requests whose steps are shown
 
 people = Console(stderr=True)
@@ -55,13 +55,13 @@ async def follow(
     timeout: float | None,
     quiet: bool,
 ) -> tuple[dict[str, Result], StillWorking | None]:
-    """Wait for requests, and the rows of batches, behind a progress bar.
+    """Wait for requests and the rows of batches, with a progress bar.
 
     Args:
         rows: batch id to the ids of its rows.
 
     Returns:
-        What ended, by id (a batch's rows included), and what stopped the waiting, if anything did.
+        The results by id, those of a batch's rows included; and the error if the time ran out.
     """
     left = {str(ticket): ticket for ticket in tickets}
     left |= {row: row for ids in rows.values() for row in ids}
@@ -72,8 +72,8 @@ async def follow(
             async with contextlib.aclosing(client.results(list(left.values()), timeout)) as results:
                 async for result in results:
                     ended[result.id] = result
-                    gone = [result.id, *(rows.get(result.id, ()))]  # a batch is over after all of its rows
-                    move(sum(_take(left, id) for id in gone))
+                    done = [result.id, *(rows.get(result.id, ()))]  # a batch ends after all of its rows
+                    move(sum(_take(left, id) for id in done))
                     if not left:
                         break
         except StillWorking as error:
@@ -85,7 +85,7 @@ async def follow(
 
 
 def _take(left: dict[str, Ticket | str], id: str) -> bool:
-    """Strike an id off; a result may stand under `id~hash`."""
+    """Remove an id from those left; the result may have the id `<id>~<hash>`."""
     return (left.pop(id, None) or left.pop(id.partition("~")[0], None)) is not None
 
 
@@ -116,18 +116,18 @@ def _bar(total: int, quiet: bool):  # type: ignore[no-untyped-def]
 async def _narrate(
     client: AsyncClient, left: Mapping[str, object], describe: Callable[[str], None], quiet: bool
 ) -> None:
-    """Say what is going on: steps of the first few requests, or that no worker is there."""
+    """Show the steps of the first few requests, and say when no worker is running."""
     loop = asyncio.get_running_loop()
-    start, told = loop.time(), quiet
+    start, hinted = loop.time(), quiet
     while True:
         with contextlib.suppress(Unavailable):
             if not quiet:
                 describe(await _doing(client, list(left)[:FEW]))
-            if not told and loop.time() - start > HINT_AFTER:
-                told = True
+            if not hinted and loop.time() - start > HINT_AFTER:
+                hinted = True
                 if not await workers_alive(client.store):
                     people.print(
-                        "[yellow]no worker has announced itself; start one with:[/] "
+                        "[yellow]no worker is running; start one with:[/] "
                         f"dreamdrop worker --store {escape(client.name)}",
                         soft_wrap=True,
                     )
@@ -135,14 +135,14 @@ async def _narrate(
 
 
 async def _doing(client: AsyncClient, ids: Sequence[str]) -> str:
-    said = await asyncio.gather(*(read_progress(client.store, id) for id in ids))
-    words = [f"{p.id} {p.steps_done}/{p.steps_total}{_left(p)}" for p in said if p and p.steps_total]
-    return ", ".join(words[:3]) or ("waiting for a worker" if not any(said) else "")
+    reports = await asyncio.gather(*(read_progress(client.store, id) for id in ids))
+    steps = [f"{p.id} {p.steps_done}/{p.steps_total}{_left(p)}" for p in reports if p and p.steps_total]
+    return ", ".join(steps[:3]) or ("waiting for a worker" if not any(reports) else "")
 
 
-def _left(said: Said) -> str:
-    """The time that remains, if a request's worker can tell."""
-    return f", about {math.ceil(said.eta)} s left" if said.eta else ""
+def _left(progress: RequestProgress) -> str:
+    """The time that remains, if the worker has reported it."""
+    return f", about {math.ceil(progress.eta)} s left" if progress.eta else ""
 
 
 def why(failure: Failure | None) -> str:
@@ -158,15 +158,15 @@ def why(failure: Failure | None) -> str:
 
 
 def summary(results: Iterable[Result], names: Mapping[str, str]) -> None:
-    """Counts in a line, and a table of what did not succeed."""
+    """Print counts in a line, and a table of what did not succeed."""
     results = list(results)
     counts = Counter(result.status for result in results)
     images = sum(len(result.images) for result in results)
-    words = ", ".join(f"[{COLOURS[s]}]{n} {s}[/]" for s, n in counts.most_common())
-    people.print(f"{words or 'nothing ended'}; {images} image{'s' * (images != 1)}")
+    statuses = ", ".join(f"[{COLOURS[s]}]{n} {s}[/]" for s, n in counts.most_common())
+    people.print(f"{statuses or 'nothing has ended'}; {images} image{'s' * (images != 1)}")
     bad = [result for result in results if result.status != "succeeded"]
     if bad:
-        table = Table("request", "ended", "why", box=None, padding=(0, 2, 0, 0))
+        table = Table("request", "status", "why", box=None, padding=(0, 2, 0, 0))
         for result in bad[:50]:
             table.add_row(
                 escape(names.get(result.id, result.id)), _coloured(result.status), escape(why(result.failure))
@@ -177,7 +177,7 @@ def summary(results: Iterable[Result], names: Mapping[str, str]) -> None:
 
 
 def findings(rows: Iterable[Finding]) -> Table:
-    """A table of what was looked at; what to do stands below what is wrong."""
+    """A table of findings; below each problem stands what to do."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(width=4)
     table.add_column(min_width=16)
@@ -189,7 +189,7 @@ def findings(rows: Iterable[Finding]) -> Table:
 
 
 def finding(row: Finding) -> Table:
-    """One row of that table, as soon as it is known."""
+    """A table of one finding."""
     return findings([row])
 
 
@@ -200,7 +200,7 @@ def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("message", no_wrap=True)
     for name in ("received", "what", "why"):
-        table.add_column(name, overflow="fold")  # keys are long words, and their ends matter
+        table.add_column(name, overflow="fold")  # keys are long, and their ends matter
     for row in rows:
         table.add_row(row.message.id, str(row.message.receives), escape(row.what), escape(row.why))
     return table
@@ -215,7 +215,7 @@ def states(rows: Iterable[State]) -> Table:
 
 
 def about(state: State) -> str:
-    """What else there is to say of a state."""
+    """How far a request is, or what came of it, in a line."""
     if state.result is not None:
         result = state.result
         if result.batch is not None:
@@ -233,24 +233,24 @@ def about(state: State) -> str:
     return ""
 
 
-def overview(found: Overview) -> Group:
-    """A store at a glance."""
-    some = f" (below, the newest {len(found.latest)})" if len(found.latest) < found.over else ""
+def overview(store: Overview) -> Group:
+    """A store's counts and a table of its requests."""
+    some = f" (the newest {len(store.latest)} below)" if len(store.latest) < store.over else ""
     counts = (
-        f"{len(found.queued)} queued, {len(found.processing)} processing, {found.over} over{some}; "
-        f"{found.workers} worker{'s' * (found.workers != 1)}"
+        f"{len(store.queued)} queued, {len(store.processing)} processing, {store.over} ended{some}; "
+        f"{store.workers} worker{'s' * (store.workers != 1)}"
     )
     table = Table("request", "status", "about", box=None, padding=(0, 2, 0, 0))
-    for id in found.queued[:20]:
+    for id in store.queued[:20]:
         table.add_row(escape(id), "queued", "")
-    for id, progress in list(found.processing.items())[:20]:
+    for id, progress in list(store.processing.items())[:20]:
         steps = (
             f"step {progress.steps_done} of {progress.steps_total}{_left(progress)}"
             if progress and progress.steps_total
             else ""
         )
         table.add_row(escape(id), "processing", steps)
-    for result in found.latest:
+    for result in store.latest:
         images = (
             f"{len(result.images)} image{'s' * (len(result.images) != 1)}"
             if result.batch is None

@@ -1,4 +1,4 @@
-"""`dreamdrop submit` and `dreamdrop imagine`: drop requests, and perhaps wait for the pictures."""
+"""`dreamdrop submit` and `dreamdrop imagine`: drop requests, and wait for their pictures if asked to."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from infra.gather import gather_bounded
 from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,
+    OK,
     AsJson,
     QueueUrl,
     StoreUrl,
     Timeout,
     code_of,
+    print_error,
     print_json,
+    reporting_errors,
     run,
-    spoken,
-    tell,
 )
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def submit(
     store: StoreUrl = DEFAULT_STORE,
     queue: QueueUrl = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until all are over, with a progress bar.")
+        bool, typer.Option("--wait", help="Wait until all have ended, with a progress bar.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Wait, and save the images below this folder.")
+        Path | None, typer.Option("--out", "-o", help="Wait, and save the images in this folder.")
     ] = None,
-    id: Annotated[str | None, typer.Option(help="The request's id; by default a fresh one.")] = None,
+    id: Annotated[str | None, typer.Option(help="The request's id; by default a new one.")] = None,
     express: Annotated[
-        bool, typer.Option("--express", help="Into the lane that workers look at first.")
+        bool, typer.Option("--express", help="Use the express lane, which workers look at first.")
     ] = False,
     concurrency: Annotated[
         int, typer.Option(min=1, max=256, help="How many are sent or saved at once.")
@@ -57,28 +58,31 @@ def submit(
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit files of requests. Everything is checked first; one fault, and nothing is sent.
+    """Submit files of requests.
 
-    With --queue each request is a message; what no message carries is dropped into the store and key_in_store to.
+    Everything is checked first. If there is a fault in any file, nothing is sent.
 
-    How much may be asked for is read where workers read it: DREAMDROP_MAX_STEPS, DREAMDROP_MAX_SIDE,
+    With --queue each request becomes a message. A request that a message cannot carry is dropped into the
+    store, and the message refers to it.
+
+    Requests are checked against the limits that workers read, too: DREAMDROP_MAX_STEPS, DREAMDROP_MAX_SIDE,
     DREAMDROP_MAX_IMAGES and DREAMDROP_MAX_BODY_MB.
     """
     from infra.limits_env import limits_from
     from producer.input_files import gather
 
-    with spoken(as_json=as_json):
+    with reporting_errors(as_json=as_json):
         items = gather(files, id=id, limits=limits_from())
     lane = queue[0 if express else -1] if queue else None
-    errand = Errand(
+    submission = Submission(
         store, items, wait or out is not None, out, express, concurrency, timeout, as_json, queue=lane
     )
-    raise typer.Exit(run(errand.go(), as_json=as_json))
+    raise typer.Exit(run(submission.go(), as_json=as_json))
 
 
 @dataclass(slots=True)
-class Errand:
-    """One `submit`: send, wait, save, tell."""
+class Submission:
+    """One run of `submit`: send, wait, save, print."""
 
     store: str
     items: list[Item]
@@ -88,20 +92,20 @@ class Errand:
     concurrency: int  # how many are sent or saved at once
     timeout: float | None  # seconds
     as_json: bool
-    flat: bool = False  # save beside each other, not in a folder for each request
+    flat: bool = False  # save all in one folder, not in a folder for each request
     queue: str | None = None  # send there, not into the store
 
     async def go(self) -> int:
-        """Do it all. Returns the exit code."""
+        """Run it. Returns the exit code."""
         from producer.client import AsyncClient
 
         async with AsyncClient(self.store) as client:
             tickets = await self._send(client)
             if not self.wait:
-                self._tell_ids(tickets)
-                return 0
+                self._print_ids(tickets)
+                return OK
             if self.out is None and not self.as_json:
-                self._tell_ids(tickets)  # before the waiting: whoever breaks it off can still `fetch`
+                self._print_ids(tickets)  # before waiting, so that they are known if the user presses Ctrl-C
             return await self._collect(client, tickets)
 
     async def _send(self, client: AsyncClient) -> list[Ticket]:
@@ -126,38 +130,35 @@ class Errand:
         batches = iter(await gather_bounded(batch_items, self.concurrency, send))
         return [next(batches if item.batch else sent) for item in self.items]
 
-    def _tell_ids(self, tickets: list[Ticket]) -> None:
+    def _print_ids(self, tickets: list[Ticket]) -> None:
         if self.as_json:
-            print_json({"requests": [_named(i, t) for i, t in zip(self.items, tickets, strict=True)]})
+            print_json({"requests": [_request(i, t) for i, t in zip(self.items, tickets, strict=True)]})
             return
         for ticket in tickets:
             typer.echo(ticket.id)
 
     async def _collect(self, client: AsyncClient, tickets: list[Ticket]) -> int:
+        """Wait for the requests, save their images and print what came of them. Returns the exit code."""
         from producer.commands import show
         from producer.input_files import row_ids
 
         rows = {t.id: row_ids(i, t.id) for i, t in zip(self.items, tickets, strict=True) if i.batch}
         ended, late = await show.follow(client, tickets, rows, timeout=self.timeout, quiet=self.as_json)
-        # an id that another body took first is answered as id~hash
-        results = [ended.get(t.id) or _beside(ended, t.id) for t in tickets]
-        saved = await self._save(client, [r for r in results if r is not None])
+        results = [_result_of(ticket.id, ended) for ticket in tickets]
+        saved = await self._save(client, [result for result in results if result is not None])
         if self.as_json:
-            named = zip(self.items, tickets, results, strict=True)
-            print_json({"requests": [_named(i, t) | _told(r, saved) for i, t, r in named]})
+            requests = zip(self.items, tickets, results, strict=True)
+            print_json({"requests": [_request(i, t) | _outcome(r, saved) for i, t, r in requests]})
         else:
             for path in [path for paths in saved.values() for path in paths]:
                 typer.echo(path)
-            batches = {t.id for t in tickets if t.id in rows}
             names = {t.id: i.name for i, t in zip(self.items, tickets, strict=True)}
-            show.summary(
-                [r for r in ended.values() if r.id not in batches or _says_more(r, rows[r.id])], names
-            )
-        if late is not None:
-            if not self.as_json:
-                tell(late, as_json=False)
-            return code_of(late)
-        return 0 if all(r is not None and r.status == "succeeded" for r in results) else FAILED
+            show.summary([r for r in ended.values() if not _is_summed_up_by_rows(r, rows)], names)
+        if late is None:
+            return OK if all(r is not None and r.status == "succeeded" for r in results) else FAILED
+        if not self.as_json:
+            print_error(late, as_json=False)
+        return code_of(late)
 
     async def _save(self, client: AsyncClient, results: list[Result]) -> dict[str, list[Path]]:
         if self.out is None:
@@ -173,33 +174,35 @@ class Errand:
         return {result.id: paths for result, paths in zip(results, saved, strict=True)}
 
 
-def _says_more(batch: Result, rows: list[str]) -> bool:
-    """Whether a batch's own result tells what its rows do not: it failed as a whole."""
-    return batch.batch is None and bool(rows)
+def _result_of(id: str, ended: dict[str, Result]) -> Result | None:
+    """A request's result; where another body had its id first, it is under `<id>~<hash>`."""
+    return ended.get(id) or next((r for r in ended.values() if r.id.startswith(f"{id}~")), None)
 
 
-def _beside(ended: dict[str, Result], id: str) -> Result | None:
-    return next((r for r in ended.values() if r.id.startswith(f"{id}~")), None)
+def _is_summed_up_by_rows(result: Result, rows: dict[str, list[str]]) -> bool:
+    """Whether a batch's own result adds nothing to those of its rows. If it failed as a whole, it does."""
+    return result.id in rows and (result.batch is not None or not rows[result.id])
 
 
-def _named(item: Item, ticket: Ticket) -> dict[str, Any]:
+def _request(item: Item, ticket: Ticket) -> dict[str, Any]:
     return {"name": item.name, "id": ticket.id, "key": ticket.key or None}
 
 
-def _told(result: Result | None, saved: dict[str, list[Path]]) -> dict[str, Any]:
+def _outcome(result: Result | None, saved: dict[str, list[Path]]) -> dict[str, Any]:
+    """A request's result for programs, with the paths of its saved images."""
     if result is None:
         return {"status": None}
-    told: dict[str, Any] = {"id": result.id, "status": result.status}
-    told["images"] = [image.model_dump(mode="json") for image in result.images]
+    outcome: dict[str, Any] = {"id": result.id, "status": result.status}
+    outcome["images"] = [image.model_dump(mode="json") for image in result.images]
     if result.id in saved:
-        told["saved"] = [str(path) for path in saved[result.id]]
+        outcome["saved"] = [str(path) for path in saved[result.id]]
     if result.failure is not None:
-        told["failure"] = result.failure.model_dump(mode="json", exclude_none=True)
+        outcome["failure"] = result.failure.model_dump(mode="json", exclude_none=True)
     if result.warnings:
-        told["warnings"] = [note.model_dump(mode="json", exclude_none=True) for note in result.warnings]
+        outcome["warnings"] = [note.model_dump(mode="json", exclude_none=True) for note in result.warnings]
     if result.batch is not None:
-        told["counts"] = result.batch.counts.model_dump(mode="json")
-    return told
+        outcome["counts"] = result.batch.counts.model_dump(mode="json")
+    return outcome
 
 
 def imagine(
@@ -208,22 +211,29 @@ def imagine(
     number: Annotated[
         int, typer.Option("--number", "-n", min=1, help="How many images; image k has seed + k.")
     ] = 1,
-    size: Annotated[str | None, typer.Option(help="Pixels, such as 512 or 768x512.")] = None,
+    size: Annotated[str | None, typer.Option(help="Size in pixels, such as 512 or 768x512.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     cfg: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="By default drawn by lot, and recorded.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What to keep away from.")] = None,
-    model: Annotated[str | None, typer.Option(help="See `dreamdrop models`.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Such as DDIM or 'Euler a'.")] = None,
+    seed: Annotated[int | None, typer.Option(help="By default random, and recorded.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name; see `dreamdrop models`.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="A sampler, such as DDIM or 'Euler a'.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="With --image: white is repainted.")] = None,
-    strength: Annotated[float | None, typer.Option(help="With --image: how far to go from it.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to save.")] = Path(),
-    express: Annotated[bool, typer.Option(help="Use the lane that workers look at first.")] = True,
+    mask: Annotated[
+        Path | None, typer.Option(help="With --image: the mask; its white part is redrawn.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="With --image: how much to change it, from 0 to 1.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to save in.")] = Path(),
+    express: Annotated[bool, typer.Option(help="Use the express lane, which workers look at first.")] = True,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw one prompt, wait, save the pictures and print their paths."""
+    """Draw one prompt and save the pictures.
+
+    Waits until they are drawn, and prints their paths.
+    """
     from producer.input_files import Item
 
     document: dict[str, Any] = {"prompt": prompt, "number_of_images": number}
@@ -237,15 +247,15 @@ def imagine(
         "strength": strength,
     }
     document |= {name: value for name, value in optional.items() if value is not None}
-    with spoken(as_json=as_json):
+    with reporting_errors(as_json=as_json):
         document |= sized(size) | pictures(image, mask)
         item = Item("imagine", False, checked(document), None)
-    errand = Errand(store, [item], True, out, express, 16, timeout, as_json, flat=True)
-    raise typer.Exit(run(errand.go(), as_json=as_json))
+    submission = Submission(store, [item], True, out, express, 16, timeout, as_json, flat=True)
+    raise typer.Exit(run(submission.go(), as_json=as_json))
 
 
 def sized(text: str | None) -> dict[str, int]:
-    """`512` or `768x512`, as fields. Raises `Rejected`."""
+    """`512` or `768x512` as manifest fields. Raises `Rejected`."""
     from schemas.errors import Rejected
 
     if text is None:
@@ -253,21 +263,23 @@ def sized(text: str | None) -> dict[str, int]:
     width, times, height = text.lower().replace("×", "x").partition("x")
     if not (width.isdecimal() and (height.isdecimal() if times else True)):
         raise Rejected(
-            "invalid_manifest", f"--size is {text!r}; write pixels, such as 512 or 768x512", field="width"
+            "invalid_manifest",
+            f"--size is {text!r}; it should be pixels, such as 512 or 768x512",
+            field="width",
         )
     return {"width": int(width), "height": int(height if times else width)}
 
 
 def pictures(image: Path | None, mask: Path | None) -> dict[str, str]:
-    """Picture files, as fields. Raises `Rejected`."""
+    """Picture files as manifest fields. Raises `Rejected`."""
     from producer.bulk import embedded
 
-    named = {"image": image, "mask_image": mask}
-    return {name: embedded(path) for name, path in named.items() if path is not None}
+    files = {"image": image, "mask_image": mask}
+    return {name: embedded(path) for name, path in files.items() if path is not None}
 
 
 def checked(document: dict[str, Any]) -> bytes:
-    """A document as bytes, checked as a worker would. Raises `Rejected`."""
+    """A document as bytes, checked as a worker checks it. Raises `Rejected`."""
     import json
 
     from schemas.manifest import validate_manifest

@@ -21,7 +21,7 @@ from producer.client import AsyncClient
 from producer.errors import Conflict, StillWorking, UnknownRequest
 from producer.overview import heartbeats
 from producer.requests import Ticket, fresh_id
-from producer.result_poller import Pace
+from producer.result_poller import PollInterval
 from producer.web.api_keys import Key
 from producer.web.cache import CachedCall
 from producer.web.metrics import Metrics
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from producer.web.settings import FacadeSettings
     from schemas.result import Result
 
-PACE = Pace(
+POLL_INTERVAL = PollInterval(
     0.05, 1.0, 1.15
 )  # in a bucket, so about 15 % of the time that was waited already passes between two looks
 LATEST = 200  # results that the gallery can show
@@ -108,7 +108,9 @@ class Facade:
     _overviews: dict[str, CachedCall[Overview]] = field(default_factory=dict)  # by id prefix
 
     def __post_init__(self) -> None:
-        self.client = AsyncClient(self.settings.store, limits=self.settings.limits, pace=PACE)
+        self.client = AsyncClient(
+            self.settings.store, limits=self.settings.limits, poll_interval=POLL_INTERVAL
+        )
         self.workers = CachedCall(self._workers)
         self._listed = CachedCall(self._count_lane)
 

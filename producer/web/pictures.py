@@ -52,9 +52,8 @@ def invert(mask: Image.Image) -> Image.Image:
 def mask_of_alpha(picture: Image.Image, field: str) -> Image.Image:
     """A mask that is white where a picture is transparent. Raises `Rejected` if it has no alpha channel."""
     if picture.mode != "RGBA":
-        raise Rejected.of_field(
-            field, "has no alpha channel; make the part that should be redrawn transparent", INVALID
-        )
+        text = "has no alpha channel; make the part that should be redrawn transparent"
+        raise Rejected.of_field(field, text, INVALID)
     return ImageOps.invert(picture.getchannel("A"))
 
 

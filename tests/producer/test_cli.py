@@ -78,7 +78,7 @@ def test_one_fault_and_nothing_is_sent(dreamdrop: Cli, store: str, tmp_path: Pat
     done = dreamdrop("submit", "*.json", "rows.jsonl")
     assert (done.returncode, done.stdout) == (2, "")
     for text in (
-        "nothing was sent; 3 files are wrong",
+        "nothing was sent, because 3 files have faults",
         "typo.json: stepps is an unknown field; did you mean 'steps'?",
         "broken.json: not valid JSON at line 2, column 11",
         "rows.jsonl: line 2: prompt is empty; say what to draw",
@@ -95,9 +95,9 @@ def test_one_fault_and_nothing_is_sent(dreamdrop: Cli, store: str, tmp_path: Pat
         (["imagine", ""], 2, "prompt is empty"),
         (["imagine", "x", "--size", "12x"], 2, "--size is '12x'"),
         (["imagine", "x", "--image", "no.png"], 2, "cannot read the picture 'no.png': No such file"),
-        (["status", "nobody"], 2, "nothing is known of 'nobody'"),
-        (["fetch", "nobody"], 2, "nothing is known of 'nobody'"),
-        (["cancel", "nobody"], 2, "nothing is known of 'nobody'"),
+        (["status", "nobody"], 2, "there is no request 'nobody'"),
+        (["fetch", "nobody"], 2, "there is no request 'nobody'"),
+        (["cancel", "nobody"], 2, "there is no request 'nobody'"),
         (["replay", "no.png"], 2, "cannot read the picture 'no.png'"),
         (["status", "--store", "./elsewhere"], 3, "there is no store './elsewhere'"),
         (["status", "--store", "ftp://x"], 3, "is no store: give a directory"),
@@ -158,10 +158,7 @@ def test_waiting_in_vain_ends_in_time(dreamdrop_process: Cli, store: str):
     """Without a worker: a hint how to start one, exit code 4, and the request stays."""
     done = dreamdrop_process("imagine", "a cat", "--timeout", "3.6")
     assert done.returncode == 4
-    assert (
-        "no worker has announced itself; start one with: dreamdrop worker --store ./dreamdrop-data"
-        in done.stderr
-    )
+    assert "no worker is running; start one with: dreamdrop worker --store ./dreamdrop-data" in done.stderr
     assert "nothing is lost" in done.stderr
     assert len(list((Path(store) / "requests/express").iterdir())) == 1
 
@@ -175,14 +172,14 @@ def test_the_life_of_a_request(dreamdrop: Cli, store: str, worker: Worker, tmp_p
     assert "did you mean 'tom'" in dreamdrop("status", "tim").stderr
     assert json.loads(dreamdrop("fetch", "tom", "--json").stdout)["error"]["code"] == "StillWorking"
     answer_all(store, worker)
-    assert "1 over" in dreamdrop("status").stdout
+    assert "1 ended" in dreamdrop("status").stdout
     counts = json.loads(dreamdrop("status", "--json").stdout)["counts"]
     assert counts == {"queued": 0, "processing": 0, "over": 1, "workers": 0}
     assert dreamdrop("watch", "tom").returncode == 0
     assert json.loads(dreamdrop("watch", "tom", "--json").stdout)["status"] == "succeeded"
     assert dreamdrop("fetch", "tom", "-o", "out").stdout.split() == ["out/tom/0.png"]
     assert (tmp_path / "out/tom/0.png").is_file()
-    assert "over already" in dreamdrop("cancel", "tom").stderr
+    assert "had ended already" in dreamdrop("cancel", "tom").stderr
 
     dreamdrop("submit", "-", "--id", "ben", stdin='{"prompt": "a dog"}')
     assert "ben is canceled" in dreamdrop("cancel", "ben").stderr
@@ -212,7 +209,7 @@ def test_a_corrected_file_is_found_under_its_old_name(dreamdrop: Cli, store: str
     answer_all(store, worker, id="tom~0123abcd")
     done = dreamdrop("status", "tom")
     assert "failed" in done.stdout
-    assert done.stderr == "another request was dropped under this name: see tom~0123abcd\n"
+    assert done.stderr == "another request was dropped under this name; see tom~0123abcd\n"
 
 
 def test_a_batch_is_followed_by_its_rows(dreamdrop: Cli, store: str, worker: Worker, tmp_path: Path):

@@ -69,7 +69,7 @@ async def test_a_plain_name_means_itself(client: AsyncClient, worker: Worker):
     await client.store.create(KEY, BODY)
     await worker(client.store, "requests/a.json")
     assert (await client.find("a")).status == "succeeded"
-    with pytest.raises(UnknownRequest, match="nothing is known of 'zebra'"):
+    with pytest.raises(UnknownRequest, match="there is no request 'zebra'"):
         await client.find("zebra")
 
 
@@ -128,7 +128,7 @@ def test_the_command_line_says_which_name_counts(dreamdrop: Cli, tmp_path: Path)
     (store / KEY).write_bytes(BODY)
     for name in ("b", "b.json", "foo"):
         done = dreamdrop("status", name)
-        assert "requests/b.json asks under the id foo" in done.stderr
+        assert "requests/b.json has the id foo" in done.stderr
         assert "queued" in done.stdout
         told = json.loads(dreamdrop("status", name, "--json").stdout)
         assert (told["id"], told["source"], told["position"]) == ("foo", KEY, 0)
@@ -139,7 +139,7 @@ def test_the_command_line_says_which_name_counts(dreamdrop: Cli, tmp_path: Path)
 
     asyncio.run(work())
     done = dreamdrop("status", "b")
-    assert "requests/b.json asks under the id foo" in done.stderr
+    assert "requests/b.json has the id foo" in done.stderr
     assert "processing" in done.stdout
     assert "foo is canceled" in dreamdrop("cancel", "b").stderr
     assert dreamdrop("watch", "foo", "--json").stdout.count("canceled") >= 1

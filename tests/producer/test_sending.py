@@ -94,7 +94,7 @@ async def test_one_fault_and_nothing_is_sent(dream: AsyncClient, cloud: Cloud):
     queue = cloud.queue()
     with pytest.raises(Rejected, match=r"request 2 of 3: .*steps"):
         await dream.send([CAT, CAT | {"steps": "many"}, CAT], queue=queue)
-    with pytest.raises(Rejected, match="the id names one request, and these are 2"):
+    with pytest.raises(Rejected, match="the id names one request, but 2 were given"):
         await dream.send([CAT, CAT], queue=queue, id="mine")
     assert cloud.depth(queue) == 0
 
@@ -126,7 +126,7 @@ async def test_a_conflict_is_found_before_anything_is_dropped(
     big = CAT | {"metadata": {"text": "x" * 2000}}
     with pytest.raises(Conflict):
         await dream.send([big, CAT | {"id": "mine", "seed": 4}], queue=queue)
-    with pytest.raises(Conflict, match="given twice"):
+    with pytest.raises(Conflict, match="two of these requests have it"):
         await dream.send([CAT | {"id": "two"}, CAT | {"id": "two", "seed": 4}], queue=queue)
     assert (cloud.keys("requests/"), cloud.depth(queue)) == ([], 0)
 

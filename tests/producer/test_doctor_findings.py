@@ -1,0 +1,100 @@
+"""Single findings of `dreamdrop doctor`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.queues.sqs import QueueFacts
+from infra.stores.memory import MemoryStore
+from producer.checks import doctor
+from tests.chaos.places import CREDENTIALS
+from tests.servers.s3_front import Fault, S3Front, running
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("apart", "status"), [(0, "pass"), (-2, "pass"), (60, "warn"), (-60, "warn"), (600, "fail")]
+)
+async def test_a_wrong_clock_is_noticed(apart: float, status: str):
+    """A second or two is how S3 writes dates; a minute is worth saying, ten are refused."""
+    store = MemoryStore(clock=lambda: time.time() + apart)
+    found = await doctor.clock(store)
+    assert found.status == status
+    assert [info.key async for info in store.list("")] == []
+
+
+@pytest.mark.parametrize(
+    ("visibility", "slowest", "status"),
+    [
+        (60, 12.0, "pass"),
+        (60, None, "pass"),
+        (30, 900.0, "pass"),
+        (10, 1.0, "warn"),
+        (60, 12 * 3600.0, "fail"),
+    ],
+)
+def test_visibility_is_judged_by_how_long_requests_take(
+    visibility: float, slowest: float | None, status: str
+):
+    """Renewing carries a request through hours, but not through twelve."""
+    facts = QueueFacts(visibility, "arn", 0, 0)
+    assert doctor.visibility(facts, slowest).status == status
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("said", "status", "words"),
+    [
+        ([{"models": ["doodle", "sd21"], "default_model": "sd21"}], "pass", "default: sd21"),
+        (
+            [{"models": ["doodle"], "default_model": "sd21"}],
+            "fail",
+            "the workers do not know their default model sd21",
+        ),
+        (
+            [{"models": ["a", "b"], "default_model": m} for m in ("a", "b")],
+            "warn",
+            "the workers have different default models: a, b",
+        ),
+    ],
+)
+async def test_models_are_those_that_workers_announce(
+    tmp_path: Path, said: list[dict[str, Any]], status: str, words: str
+):
+    """The default must be one of them, and the same everywhere."""
+    (tmp_path / "workers").mkdir()
+    for number, facts in enumerate(said):
+        (tmp_path / "workers" / f"w{number}").write_text(json.dumps(facts | {"state": "idle"}))
+    found = {f.check: f async for f in doctor.examine(str(tmp_path), [])}
+    assert (found["models"].status, words in found["models"].found) == (status, True)
+    assert found["workers"].found == f"{len(said)} idle"
+
+
+@pytest.mark.anyio
+async def test_what_strangers_left_in_a_store_does_not_stop_the_doctor(tmp_path: Path):
+    """Broken results and heartbeats are passed over."""
+    for name in ("results/a/result.json", "workers/odd", "workers/list"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "results/a/result.json").write_text("{")
+    (tmp_path / "workers/odd").write_text('{"models": 5, "default_model": [], "state": {}}')
+    (tmp_path / "workers/list").write_text("[1]")
+    checks = [finding.check async for finding in doctor.examine(str(tmp_path), [])]
+    assert {"store", "promises", "workers", "models"} <= set(checks)
+
+
+@pytest.mark.anyio
+async def test_a_store_that_lets_nothing_be_listed_is_a_finding(monkeypatch: pytest.MonkeyPatch):
+    """Keys that may write and not look: the doctor says so and goes on to the end."""
+    front = S3Front(faults=[Fault("denied", method="GET")])
+    with running(front):
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": front.url}.items():
+            monkeypatch.setenv(name, value)
+        found = {f.check: f async for f in doctor.examine("s3://bucket", [])}
+    assert found["workers"].status == "fail"
+    assert "AccessDenied" in found["workers"].found or "denied" in found["workers"].found
+    assert "clock" in found
