@@ -140,7 +140,7 @@ def _canceled(id: str, body: Body) -> bytes:
     return Result.ended(
         id,
         "canceled",
-        Failure(code="canceled", message="cancelled on request"),
+        Failure(code="canceled", message="canceled on request"),
         request=body.frozen,
         fingerprint=body.fingerprint,
         metadata={} if body.batch else None,

@@ -38,7 +38,8 @@ class StillWorking(DreamError, TimeoutError):
 
     def __init__(self, ids: Sequence[str], seconds: float) -> None:
         named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-        super().__init__(f"not finished after {seconds:g} s: {named}; nothing is lost, wait again later")
+        when = f"after {seconds:g} s" if seconds else "yet"
+        super().__init__(f"not finished {when}: {named}; nothing is lost, wait again later")
         self.ids = tuple(ids)
 
 

@@ -88,7 +88,7 @@ def _item(name: str, id: str | None, limits: Limits) -> Item:
     elif kind == ".txt":
         body = bulk.from_text(body)
     elif kind != ".jsonl":
-        raise Rejected("invalid_manifest", f"is not a {_EXTENSIONS} file; rename it after what it holds")
+        raise Rejected("invalid_manifest", f"this is not a {_EXTENSIONS} file; rename it after what it holds")
     batch_parcel(body, id=id, express=False, limits=limits)
     return Item(name, True, body, id)
 

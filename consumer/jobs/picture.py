@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
     from schemas.manifest import Output
 
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # here, as threads share filters
+warnings.filterwarnings(
+    "error", category=Image.DecompressionBombWarning
+)  # once, as all threads share filters
 
 _MULTIPLE = 8  # pixels; the VAE's downscaling
 _TYPES = {"png": ("image/png", "png"), "jpeg": ("image/jpeg", "jpg"), "webp": ("image/webp", "webp")}

@@ -56,4 +56,4 @@ def replay(
 
     item = Item(str(picture), False, body, None)
     submission = Submission(store, [item], True, out, True, 16, timeout, as_json, flat=True)
-    raise typer.Exit(run(submission.go(), as_json=as_json))
+    raise typer.Exit(run(submission.run(), as_json=as_json))

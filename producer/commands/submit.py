@@ -77,7 +77,7 @@ def submit(
     submission = Submission(
         store, items, wait or out is not None, out, express, concurrency, timeout, as_json, queue=lane
     )
-    raise typer.Exit(run(submission.go(), as_json=as_json))
+    raise typer.Exit(run(submission.run(), as_json=as_json))
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Submission:
     flat: bool = False  # save all in one folder, not in a folder for each request
     queue: str | None = None  # send there, not into the store
 
-    async def go(self) -> int:
+    async def run(self) -> int:
         """Run it. Returns the exit code."""
         from producer.client import AsyncClient
 
@@ -251,7 +251,7 @@ def imagine(
         document |= sized(size) | pictures(image, mask)
         item = Item("imagine", False, checked(document), None)
     submission = Submission(store, [item], True, out, express, 16, timeout, as_json, flat=True)
-    raise typer.Exit(run(submission.go(), as_json=as_json))
+    raise typer.Exit(run(submission.run(), as_json=as_json))
 
 
 def sized(text: str | None) -> dict[str, int]:

@@ -38,7 +38,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    """Small files whose headers ask for hundreds of megapixels, or whose texts unfold to megabytes."""
+    """Small files whose headers ask for hundreds of megapixels, or whose texts expand to megabytes."""
     png = chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"x")
     jpeg = bytearray(file(red(), "JPEG"))
     at = jpeg.index(b"\xff\xc0") + 5
@@ -84,7 +84,7 @@ def test_the_pixel_limit_is_exact():
 
 
 def test_a_text_that_unfolds_to_megabytes_is_refused():
-    """A compressed PNG text of 64 MB is not unfolded."""
+    """A compressed PNG text of 64 MB is not decompressed."""
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(64 << 20)))
     data = file(red())
     refusal(data[:33] + text + data[33:])
@@ -151,7 +151,7 @@ def test_damage_ends_in_a_picture_or_a_refusal(data: bytes, flips: list[tuple[in
     ids=["rgb", "palette", "cmyk", "opaque-alpha", "webp", "moving-webp", "moving-png"],
 )
 def test_every_kind_of_picture_becomes_rgb(data: bytes, code: str | None):
-    """Red stays red; what is left out is told."""
+    """Red stays red; what is left out is noted."""
     pixels, notes = decode_picture(data, "image", LIMITS)
     assert (pixels.width, pixels.height, pixels.channels) == (24, 16, 3)
     r, g, b = pixels.data[:3]

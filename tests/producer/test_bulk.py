@@ -1,4 +1,4 @@
-"""Tables and lists of prompts become batches, and faults are told by line."""
+"""Tables and lists of prompts become batches, and a fault names its line."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ async def test_a_damaged_picture_is_found_out(worker: Worker):
 
 @pytest.mark.anyio
 async def test_a_claim_without_an_end_is_told_from_nobody_there():
-    """Taken but not over in time: the hop is the drawing, and the request object is not touched."""
+    """Taken but not finished in time: it stops at the drawing, and the request object is not touched."""
     store = MemoryStore(clock=time.time)
     canary = Canary(store, [], 0.3)
     await store.put(f"{WORKERS}somebody", b"{}")

@@ -70,7 +70,7 @@ def test_every_kind_of_file_is_submitted(dreamdrop_process: Cli, store: str, tmp
 
 
 def test_one_fault_and_nothing_is_sent(dreamdrop: Cli, store: str, tmp_path: Path):
-    """All faults are told at once, by file, with line and column; the exit code is 2."""
+    """All faults are reported at once, by file, with line and column; the exit code is 2."""
     (tmp_path / "good.json").write_text('{"prompt": "a"}')
     (tmp_path / "typo.json").write_text('{"prompt": "a", "stepps": 3}')
     (tmp_path / "broken.json").write_text('{"prompt": "a",\n "steps": }')
@@ -132,7 +132,7 @@ def test_errors_for_programs_are_json(dreamdrop: Cli, store: str, tmp_path: Path
 def test_waiting_saves_pictures_and_tells_failures(
     dreamdrop: Cli, store: str, tmp_path: Path, worker: Worker
 ):
-    """--out saves below `<id>/`; what failed is told in words, and the exit code is 1."""
+    """--out saves below `<id>/`; a failure is printed with its reason, and the exit code is 1."""
     (tmp_path / "good.json").write_text('{"prompt": "a", "id": "good", "number_of_images": 2}')
     (tmp_path / "bad.json").write_text('{"prompt": "b", "id": "bad"}')
     with Client(store) as dream:
@@ -189,7 +189,7 @@ def test_the_life_of_a_request(dreamdrop: Cli, store: str, worker: Worker, tmp_p
 
 
 def test_a_dropped_file_is_named_by_its_path(dreamdrop: Cli, store: str):
-    """What is no id, such as a file name with a space, is found by the path that the user knows."""
+    """A name that is not an id, such as a file name with a space, is found by the path that the user knows."""
     folder = Path(store) / "requests/my cats"
     folder.mkdir(parents=True)
     (folder / "tom & co.json").write_text('{"prompt": "a cat"}')

@@ -1,4 +1,4 @@
-"""A client and a store, and nobody between them."""
+"""`AsyncClient`: submit, status, fetch, models and the overview."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_the_manifests_own_id_names_the_request(home: AsyncClient):
 
 
 async def test_nothing_is_sent_that_can_never_succeed(home: AsyncClient):
-    """A bad manifest, batch row, path or id is refused in the worker's words."""
+    """A bad manifest, batch row, path or id is refused with the message that a worker would give."""
     for request, text in (
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": "x", "stepps": 3}, "did you mean 'steps'"),
@@ -141,7 +141,7 @@ async def test_status_follows_a_request(home: AsyncClient):
 
 
 async def test_an_unknown_id_is_told_with_the_nearest_known(home: AsyncClient):
-    """A slip of the keyboard gets a suggestion, for status, wait, cancel and fetch."""
+    """A typo gets a suggestion, for status, wait, cancel and fetch."""
     await home.submit(CAT, id="cats/tom")
     for verb in (home.status, home.wait, home.cancel, home.fetch):
         with pytest.raises(UnknownRequest, match="did you mean 'cats/tom'"):

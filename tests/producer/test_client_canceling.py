@@ -20,7 +20,7 @@ Worker = Callable[..., Any]
 
 
 async def test_cancel_wins_or_says_what_was_first(client: AsyncClient, worker: Worker):
-    """A waiting request ends as canceled, with its bytes; one that is over keeps its result."""
+    """A waiting request ends as canceled, with its bytes; one that has ended keeps its result."""
     ticket = await client.submit(CAT)
     state = await client.cancel(ticket)
     assert state.result is not None
@@ -77,7 +77,7 @@ async def test_a_canceled_request_that_is_too_large_ends_no_other_one(home: Asyn
 
 
 async def test_cancelling_a_batch_cancels_its_rows(home: AsyncClient):
-    """Rows that wait or are being drawn end, too; a folder of the same name is no batch."""
+    """Rows that wait or are being drawn end, too; a folder of the same name is not a batch."""
     await home.submit_batch(b'{"prompt": "a", "custom_id": "x"}', id="many")
     await home.store.create("requests/many/x.json", b'{"prompt": "a"}')
     await claim(home, "many/y", b'{"prompt": "b"}')

@@ -31,7 +31,7 @@ async def test_waiting_ends_in_time_and_loses_nothing(home: AsyncClient, worker:
 
 
 async def test_results_come_in_the_order_in_which_they_end(client: AsyncClient, worker: Worker):
-    """Many waiters share a few looks, and each result comes once."""
+    """Those who wait share a few looks at the store, and each result comes once."""
     tickets = [await client.submit(CAT, id=f"r{k}") for k in range(12)]
     await worker(client.store, tickets[7].key)
     seen = []
@@ -46,7 +46,7 @@ async def test_results_come_in_the_order_in_which_they_end(client: AsyncClient, 
 
 
 async def test_results_say_which_requests_are_late(home: AsyncClient, worker: Worker):
-    """After the time-out the error names those that are not over."""
+    """After the time-out the error names those that have not ended."""
     tickets = [await home.submit(CAT, id=id) for id in ("a", "b")]
     await worker(home.store, tickets[0].key)
     results = home.results(tickets, timeout=0.3)
@@ -68,7 +68,7 @@ async def test_a_ticket_finds_its_result_beside_another_bodys(home: AsyncClient,
 
 
 async def test_a_store_that_fails_tells_the_waiters(s3_front: S3Front):
-    """A store that refuses is an error in words, not a hang."""
+    """A store that refuses is an error with its reason, not a hang."""
     s3_front.faults.append(Fault("denied", method="HEAD", times=1000))
     async with AsyncClient("s3://bucket") as client:
         with pytest.raises(StoreUnavailable, match="denied"):

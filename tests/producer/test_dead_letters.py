@@ -68,7 +68,7 @@ def letters(dreamdrop: Cli, cloud: Cloud) -> Letters:
 
 
 def test_each_dead_letter_says_what_it_is_and_why_it_was_not_used(letters: Letters):
-    """Texts, faulty manifests, other buckets' events; looking leaves all of them where they are."""
+    """Texts, faulty manifests, other buckets' events; reading leaves all of them where they are."""
     ids = letters.add(
         "hello?",
         json.dumps(CAT | {"steps": "many"}),
@@ -95,7 +95,7 @@ def test_each_dead_letter_says_what_it_is_and_why_it_was_not_used(letters: Lette
 
 
 def test_one_dead_letter_is_shown_whole(letters: Letters):
-    """By the beginning of its id; its text laid out, and the rest on the other stream."""
+    """By the beginning of its id; its text is indented, and the rest goes to standard error."""
     (id,) = letters.add(json.dumps(CAT))
     done = letters.run("show", id[:13])
     assert json.loads(done.stdout) == CAT
@@ -123,13 +123,13 @@ def test_a_dead_letter_goes_back_to_its_queue(letters: Letters):
 
 
 def test_more_than_one_call_takes_are_all_found(letters: Letters):
-    """A receive takes ten; a look takes all."""
+    """One receive returns at most ten; a look returns all."""
     letters.add(*(f"text {n}" for n in range(23)))
     assert len(letters.listed()) == 23
 
 
 def test_what_is_missing_is_said(letters: Letters, cloud: Cloud, dreamdrop: Cli):
-    """No queue, no dead-letter queue, neither an id nor --all: each has its sentence."""
+    """No queue, no dead-letter queue, neither an id nor --all: each has its own message."""
     plain = cloud.queue()
     done = dreamdrop("dead-letters", "list", "--queue", plain, **cloud.environment())
     assert done.returncode == 3
@@ -148,7 +148,7 @@ def test_a_put_back_request_is_drawn(letters: Letters, tmp_path: Path):
 
 @given(st.text() | JSON.map(json.dumps))
 def test_anything_can_be_described(text: str):
-    """No message makes looking fail, and none can move the terminal's cursor."""
+    """No message makes reading fail, and none can move the terminal's cursor."""
     letter = read(Message("id", "receipt", text, 1))
     assert letter.what
     assert all(c.isprintable() or c in "\n\t" for c in letter.what + letter.why)

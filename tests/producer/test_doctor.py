@@ -67,7 +67,7 @@ def test_without_a_canary_it_only_looks(dreamdrop: Cli, tmp_path: Path):
 
 
 def test_a_store_that_is_not_there_is_a_finding(dreamdrop: Cli, tmp_path: Path):
-    """A mistyped directory is not made, and the canary stays home."""
+    """A mistyped directory is not made, and no test request is sent."""
     found = report(dreamdrop("doctor", "--store", "nowhere", "--json"))
     assert statuses(found["checks"]) == {"store": "fail"}
     assert "canary" not in found
@@ -107,7 +107,7 @@ def wired(dreamdrop: Cli, cloud: Cloud) -> str:
 def test_a_wired_bucket_passes_from_drop_to_picture(
     examine: Callable[..., dict[str, Any]], wired: str, cloud: Cloud
 ):
-    """The notification of a nasty key reaches a worker at once."""
+    """The notification of a key with unusual characters reaches a worker at once."""
     with worker_process(f"{cloud.store}/studio", "--queue", wired, "--reconcile", "600"):
         wait_for(lambda: [k for k in cloud.keys(f"studio/{WORKERS}") if ".probe" not in k], "no worker")
         found = examine("--queue", wired, "--timeout", "40")
@@ -134,7 +134,7 @@ def test_a_notification_without_a_worker_is_told_from_none(
 
 
 def test_a_bucket_that_announces_nothing_is_found_out(examine: Callable[..., dict[str, Any]], cloud: Cloud):
-    """Policy and notification are missing: a warning, for it may be meant so; the canary falls there."""
+    """Policy and notification are missing: a warning, as it may be intended; the canary stops there."""
     queue, _ = cloud.pair()
     found = examine("--queue", queue, "--timeout", "0.2")
     assert statuses(found["checks"])["notifications"] == "warn"
@@ -148,7 +148,7 @@ def test_a_bucket_that_announces_nothing_is_found_out(examine: Callable[..., dic
 def test_a_policy_that_was_taken_away_is_found_out(
     examine: Callable[..., dict[str, Any]], wired: str, cloud: Cloud
 ):
-    """The bucket still announces, but may not send: that is no choice, it fails."""
+    """The bucket still notifies, but may not send: that cannot be intended, so the check fails."""
     cloud.sqs.set_queue_attributes(QueueUrl=wired, Attributes={"Policy": ""})
     found = examine("--queue", wired, "--no-canary")
     assert statuses(found["checks"])["queue policy"] == "fail"

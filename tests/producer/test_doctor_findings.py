@@ -41,7 +41,7 @@ async def test_a_wrong_clock_is_noticed(apart: float, status: str):
 def test_visibility_is_judged_by_how_long_requests_take(
     visibility: float, slowest: float | None, status: str
 ):
-    """Renewing carries a request through hours, but not through twelve."""
+    """A message can be renewed for hours, but not for twelve."""
     facts = QueueFacts(visibility, "arn", 0, 0)
     assert doctor.visibility(facts, slowest).status == status
 
@@ -77,7 +77,7 @@ async def test_models_are_those_that_workers_announce(
 
 @pytest.mark.anyio
 async def test_what_strangers_left_in_a_store_does_not_stop_the_doctor(tmp_path: Path):
-    """Broken results and heartbeats are passed over."""
+    """Broken results and heartbeats are ignored."""
     for name in ("results/a/result.json", "workers/odd", "workers/list"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "results/a/result.json").write_text("{")
@@ -89,7 +89,7 @@ async def test_what_strangers_left_in_a_store_does_not_stop_the_doctor(tmp_path:
 
 @pytest.mark.anyio
 async def test_a_store_that_lets_nothing_be_listed_is_a_finding(monkeypatch: pytest.MonkeyPatch):
-    """Keys that may write and not look: the doctor says so and goes on to the end."""
+    """Credentials that may write but not list: the doctor says so and goes on to the end."""
     front = S3Front(faults=[Fault("denied", method="GET")])
     with running(front):
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": front.url}.items():

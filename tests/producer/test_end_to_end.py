@@ -86,7 +86,7 @@ def test_a_table_and_prompts_are_drawn(dreamdrop: Cli, served: Path, tmp_path: P
 
 
 def test_a_copied_file_is_answered(served: Path):
-    """A file that lands in `requests/` becomes pictures; a broken one becomes words."""
+    """A file that is dropped into `requests/` becomes pictures; a broken one gets an error message."""
     requests = served / "requests"
     requests.mkdir(exist_ok=True)
     for name, body in (("cat", '{"prompt": "a cat", "width": 64, "height": 64}'), ("bad", '{"prompt": }')):
@@ -103,7 +103,7 @@ def test_a_copied_file_is_answered(served: Path):
 
 
 def test_a_request_is_watched_and_cancelled_while_it_is_drawn(tmp_path: Path):
-    """Steps are told while a request is drawn; cancelling ends it, and the worker goes on with the next."""
+    """Steps are reported while a request is drawn; canceling ends it, and the worker goes on with the next."""
     store = tmp_path / "store"
     store.mkdir()
     with running(store, "--null", '{"seconds_per_step": 0.2}'), Client(store) as dream:
@@ -123,7 +123,7 @@ def test_a_request_is_watched_and_cancelled_while_it_is_drawn(tmp_path: Path):
 def test_the_demo_runs_and_runs_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """`make demo` ends well, twice: all drawn but the broken one, and a gallery page."""
+    """`make demo` succeeds, twice: all but the broken one are drawn, and there is a gallery page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for _ in range(2):

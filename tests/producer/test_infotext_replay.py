@@ -48,7 +48,7 @@ def test_the_parameters_text_makes_the_request(tmp_path: Path, kind: str):
 
 
 def test_a_strength_hints_at_a_picture(tmp_path: Path, dreamdrop: Callable[..., Any]):
-    """The text does not tell the task; where it holds a strength, the user is asked for the image."""
+    """The text does not say the task; where it holds a strength, the user is asked for the image."""
     info = PngInfo()
     info.add_text("parameters", TEXT + ", Denoising strength: 0.5")
     Image.new("RGB", (64, 32)).save(tmp_path / "a.png", pnginfo=info)

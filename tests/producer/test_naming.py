@@ -1,4 +1,4 @@
-"""A dropped file that asks under an id of its own is found by either name, and canceled once."""
+"""A dropped file whose body has an id is found by either name, and canceled once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def take(client: AsyncClient, id: str, key: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["b", "foo"])
 async def test_either_name_leads_to_the_request(client: AsyncClient, name: str):
-    """Before and after the claim, on every kind of store: where it stands, and which file asked."""
+    """Before and after the claim, on every kind of store: its state, and which file it came from."""
     await client.store.create("requests/a.json", b'{"prompt": "a dog"}')
     await client.store.create(KEY, BODY)
     state = await client.find(name)
@@ -102,7 +102,7 @@ async def test_a_cancel_takes_the_name_that_the_worker_would(client: AsyncClient
 async def test_a_file_that_is_edited_while_it_is_canceled_is_looked_at_again(
     home: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ):
-    """What is canceled is what lies there when it is read, under the id that this asks for."""
+    """The body that is there when it is read is canceled, under the id that it has."""
     await home.store.create(KEY, BODY)
     edited = b'{"prompt": "a cat", "id": "bar"}'
     real, looks = home.store.head, 0
@@ -122,7 +122,7 @@ async def test_a_file_that_is_edited_while_it_is_canceled_is_looked_at_again(
 
 
 def test_the_command_line_says_which_name_counts(dreamdrop: Cli, tmp_path: Path):
-    """status and cancel tell the id, watch follows it, and programs get the file's key."""
+    """status and cancel print the id, watch follows it, and programs get the file's key."""
     store = tmp_path / "dreamdrop-data"
     (store / "requests").mkdir(parents=True)
     (store / KEY).write_bytes(BODY)

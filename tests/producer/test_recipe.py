@@ -42,7 +42,7 @@ def picture(path: Path, **texts: str) -> Path:
 
 
 def test_our_own_chunk_makes_the_request(tmp_path: Path):
-    """Every field that a request has comes back, and what is left out is no manifest's field."""
+    """Every field that a request has comes back; what is left out is not a field of a manifest."""
     found = read_recipe(picture(tmp_path / "a.png", dreamdrop=json.dumps(RECIPE)))
     expected = {k: v for k, v in RECIPE.items() if k not in ("model_revision", "strength", "loras")}
     assert found.manifest == expected

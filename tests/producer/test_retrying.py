@@ -46,7 +46,7 @@ async def test_what_did_not_succeed_goes_again_under_a_new_id(home: AsyncClient,
 
 @pytest.mark.anyio
 async def test_a_manifest_that_names_itself_gets_the_new_name(home: AsyncClient, worker: Worker):
-    """Else it would be answered under the old one."""
+    """Otherwise it would be answered under the old one."""
     first = await ended(home, worker, CAT | {"id": "mine"}, "failed")
     again = await home.retry(first)
     assert again.ticket is not None
@@ -80,7 +80,7 @@ async def test_a_retry_is_not_repeated_while_it_works_or_when_it_succeeded(home:
     ],
 )
 async def test_any_id_has_a_next_one(home: AsyncClient, id: str, new: str):
-    """Also those that only we make: what a client may not choose in them is replaced."""
+    """Also ids that only workers make: characters that a client may not choose are replaced."""
     body = json.dumps(CAT).encode()
     result = Result(id=id, status="failed", fingerprint=fingerprint(body), request=Frozen.of(body))
     await home.store.create(f"results/{id}/result.json", result.to_json())
@@ -103,7 +103,7 @@ async def test_a_row_goes_again_while_its_batch_is_still_on_its_way(home: AsyncC
 
 @pytest.mark.anyio
 async def test_there_must_be_something_to_retry(home: AsyncClient, worker: Worker):
-    """Not what succeeded, is waiting, or was cut; and what can never succeed is told in its own words."""
+    """Not what succeeded, is waiting, or was cut; what can never succeed is refused with the reason."""
     done = await ended(home, worker, CAT, "succeeded", id="done")
     with pytest.raises(NothingToRetry, match="done succeeded"):
         await home.retry(done)
@@ -162,7 +162,7 @@ async def test_what_can_only_fail_again_is_to_be_corrected(
 
 
 def test_a_retry_goes_by_queue_where_there_is_one(dreamdrop: Cli, cloud: Cloud, tmp_path: Path):
-    """With DREAMDROP_QUEUE workers hear of it at once."""
+    """With DREAMDROP_QUEUE workers are notified at once."""
     queue = cloud.queue()
     both = cloud.environment() | {"DREAMDROP_QUEUE": queue, "DREAMDROP_STORE": cloud.store}
     (tmp_path / "a.json").write_text(json.dumps(CAT))

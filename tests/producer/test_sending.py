@@ -119,7 +119,7 @@ async def test_the_same_request_is_not_sent_when_it_is_over(
 async def test_a_conflict_is_found_before_anything_is_dropped(
     dream: AsyncClient, cloud: Cloud, worker: Callable[..., object]
 ):
-    """Of two requests one is over under another body: the other one is not dropped or sent either."""
+    """One of two ids has ended with another body: the other request is not dropped or sent either."""
     queue = cloud.queue(MaximumMessageSize="1024")
     ticket = await dream.submit(CAT | {"id": "mine"})
     await worker(dream.store, ticket.key)  # type: ignore[misc]

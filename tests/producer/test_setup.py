@@ -56,7 +56,7 @@ def test_what_others_set_up_stays(setup: Cli, cloud: Cloud):
 
 
 def test_what_is_missing_is_named_with_what_to_do(setup: Cli, cloud: Cloud):
-    """A bare queue fails three checks, and each says how to mend it."""
+    """A bare queue fails three checks, and each says how to fix it."""
     queue = cloud.queue()
     done = setup("--check", "--queue", queue, "--json")
     failed = {c["check"]: c["fix"] for c in json.loads(done.stdout)["checks"] if c["status"] == "fail"}
@@ -81,7 +81,7 @@ def test_a_dead_letter_queue_that_is_gone_is_noticed(setup: Cli, cloud: Cloud):
 
 
 def test_what_is_printed_can_be_run(setup: Cli, cloud: Cloud):
-    """Without an account nothing is asked: the commands hold valid JSON, and the JSON form the same."""
+    """Without an account AWS is not called: the commands hold valid JSON, and the JSON form holds the same."""
     done = setup("--account", "123456789012", store=f"{cloud.store}/studio")
     commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("aws ")]
     assert [command[2] for command in commands] == [
@@ -98,7 +98,7 @@ def test_what_is_printed_can_be_run(setup: Cli, cloud: Cloud):
 
 @pytest.mark.parametrize("store", ["./folder", "memory://"])
 def test_only_a_bucket_has_notifications(setup: Cli, store: str):
-    """A directory needs no queue; the sentence says what to give."""
+    """A directory needs no queue; the message says what to give."""
     done = setup(store=store)
     assert done.returncode == 3
     assert "give --store s3://bucket" in done.stderr
@@ -114,7 +114,7 @@ def test_a_bucket_that_is_not_there_is_told(setup: Cli, cloud: Cloud):
 
 
 def test_a_bucket_in_another_region_is_told_before_anything_is_made(setup: Cli, cloud: Cloud):
-    """S3 announces only within a region; the sentence names the variable to set."""
+    """S3 notifies only within a region; the message names the variable to set."""
     far = f"far-{cloud.bucket}"
     cloud.s3.create_bucket(Bucket=far, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     done = setup("--apply", store=f"s3://{far}")

@@ -1,4 +1,4 @@
-"""What people read in a table."""
+"""The tables that people read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from schemas.result import Progress
 
 
 def test_the_time_that_remains_is_said_once_it_is_known():
-    """Whole seconds, rounded up; nothing while there is no pace yet; the preview never."""
+    """Whole seconds, rounded up; nothing while it is not known; never the preview."""
     said = Progress(
         id="a", steps_done=3, steps_total=20, images_total=1, eta=12.2, preview="data:image/jpeg,x"
     )
