@@ -221,7 +221,7 @@ class AsyncClient:
         return await canceling.cancel(await self._open(), _id(request), self._limits)
 
     async def retry(self, request: Ticket | str, *, queue: str | None = None) -> retrying.Retry:
-        """Submit a request that did not succeed again; for a batch, only its rows that did not.
+        """Submit again a request that did not succeed; for a batch, only its rows that did not.
 
         Results are written once, so the retry gets a new id: `<id>-r2` and so on. A retry that is waiting,
         being drawn or has succeeded is not repeated.

@@ -17,6 +17,7 @@ from schemas import infotext
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img
 
+_NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images"}
 _BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
 
 
@@ -59,14 +60,7 @@ def _request_of(recipe: dict[str, Any]) -> Replay:
     """The fields of a recipe that a request has; one image, from its own seed."""
     task = recipe.get("task")
     body = _BODIES.get(task, Text2Img) if isinstance(task, str) else Text2Img
-    fields = set(body.model_fields) - {
-        "id",
-        "metadata",
-        "expires_at",
-        "image",
-        "mask_image",
-        "number_of_images",
-    }
+    fields = set(body.model_fields) - _NOT_REPEATED
     manifest = {k: v for k, v in recipe.items() if k in fields and v is not None}
     if not manifest.get("loras"):
         manifest.pop("loras", None)

@@ -34,11 +34,7 @@ DRAWINGS: dict[str, dict[str, Any]] = {
     "square": {"prompt": "a green square on a white background", "seed": 3, "cfg_scale": 5},
     "triangle": {"prompt": "an orange triangle on a black background", "seed": 4, "scheduler": "Euler a"},
     "heart": {"prompt": "a red heart on a white background", "seed": 5, "steps": 12},
-    "ring": {
-        "prompt": "a purple ring on a yellow background",
-        "seed": 6,
-        "scheduler": "DPM++ 2M Karras",
-    },
+    "ring": {"prompt": "a purple ring on a yellow background", "seed": 6, "scheduler": "DPM++ 2M Karras"},
     "two": {"prompt": "a red circle and a blue square on a white background", "seed": 7},
 }
 

@@ -43,7 +43,7 @@ def doctor(
     ] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Check that everything works, and say how to fix what does not.
+    """Check an installation and say what to fix.
 
     The exit code is 1 if a check fails.
     """

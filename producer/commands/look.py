@@ -110,7 +110,7 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
 
 
 def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the models of the live workers, and the fine-tuned ones in the store."""
+    """List the models of live workers and of the store."""
 
     async def work(client: AsyncClient) -> None:
         known = await client.models()

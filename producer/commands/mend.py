@@ -41,7 +41,7 @@ def retry(
     queue: QueueUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a request that did not succeed again.
+    """Submit again a request that did not succeed.
 
     The retry gets a new id, because results are written once. Of a batch, only the rows that did not succeed
     are submitted again.

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from producer.errors import StillWorking
-from producer.request_state import read_progress, workers_alive
+from producer.request_state import State, read_progress, workers_alive
 from schemas.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from producer.checks.dead_letters import DeadLetter
     from producer.client import AsyncClient
     from producer.overview import Overview
-    from producer.request_state import State
     from producer.requests import Ticket
     from schemas.result import Failure, Result
     from schemas.result import Progress as RequestProgress
@@ -240,26 +239,10 @@ def overview(store: Overview) -> Group:
         f"{len(store.queued)} queued, {len(store.processing)} processing, {store.over} ended{some}; "
         f"{store.workers} worker{'s' * (store.workers != 1)}"
     )
-    table = Table("request", "status", "about", box=None, padding=(0, 2, 0, 0))
-    for id in store.queued[:20]:
-        table.add_row(escape(id), "queued", "")
-    for id, progress in list(store.processing.items())[:20]:
-        steps = (
-            f"step {progress.steps_done} of {progress.steps_total}{_left(progress)}"
-            if progress and progress.steps_total
-            else ""
-        )
-        table.add_row(escape(id), "processing", steps)
-    for result in store.latest:
-        images = (
-            f"{len(result.images)} image{'s' * (len(result.images) != 1)}"
-            if result.batch is None
-            else "batch"
-        )
-        table.add_row(
-            escape(result.id), _coloured(result.status), escape(images + _also(why(result.failure)))
-        )
-    return Group(counts, table) if table.row_count else Group(counts)
+    rows = [State(id, "queued") for id in store.queued[:20]]
+    rows += [State(id, "processing", progress=p) for id, p in list(store.processing.items())[:20]]
+    rows += [State(result.id, result.status, result=result) for result in store.latest]
+    return Group(counts, states(rows)) if rows else Group(counts)
 
 
 def _also(text: str) -> str:
