@@ -47,20 +47,18 @@ _CUT = 5_000  # characters of each prompt that fit then, at four bytes each
 def decode_base64(value: object, field: str, limits: Limits) -> bytes:
     """The bytes of a base64 text, bare or as a data URI. Raises `Rejected` that names the field."""
     if not isinstance(value, str):
-        raise Rejected.of_field(field, "should be a text: the file's bytes in base64", INVALID)
+        raise _refusal(field, "should be a text: the file's bytes in base64")
     uri = _DATA_URI.match(value)
     if uri is None and value[:5].lower() == "data:":
         text = "is a data URI without ';base64,'; send data:image/png;base64,<the file in base64>"
-        raise Rejected.of_field(field, text, INVALID)
+        raise _refusal(field, text)
     text = value[uri.end() :] if uri else value
     if len(text) * 3 // 4 > limits.max_body_bytes:
         raise TooLarge(f"{field}, decoded,", len(text) * 3 // 4, limits.max_body_bytes)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Rejected.of_field(
-            field, "is not valid base64; send the file's bytes in base64", INVALID
-        ) from error
+        raise _refusal(field, "is not valid base64; send the file's bytes in base64") from error
 
 
 @contextmanager
@@ -78,7 +76,7 @@ def open_picture(data: bytes, field: str, limits: Limits) -> Iterator[tuple[Imag
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.width * picture.height > limits.max_input_pixels:
-                raise Rejected.of_field(field, too_many, INVALID)
+                raise _refusal(field, too_many)
             notes: list[Note] = []
             if getattr(picture, "n_frames", 1) > 1:
                 text = f"{field}: only its first frame is used"
@@ -88,13 +86,15 @@ def open_picture(data: bytes, field: str, limits: Limits) -> Iterator[tuple[Imag
     except (Rejected, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Rejected.of_field(field, too_many, INVALID) from error
+        raise _refusal(field, too_many) from error
     except UnidentifiedImageError as error:
-        raise Rejected.of_field(
-            field, "cannot be read as a picture; send PNG, JPEG or WebP", INVALID
-        ) from error
+        raise _refusal(field, "cannot be read as a picture; send PNG, JPEG or WebP") from error
     except Exception as error:  # decoders fail in many ways; none may end more than this request
-        raise Rejected.of_field(field, "is damaged or truncated; send the whole file", INVALID) from error
+        raise _refusal(field, "is damaged or truncated; send the whole file") from error
+
+
+def _refusal(field: str, text: str) -> Rejected:
+    return Rejected.of_field(field, text, INVALID)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
