@@ -194,12 +194,7 @@ def worker(
         patience=patience,
         null=json.loads(null),
     )
-    places = Places(
-        store=store,
-        queues=queue or (),
-        announce=announce or (),
-        input_prefixes=input_prefix or ("uploads/",),
-    )
+    places = Places(store, queue or (), announce or (), input_prefix or ("uploads/",))
     try:
         raise typer.Exit(serve(places, Cards.of(models or ()), settings, child))
     except DreamError as error:

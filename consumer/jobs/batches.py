@@ -1,6 +1,6 @@
-"""A file of many requests: drop each row as a request of its own, wait, and sum up.
+"""A batch, which is a file of many requests: drops each row as a request, waits for all, and sums up.
 
-Rows have fixed names, so a crash in the middle of either half is repeated harmlessly.
+Rows have fixed names, so after a crash another worker may repeat any of this without harm.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ABREAST = 16  # store calls in flight at a time
-_LOOK = (0.1, 5.0)  # seconds between two looks for finished rows: shortest, longest
-_SPARE = 9  # and so many times as long as a listing takes, which grows with the rows that are over
+_IN_FLIGHT = 16  # store calls at a time
+_POLL_INTERVAL = (0.1, 5.0)  # seconds between two looks for finished rows: first, longest
+_IDLE_FACTOR = (
+    9  # the pause is at least this many times a listing, which takes longer the more rows have ended
+)
 _SHOWN = 500  # pictures in a gallery page; more would make it too heavy to open
 
 
 @dataclass
 class Batches:
-    """Fans batches out and rolls them up, for one worker."""
+    """Runs the batches of one worker."""
 
     store: Store
     limits: Limits
@@ -45,57 +47,56 @@ class Batches:
     session: str
 
     async def run(self, held: Held) -> Result:
-        """See a claimed batch through; the caller commits what this returns."""
+        """The result of a claimed batch, once all its rows have ended; the caller commits it."""
         began, claim = self.clock(), held.claim
         try:
             rows = await asyncio.to_thread(split_rows, claim.id, claim.frozen.body(), self.limits)
         except Rejected as error:
             return self._result(held, began, "failed", Failure.of(error))
-        over = await self._ids_over(claim.id)
-        fresh = [row for row in rows if row.id not in over]
+        ended = await self._ended_ids(claim.id)  # by an earlier attempt, which may have dropped all rows
+        fresh = [row for row in rows if row.id not in ended]
         await gather_bounded(
-            fresh, _ABREAST, lambda row: self.store.create(layout.request_key(row.id), row.body)
+            fresh, _IN_FLIGHT, lambda row: self.store.create(layout.request_key(row.id), row.body)
         )
         log.info("batch dropped", extra={"id": claim.id, "rows": len(rows), "new": len(fresh)})
         results = await self._wait(claim.id, rows)
         return await self._sum_up(held, began, rows, results)
 
-    async def _ids_over(self, batch: str) -> set[str]:
-        """The rows that have a result."""
+    async def _ended_ids(self, batch: str) -> set[str]:
+        """The ids below a batch that have a result."""
         folder = layout.result_folder(batch)
         return {
             id async for info in self.store.list(folder) if (id := layout.parse_result(info.key)) is not None
         }
 
     async def _wait(self, batch: str, rows: list[Row]) -> dict[int, Result]:
-        """Every row's result, by line; as long as it takes."""
-        found: dict[int, Result] = {}
-        pauses = backoff(*_LOOK)
+        """Every row's result, by line, once there are all."""
+        results: dict[int, Result] = {}
+        pauses = backoff(*_POLL_INTERVAL)
         while True:
             began = self.clock()
-            over = await self._ids_over(batch)
+            ended = await self._ended_ids(batch)
             listing = self.clock() - began
-            open_rows = [row for row in rows if row.line not in found]
-            before = len(found)
+            before = len(results)
 
-            async def read(row: Row, over: set[str] = over) -> None:
-                print_ = layout.fingerprint(row.body)
-                for id in (row.id, layout.other_body_id(row.id, print_)):
-                    if id in over:
-                        result = Result.model_validate_json(
-                            (await self.store.get(layout.result_key(id))).body
-                        )
-                        if answers(result.fingerprint, print_):
-                            found[row.line] = result
+            async def read(row: Row, ended: set[str] = ended) -> None:
+                fingerprint = layout.fingerprint(row.body)
+                ids = (row.id, layout.other_body_id(row.id, fingerprint))
+                for id in (id for id in ids if id in ended):
+                    body = (await self.store.get(layout.result_key(id))).body
+                    result = Result.model_validate_json(body)
+                    if answers(result.fingerprint, fingerprint):
+                        results[row.line] = result
 
-            await gather_bounded(open_rows, _ABREAST, read)
-            if len(found) == len(rows):
-                return found
-            if len(found) > before:
-                pauses = backoff(*_LOOK)
-            await asyncio.sleep(max(next(pauses), _SPARE * listing))
+            await gather_bounded([row for row in rows if row.line not in results], _IN_FLIGHT, read)
+            if len(results) == len(rows):
+                return results
+            if len(results) > before:
+                pauses = backoff(*_POLL_INTERVAL)
+            await asyncio.sleep(max(next(pauses), _IDLE_FACTOR * listing))
 
     async def _sum_up(self, held: Held, began: float, rows: list[Row], results: dict[int, Result]) -> Result:
+        """Write the summary files of a batch whose rows have all ended, and make its result."""
         batch, folder = held.claim.id, layout.result_folder(held.claim.id)
         ended = [results[row.line].status for row in rows]
         counts = BatchCounts(total=len(rows), **{s: ended.count(s) for s in set(ended)})
@@ -119,49 +120,45 @@ class Batches:
             contact_sheet=folder + "contact-sheet.png" if thumbnails else "",
         )
         files["batch.json"] = (summary.model_dump_json(indent=2).encode() + b"\n", "application/json")
-        for name, (body, content_type) in files.items():
+        for name, (body, content_type) in files.items():  # batch.json last, as it names the others
             await self.store.create(folder + name, body, content_type=content_type)
-        failed = counts.total - counts.succeeded
-        status: Status = "succeeded" if not failed else "partial" if good else "failed"
-        failure = None
-        if failed:
-            where = "errors.jsonl says why" if bad else "results.jsonl says why"
-            where += ", and results.jsonl of those with some images" if bad and counts.partial else ""
-            text = f"{failed} of {counts.total} rows did not succeed; {where}"
-            failure = Failure(code="some_rows_failed", message=text)
-        return self._result(held, began, status, failure, summary)
+        if counts.succeeded == counts.total:
+            return self._result(held, began, "succeeded", None, summary)
+        where = "errors.jsonl says why" if bad else "results.jsonl says why"
+        where += ", and results.jsonl for rows with some images" if bad and counts.partial else ""
+        text = f"{counts.total - counts.succeeded} of {counts.total} rows did not succeed; {where}"
+        failure = Failure(code="some_rows_failed", message=text)
+        return self._result(held, began, "partial" if good else "failed", failure, summary)
 
     async def _items(
         self, batch: str, rows: list[Row], results: dict[int, Result]
     ) -> list[gallery.GalleryItem]:
-        """What the gallery shows: each image, and each row that has none."""
+        """The items of the gallery: one for each image, and one for each row without any."""
         items: list[gallery.GalleryItem] = []
         for row in rows:
             result = results[row.line]
             name = row.custom_id or row.id.rsplit("/", 1)[-1]
             prompt = str(result.parameters.get("prompt") or "")
-            common: dict[str, Any] = {"id": name, "prompt": prompt, "status": result.status}
-            common["parameters"] = result.parameters
-            why = result.failure.message if result.failure else None
+            common: dict[str, Any] = {
+                "id": name,
+                "prompt": prompt,
+                "status": result.status,
+                "parameters": result.parameters,
+                "failure": result.failure.message if result.failure else None,
+            }
             if not result.images:
-                items.append(
-                    gallery.GalleryItem(**common, seed=None, image_href=None, thumbnail=None, failure=why)
-                )
+                items.append(gallery.GalleryItem(**common))
             for image in result.images:
                 small = await self._thumbnail(image.key) if len(items) < _SHOWN else None
                 href = image.key.removeprefix(layout.result_folder(batch))
-                items.append(
-                    gallery.GalleryItem(
-                        **common, seed=image.seed, image_href=href, thumbnail=small, failure=why
-                    )
-                )
+                items.append(gallery.GalleryItem(**common, seed=image.seed, image_href=href, thumbnail=small))
         return items
 
     async def _thumbnail(self, key: str) -> bytes | None:
         try:
             body = (await self.store.get(key)).body
         except NotFound:
-            return None  # somebody removed it; the page still opens
+            return None  # it was removed; the page works without it
         return await asyncio.to_thread(gallery.thumbnail, body)
 
     def _result(
@@ -179,7 +176,7 @@ class Batches:
 
 
 def _lines(rows: list[Row], results: dict[int, Result]) -> bytes:
-    """One JSON document a row, in the shape of OpenAI's batch output: match on `custom_id`, not on order."""
+    """One JSON document for each row, like OpenAI's batch output: match rows by `custom_id`, not by order."""
     return b"".join(_line(row, results[row.line]) for row in rows)
 
 

@@ -66,12 +66,12 @@ class GalleryItem:
 
     id: str
     prompt: str
-    seed: int | None
     status: str
-    image_href: str | None  # relative to the page
-    thumbnail: bytes | None
     failure: str | None
     parameters: Mapping[str, Any]
+    seed: int | None = None
+    image_href: str | None = None  # relative to the page
+    thumbnail: bytes | None = None
 
 
 def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None = None) -> bytes:

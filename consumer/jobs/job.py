@@ -102,6 +102,11 @@ class Job:
         return [index for index in self.missing() if index not in self.handed]
 
     @property
+    def partly_drawn(self) -> bool:
+        """Whether any step of it is done."""
+        return bool(self.progress or self.images or self.finishing)
+
+    @property
     def complete(self) -> bool:
         return len(self.images) + len(self.failures) == len(self.plan.seeds)
 

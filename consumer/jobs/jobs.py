@@ -68,14 +68,6 @@ class Jobs:
     def busy(self) -> bool:
         return bool(self.active or self.batches or self._outcomes.tasks)
 
-    @property
-    def not_begun(self) -> list[Job]:
-        """The jobs of which nothing is drawn, not even in part."""
-        waiting = self._outcomes.dispatch.waiting
-        return [
-            j for j in self.active.values() if j in waiting or not (j.progress or j.images or j.finishing)
-        ]
-
     # How a request begins --------------------------------------------------------------------
 
     def begin(self, held: Held) -> None:
@@ -175,7 +167,8 @@ class Jobs:
         Args:
             grace: seconds.
         """
-        back, batches = self.not_begun, list(self.batches.values())
+        waiting, batches = self._outcomes.dispatch.waiting, list(self.batches.values())
+        back = [job for job in self.active.values() if job in waiting or not job.partly_drawn]
         facts = {"given_back": len(back) + len(batches), "finishing": len(self.active) - len(back)}
         log.info("draining", extra=facts)
         for _, task in batches:  # a batch waits for its rows, which may take longer than any grace period

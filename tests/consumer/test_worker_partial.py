@@ -49,7 +49,7 @@ def test_a_batch_says_where_each_kind_of_failure_is_told(tmp_path: Path):
         drop(tmp_path, "two.jsonl", "\n".join(map(json.dumps, rows)).encode())
         answer = result(tmp_path, "two")
     assert answer["failure"]["message"].endswith(
-        "errors.jsonl says why, and results.jsonl of those with some images"
+        "errors.jsonl says why, and results.jsonl for rows with some images"
     )
     (bad,) = lines(tmp_path / "results" / "two" / "errors.jsonl")
     assert bad["error"]["code"] == "render_error"
