@@ -35,6 +35,9 @@ def spoil(seed: int, since: float) -> None:
     time.time_ns = lambda: int(time.time() * 1e9)
     time.monotonic = lambda: monotonic() + since
     datetime.datetime = Wrong  # type: ignore[misc]
-    import consumer.intake.claiming
+    import schemas.manifest
+    import schemas.result
 
-    consumer.intake.claiming.datetime = Wrong  # type: ignore[attr-defined]
+    for module in (schemas.manifest, schemas.result):  # where a worker reads the date
+        assert module.datetime.now  # type: ignore[attr-defined]
+        module.datetime = Wrong  # type: ignore[attr-defined]
