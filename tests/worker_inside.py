@@ -1,4 +1,4 @@
-"""A worker inside the test's own process, so that what it holds can be looked at; its renderers are real children."""
+"""A worker inside the test's own process, so that tests can see what it holds; its renderers are real children."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_worker(
     queues: Sequence[MessageLeases] = (),
     **settings: Any,
 ) -> Worker:
-    """A worker that was not started yet; its children are null renderers unless told otherwise."""
+    """A worker that is not started yet; its children are null renderers by default."""
     rng = random.Random(1)
     chosen = WorkerSettings(**{"timing": TIMING, "grace": 5.0, "ahead": 4, **settings})
     return Worker(
@@ -69,7 +69,7 @@ async def running(worker: Worker) -> AsyncIterator[Worker]:
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    """Wait for it; fail when it does not come."""
+    """Wait until the condition holds; fail after some seconds."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

@@ -40,7 +40,7 @@ def worker(
 
 
 def drop(store: Path, name: str, document: Any) -> Path:
-    """Put a request file in place, whole at once."""
+    """Put a request file in place with one rename, so that it is never half written."""
     path = store / "requests" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
@@ -51,7 +51,7 @@ def drop(store: Path, name: str, document: Any) -> Path:
 
 
 def files(folder: Path, pattern: str = "*") -> list[Path]:
-    """The files below a folder that others work in; `Path.rglob` fails when a folder goes away under it."""
+    """The files below a folder that workers change meanwhile; `Path.rglob` fails when a folder is removed."""
     return [
         Path(at, name)
         for at, _, names in os.walk(folder)
@@ -70,5 +70,5 @@ def result(store: Path, id: str, timeout: float = 20.0) -> dict[str, Any]:
                 f"no result for {id!r} after {timeout} s; there is {sorted(p.name for p in files(store, '*.json'))}"
             )
         time.sleep(0.02)
-    found: dict[str, Any] = json.loads(path.read_bytes())
-    return found
+    result: dict[str, Any] = json.loads(path.read_bytes())
+    return result

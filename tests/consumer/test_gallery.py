@@ -1,4 +1,4 @@
-"""The gallery page: it stands alone, it runs nothing, and no text becomes markup."""
+"""The gallery page: it is self-contained, it runs nothing, and no text becomes markup."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def item(**changes: Any) -> GalleryItem:
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_text_becomes_markup(payload: str):
-    """In every place that a request's author can fill: the same elements, no handler, no foreign address."""
+    """Wherever the author of a request can put text: the same elements, no handler, no foreign address."""
 
     def filled(text: str) -> Reader:
         everywhere: dict[str, Any] = {"id": text, "prompt": text, "status": text}
@@ -118,12 +118,12 @@ def test_the_policy_names_the_style_and_allows_no_script():
 
 
 def test_a_page_tells_what_happened():
-    """Prompt, seed and settings; failures in words; the counts of the batch."""
+    """It shows prompt, seed and settings, failure messages, and the counts of the batch."""
     failed = item(
         id="dog", image_href=None, thumbnail=None, seed=None, status="failed", failure="no such model"
     )
     read = Reader(page("cats & dogs", [item(), failed], counts=BatchCounts(total=2, succeeded=1, failed=1)))
-    for words in (
+    for text in (
         "cats & dogs",
         "a red circle",
         "seed 5",
@@ -132,20 +132,20 @@ def test_a_page_tells_what_happened():
         "no such model",
         "1 picture ·",
     ):
-        assert words in read.text
+        assert text in read.text
     assert "2 requests: 1 succeeded, 1 failed" in read.text
     assert ("a", "href", "cat/0.png") in read.attributes
     assert [value for tag, name, value in read.attributes if name == "alt"] == ["a red circle"]
 
 
 def test_strange_names_make_working_links():
-    """Spaces, percent signs, question and hash marks are coded."""
+    """Spaces, percent signs, question marks and hash marks are percent-encoded."""
     read = Reader(page("t", [item(image_href="a b/50%?#é.png")]))
     assert ("a", "href", "a%20b/50%25%3F%23%C3%A9.png") in read.attributes
 
 
 def test_small_pictures_are_enlarged_sharply():
-    """Those of few pixels are marked for it, and their thumbnails lose nothing."""
+    """A small picture has a class for it, and its thumbnail is lossless."""
     read = Reader(page("t", [item(), item(thumbnail=thumbnail(drawn((300, 200))))]))
     assert [value for tag, name, value in read.attributes if (tag, name) == ("img", "class")] == ["small"]
     noise = Image.effect_noise((64, 64), 80).convert("RGB")
@@ -156,7 +156,7 @@ def test_small_pictures_are_enlarged_sharply():
 
 
 def test_a_thumbnail_keeps_the_shape():
-    """The longer side has the size asked for; nothing is enlarged."""
+    """The longer side has the given size; nothing is enlarged."""
     with Image.open(io.BytesIO(thumbnail(drawn((1024, 512)), 256))) as small:
         assert (small.format, small.size) == ("WEBP", (256, 128))
     with Image.open(io.BytesIO(thumbnail(drawn((40, 30))))) as small:
@@ -165,7 +165,7 @@ def test_a_thumbnail_keeps_the_shape():
 
 @pytest.mark.parametrize("count", [0, 1, 8, 9])
 def test_a_contact_sheet_shows_all_in_order(count: int):
-    """Eight a row, from the top left."""
+    """Eight in a row, from the top left."""
     colours = ["red", "lime", "blue"]
     sheet = contact_sheet([thumbnail(drawn((64, 64), colours[i % 3])) for i in range(count)], cell=64)
     with Image.open(io.BytesIO(sheet)) as image:
@@ -178,5 +178,5 @@ def test_a_contact_sheet_shows_all_in_order(count: int):
 
 
 def test_an_empty_batch_has_a_page():
-    """No picture is no error."""
+    """A page without pictures is not an error."""
     assert "0 pictures" in Reader(page("nothing", [])).text

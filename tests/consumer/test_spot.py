@@ -1,4 +1,4 @@
-"""A notice in the machine's metadata drains a worker; without one nothing happens."""
+"""An interruption notice in the instance's metadata drains a worker; without one nothing happens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Metadata(ThreadingHTTPServer):
-    """EC2's instance metadata service, version 2, as far as spot notices go."""
+    """EC2's instance metadata service, version 2, but only its spot notices."""
 
     notice: dict[str, str] | list[str] | None = None
     looks = 0
@@ -61,7 +61,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
 
 
 def test_a_notice_drains_the_worker_and_its_work_is_given_back(metadata: Metadata, tmp_path: Path):
-    """What was begun is another worker's at once, uncounted."""
+    """Another worker can take the request at once, and no attempt is counted."""
     drop(tmp_path, "long.json", {"prompt": "x", "steps": 100})
     with worker(tmp_path, "--spot", "--grace", "0.2", null={"seconds_per_step": 0.2}) as process:
         ends = time.monotonic() + 20
@@ -77,7 +77,7 @@ def test_a_notice_drains_the_worker_and_its_work_is_given_back(metadata: Metadat
 
 
 def test_a_worker_that_is_not_told_to_look_asks_nobody(metadata: Metadata, tmp_path: Path):
-    """The metadata service is an address that only EC2 has."""
+    """Only EC2 has a metadata service at that address."""
     drop(tmp_path, "cat.json", {"prompt": "x", "steps": 1})
     with worker(tmp_path):
         result(tmp_path, "cat")
@@ -85,7 +85,7 @@ def test_a_worker_that_is_not_told_to_look_asks_nobody(metadata: Metadata, tmp_p
 
 
 def test_an_answer_that_no_ec2_gives_is_not_taken_for_a_notice(metadata: Metadata, tmp_path: Path):
-    """Elsewhere that address may belong to somebody else, who must not be able to end a worker."""
+    """Elsewhere the address may belong to another service, which must not be able to end a worker."""
     metadata.notice = ["anything"]
     with worker(tmp_path, "--spot") as process:
         ends = time.monotonic() + 20

@@ -1,4 +1,4 @@
-"""A worker as its user meets it: real processes, real files, the null renderer."""
+"""A worker as its user sees it: real processes, real files, the null renderer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_dropped_manifest_becomes_images_and_a_result(tmp_path: Path):
 
 
 def test_a_batch_is_fanned_out_and_summed_up(tmp_path: Path):
-    """Rows end on their own; the summary files say which, by custom_id, and the page shows them."""
+    """Each row ends on its own; the summary files list them by custom_id, and the page shows them."""
     rows = [{"custom_id": f"row-{i}", "prompt": f"<b>{i}</b>", "steps": 1, "seed": i} for i in range(5)]
     text = "\n\n".join(json.dumps(row) for row in [*rows, {"custom_id": "bad", "prompt": "x", "stesp": 1}])
     with worker(tmp_path):
@@ -64,7 +64,7 @@ def test_a_batch_is_fanned_out_and_summed_up(tmp_path: Path):
 
 
 def test_repeated_row_names_are_refused_with_both_lines(tmp_path: Path):
-    """Answers are matched by name, so a name can be given once."""
+    """Results are matched by name, so a name can be given only once."""
     row = json.dumps({"custom_id": "same", "prompt": "x"})
     with worker(tmp_path):
         drop(tmp_path, "twice.jsonl", f"{row}\n\n{row}\n".encode())
@@ -87,7 +87,7 @@ def test_a_crash_of_the_renderer_is_charged_to_its_cause_only(tmp_path: Path):
 
 
 def test_a_hung_renderer_is_replaced(tmp_path: Path):
-    """Without progress for as long as patience lasts, the child goes and others are served."""
+    """A child that makes no progress for `--patience` seconds is replaced, and other requests are drawn."""
     with worker(tmp_path, "--patience", "0.5", "--max-attempts", "1", null={"hang_on": "stuck"}):
         drop(tmp_path, "stuck.json", {"prompt": "stuck", "steps": 1})
         assert result(tmp_path, "stuck")["failure"]["code"] == "worker_crashed"
@@ -113,7 +113,7 @@ def test_sigterm_gives_back_what_has_not_begun(tmp_path: Path):
 
 
 def test_a_cancelled_request_stops(tmp_path: Path):
-    """Cancelling is winning the race for the result; the worker notices and goes on with others."""
+    """A client cancels by creating the result; the worker notices and goes on with other requests."""
     from producer import Client
 
     with worker(tmp_path, null={"seconds_per_step": 0.2}), Client(str(tmp_path)) as client:
@@ -140,7 +140,7 @@ def test_a_request_survives_its_worker(tmp_path: Path):
 
 
 def test_the_same_name_with_another_body_gets_a_result_of_its_own(tmp_path: Path):
-    """Same body: the first answer stands. Another body: `<id>~<hash>`."""
+    """Same body: the first result stands. Another body: `<id>~<hash>`."""
     with worker(tmp_path):
         drop(tmp_path, "same.json", {"prompt": "one", "steps": 1, "seed": 1})
         first = result(tmp_path, "same")

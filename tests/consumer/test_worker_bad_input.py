@@ -1,4 +1,4 @@
-"""Bad input: each ends in one `failed` result that a person understands, and the worker lives."""
+"""Bad input ends in one `failed` result that a person understands, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def _bomb() -> bytes:
 
 def _nested(levels: int) -> list[Any]:
     """A list in a list in a list."""
-    found: list[Any] = []
+    nested: list[Any] = []
     for _ in range(levels):
-        found = [found]
-    return found
+        nested = [nested]
+    return nested
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One worker for all of these; it must outlive them."""
+    """One worker for all of these tests; it must still run after them."""
     root = tmp_path_factory.mktemp("store")
     with worker(root) as process:
         yield root
@@ -99,7 +99,7 @@ CASES: list[tuple[str, Any, str, str | None, str]] = [
 def test_bad_input_is_answered_in_words(
     store: Path, name: str, document: Any, code: str, field: str | None, word: str
 ):
-    """One result, with code, field and a message that says what is wrong; the request object goes."""
+    """One result, with code, field and a message that says what is wrong; the request object is deleted."""
     path = drop(store, f"{name}.json", document)
     answer = result(store, name)
     assert answer["status"] == ("expired" if code == "expired" else "failed")
@@ -111,7 +111,7 @@ def test_bad_input_is_answered_in_words(
 
 
 def test_a_photograph_of_a_megabyte_holds_nobody_up(store: Path):
-    """Text with so many slashes in it is told from a key at once; a search through it took minutes."""
+    """Base64 with many slashes is not mistaken for a key; searching it for one took minutes."""
     noise = Image.frombytes("RGB", (640, 640), os.urandom(640 * 640 * 3))
     buffer = io.BytesIO()
     noise.save(buffer, "PNG")
@@ -120,14 +120,14 @@ def test_a_photograph_of_a_megabyte_holds_nobody_up(store: Path):
 
 
 def test_broken_json_tells_line_and_column(store: Path):
-    """Where the text breaks stands in fields of its own, for programs."""
+    """Line and column are fields of their own, for programs."""
     drop(store, "where.json", b'{\n  "prompt": "x"\n  "steps": 3}')
     failure = result(store, "where")["failure"]
     assert (failure["line"], failure["column"]) == (3, 3)
 
 
 def test_a_file_over_the_limit_is_refused_unread(store: Path):
-    """100 MB are not read; the answer says how large and how large it may be."""
+    """100 MB are not read; the message names the size and the limit."""
     path = store / "requests" / "big.json.tmp"
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Several renderers in one worker, and what remains when they are lost."""
+"""Several renderers in one worker, and what happens when they are lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def drop(store: MemoryStore, names: list[str], **fields: object) -> None:
 
 
 async def answers(store: MemoryStore, count: int) -> list[dict[str, Any]]:
-    """The results, once there are so many."""
+    """The results, once there are `count` of them."""
     async with asyncio.timeout(30):
         while True:
             keys = [i.key async for i in store.list("results/") if i.key.endswith("/result.json")]
@@ -34,7 +34,7 @@ async def answers(store: MemoryStore, count: int) -> list[dict[str, Any]]:
 
 
 async def test_two_devices_draw_side_by_side_and_one_may_be_lost(tmp_path: Path):
-    """Both have work at once. What the dead one held is drawn again, what the other held is not."""
+    """Both work at the same time. What the dead one held is drawn again; what the other held is not."""
     store, diary = MemoryStore(), tmp_path / "diary"
     names = [f"r{i:02}" for i in range(16)]
     await drop(store, names)
@@ -75,7 +75,7 @@ async def test_a_large_request_is_handed_out_in_parts_and_ends_after_a_loss():
 async def test_a_worker_whose_device_is_gone_gives_its_requests_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """No child starts any more: the worker shows no life, claims nothing, and another one draws."""
+    """While no child starts, the worker writes no heartbeat, claims nothing, and gives back what it holds."""
     gone = tmp_path / "gone"
     (tmp_path / "dying_child.py").write_text(
         "import pathlib, sys\nfrom consumer.renderer import null as null_renderer\n"

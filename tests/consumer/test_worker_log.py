@@ -1,4 +1,4 @@
-"""What a worker's log says at its usual level: enough to find a fault, and nobody's words."""
+"""What a worker logs at the usual level: enough to find a fault, and nobody's prompt."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def with_child(tmp_path: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def end(store: MemoryStore, prompt: str) -> dict[str, Any]:
-    """Let a worker with one attempt see a request through."""
+    """The result of one request, drawn by a worker of its own."""
     await store.create("requests/r.json", json.dumps({"prompt": prompt, "steps": 1}).encode())
     async with running(make_worker(store)):
         async with asyncio.timeout(30):
             while await store.head("results/r/result.json") is None:
                 await asyncio.sleep(0.02)
-    found: dict[str, Any] = json.loads((await store.get("results/r/result.json")).body)
-    return found
+    result: dict[str, Any] = json.loads((await store.get("results/r/result.json")).body)
+    return result
 
 
-def told(caplog: pytest.LogCaptureFixture) -> str:
-    """Everything that was logged, facts and tracebacks included."""
+def log_text(caplog: pytest.LogCaptureFixture) -> str:
+    """Everything that was logged, with facts and tracebacks."""
     usual = logging.makeLogRecord({}).__dict__.keys()
     lines = []
     for record in caplog.records:
@@ -60,7 +60,7 @@ def told(caplog: pytest.LogCaptureFixture) -> str:
 async def test_a_child_that_dies_with_a_prompt_on_its_lips_is_quoted_only_at_debug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """The usual log names the kind of error and its place; the prompt in its text stays out."""
+    """The usual log names the type of the error and its place; its message, which holds the prompt, stays out."""
     code = """
         say(Ready("d", "t", {}))
         t = frames.read(sys.stdin.buffer)
@@ -71,15 +71,15 @@ async def test_a_child_that_dies_with_a_prompt_on_its_lips_is_quoted_only_at_deb
     with caplog.at_level(logging.INFO):
         answer = await end(MemoryStore(), SECRET)
     assert answer["failure"]["code"] == "worker_crashed"
-    assert "renderer lost" in told(caplog)
-    assert "ValueError at odd_child.py" in told(caplog)
-    assert SECRET not in told(caplog)
+    assert "renderer lost" in log_text(caplog)
+    assert "ValueError at odd_child.py" in log_text(caplog)
+    assert SECRET not in log_text(caplog)
 
 
 async def test_an_image_that_cannot_be_drawn_is_logged_by_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """A pipeline's error text goes to who asked, into the result, and not into the log."""
+    """A pipeline's error message goes into the result, for the author of the request, and not into the log."""
     code = """
         say(Ready("d", "t", {}))
         while True:
@@ -91,14 +91,14 @@ async def test_an_image_that_cannot_be_drawn_is_logged_by_its_code(
     with caplog.at_level(logging.INFO):
         answer = await end(MemoryStore(), SECRET)
     assert SECRET in answer["failure"]["message"]
-    assert "given back for another attempt" in told(caplog)
-    assert SECRET not in told(caplog)
+    assert "given back for another attempt" in log_text(caplog)
+    assert SECRET not in log_text(caplog)
 
 
 async def test_an_error_that_nobody_foresaw_is_logged_by_its_kind_and_place(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Whatever its text repeats; the traceback is there at debug."""
+    """Its message stays out, whatever it repeats; the traceback is logged at debug."""
 
     def broken(*_: object) -> None:
         raise KeyError(SECRET)
@@ -107,13 +107,13 @@ async def test_an_error_that_nobody_foresaw_is_logged_by_its_kind_and_place(
     with caplog.at_level(logging.INFO):
         answer = await end(MemoryStore(), SECRET)
     assert answer["status"] == "failed"
-    assert "KeyError at test_worker_log.py" in told(caplog)
-    assert SECRET not in told(caplog)
+    assert "KeyError at test_worker_log.py" in log_text(caplog)
+    assert SECRET not in log_text(caplog)
 
 
 async def test_last_words_name_the_last_error_of_a_chain():
     """Frames and kinds are taken from a traceback only: a line that looks like an error is somebody's prompt."""
-    words, stderr = StderrTail(), asyncio.StreamReader()
+    tail, stderr = StderrTail(), asyncio.StreamReader()
     stderr.feed_data(
         b"SecretError: a prompt\r 10 %\r\nTraceback (most recent call last):\n"
         b'  File "/a/one.py", line 3, in first\n    x()\nKeyError: 1\n'
@@ -122,11 +122,11 @@ async def test_last_words_name_the_last_error_of_a_chain():
         b"schemas.errors.StoreUnavailable: a prompt"
     )
     stderr.feed_eof()
-    await words.listen(stderr)
-    words.note("exit status 1")
-    assert words.redacted == "StoreUnavailable at two.py:7 in <module>; exit status 1"
-    assert "a prompt" in words.whole
-    assert words.last == "schemas.errors.StoreUnavailable: a prompt"
+    await tail.listen(stderr)
+    tail.note("exit status 1")
+    assert tail.redacted == "StoreUnavailable at two.py:7 in <module>; exit status 1"
+    assert "a prompt" in tail.whole
+    assert tail.last == "schemas.errors.StoreUnavailable: a prompt"
 
 
 def test_an_error_without_a_traceback_has_a_kind():
@@ -181,14 +181,14 @@ async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         assert isinstance(await renderer.start(), Ready)
         await renderer.close()
-    said = {record.getMessage(): record.__dict__ for record in caplog.records}
-    assert said["loading model"]["model"] == "tiny"
-    assert said["model loaded"]["source"] == str(tiny_folder)
-    assert said["model loaded"]["dtype"] == "float32"
+    lines = {record.getMessage(): record.__dict__ for record in caplog.records}
+    assert lines["loading model"]["model"] == "tiny"
+    assert lines["model loaded"]["source"] == str(tiny_folder)
+    assert lines["model loaded"]["dtype"] == "float32"
 
 
 async def test_a_file_that_is_no_request_is_named_once(caplog: pytest.LogCaptureFixture):
-    """Its author may wait for a picture; editors' hidden files are nobody's request."""
+    """Its author may wait for a picture. Hidden files of editors are not named."""
     store = MemoryStore()
     for name in ("prompts.csv", ".cat.json.swp", "express/photo.png"):
         await store.create(f"requests/{name}", b"?")

@@ -1,4 +1,4 @@
-"""A worker that hears of work from an SQS queue: the message is a doorbell, the bucket is the truth."""
+"""A worker with an SQS queue: a message announces work, and the bucket says what has become of it."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ class Studio:
         return self.send({"Records": [record]})
 
     def depth(self, url: str = "") -> int:
-        """Messages in a queue, seen or unseen."""
+        """Messages in a queue, visible or not."""
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        found = self.sqs.get_queue_attributes(QueueUrl=url or self.url, AttributeNames=names)["Attributes"]
-        return sum(int(found[name]) for name in names)
+        counts = self.sqs.get_queue_attributes(QueueUrl=url or self.url, AttributeNames=names)["Attributes"]
+        return sum(int(counts[name]) for name in names)
 
     def result(self, id: str, seconds: float = 30.0) -> dict[str, Any]:
         key = f"results/{id}/result.json"
         wait_for(lambda: list(self.bucket.objects.filter(Prefix=key)), f"no {key}", seconds)
-        found: dict[str, Any] = json.loads(self.bucket.Object(key).get()["Body"].read())
-        return found
+        result: dict[str, Any] = json.loads(self.bucket.Object(key).get()["Body"].read())
+        return result
 
 
 def wait_for(answer: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     ends = time.monotonic() + seconds
-    while not (found := answer()):
+    while not (value := answer()):
         assert time.monotonic() < ends, what
         time.sleep(0.05)
-    return found
+    return value
 
 
 @pytest.fixture
@@ -80,22 +80,22 @@ def studio(s3_front: S3Front, moto_url: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_announced_file_is_drawn_and_its_message_deleted(studio: Studio):
-    """The key comes form-encoded; the message goes when the result exists."""
+    """The key in the event is form-encoded; the message is deleted when the result exists."""
     studio.bucket.put_object(Key="requests/a b+c/kätze.json", Body=json.dumps(CAT).encode())
     studio.announce("requests/a+b%2Bc/k%C3%A4tze.json")
     with worker("s3://bucket", "--queue", studio.url):
-        found = wait_for(
+        keys = wait_for(
             lambda: [
                 o.key for o in studio.bucket.objects.filter(Prefix="results/") if "result.json" in o.key
             ],
             "no result",
         )
         wait_for(lambda: studio.depth() == 0, "the message stays")
-    assert json.loads(studio.bucket.Object(found[0]).get()["Body"].read())["status"] == "succeeded"
+    assert json.loads(studio.bucket.Object(keys[0]).get()["Body"].read())["status"] == "succeeded"
 
 
 def test_a_manifest_sent_straight_to_the_queue_is_drawn(studio: Studio):
-    """Under its own id, else under the message's; a faulty one is answered and deleted as well."""
+    """Under its own id, else under the message's; an invalid one gets a result and is deleted too."""
     studio.send({**CAT, "id": "mine"})
     unnamed = studio.send(CAT)
     faulty = studio.send({**CAT, "stepps": 5})
@@ -120,7 +120,7 @@ def test_a_claim_check_brings_a_body_that_no_message_can_hold(studio: Studio):
 
 
 def test_duplicates_and_late_events_draw_nothing_twice(studio: Studio):
-    """Five deliveries of one event, one of them after the end, and events for what is not a request."""
+    """One event comes five times, once after the end; other events do not concern a request."""
     studio.bucket.put_object(Key="requests/cat.json", Body=json.dumps(CAT).encode())
     for _ in range(4):
         studio.announce("requests/cat.json")
@@ -135,7 +135,7 @@ def test_duplicates_and_late_events_draw_nothing_twice(studio: Studio):
 
 
 def test_what_nobody_understands_ends_in_the_dead_letter_queue(studio: Studio):
-    """It is never deleted, and neither are events of other buckets; the log says why."""
+    """The worker never deletes it, nor events of other buckets; the log says why."""
     studio.send("hello?")
     studio.announce("requests/cat.json", bucket="somebody-elses")
     studio.send({**CAT, "id": "good"})
@@ -150,7 +150,7 @@ def test_what_nobody_understands_ends_in_the_dead_letter_queue(studio: Studio):
 
 
 def test_a_lost_notification_is_made_up_for(studio: Studio):
-    """A reconciling look takes what has lain too long; here the wait is shortened."""
+    """Listing finds what has been in the inbox for too long; here `--reconcile` is short."""
     studio.bucket.put_object(Key="requests/unheard.json", Body=json.dumps(CAT).encode())
     with worker("s3://bucket", "--queue", studio.url, "--reconcile", "0.5"):
         assert studio.result("unheard")["status"] == "succeeded"
@@ -167,7 +167,7 @@ def test_a_batch_on_a_queue_needs_no_events_for_its_rows(studio: Studio):
 
 
 def test_a_stopped_worker_gives_its_messages_back_at_once(studio: Studio):
-    """Another worker finishes, without waiting for any visibility to run out."""
+    """Another worker finishes them, without waiting for a visibility timeout."""
     for number in range(6):
         studio.send({**CAT, "id": f"slow-{number}", "steps": 30})
     with worker(
@@ -184,7 +184,7 @@ def test_a_stopped_worker_gives_its_messages_back_at_once(studio: Studio):
 
 
 def test_an_express_queue_is_served_first_and_does_not_starve_the_other(studio: Studio, moto_url: str):
-    """With both full, three of four that begin are express; the others go on all the same."""
+    """With both full, three of four requests that begin are express; the others are not starved."""
     express = studio.sqs.create_queue(QueueName=secrets.token_hex(6))["QueueUrl"]
     for number in range(30):
         studio.sqs.send_message(QueueUrl=express, MessageBody=json.dumps({**CAT, "id": f"e{number}"}))

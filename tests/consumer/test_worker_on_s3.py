@@ -1,4 +1,4 @@
-"""A worker on a bucket: the same job as on a directory, through boto3's own variables."""
+"""A worker on a bucket does the same as on a directory; it is configured by boto3's variables."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_uploaded_manifest_becomes_images_and_a_result(bucket: Any):
 
 
 def test_a_batch_runs_on_a_bucket(bucket: Any):
-    """Rows, summary files and the page lie beside each other."""
+    """The rows' results, the summary files and the page are in one folder."""
     rows = b"".join(json.dumps({"prompt": "x", "steps": 1, "seed": i}).encode() + b"\n" for i in range(3))
     with worker("s3://bucket"):
         bucket.put_object(Key="requests/many.jsonl", Body=rows)
@@ -66,7 +66,7 @@ def test_lost_answers_double_and_lose_nothing(bucket: Any, s3_front: S3Front):
 
 @pytest.mark.parametrize("kind", ["slow_down", "refused"])
 def test_a_store_that_is_away_for_seconds_costs_nobody_anything(bucket: Any, s3_front: S3Front, kind: str):
-    """The worker waits, draws on as far as it may, and ends everything once, at the first attempt."""
+    """The worker waits, goes on drawing as far as it may, and ends every request once, at its first attempt."""
     names = [f"r{i}" for i in range(8)]
     with worker("s3://bucket", null={"seconds_per_step": 0.05}) as process:
         for name in names:
@@ -98,8 +98,8 @@ def _result(bucket: Any, key: str, seconds: float = 30.0) -> dict[str, Any]:
     while not list(bucket.objects.filter(Prefix=key)):
         assert time.monotonic() < ends, f"no {key}"
         time.sleep(0.05)
-    found: dict[str, Any] = json.loads(bucket.Object(key).get()["Body"].read())
-    return found
+    result: dict[str, Any] = json.loads(bucket.Object(key).get()["Body"].read())
+    return result
 
 
 def _until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
@@ -110,7 +110,7 @@ def _until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
 
 
 def _outage(front: S3Front, kind: str) -> AbstractContextManager[object]:
-    """While the block lasts, nothing can be had from the bucket."""
+    """Within the block the bucket does not answer."""
     if kind == "refused":
         return front.away()
     fault = Fault(kind, method="any")

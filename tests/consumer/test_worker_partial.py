@@ -1,4 +1,4 @@
-"""Requests of which some images fail: what was drawn is kept, and what was not is said."""
+"""Requests of which some images fail: the others are kept, and the failures are reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECOND_FAILS = {"fail_seeds": [21]}
 
 
 def test_a_request_of_which_one_image_fails_ends_as_partial(tmp_path: Path):
-    """The other images are there, in their places; the failure names the one that is missing."""
+    """The other images keep their index; the failure names the missing one."""
     with worker(tmp_path, null=SECOND_FAILS):
         drop(tmp_path, "three.json", THREE)
         answer = result(tmp_path, "three")
@@ -25,7 +25,7 @@ def test_a_request_of_which_one_image_fails_ends_as_partial(tmp_path: Path):
 
 
 def test_a_batch_tells_what_failed_of_a_row_that_has_images(tmp_path: Path):
-    """A partial row stands once, among the results, with its error; the page shows both."""
+    """A partial row is listed once, among the results, with its error; the page shows both."""
     rows = [{"custom_id": "good", **THREE, "seed": 1}, {"custom_id": "half", **THREE}]
     with worker(tmp_path, null=SECOND_FAILS):
         drop(tmp_path, "two.jsonl", "\n".join(map(json.dumps, rows)).encode())

@@ -1,4 +1,4 @@
-"""A store that is slower than the device: what is drawn waits, and what waits is bounded."""
+"""A store that is slower than the device: drawn pictures wait, and how many may wait is bounded."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def highest_unstored(worker: Worker) -> int:
 
 @pytest.mark.parametrize("images", [1, 24])
 async def test_drawn_pictures_that_wait_for_the_store_are_bounded(images: int):
-    """While the store stalls, no more than two allowances are drawn, be it many requests or large ones."""
+    """While the store stalls, only twice `ahead` images are drawn, of many requests or of large ones."""
     store = StalledStore()
     await drop(store, 96 // images, number_of_images=images)
     async with running(make_worker(store, ahead=AHEAD)) as worker:
@@ -98,7 +98,7 @@ async def test_a_drain_while_the_store_stalls_ends_within_the_grace_period():
 
 
 class SlowUploads(MemoryStore):
-    """A picture that a manifest names cannot be had at the first try."""
+    """Refuses the first two reads of an input picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class SlowUploads(MemoryStore):
 
 
 async def test_an_input_that_the_store_keeps_back_for_a_moment_costs_no_attempt():
-    """The store is asked again, as for everything else: the request did nothing wrong."""
+    """The read is repeated, as every store call is: the request is not at fault."""
     store, png = SlowUploads(), io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(png, "PNG")
     await store.create("uploads/red.png", png.getvalue())
@@ -139,7 +139,7 @@ class OneSlowStore(MemoryStore):
 
 
 async def test_a_request_that_is_read_slowly_holds_up_no_other():
-    """Its place among those that are being claimed is all that it costs."""
+    """It costs one of the places for claims under way, and no more."""
     store = OneSlowStore()
     await drop(store, 24)
     async with running(make_worker(store, ahead=AHEAD)), asyncio.timeout(20):

@@ -1,4 +1,4 @@
-"""How a worker stops: orderly, hurried, and without its store."""
+"""How a worker stops: in order, and in a hurry."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ SLOW = {"seconds_per_step": 0.1}
 
 
 def test_sigterm_releases_what_is_not_begun_before_the_rest_is_drawn(tmp_path: Path):
-    """The next worker need not wait for a drawing to end, which ends in its own time."""
+    """The next worker does not wait until this one has finished its drawing."""
     with worker(tmp_path, null=SLOW) as process:
         for i in range(4):
             drop(tmp_path, f"r{i}.json", {"prompt": "x", "steps": 40})
         until(lambda: len(claims(tmp_path)) == 4 and statuses(tmp_path))
-        asked = time.monotonic()
+        stopped_at = time.monotonic()
         process.send_signal(signal.SIGTERM)
         until(lambda: len(released(tmp_path)) == 3, seconds=10)
-        assert not results(tmp_path), f"the drawing ended within {time.monotonic() - asked:.1f} s"
+        assert not results(tmp_path), f"the drawing ended within {time.monotonic() - stopped_at:.1f} s"
         assert process.poll() is None
         assert process.wait(20) == 0
     assert len(results(tmp_path)) == 1
@@ -41,7 +41,7 @@ def test_sigterm_releases_what_is_not_begun_before_the_rest_is_drawn(tmp_path: P
 
 
 def test_what_outlasts_the_grace_period_is_given_back(tmp_path: Path):
-    """It is no attempt; the next worker draws it at once, with the same seed."""
+    """It does not count as an attempt; the next worker draws it at once, with the same seed."""
     with worker(tmp_path, "--grace", "0.3", null=SLOW) as process:
         drop(tmp_path, "long.json", {"prompt": "x", "steps": 100, "seed": 9})
         until(lambda: statuses(tmp_path))
@@ -55,20 +55,20 @@ def test_what_outlasts_the_grace_period_is_given_back(tmp_path: Path):
 
 
 def test_sigterm_while_a_renderer_is_being_started_ends_the_worker(tmp_path: Path):
-    """Nobody waits for a model that will draw nothing, and no heartbeat stays behind."""
+    """It does not wait for the model to load, and leaves no heartbeat."""
     with worker(tmp_path, "--renderer", "diffusers", "--model", "doodle") as process:
         until(lambda: any("loading" in beat.read_text() for beat in files(tmp_path / "workers")))
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        said = process.stderr.read()
+        log = process.stderr.read()
         assert process.wait(15) == 0
-    assert "Traceback" not in said
-    assert "never retrieved" not in said
+    assert "Traceback" not in log
+    assert "never retrieved" not in log
     assert not list((tmp_path / "workers").glob("*"))
 
 
 def test_a_worker_shows_life_while_its_first_model_is_loaded(tmp_path: Path):
-    """A large model may take many leases, and who looks for workers must see one all the while."""
+    """A large model may take many leases to load, and clients must see the worker all the while."""
 
     def beats() -> list[int]:
         texts = [beat.read_text() for beat in files(tmp_path / "workers")]
@@ -80,7 +80,7 @@ def test_a_worker_shows_life_while_its_first_model_is_loaded(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_worker_at_once(tmp_path: Path, number: signal.Signals):
-    """Its renderer goes with it; what it drew is taken over when its lease has run out, and ends."""
+    """Its renderer ends with it; another worker takes over its requests when the lease has run out."""
     with worker(tmp_path, null=SLOW) as process:
         for i in range(3):
             drop(tmp_path, f"r{i}.json", {"prompt": "x", "steps": 120, "seed": i})
@@ -154,23 +154,23 @@ def alive(pid: int) -> bool:
 
 
 class SlowTakeover(MemoryStore):
-    """The answer to a claim of a later epoch takes its time; the claim is there at once."""
+    """Creates a claim of a later epoch at once, and answers late."""
 
-    asked = False
+    taken_over = False
 
     async def create(
         self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
     ) -> bool:
         made = await super().create(key, body, metadata=metadata, content_type=content_type)
         if key.endswith("/000002"):
-            self.asked = True
+            self.taken_over = True
             await asyncio.sleep(0.3)
         return made
 
 
 @pytest.mark.anyio
 async def test_what_a_sweep_takes_over_while_the_worker_stops_is_given_back_uncounted() -> None:
-    """Else a drain would cost the request a lease and an attempt, and isolation from then on."""
+    """Otherwise the request would wait for a lease, lose an attempt, and be drawn alone from then on."""
     store = SlowTakeover()
     body = b'{"prompt": "x", "steps": 1}'
     dead = Claims(store, session="dead", clock=time.monotonic, rng=random.Random(1))
@@ -180,5 +180,5 @@ async def test_what_a_sweep_takes_over_while_the_worker_stops_is_given_back_unco
     assert held is not None
     await dead.release(held, "drain")
     async with running(make_worker(store)):
-        await until_it(lambda: store.asked)
+        await until_it(lambda: store.taken_over)
     assert await store.head("claims/a/000002.released") is not None

@@ -1,4 +1,4 @@
-"""What a worker does with that which is not its own any more."""
+"""What a worker does with requests that it no longer holds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class SlowStatus(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = asyncio.Event()
+        self.begun = asyncio.Event()
         self.go = asyncio.Event()
         self.written = asyncio.Event()
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
         if key.startswith("status/"):
-            self.asked.set()
+            self.begun.set()
             await self.go.wait()
         await super().put(key, body, content_type=content_type)
         if key.startswith("status/"):
@@ -32,7 +32,7 @@ class SlowStatus(MemoryStore):
 
 
 async def overtake(store: MemoryStore, id: str) -> None:
-    """Another worker, which lives, makes the next claim."""
+    """Another live worker creates the next claim."""
     claim = json.loads((await store.get(f"claims/{id}/000001")).body)
     claim |= {"epoch": 2, "session": "other", "nonce": "other", "attempt": 2}
     await store.put("workers/other", b"{}")
@@ -41,7 +41,7 @@ async def overtake(store: MemoryStore, id: str) -> None:
 
 @pytest.mark.parametrize("kind", ["request", "batch"])
 async def test_what_another_worker_took_over_is_dropped(kind: str):
-    """A late worker that finds a newer claim goes on with other work, be it a request or a batch."""
+    """A worker that finds a newer claim of its request or batch drops it and goes on with other work."""
     store = MemoryStore()
     row = json.dumps({"prompt": "hang", "steps": 1, "width": 8, "height": 8}).encode()
     name = "requests/r.json" if kind == "request" else "requests/r.jsonl"
@@ -56,13 +56,13 @@ async def test_what_another_worker_took_over_is_dropped(kind: str):
 
 
 async def test_no_status_outlives_its_request():
-    """Its write may still be on the way when the request ends; then it is taken back."""
+    """A status that is being written when its request ends is removed afterwards."""
     store = SlowStatus()
     body = {"prompt": "x", "steps": 30, "width": 8, "height": 8}
     await store.create("requests/r.json", json.dumps(body).encode())
     async with running(make_worker(store, null={"seconds_per_step": 0.06})) as worker:
         async with asyncio.timeout(20):
-            await store.asked.wait()
+            await store.begun.wait()
         await until(lambda: not worker.jobs.busy and not worker.jobs.active)
         assert await store.head("results/r/result.json") is not None
         store.go.set()

@@ -1,4 +1,4 @@
-"""What nobody foresaw: it costs the request that it happened with, never the worker or its neighbours."""
+"""Unexpected errors: each costs the request that it happened with, never the worker or other requests."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ async def drop(store: MemoryStore, name: str, *rows: dict[str, object]) -> None:
 
 
 async def over(store: MemoryStore, *ids: str) -> None:
-    """Wait until all of them are over; fail when one does not end."""
+    """Wait until all have their result."""
     async with asyncio.timeout(20):
         while not all([await store.head(layout.result_key(id)) for id in ids]):
             await asyncio.sleep(0.01)
 
 
 class Trap(Cards):
-    """Fails with one model in a way that no card does."""
+    """Raises an unexpected error for one model."""
 
     def get(self, name: str) -> ModelCard:
         if name == "trap":
@@ -51,7 +51,7 @@ class Trap(Cards):
 
 
 async def test_a_request_that_nobody_can_even_read_costs_no_worker():
-    """It stays in the inbox with a line in the log, and its neighbour is drawn."""
+    """It stays in the inbox, the log names it, and the other request is drawn."""
     store = MemoryStore()
     await drop(store, "a.json", {"prompt": "x", "model": "trap"})
     await drop(store, "b.json", {"prompt": "x", "steps": 1})
@@ -62,7 +62,7 @@ async def test_a_request_that_nobody_can_even_read_costs_no_worker():
 
 
 class Broken(MemoryStore):
-    """Cannot list heartbeats, for a reason that no store gives."""
+    """Raises an unexpected error when heartbeats are listed."""
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
         if prefix == layout.WORKERS:
@@ -72,7 +72,7 @@ class Broken(MemoryStore):
 
 
 async def test_a_worker_that_cannot_go_on_says_that_it_failed():
-    """It drains by itself, and whoever started it can tell that from a stop."""
+    """It drains by itself, and its exit status tells that from a normal stop."""
     async with running(make_worker(Broken())) as worker:
         await until(worker.stop.is_set)
         assert worker.failed
@@ -99,14 +99,14 @@ async def test_a_heartbeat_without_an_answer_does_not_end_the_beating():
 
 
 class Denied:
-    """A queue whose policy was changed under the worker, for its first answers."""
+    """A queue that denies the first receive, because its policy was changed."""
 
     url = "https://sqs.eu-west-1.amazonaws.com/123456789012/q"
-    asked = 0
+    receives = 0
 
     async def receive(self, most: int, *, wait: float = 0, visibility: float = 0) -> list[Message]:
-        self.asked += 1
-        if self.asked == 1:
+        self.receives += 1
+        if self.receives == 1:
             raise Unsupported("access denied")
         await asyncio.sleep(0.05)
         return []
@@ -118,18 +118,18 @@ class Denied:
 
 
 async def test_a_queue_that_is_denied_for_a_while_costs_no_worker():
-    """Requests are found by listing meanwhile, and the queue is asked again."""
+    """Requests are found by listing meanwhile, and the worker tries to receive again."""
     store, queue = MemoryStore(), Denied()
     leases = MessageLeases(queue, time.monotonic, random.Random(1))  # type: ignore[arg-type]
     async with running(make_worker(store, queues=[leases], reconcile=0.1)) as worker:
         await drop(store, "a.json", {"prompt": "x", "steps": 1})
         await over(store, "a")
-        await until(lambda: queue.asked > 1)
+        await until(lambda: queue.receives > 1)
         assert not worker.stop.is_set()
 
 
 async def test_a_worker_holds_only_so_many_batches():
-    """Each is kept whole in memory, so the others wait in the inbox; in the end all are answered."""
+    """Each is kept in memory, so the others wait in the inbox; in the end all have a result."""
     store, names = MemoryStore(), [f"b{i:02}" for i in range(BATCHES + 8)]
     for name in names:
         await drop(store, f"{name}.jsonl", {"prompt": "x", "steps": 1, "width": 8, "height": 8})
@@ -145,7 +145,7 @@ async def test_a_worker_holds_only_so_many_batches():
 
 @pytest.mark.parametrize("largest", [1000, 8], ids=["wrong", "too large"])
 async def test_a_refusal_that_its_worker_did_not_live_to_tell_is_told_by_the_next(largest: int):
-    """In the same words, under the same name; the claim has them, even where the body was never read."""
+    """With the same message, under the same id: the claim holds both, even if the body was never read."""
     store, limits = MemoryStore(), Limits(max_body_bytes=largest)
     await drop(store, "a.json", {"prompt": "x", "steps": "many"})
     timing, rng = Timing(beat=0.5, lease=2.0), random.Random(1)
