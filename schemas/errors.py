@@ -30,6 +30,7 @@ class Rejected(DreamError):
         field: str | None = None,
         line: int | None = None,
         column: int | None = None,
+        unfinished: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code  # one of `schemas.result.FailureCode`
@@ -37,6 +38,7 @@ class Rejected(DreamError):
         self.field = field  # dotted path in the manifest, such as "output.quality"
         self.line = line  # from 1
         self.column = column  # from 1
+        self.unfinished = unfinished  # the text ends too early: its file may still be being written
 
     @staticmethod
     def of_field(field: str, text: str, code: str = "invalid_manifest") -> Rejected:

@@ -13,6 +13,8 @@ from schemas.errors import Rejected
 
 DEEPEST = 64  # objects and lists inside each other; what repeats a request in its answer stops at 255
 _TOO_DEEP = "nested too deeply; a request needs three levels"
+#: What may stand at the break of a JSON text that ends too early: nothing, or a piece of a word or number.
+_CUT_OFF = re.compile(r"\s*|-|[.eE][+-]?|[eE][+-]?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
 _PERHAPS_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that needs its other half
 
 
@@ -25,7 +27,9 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
             absurd nesting.
     """
     if not body.strip():
-        raise Rejected("invalid_json", f"it is empty; {what} is a JSON object", line=1, column=1)
+        raise Rejected(
+            "invalid_json", f"it is empty; {what} is a JSON object", line=1, column=1, unfinished=True
+        )
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -35,13 +39,17 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
             f"byte {error.start} is not UTF-8; save the file as UTF-8",
             line=before.count(b"\n") + 1,
             column=error.start - (before.rfind(b"\n") + 1) + 1,
+            unfinished=error.reason == "unexpected end of data",
         ) from error
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
         fault = f"something follows the object; {what} is one" if error.msg == "Extra data" else error.msg
         message = f"not valid JSON at line {error.lineno}, column {error.colno}: {fault}"
-        raise Rejected("invalid_json", message, line=error.lineno, column=error.colno) from error
+        early = _ends_too_early(text, error)
+        raise Rejected(
+            "invalid_json", message, line=error.lineno, column=error.colno, unfinished=early
+        ) from error
     except RecursionError as error:
         raise Rejected("invalid_json", _TOO_DEEP) from error
     except Rejected:
@@ -58,6 +66,16 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
     if _PERHAPS_HALF.search(text):
         _no_half_characters(value)
     return value
+
+
+def _ends_too_early(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether more text could make this valid JSON, as in a file that is still being copied."""
+    rest = text[error.pos :]
+    if error.msg.startswith("Unterminated string"):
+        return True
+    if error.msg.startswith("Invalid \\"):  # an escape that is cut off, or wrong
+        return re.fullmatch(r"\\?u?[0-9a-fA-F]{0,4}", rest) is not None
+    return _CUT_OFF.fullmatch(rest) is not None
 
 
 def _is_too_deep(value: Any) -> bool:

@@ -6,18 +6,22 @@ A request that can never succeed is claimed too; its claim holds the reason in p
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from consumer.models.cards import Cards
+from infra.logs import redacted
+from infra.lru import LruCache
 from schemas import layout, samplers
-from schemas.batch import split_rows
-from schemas.errors import NotFound, Rejected, TooLarge
+from schemas.batch import Row, split_rows
+from schemas.errors import DreamError, NotFound, Rejected, TooLarge
 from schemas.limits import Limits
 from schemas.manifest import Manifest, chosen_id, has_expired, parse_manifest
 from schemas.plan import Plan, Refusal, plan
+from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.claims.claims import Claims, Held
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SETTLED = 2.0  # seconds that a file must stay the same before it counts as broken, not half copied
-_FORGOTTEN = 600.0  # seconds until we forget that we saw a broken file
+log = logging.getLogger(__name__)
+
+SETTLED = 2.0  # seconds that a file must stay the same before it counts as complete
+_LOOKS = 3  # at a request that fails unexpectedly; then it is refused, so that it does not fail for ever
+_REMEMBERED = 1000  # files that may still be being written, and requests that failed unexpectedly
 _LONG = 1 << 20  # bytes; a longer body is parsed in a thread, so that heartbeats go on
 
 
@@ -37,7 +44,7 @@ class ClaimOutcome:
     id: str
     fingerprint: str = ""  # of its body; "" when the object was gone
     held: Held | None = None  # the claim, when it is ours to work on
-    settling: bool = False  # the file is broken, perhaps half copied: try again
+    settling: bool = False  # the file may still be being written: try again
 
 
 @dataclass
@@ -51,7 +58,11 @@ class RequestClaimer:
     limits: Limits
     clock: Callable[[], float]
     rng: random.Random
-    _broken: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, first seen)
+    #: Key to (etag, first seen) of files that may still be being written.
+    _unsettled: LruCache[str, tuple[str, float]] = field(default_factory=lambda: LruCache(_REMEMBERED))
+    _unexpected: LruCache[str, int] = field(
+        default_factory=lambda: LruCache(_REMEMBERED)
+    )  # errors by key or id
 
     async def claim_object(self, info: Info) -> ClaimOutcome:
         """Claim the request in a listed object.
@@ -62,11 +73,15 @@ class RequestClaimer:
         batch = layout.is_batch(info.key)
         limit = self.limits.max_batch_bytes if batch else self.limits.max_body_bytes
         id = layout.request_id(info.key)
+        if batch and await self._may_grow(info):  # a batch that is cut off between two rows looks complete
+            return ClaimOutcome(id, settling=True)
         try:
             stored = await self.store.get(info.key, max_bytes=limit)
         except NotFound:
             return ClaimOutcome(id)  # another worker was faster
         except TooLarge as error:
+            if await self._may_grow(info):
+                return ClaimOutcome(id, settling=True)
             fingerprint = layout.oversize_fingerprint(info.key, info.size, info.etag)
             return await self._refuse(info, error, b"", id, fingerprint=fingerprint)
         return await self.claim_body(stored.body, id=id, source=stored.info, batch=batch)
@@ -76,15 +91,37 @@ class RequestClaimer:
     ) -> ClaimOutcome:
         """Claim a request whose body was read already. Raises `StoreUnavailable`.
 
+        An unexpected error is raised at the first looks. Then the request is refused: it would fail
+        in every worker, for ever.
+
         Args:
             id: used unless the manifest names its own.
             source: the object that held the body; None when a queue's message did.
         """
         try:
+            return await self._claim(body, id, source, batch)
+        except DreamError:
+            raise
+        except Exception as error:
+            name = source.key if source is not None else id
+            looks = (self._unexpected.get(name) or 0) + 1
+            self._unexpected[name] = looks
+            if looks < _LOOKS:
+                raise
+            text = f"the worker failed unexpectedly when it read this request ({type(error).__name__}); see its log"
+            log.error(
+                "a request is refused: it fails unexpectedly", extra={"id": id, "error": redacted(error)}
+            )
+            return await self._refuse(source, Rejected("worker_crashed", text), body, chosen_id(body) or id)
+
+    async def _claim(self, body: bytes, id: str, source: Info | None, batch: bool) -> ClaimOutcome:
+        try:
             if source is None and len(body) > self.limits.max_body_bytes:
                 raise TooLarge("the message", len(body), self.limits.max_body_bytes)
             if batch:
-                await _parse(len(body), split_rows, id, body, self.limits)
+                rows = await _parse(len(body), split_rows, id, body, self.limits)
+                if source is not None and await self._ends_in_the_middle(source, rows[-1]):
+                    return ClaimOutcome(id, settling=True)
                 plan_document, request_id = None, id
             else:
                 manifest = await _parse(len(body), parse_manifest, body, self.limits)
@@ -93,11 +130,9 @@ class RequestClaimer:
                     return await self._refuse(source, _expired(manifest), body, request_id)
                 plan_document = self.plan(manifest).document()
         except Rejected as error:
-            if error.code == "invalid_json" and source is not None and not self._is_settled(source):
+            if source is not None and await self._may_be_unfinished(source, error):
                 return ClaimOutcome(id, settling=True)
             return await self._refuse(source, error, body, chosen_id(body) or id)
-        if source is not None:
-            self._broken.pop(source.key, None)
         held = await self.claims.take(source, body, id=request_id, plan=plan_document, batch=batch)
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
@@ -113,19 +148,37 @@ class RequestClaimer:
             random_seed=self.rng.getrandbits(32),
         )
 
+    async def _may_grow(self, info: Info) -> bool:
+        """Whether a file may still be being written: a program has it open, or it changed a moment ago."""
+        if not self.store.shows_partial_files:
+            return False
+        writing = await self.store.is_being_written(info.key)
+        return not self._is_settled(info) if writing is None else writing
+
+    async def _may_be_unfinished(self, info: Info, error: Rejected) -> bool:
+        """Whether a file that cannot be read may become right by itself."""
+        if error.code != "invalid_json" or not self.store.shows_partial_files:
+            return False
+        if await self.store.is_being_written(info.key):
+            return True
+        return error.unfinished and not self._is_settled(info)
+
+    async def _ends_in_the_middle(self, info: Info, last: Row) -> bool:
+        """Whether a batch's last row may be half written."""
+        try:
+            load_object(last.body)
+        except Rejected as error:
+            return await self._may_be_unfinished(info, error)
+        return False
+
     def _is_settled(self, info: Info) -> bool:
-        """Whether a file that does not parse has stayed the same for long enough to be refused."""
+        """Whether a file has stayed the same for `SETTLED` seconds since we first saw it so."""
         now = self.clock()
-        etag, since = self._broken.get(info.key, ("", now))
+        etag, since = self._unsettled.get(info.key) or ("", now)
         if etag != info.etag:
-            while self._broken and now - next(iter(self._broken.values()))[1] > _FORGOTTEN:
-                del self._broken[next(iter(self._broken))]  # another worker answered it
-            self._broken[info.key] = (info.etag, now)
+            self._unsettled[info.key] = (info.etag, now)
             return False
-        if now - since < SETTLED:
-            return False
-        del self._broken[info.key]
-        return True
+        return now - since >= SETTLED
 
     async def _refuse(
         self, info: Info | None, error: Rejected, body: bytes, id: str, *, fingerprint: str = ""

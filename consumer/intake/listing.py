@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from infra.backoff import backoff
 from infra.logs import redacted
 from schemas import layout
 from schemas.errors import StoreUnavailable
@@ -23,7 +24,17 @@ log = logging.getLogger(__name__)
 _ABREAST = 8  # requests being claimed at a time
 BATCHES = 16  # batches in hand; each is kept in memory until its rows have ended
 _PAGE = 64  # request objects that are shuffled together
+_RETRY_WAITS = (1.0, 300.0)  # seconds between tries at a request that cannot be claimed: first, longest
 _NAMED = 50  # files that are not requests and are named in the log, so that many do not fill it
+
+
+@dataclass
+class _Failing:
+    """A request that could not be claimed, and when it is tried again."""
+
+    etag: str
+    waits: Iterator[float]
+    not_before: float  # by our clock
 
 
 @dataclass
@@ -46,6 +57,7 @@ class Listing:
     found_work: bool = False  # whether the last look found work, so that the next one should come soon
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, when first listed)
     _claiming: dict[asyncio.Task[None], str] = field(default_factory=dict)  # claims under way, their keys
+    _failing: dict[str, _Failing] = field(default_factory=dict)  # by key
     _not_requests: set[str] = field(default_factory=set)  # keys that the log has named
 
     async def look(self) -> None:
@@ -71,6 +83,7 @@ class Listing:
                         self._claiming[task] = info.key
                         task.add_done_callback(self._claiming.pop)
             self._seen = {key: seen for key, seen in self._seen.items() if key in listed}
+            self._failing = {key: failing for key, failing in self._failing.items() if key in listed}
         except StoreUnavailable as error:
             log.warning("the inbox cannot be listed", extra={"why": str(error)})
 
@@ -146,6 +159,9 @@ class Listing:
         """Whether it is not being claimed yet, nor a batch more than we may hold; that one stays in the inbox."""
         if info.key in self._claiming.values():
             return False
+        failing = self._failing.get(info.key)
+        if failing is not None and failing.etag == info.etag and self.clock() < failing.not_before:
+            return False
         batches = len(self.jobs.batches) + sum(map(layout.is_batch, self._claiming.values()))
         return not layout.is_batch(info.key) or batches < BATCHES
 
@@ -153,15 +169,25 @@ class Listing:
         try:
             outcome = await self.claimer.claim_object(info)
         except StoreUnavailable as error:
-            log.warning("a request stays in the inbox for now", extra={"key": info.key, "why": str(error)})
+            facts = {"key": info.key, "why": str(error), "again_in": self._try_later(info)}
+            log.warning("a request stays in the inbox for now", extra=facts)
             return
-        except (
-            Exception
-        ) as error:  # an unexpected error costs this request only: else it would end every worker
-            text, facts = "a request failed unexpectedly; it stays in the inbox", {"key": info.key}
+        except Exception as error:  # it costs this request only: else it would end every worker
+            text = "a request failed unexpectedly; it stays in the inbox"
+            facts = {"key": info.key, "again_in": self._try_later(info)}
             log.error(text, extra={**facts, "error": redacted(error)})
             log.debug(text, extra=facts, exc_info=error)
             return
+        self._failing.pop(info.key, None)
         self.found_work = self.found_work or outcome.held is not None or outcome.settling
         if outcome.held is not None:
             self.jobs.begin(outcome.held)
+
+    def _try_later(self, info: Info) -> float:
+        """Put a request off, each time for longer; returns the seconds."""
+        failing = self._failing.get(info.key)
+        if failing is None or failing.etag != info.etag:
+            failing = self._failing[info.key] = _Failing(info.etag, backoff(*_RETRY_WAITS), 0.0)
+        wait = next(failing.waits)
+        failing.not_before = self.clock() + wait
+        return wait

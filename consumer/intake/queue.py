@@ -40,6 +40,7 @@ _TICK = 0.2  # seconds between two checks for requests that have ended
 _CHECKS = 3  # of a request that is not ours, a second apart: it may be released, or its worker dead
 _LAST_RECEIVE = 2.0  # seconds that a receive under way gets when the worker stops
 _SETTLES = 3.0  # seconds until a broken object is read again
+_LONGEST_LEAVE = 300.0  # seconds until a message that cannot be handled is shown again, at most
 _NOT_OURS = 5.0  # seconds, times the receives so far, until a message that we cannot use is shown again
 
 
@@ -174,7 +175,7 @@ class QueueReader:
                         self._begin(outcome.held)
         except StoreUnavailable as error:
             log.warning("a message is postponed", extra={"message_id": message.id, "why": str(error)})
-            await pending.queue.leave(message, _SETTLES)
+            await pending.queue.leave(message, min(_LONGEST_LEAVE, _SETTLES * message.receives))
         except Exception:  # an unexpected error in one message must not stop the others
             log.exception("a message failed unexpectedly", extra={"message_id": message.id})
             await pending.queue.leave(message, _NOT_OURS)

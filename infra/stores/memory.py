@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class MemoryStore:
     """Keys to objects; safe for the tasks of one event loop, not for threads."""
 
+    shows_partial_files = False
     is_remote = False
 
     def __init__(self, *, clock: Callable[[], float] = lambda: 0.0, url: str = "memory://") -> None:
@@ -47,6 +48,9 @@ class MemoryStore:
         if max_bytes is not None and found.info.size > max_bytes:
             raise TooLarge(key, found.info.size, max_bytes)
         return found
+
+    async def is_being_written(self, key: str) -> bool:
+        return False
 
     async def head(self, key: str) -> Info | None:
         check_key(key)

@@ -49,6 +49,7 @@ class S3Store:
     `AWS_ENDPOINT_URL_S3`, `~/.aws/config`, instance roles, ...).
     """
 
+    shows_partial_files = False
     is_remote = True
 
     def __init__(
@@ -113,6 +114,9 @@ class S3Store:
                 if last or isinstance(error, ClientError):
                     raise self._translated(error, f"read {key!r}") from error
         raise AssertionError("unreachable")
+
+    async def is_being_written(self, key: str) -> bool:
+        return False
 
     async def head(self, key: str) -> Info | None:
         full = self._full(key)

@@ -50,10 +50,18 @@ class Store(Protocol):
     """
 
     url: str  # such as "s3://bucket" or "file:///srv/dream"
+    shows_partial_files: bool  # clients write into it with ordinary tools, so a file may be half written
     is_remote: bool  # each call is a request over a network, so whoever polls does it less often
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         """Read an object. Raises `NotFound`; `TooLarge` before reading when it exceeds max_bytes."""
+        ...
+
+    async def is_being_written(self, key: str) -> bool | None:
+        """Whether a program has the object open for writing; None when that cannot be known here.
+
+        False in a bucket, where an object is whole from the moment it is there.
+        """
         ...
 
     async def head(self, key: str) -> Info | None:

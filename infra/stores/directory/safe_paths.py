@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
+import signal
 import stat
 from typing import TYPE_CHECKING
 
@@ -147,6 +149,24 @@ def read_all(read: Callable[[int], bytes], key: str, size: int, max_bytes: int |
         if max_bytes is not None and total > max_bytes:
             raise TooLarge(key, total, max_bytes)
     return b"".join(parts)
+
+
+def has_writer(fd: int) -> bool | None:
+    """Whether any program has this file open for writing; None where the system does not say.
+
+    Linux grants a read lease only on a file that nobody writes (fcntl(2), F_SETLEASE), to its owner or
+    with CAP_LEASE. A program that opens the file while we hold the lease makes the kernel send us a
+    signal; SIGURG is one that is ignored by default.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return None
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
 
 
 def write_all(fd: int, body: bytes) -> None:

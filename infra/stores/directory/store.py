@@ -42,6 +42,7 @@ PRUNED = "claims/"  # folders below here go when they are empty: they would slow
 class DirectoryStore:
     """Keys are relative paths below root; safe for threads and processes that share the directory."""
 
+    shows_partial_files = True
     is_remote = False
 
     def __init__(self, root: Path, *, fsync: bool = True) -> None:
@@ -67,6 +68,9 @@ class DirectoryStore:
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         return await self._in_thread(key, lambda: self._get(key, max_bytes))
+
+    async def is_being_written(self, key: str) -> bool | None:
+        return await self._in_thread(key, lambda: self._is_being_written(key))
 
     async def head(self, key: str) -> Info | None:
         return await self._in_thread(key, lambda: self._head(key))
@@ -130,6 +134,17 @@ class DirectoryStore:
         if facts is None or (key.startswith(safe_paths.INBOX) and self._is_refused(key, facts)):
             return None
         return self._info(key, facts, with_metadata=True)
+
+    def _is_being_written(self, key: str) -> bool | None:
+        *names, name = safe_paths.segments(key)
+        with self._existing(key, names) as here:
+            fd = None if here is None else safe_paths.open_file(name, here)
+            if fd is None:
+                return False
+            try:
+                return safe_paths.has_writer(fd)
+            finally:
+                os.close(fd)
 
     def _create(self, key: str, body: bytes, metadata: dict[str, str]) -> bool:
         *names, name = safe_paths.segments(key)
