@@ -1,6 +1,6 @@
 # Everything here needs Python 3.11 or newer, and nothing else.
 #   make demo    set up, render a dozen requests, show where the pictures are
-#   make test    set up, run the tests
+#   make test    set up, run the tests; as root it installs Chromium, for the tests of the pages
 #   make lint    style, types, import directions
 #   make bench   measurements, printed as ratios
 #   make chaos   the long proof that nothing is lost, doubled or torn: hours; see docs/reliability.md
@@ -26,6 +26,7 @@ demo: $(VENV)/.for-use
 	$(bin)/python -m producer.commands.demo
 
 test: $(VENV)/.for-development
+	@.ci/browser
 	$(bin)/python -m pytest -q -ra $(two) $(PYTEST_ARGS)
 
 lint: $(VENV)/.for-development

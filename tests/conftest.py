@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,7 @@ from infra.stores.open import OpenableStore, open_store
 from tests.servers.s3_front import S3Front, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
     from pathlib import Path
 
 # Threads that wait for a barrier must sleep: where other work shares the cores, spinning costs minutes.
@@ -43,6 +44,20 @@ def pretend_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+    """Say in the last lines that browser tests were skipped, and how to run them."""
+    yield
+    reports = terminalreporter.stats.get("skipped", [])
+    if skipped := [report.nodeid for report in reports if "no Chromium" in report.longrepr[2]]:
+        where = os.path.commonpath([nodeid.partition("::")[0] for nodeid in skipped])
+        terminalreporter.write_line(
+            f"{len(skipped)} browser tests were skipped: no Chromium is on the PATH. Install it (on Debian: "
+            f"apt-get install chromium), then run: make test PYTEST_ARGS={where}",
+            yellow=True,
+        )
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Asynchronous tests run on asyncio, as the program does."""
@@ -63,11 +78,12 @@ def moto_url() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=120)
 
 
 def _wait_until_open(server: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(300):
+    ends = time.monotonic() + 180
+    while time.monotonic() < ends:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
@@ -75,7 +91,7 @@ def _wait_until_open(server: subprocess.Popen[bytes], port: int) -> None:
                 server.wait(timeout=0.1)
         else:
             return
-    pytest.fail("moto's server did not start within 30 s")
+    pytest.fail("moto's server did not start within 180 s")
 
 
 @pytest.fixture
