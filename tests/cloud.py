@@ -74,7 +74,7 @@ class Cloud:
         return bytes(self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read())
 
 
-def wait_for(answer: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_for(answer: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
     """Ask until the answer is true, and return it."""
     ends = time.monotonic() + seconds
     while not (found := answer()):

@@ -35,11 +35,11 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     try:
         assert up.stderr is not None
         address = next(found[1] for line in up.stderr if (found := re.search(r"ready: (http://\S+)", line)))
-        with httpx.Client(base_url=address, timeout=120) as caller:
+        with httpx.Client(base_url=address, timeout=300) as caller:
             yield caller
     finally:
         up.send_signal(signal.SIGINT)
-        up.communicate(timeout=60)
+        up.communicate(timeout=120)
     assert (place / "dreamdrop-data" / "results").is_dir()
 
 

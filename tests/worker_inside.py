@@ -63,12 +63,12 @@ async def running(worker: Worker) -> AsyncIterator[Worker]:
         yield worker
     finally:
         worker.stop.set()
-        await asyncio.wait_for(work, 30)
+        await asyncio.wait_for(work, 120)
         for renderer in worker.renderers:
             await renderer.close()
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     """Wait until the condition holds; fail after some seconds."""
     async with asyncio.timeout(seconds):
         while not condition():

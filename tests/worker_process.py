@@ -60,7 +60,7 @@ def files(folder: Path, pattern: str = "*") -> list[Path]:
     ]
 
 
-def result(store: Path, id: str, timeout: float = 20.0) -> dict[str, Any]:
+def result(store: Path, id: str, timeout: float = 120.0) -> dict[str, Any]:
     """Wait for a request's result."""
     path = store / "results" / id / "result.json"
     ends = time.monotonic() + timeout

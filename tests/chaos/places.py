@@ -141,7 +141,7 @@ class Bucket:
 
 def _send(url: str, method: str, path: str, body: bytes, target: str = "") -> None:
     parts = urlsplit(url)
-    line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
     with contextlib.closing(line):
         line.request(method, path, body, {"X-Amz-Target": target} if target else {})
         answer = line.getresponse()

@@ -116,7 +116,7 @@ def live(plan: Round, folder: Path) -> tuple[Verdict, dict[str, Any]]:
         for child in fleet.workers:
             child.send(signal.SIGCONT)
             child.send(signal.SIGTERM)
-        stopped = all([child.wait(10) for child in fleet.workers])
+        stopped = all([child.wait(120) for child in fleet.workers])
     verdict = here.judge()
     if not (ended and stopped):
         verdict.left.append("it did not end" if not ended else "a worker did not stop when told to")

@@ -18,8 +18,6 @@ from tests.chaos.nursery import Nursery, nursery
 from tests.chaos.places import Folder, Place, place
 from tests.worker_process import files
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Nursery]:
@@ -33,7 +31,7 @@ def wish(number: int, steps: int) -> Wish:
     return Wish(f"r{number}", json.dumps(body).encode())
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 240.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, what
@@ -46,7 +44,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
-        made = subprocess.run(mount, capture_output=True, text=True, timeout=10, check=False)
+        made = subprocess.run(mount, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
         pytest.skip("there is no mount command")
     if made.returncode:
@@ -54,7 +52,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], timeout=10, check=True)
+        subprocess.run(["umount", "-l", str(folder)], timeout=60, check=True)
 
 
 def fill(ballast: Path) -> None:
@@ -92,7 +90,7 @@ def test_a_full_disk_tears_nothing_and_the_worker_goes_on_when_there_is_room(hom
         until(lambda: here.open_wishes() == 0 and here.is_tidy(), "it does not recover")
         verdict = here.judge()
         worker.send(SIGTERM)
-        assert worker.wait(20)
+        assert worker.wait(120)
     assert verdict.is_good, str(verdict)
 
 
@@ -131,5 +129,5 @@ def test_wrong_clocks_steal_nothing_and_strand_nothing(tier: str, home: Nursery,
         verdict = here.judge()
         for worker in workers[1:]:
             worker.send(SIGTERM)
-            assert worker.wait(20)
+            assert worker.wait(120)
     assert verdict.is_good, str(verdict)

@@ -16,7 +16,7 @@ from tests.chaos.simulation import history
 from tests.chaos.still import live
 
 HISTORIES = 20_000 if is_long() else 160
-pytestmark = pytest.mark.timeout(0 if is_long() else 300)
+pytestmark = pytest.mark.timeout(0 if is_long() else 900)
 
 
 @pytest.fixture(autouse=True)

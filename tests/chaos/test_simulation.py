@@ -25,7 +25,7 @@ from tests.infra.claims_bench import BODY, Bench, success
 Story = Callable[[type[Claims]], Coroutine[None, None, bool]]
 HISTORIES = 4000 if is_long() else 2000
 STEPS = 500 if is_long() else 200  # of chaos, before all must come to its end
-pytestmark = pytest.mark.timeout(0 if is_long() else 120)
+pytestmark = pytest.mark.timeout(0 if is_long() else 900)
 
 
 @pytest.mark.parametrize("block", range(8))

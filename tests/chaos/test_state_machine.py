@@ -16,7 +16,7 @@ from tests.chaos.depth import QUICK, is_long
 from tests.chaos.simulation import IDS, KINDS, Simulation
 from tests.chaos.still import StillLoop
 
-pytestmark = pytest.mark.timeout(0 if is_long() else 120)
+pytestmark = pytest.mark.timeout(0 if is_long() else 900)
 ids = st.sampled_from(IDS)
 which = st.integers(0, 11)
 

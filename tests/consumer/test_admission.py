@@ -59,7 +59,7 @@ def test_the_policy_needs_no_torch():
     """It is tested, and can be read, without a device."""
     code = "import sys, consumer.engine.admission, consumer.engine.in_flight, consumer.engine.batch_size"
     code += "; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_tasks_begin_oldest_first_while_a_row_is_free():

@@ -78,7 +78,7 @@ async def test_every_end_is_heard_and_is_as_it_says(tmp_path: Path):
         await asyncio.gather(*(renderer.start() for renderer in worker.renderers))
         works, announces = asyncio.create_task(worker.run()), asyncio.create_task(announcer.run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while {got.event["subject"] for got in receiver.received} != everything or left(tmp_path):
                     await asyncio.sleep(0.02)
         finally:

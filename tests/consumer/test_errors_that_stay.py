@@ -41,7 +41,7 @@ async def test_an_object_that_stays_unreadable_is_asked_for_less_and_less_often(
     await store.create("requests/cat.json", CAT)
     with caplog.at_level(logging.WARNING):
         async with running(make_worker(store)), AsyncClient(store) as client:
-            assert (await client.wait("cat", timeout=30)).status == "succeeded"
+            assert (await client.wait("cat", timeout=120)).status == "succeeded"
             await asyncio.sleep(3)
 
     assert 1 <= store.reads <= 3
@@ -66,7 +66,7 @@ async def test_a_request_that_no_worker_can_read_ends_as_failed(monkeypatch: pyt
     store = MemoryStore()
     await store.create("requests/odd.json", json.dumps({"prompt": "odd"}).encode())
     async with running(make_worker(store)), AsyncClient(store) as client:
-        ended = await client.wait("odd", timeout=60)
+        ended = await client.wait("odd", timeout=120)
 
     assert ended.status == "failed"
     assert ended.failure is not None

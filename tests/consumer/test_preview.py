@@ -174,7 +174,7 @@ async def drawn(store: Watched, key: str, body: bytes, **settings: Any) -> Resul
     await store.put(key, body)
     async with running(make_worker(store, **settings)):
         results = store.root / "results"
-        await until(lambda: files(results, "result.json"), 60)
+        await until(lambda: files(results, "result.json"), 300)
     (result,) = files(results, "result.json")
     return Result.model_validate_json(result.read_bytes())
 
@@ -204,9 +204,9 @@ async def test_a_status_shows_an_image_while_it_is_drawn(
         worker = make_worker(store, previews=setting, children=[child], cards=cards, grace=0.1)
         await store.put(key, b'{"prompt": "a dot", "model": "tiny", ' + size + b"}")
         async with running(worker):
-            await until(lambda: len(store.statuses) >= 3, 60)
-            await until(lambda: store.statuses[-1].steps_done > store.statuses[0].steps_done, 60)
-            await until(lambda: not shown or store.statuses[-1].preview, 60)
+            await until(lambda: len(store.statuses) >= 3, 300)
+            await until(lambda: store.statuses[-1].steps_done > store.statuses[0].steps_done, 300)
+            await until(lambda: not shown or store.statuses[-1].preview, 300)
             statuses = list(store.statuses)
         assert not list((tmp_path / "status").rglob("*.json"))
 

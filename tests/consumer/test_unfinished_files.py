@@ -41,7 +41,7 @@ def test_a_batch_that_is_copied_slowly_is_drawn_whole(tmp_path: Path):
             file.flush()
             time.sleep(0.7)
         file.close()
-        ended = result(tmp_path, "slow", timeout=60)
+        ended = result(tmp_path, "slow", timeout=120)
 
     assert (ended["batch"]["counts"]["total"], ended["batch"]["counts"]["succeeded"]) == (6, 6)
     assert not list((tmp_path / "results").glob("slow~*"))
@@ -57,7 +57,7 @@ def test_a_manifest_that_pauses_in_the_middle_becomes_one_result(tmp_path: Path)
             file.flush()
             time.sleep(4)
         file.close()
-        ended = result(tmp_path, "cat", timeout=60)
+        ended = result(tmp_path, "cat", timeout=120)
 
     assert ended["status"] == "succeeded"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["cat"]
@@ -70,7 +70,7 @@ async def test_a_file_that_nobody_writes_any_more_is_answered(tmp_path: Path, te
     name = "cat.jsonl" if "\n" in text else "cat.json"
     (tmp_path / "requests" / name).write_text(text)
     async with open_store(str(tmp_path)) as store, AsyncClient(store) as client, running(make_worker(store)):
-        ended = await client.wait("cat", timeout=30)
+        ended = await client.wait("cat", timeout=120)
 
     assert ended.status in ("failed", "partial")
 

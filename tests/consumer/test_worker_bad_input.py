@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,17 +184,19 @@ def test_a_half_copied_file_is_waited_for(store: Path):
     """A file that grows into valid JSON is drawn, not refused."""
     path = store / "requests" / "slow-copy.json"
     text = json.dumps({"prompt": "x", "steps": 1, "metadata": {"half": False}})
-    path.write_text(text[:20])
+    path.write_text(text[:-1])
     drop(store, "meanwhile.json", {"prompt": "x", "steps": 1})
-    result(store, "meanwhile")
-    path.write_text(text)
+    while not (store / "results" / "meanwhile" / "result.json").exists():
+        with path.open("a") as file:
+            file.write(" ")  # it grows all the while, however slow the worker is
+        time.sleep(0.02)
+    with path.open("a") as file:
+        file.write(text[-1])
     assert result(store, "slow-copy")["status"] == "succeeded"
 
 
 def _gone(path: Path) -> None:
-    import time
-
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + 120
     while path.exists() and time.monotonic() < ends:
         time.sleep(0.02)
     assert not path.exists()

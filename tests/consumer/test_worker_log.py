@@ -40,7 +40,7 @@ async def end(store: MemoryStore, prompt: str) -> dict[str, Any]:
     """The result of one request, drawn by a worker of its own."""
     await store.create("requests/r.json", json.dumps({"prompt": prompt, "steps": 1}).encode())
     async with running(make_worker(store)):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while await store.head("results/r/result.json") is None:
                 await asyncio.sleep(0.02)
     result: dict[str, Any] = json.loads((await store.get("results/r/result.json")).body)

@@ -61,12 +61,12 @@ async def test_no_status_outlives_its_request():
     body = {"prompt": "x", "steps": 30, "width": 8, "height": 8}
     await store.create("requests/r.json", json.dumps(body).encode())
     async with running(make_worker(store, null={"seconds_per_step": 0.06})) as worker:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await store.begun.wait()
         await until(lambda: not worker.jobs.busy and not worker.jobs.active)
         assert await store.head("results/r/result.json") is not None
         store.go.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await store.written.wait()
             while [info async for info in store.list("status/")]:
                 await asyncio.sleep(0.01)

@@ -36,7 +36,7 @@ async def drop(store: MemoryStore, name: str, *rows: dict[str, object]) -> None:
 
 async def over(store: MemoryStore, *ids: str) -> None:
     """Wait until all have their result."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not all([await store.head(layout.result_key(id)) for id in ids]):
             await asyncio.sleep(0.01)
 

@@ -82,7 +82,7 @@ async def test_of_sixteen_creators_in_four_processes_one_wins(folder: DirectoryS
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    lines = [line.split() for racer in racers for line in racer.communicate(timeout=60)[0].splitlines()]
+    lines = [line.split() for racer in racers for line in racer.communicate(timeout=300)[0].splitlines()]
     assert [racer.returncode for racer in racers] == [0] * 4
 
     winners = {int(number): name for number, name in lines}
@@ -117,7 +117,7 @@ async def test_folders_that_come_and_go_disturb_nobody(folder: DirectoryStore):
     """Empty claim folders are removed while other processes create in them, and no verb fails."""
     churners = [start(CHURN, str(folder.root), "150") for _ in range(3)]
     for churner in churners:
-        churner.communicate(timeout=60)
+        churner.communicate(timeout=300)
     assert [churner.returncode for churner in churners] == [0] * 3
     assert await keys(folder) == []
     assert os.listdir(folder.root / "claims") == []
@@ -182,7 +182,7 @@ async def test_a_killed_writer_leaves_whole_objects_or_none(folder: DirectorySto
         first = writer.stdout.readline()
         await asyncio.sleep(0.03 * run)
         writer.kill()
-        whole_lines = (first + writer.communicate(timeout=30)[0]).split("\n")[:-1]
+        whole_lines = (first + writer.communicate(timeout=120)[0]).split("\n")[:-1]
         reported.update(whole_lines)
 
     found = [info.key async for info in folder.list("results/")]
@@ -368,7 +368,7 @@ async def test_pipes_sockets_and_folders_never_block(folder: DirectoryStore):
     finally:
         os.chdir(here)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         for name in ("pipe", "socket", "folder"):
             await refuses(folder, f"requests/{name}.json")
             with pytest.raises(StoreUnavailable, match="stands in its place; move that away"):

@@ -156,7 +156,7 @@ async def test_creators_in_two_processes_have_one_winner(bucket: S3Store, s3_fro
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    lines = [line.split() for racer in racers for line in racer.communicate(timeout=60)[0].splitlines()]
+    lines = [line.split() for racer in racers for line in racer.communicate(timeout=300)[0].splitlines()]
 
     assert sorted(int(number) for number, _ in lines) == list(range(rounds))
     for number, name in lines:

@@ -21,7 +21,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror="alert(1)">{{7*7}}'
 QUICK = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed": 5}
-WAIT = 20_000  # milliseconds in which a picture must come
+WAIT = 120_000  # milliseconds in which a picture must come
 expect.set_options(timeout=WAIT)
 
 
@@ -64,7 +64,7 @@ def item(page: Page, prompt: str) -> Locator:
 
 def finished(address: str, document: dict) -> str:
     """Have a request drawn; returns its id."""
-    answer = httpx.post(f"{address}/generate/", json=document, timeout=60)
+    answer = httpx.post(f"{address}/generate/", json=document, timeout=240)
     answer.raise_for_status()
     return str(answer.json()["id"])
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from infra.stores.store import Store
 
 ROOT = Path(__file__).parents[2]
+
+# httpx's calls share one default, five seconds: too short where other work shares the cores.
+_timeout = httpx.Client.__init__.__kwdefaults__["timeout"]
+_timeout.connect = _timeout.read = _timeout.write = _timeout.pool = 240.0
 
 
 @pytest.fixture
@@ -138,7 +143,7 @@ def dreamdrop_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProce
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
 
     return run

@@ -41,7 +41,7 @@ def facade(store: str | Path, **settings: Any) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(120)
 
 
 @contextlib.contextmanager
@@ -59,12 +59,12 @@ def worker(store: str | Path, *options: str, environment: dict[str, str] | None 
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
 
 
 def ready(address: str) -> None:
     """Wait until a worker is alive behind a facade."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while httpx.get(f"{address}/readyz").status_code != 200:
         assert time.monotonic() < end, "no worker came to life"
         time.sleep(0.05)

@@ -15,7 +15,7 @@ OURS = {"steps": 2, "seed": 5}
 
 
 def client(address: str, key: str = "none") -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=240)
 
 
 def opened(text: str | None) -> Image.Image:
@@ -41,7 +41,7 @@ def made(api: openai.OpenAI, file: str, **more: Any) -> Any:
 
 
 def ended(api: openai.OpenAI, id: str) -> Any:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while (batch := api.batches.retrieve(id)).status == "in_progress":
         assert time.monotonic() < end, batch
         time.sleep(0.05)

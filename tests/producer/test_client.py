@@ -38,7 +38,7 @@ async def test_a_request_is_dropped_and_its_pictures_come_back(
     ticket = await client.submit(CAT | {"number_of_images": 2})
     assert (await client.store.get(ticket.key)).body == b'{"prompt": "a cat", "number_of_images": 2}'
     assert (await client.status(ticket)).status == "queued"
-    waiting = asyncio.create_task(client.wait(ticket, timeout=30))
+    waiting = asyncio.create_task(client.wait(ticket, timeout=120))
     await worker(client.store, ticket.key)
 
     assert (await waiting).status == "succeeded"

@@ -72,7 +72,7 @@ def test_an_edit_of_openai_keeps_what_is_not_transparent(address: str):
     """The same by their mask."""
     mask = Image.new("RGBA", (128, 128), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (64, 0, 128, 128))
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=60) as client:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=240) as client:
         answer = client.images.edit(
             image=("a.png", _png(Image.new("RGB", (128, 128), BLUE))),
             mask=("m.png", _png(mask)),
@@ -98,12 +98,12 @@ def test_progress_shows_how_the_picture_looks_now(api: webuiapi.WebUIApi, addres
 
     drawing = threading.Thread(target=draw)
     drawing.start()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not (progress := api.get_progress())["current_image"]:
         assert time.monotonic() < end
         time.sleep(0.05)
     api.interrupt()
-    drawing.join(60)
+    drawing.join(240)
     preview = Image.open(io.BytesIO(base64.b64decode(progress["current_image"], validate=True)))
     preview.load()
     assert max(preview.size) <= 128

@@ -34,7 +34,7 @@ def test_a_healthy_directory_passes_and_keeps_only_the_canarys_result(dreamdrop:
     store.mkdir()
     with worker_process(store):
         wait_for(lambda: list(store.glob("workers/[!.]*")), "no worker")
-        found = report(dreamdrop("doctor", "--store", str(store), "--timeout", "30", "--json"))
+        found = report(dreamdrop("doctor", "--store", str(store), "--timeout", "120", "--json"))
     assert found["ok"], found
     assert statuses(found["checks"]).keys() >= {"store", "promises", "clock", "disk", "workers", "models"}
     hops = ["stored", "listed", "heard", "claimed", "drawn", "committed", "readable"]
@@ -80,7 +80,7 @@ def test_a_worker_that_cannot_draw_is_found_out(dreamdrop: Cli, tmp_path: Path):
     store.mkdir()
     with worker_process(store, null={"fail_on": "red circle"}):
         wait_for(lambda: list(store.glob("workers/[!.]*")), "no worker")
-        found = report(dreamdrop("doctor", "--store", str(store), "--timeout", "30", "--json"))
+        found = report(dreamdrop("doctor", "--store", str(store), "--timeout", "120", "--json"))
     broken = found["canary"][-1]
     assert (broken["check"], broken["status"]) == ("canary drawn", "fail")
     assert "told to fail" in broken["found"]
@@ -110,7 +110,7 @@ def test_a_wired_bucket_passes_from_drop_to_picture(
     """The notification of a key with unusual characters reaches a worker at once."""
     with worker_process(f"{cloud.store}/studio", "--queue", wired, "--reconcile", "600"):
         wait_for(lambda: [k for k in cloud.keys(f"studio/{WORKERS}") if ".probe" not in k], "no worker")
-        found = examine("--queue", wired, "--timeout", "40")
+        found = examine("--queue", wired, "--timeout", "120")
     assert found["ok"], found
     wrong = {check for check, status in statuses(found["checks"]).items() if status != "pass"}
     assert wrong <= {"promises"}, "this server's creates are not always atomic"

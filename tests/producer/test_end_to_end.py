@@ -40,7 +40,7 @@ def running(store: Path, *options: str) -> Iterator[None]:
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,9 @@ def test_a_table_and_prompts_are_drawn(dreamdrop: Cli, served: Path, tmp_path: P
     """submit --out follows rows, saves their pictures and the gallery page."""
     (tmp_path / "t.csv").write_text("prompt,width,height,custom_id\na cat,64,64,cat\na dog,64,64,dog\n")
     (tmp_path / "one.json").write_text('{"prompt": "a cow", "width": 64, "height": 64}')
-    done = dreamdrop("submit", "t.csv", "one.json", "--out", "out", "--store", str(served), "--timeout", "60")
+    done = dreamdrop(
+        "submit", "t.csv", "one.json", "--out", "out", "--store", str(served), "--timeout", "240"
+    )
     assert done.returncode == 0, done.stderr
     names = {Path(line).name for line in done.stdout.split()}
     assert {"0.png", "gallery.html", "results.jsonl"} <= names
@@ -93,7 +95,7 @@ def test_a_copied_file_is_answered(served: Path):
         (requests / f".{name}").write_text(body)
         os.replace(requests / f".{name}", requests / f"{name}.json")
     with Client(served) as dream:
-        for result in dream.results(["cat", "bad"], timeout=60):
+        for result in dream.results(["cat", "bad"], timeout=240):
             if result.id == "cat":
                 assert (served / "results/cat/0.png").is_file()
             else:
@@ -116,7 +118,7 @@ def test_a_request_is_watched_and_cancelled_while_it_is_drawn(tmp_path: Path):
         assert state.progress.steps_total == 20
         assert dream.cancel(ticket).status == "canceled"
         following = dream.submit({"prompt": "a dog", "steps": 1, "width": 64, "height": 64})
-        assert dream.wait(following, timeout=60).status == "succeeded"
+        assert dream.wait(following, timeout=240).status == "succeeded"
         assert dream.result(ticket).status == "canceled"
 
 

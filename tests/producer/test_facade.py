@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def http(store: Path) -> Iterator[httpx.Client]:
     """A caller of a facade over that directory, once the worker is alive."""
-    with facade(store) as address, httpx.Client(base_url=address, timeout=60) as caller:
+    with facade(store) as address, httpx.Client(base_url=address, timeout=240) as caller:
         ready(address)
         yield caller
 
@@ -117,7 +117,7 @@ def test_a_caller_may_fetch_the_pictures_itself(http: httpx.Client):
 
 
 def finished(http: httpx.Client, place: str) -> dict:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while (job := http.get(place).json())["status"] in ("queued", "processing"):
         assert time.monotonic() < end, job
         time.sleep(0.02)
@@ -135,7 +135,7 @@ def test_a_wrong_field_is_told_as_fastapi_tells_it_in_the_words_of_a_failed_resu
     assert fault["loc"] == ["body", "stepz"]
     (store / "requests" / "wrong.json").write_text(json.dumps(wrong))
     with Client(store) as client:
-        failure = client.wait("wrong", timeout=60).failure
+        failure = client.wait("wrong", timeout=240).failure
     assert failure is not None
     assert (fault["msg"], fault["type"]) == (failure.message, failure.code)
 
@@ -185,7 +185,7 @@ def test_a_wait_that_ends_before_the_picture_tells_the_id_and_the_work_goes_on(t
     with worker(tmp_path, "--null", slow), facade(tmp_path) as address:
         ready(address)
         answer = httpx.post(
-            f"{address}/generate/", json=PROMPT | {"steps": 5}, headers={"Prefer": "wait=1"}, timeout=30
+            f"{address}/generate/", json=PROMPT | {"steps": 5}, headers={"Prefer": "wait=1"}, timeout=240
         )
         assert answer.status_code == 504
         place = answer.headers["location"]
@@ -203,12 +203,14 @@ def test_a_caller_that_leaves_takes_its_own_request_along(tmp_path: Path):
             body = PROMPT | {"steps": 100} | ({"id": id} if id else {})
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{address}/generate/", json=body, timeout=1)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 240
         while len(jobs := httpx.get(f"{address}/jobs").json()["latest"]) < 1:
             assert time.monotonic() < end
             time.sleep(0.05)
         assert [job["status"] for job in jobs] == ["canceled"]
-        kept = httpx.get(f"{address}/jobs/kept").json()
+        while (kept := httpx.get(f"{address}/jobs/kept").json())["status"] == "queued":
+            assert time.monotonic() < end
+            time.sleep(0.05)
         assert kept["status"] == "processing", kept
 
 
@@ -219,7 +221,7 @@ def test_a_caller_that_leaves_in_the_middle_of_its_body_is_no_fault(
     with facade(tmp_path) as address:
         with socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0)) as caller:
             caller.sendall(b'POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"prompt')
-        end = time.monotonic() + 30
+        end = time.monotonic() + 240
         while 'route="/jobs",status="499"' not in httpx.get(f"{address}/metrics").text:
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -232,7 +234,7 @@ def test_a_full_lane_sends_callers_away_for_a_while(tmp_path: Path):
         for n in range(2):
             assert http.put(f"/jobs/{n}", json=PROMPT).status_code == 201
         time.sleep(1.1 - 0.2)  # the lane is counted once a second
-        end = time.monotonic() + 10
+        end = time.monotonic() + 240
         while (answer := http.post("/jobs", json=PROMPT)).status_code != 429:
             assert time.monotonic() < end
         assert 1 <= int(answer.headers["retry-after"]) <= 60
@@ -241,7 +243,7 @@ def test_a_full_lane_sends_callers_away_for_a_while(tmp_path: Path):
 def test_a_full_lane_is_noticed_within_the_moment_for_which_its_count_is_believed(tmp_path: Path):
     """However fast requests come: those sent since the lane was counted are added to the count."""
     with facade(tmp_path, room=5) as address, ThreadPoolExecutor(8) as callers:
-        tries = [callers.submit(httpx.post, f"{address}/jobs", json=PROMPT, timeout=60) for _ in range(24)]
+        tries = [callers.submit(httpx.post, f"{address}/jobs", json=PROMPT, timeout=240) for _ in range(24)]
         answers = [one.result().status_code for one in tries]
     assert (answers.count(202), answers.count(429)) == (5, 19)
 
@@ -250,7 +252,7 @@ def test_two_hundred_callers_at_once_all_get_their_picture(http: httpx.Client):
     """Without an error, each its own."""
 
     def one(n: int) -> int:
-        with httpx.Client(base_url=http.base_url, timeout=120) as caller:
+        with httpx.Client(base_url=http.base_url, timeout=600) as caller:
             answer = caller.post("/generate/", json=PROMPT | {"seed": n})
             answer.raise_for_status()
             return int(answer.json()["seeds"][0])

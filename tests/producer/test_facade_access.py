@@ -86,7 +86,7 @@ def test_a_key_has_its_own_bound(tmp_path: Path):
         ready(address)
         with httpx.Client(base_url=address, headers={"X-API-Key": one}) as busy:
             held = threading.Thread(
-                target=lambda: busy.post("/generate/", json=PROMPT | {"steps": 8}, timeout=60)
+                target=lambda: busy.post("/generate/", json=PROMPT | {"steps": 8}, timeout=240)
             )
             held.start()
             while not httpx.get(f"{address}/jobs", headers={"X-API-Key": two}).json()["processing"]:
@@ -94,7 +94,7 @@ def test_a_key_has_its_own_bound(tmp_path: Path):
             full = httpx.post(f"{address}/generate/", json=PROMPT, headers={"X-API-Key": one})
             assert full.status_code == 429
             assert full.headers["retry-after"]
-            other = httpx.post(f"{address}/generate/", json=PROMPT, headers={"X-API-Key": two}, timeout=60)
+            other = httpx.post(f"{address}/generate/", json=PROMPT, headers={"X-API-Key": two}, timeout=240)
             assert other.status_code == 200
             held.join()
 
@@ -163,11 +163,11 @@ def test_a_prefix_is_a_wall_for_named_pictures_too(tmp_path: Path):
 def test_a_heavy_body_holds_up_nobody_else(tmp_path: Path):
     """While a batch of many rows is read, the server answers other calls."""
     rows = b"\n".join(b'{"prompt": "a", "metadata": {"n": %d}}' % n for n in range(50_000))
-    with facade(tmp_path) as address, httpx.Client(base_url=address, timeout=60) as http:
+    with facade(tmp_path) as address, httpx.Client(base_url=address, timeout=240) as http:
         answers: list[int] = []
         busy = threading.Thread(
             target=lambda: answers.append(
-                httpx.post(f"{address}/batches", content=rows, timeout=60).status_code
+                httpx.post(f"{address}/batches", content=rows, timeout=240).status_code
             )
         )
         busy.start()

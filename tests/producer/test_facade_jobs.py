@@ -26,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def http(store: Path) -> Iterator[httpx.Client]:
     """A caller of a facade over that directory."""
-    with facade(store) as address, httpx.Client(base_url=address, timeout=60) as caller:
+    with facade(store) as address, httpx.Client(base_url=address, timeout=240) as caller:
         ready(address)
         yield caller
 
@@ -119,7 +119,7 @@ def test_watching_what_is_removed_comes_to_an_end(tmp_path: Path):
     """The stream was cut off in the middle, with a traceback in the log."""
     with facade(tmp_path) as address:
         job = httpx.put(f"{address}/jobs/gone", json={"prompt": "x"}).json()
-        with httpx.stream("GET", f"{address}/jobs/{job['id']}/events", timeout=20) as watched:
+        with httpx.stream("GET", f"{address}/jobs/{job['id']}/events", timeout=240) as watched:
             lines = watched.iter_lines()
             assert next(lines) == "event: job"
             for file in (tmp_path / "requests").rglob("*.json"):
@@ -135,7 +135,7 @@ def test_a_batch_is_uploaded_watched_and_collected(http: httpx.Client):
     made = http.post("/batches?id=wall", content=lines)
     assert made.status_code == 202
     assert made.headers["location"] == "/batches/wall"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while (batch := http.get("/batches/wall").json())["status"] in ("queued", "processing"):
         assert time.monotonic() < end
         time.sleep(0.05)

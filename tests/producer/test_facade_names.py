@@ -24,7 +24,7 @@ PROMPT = {"prompt": "a red circle", "steps": 2, "width": 64, "height": 64, "seed
 @pytest.fixture
 def http(tmp_path: Path) -> Iterator[httpx.Client]:
     """A caller of a facade over a directory without a worker."""
-    with facade(tmp_path) as address, httpx.Client(base_url=address, timeout=60) as caller:
+    with facade(tmp_path) as address, httpx.Client(base_url=address, timeout=240) as caller:
         yield caller
 
 
@@ -60,7 +60,7 @@ def test_of_different_bodies_at_once_one_gets_the_name(tmp_path: Path):
             together = threading.Barrier(callers)
 
             def put(k: int, name: str = f"r{n}", together: threading.Barrier = together) -> tuple[int, int]:
-                with httpx.Client(base_url=address, timeout=60) as http:
+                with httpx.Client(base_url=address, timeout=240) as http:
                     together.wait()
                     return http.put(f"/jobs/{name}", json=PROMPT | {"seed": k % 3}).status_code, k % 3
 

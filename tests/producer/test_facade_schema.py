@@ -60,7 +60,7 @@ def test_whatever_is_called_the_server_answers_as_it_says(
         suppress_health_check=list(HealthCheck),
     )
     def call(case: schemathesis.Case) -> None:
-        answer = case.call(base_url=address, timeout=60)
+        answer = case.call(base_url=address, timeout=240)
         checks = [not_a_server_error, status_code_conformance, content_type_conformance]
         case.validate_response(answer, checks=checks)
 
@@ -71,6 +71,6 @@ def test_whatever_is_called_the_server_answers_as_it_says(
 def test_every_example_of_the_document_can_be_sent_as_it_is(address: str, name: str):
     """What the documentation page offers to try out works."""
     body = openapi.examples()[name]["value"] | {"steps": 2}
-    answer = httpx.post(f"{address}/generate/", json=body, timeout=60)
+    answer = httpx.post(f"{address}/generate/", json=body, timeout=240)
     assert answer.status_code == 200, answer.text
     assert answer.json()["images"]

@@ -156,7 +156,7 @@ def test_sent_requests_are_drawn_once_and_waited_for(
         monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", proxy.url)
         with Client(store) as client:
             tickets = client.send([big, *small], queue=queue)
-            results = {result.id: result.status for result in client.results(tickets, timeout=60)}
+            results = {result.id: result.status for result in client.results(tickets, timeout=240)}
             assert results == {ticket.id: "succeeded" for ticket in tickets}
             assert len(client.fetch(tickets[0], tmp_path)) == 1
         wait_for(lambda: cloud.depth(queue) == 0, "messages stay")
@@ -190,7 +190,7 @@ def test_the_command_line_waits_for_what_it_sent(dreamdrop: Cli, cloud: Cloud, t
     with worker(cloud.store, "--queue", queue):
         done = dreamdrop(
             *("submit", "a.json", "--queue", queue, "--store", cloud.store),
-            *("--out", "out", "--timeout", "60"),
+            *("--out", "out", "--timeout", "240"),
             **cloud.environment(),
         )
     assert done.returncode == 0, done.stderr

@@ -221,7 +221,7 @@ def test_a_reference_to_any_key_comes_back(key: str):
 MIB = 1 << 20
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "message",
     [

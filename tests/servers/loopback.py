@@ -36,9 +36,9 @@ def serving(server: Callable[[], AbstractAsyncContextManager[str]], name: str) -
 
     thread = threading.Thread(target=main, name=name, daemon=True)
     thread.start()
-    url = started.result(timeout=10)
+    url = started.result(timeout=120)
     try:
         yield url
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=10)
+        thread.join(timeout=120)

@@ -308,7 +308,7 @@ class Doors:
 
     def move(self, how: str) -> None:
         work = self.open() if how == "open" else self.close()
-        asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=120)
 
     async def open(self) -> None:
         self.site = web.TCPSite(self.runner, "127.0.0.1", self.port)
@@ -348,12 +348,12 @@ def running(front: S3Front, port: int = 0) -> Iterator[S3Front]:
 
     thread = threading.Thread(target=main, name="s3-front", daemon=True)
     thread.start()
-    front.url = started.result(timeout=10)
+    front.url = started.result(timeout=120)
     try:
         yield front
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=10)
+        thread.join(timeout=120)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def proxy() -> Iterator[FaultProxy]:
         yield between
 
 
-def ask(url: str, method: str, key: str, body: bytes = b"", timeout: float = 10) -> tuple[int, bytes]:
+def ask(url: str, method: str, key: str, body: bytes = b"", timeout: float = 120) -> tuple[int, bytes]:
     """(status, body), or (0, what had come) when the connection broke."""
     parts = urlsplit(url)
     line = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)

@@ -20,7 +20,7 @@ def ask(method: str, url: str, body: bytes = b"", **headers: str) -> tuple[int, 
     for name, value in headers.items():
         request.add_header(name.replace("_", "-"), value)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -39,13 +39,13 @@ def test_what_it_acknowledged_survives_its_death(tmp_path: Path):
     server, url = serve(tmp_path)
     assert ask("PUT", f"{url}/bucket/requests/a.json", b"{}", If_None_Match="*")[0] == 200
     server.kill()
-    server.communicate(timeout=10)
+    server.communicate(timeout=120)
 
     server, url = serve(tmp_path)
     assert ask("GET", f"{url}/bucket/requests/a.json") == (200, b"{}")
     assert ask("PUT", f"{url}/bucket/requests/a.json", b"[]", If_None_Match="*")[0] == 412
     server.terminate()
-    server.communicate(timeout=10)
+    server.communicate(timeout=120)
 
 
 def test_conditions_are_kept_to_the_letter(s3_front: S3Front):

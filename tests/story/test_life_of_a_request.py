@@ -37,7 +37,7 @@ async def test_a_dropped_file_becomes_a_result(tmp_path: Path):
 
     async with open_store(str(tmp_path)) as store, AsyncClient(store) as client:
         async with running(make_worker(store)):
-            ended = await client.wait("cat", timeout=30)
+            ended = await client.wait("cat", timeout=120)
 
         assert ended.status == "succeeded"
         assert [image.key for image in ended.images] == ["results/cat/0.png", "results/cat/1.png"]
@@ -76,7 +76,7 @@ def test_a_worker_dies_and_the_next_adopts_its_images(tmp_path: Path):
     stored = [image.stem for image in files(store / "results", "*.png")]
 
     with worker(store, null=null):
-        ended = result(store, "cat", timeout=60)
+        ended = result(store, "cat", timeout=120)
 
     assert (ended["status"], ended["attempts"], len(ended["images"])) == ("succeeded", 2, 10)
     drawn = diary.read_text().splitlines()
@@ -90,7 +90,7 @@ async def test_a_batch_is_a_file_of_requests_and_ends_with_a_summary():
     lines = [CAT | {"custom_id": "red"}, CAT | {"custom_id": "bad", "steps": -1}]
     await store.create("requests/palette.jsonl", "\n".join(map(json.dumps, lines)).encode())
     async with running(make_worker(store)), AsyncClient(store) as client:
-        ended = await client.wait("palette", timeout=30)
+        ended = await client.wait("palette", timeout=120)
         red = await client.result("palette/red")
 
     assert ended.status == "partial"

@@ -83,7 +83,7 @@ def test_a_caller_with_a_prefix_sees_its_own_pictures_only(store: Path, address:
     with facade(store, keys=read_keys(line)) as own:
         head = {"Authorization": f"Bearer {key}"}
         mine = httpx.post(
-            f"{own}/generate/", json=QUICK | {"prompt": "for bob"}, headers=head, timeout=60
+            f"{own}/generate/", json=QUICK | {"prompt": "for bob"}, headers=head, timeout=240
         ).json()
         pages = [httpx.get(own + path, headers=head).text for path in ("/", "/live?now=1", "/b")]
         assert "for bob" in pages[0]
