@@ -298,8 +298,8 @@ class Messages:
 
     async def _end_of(self, taken: Taken) -> str | None:
         """The id of the result that ends a request; None while there is none."""
-        if taken.held is not None and taken.held.over:
-            return taken.held.over
+        if taken.held is not None and taken.held.result_id:
+            return taken.held.result_id
         if not taken.fingerprint:  # the object was gone when we came
             return taken.id if await self._store.head(layout.result_key(taken.id)) else None
         return await self._claims.ended(taken.id, taken.fingerprint)

@@ -66,7 +66,7 @@ class StatusBoard:
             return
         if not job.steps()[0] if job.express else now - job.began <= _AFTER:
             return
-        job.telling, job.held.told, job.told_at = True, True, now
+        job.telling, job.held.has_status, job.told_at = True, True, now
         body = job.status(self._worker, now, _as_text(job.looks())).model_dump_json().encode()
         try:
             with contextlib.suppress(StoreUnavailable):
@@ -78,7 +78,7 @@ class StatusBoard:
 
     async def wipe(self, job: Job) -> None:
         """It is over, or in nobody's hands: its result says all, or its next worker will."""
-        if job.held.told:
+        if job.held.has_status:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.delete(layout.status_key(job.id))
 
