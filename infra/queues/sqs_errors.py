@@ -55,8 +55,8 @@ def translated(error: Exception, what: str, url: str, endpoint: str) -> QueueUna
     """Our error for one of the AWS library's: what failed, why, and what to do."""
     if is_missing(error):
         return Unsupported(
-            f"{what}: there is no queue {shown(url)} at {shown(endpoint)}: correct the URL (DREAMDROP_QUEUE), or make "
-            "the queue with `dreamdrop setup queue`"
+            f"{what}: there is no queue {shown(url)} at {shown(endpoint)}: correct the URL (DREAMDROP_QUEUE), or "
+            "create the queue with `dreamdrop setup queue`"
         )
     if is_denied(error):
         return Unsupported(f"{what}: access denied: give this identity {_ACTIONS} on {shown(url)}")
