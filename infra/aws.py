@@ -1,4 +1,4 @@
-"""How AWS services and servers like them are reached: settings, clients, addresses, and what an error means."""
+"""Access to AWS services and servers like them: client settings, addresses, and what an error means."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 
-DEFAULT_REGION = "us-east-1"  # for servers that have none; AWS says itself where a bucket is
+DEFAULT_REGION = "us-east-1"  # for servers without regions; AWS redirects to a bucket's own region
 CONNECT_TIMEOUT = 5.0  # seconds
-READ_TIMEOUT = 20.0  # seconds of silence
+READ_TIMEOUT = 20.0  # seconds without a byte
 POOL = 64  # connections
-#: Whatever the AWS library raises when a call does not succeed.
+#: What the AWS library raises when a call fails.
 FOREIGN = (boto.ClientError, boto.BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError)
 CREDENTIALS = (
     boto.NoCredentialsError,
@@ -74,7 +74,7 @@ class LazyClient:
 
 
 def new_session() -> AioSession:
-    """A session with the environment as it is now; the SDK's large tables are read once a process."""
+    """A session with the current environment; the SDK's large tables are read once per process."""
     session = AioSession()
     session.register_component("data_loader", _tables(session.get_config_variable("data_path")))
     return session
@@ -88,10 +88,10 @@ def _tables(data_path: str | None) -> Loader:
 async def credentials() -> str | None:
     """Where the SDK finds credentials, such as "env" or "iam-role"; None when it finds none."""
     try:
-        found = await new_session().get_credentials()
+        credentials = await new_session().get_credentials()
     except BotoCoreError:
         return None
-    return str(found.method) if found is not None else None
+    return str(credentials.method) if credentials is not None else None
 
 
 def region_of(session: AioSession) -> str:
@@ -99,19 +99,19 @@ def region_of(session: AioSession) -> str:
 
 
 def is_on_aws(session: AioSession) -> bool:
-    """Whether no endpoint for S3 but Amazon's is configured."""
+    """Whether S3's endpoint is Amazon's."""
     endpoint = endpoint_of(session, "s3")
     return endpoint is None or is_aws(endpoint)
 
 
 def endpoint_of(session: AioSession, service: str) -> str | None:
-    """The endpoint that is configured for a service, by the SDK's own rules; None for Amazon's."""
+    """The endpoint that is configured for a service, by the SDK's rules; None for Amazon's."""
     if session.get_config_variable("ignore_configured_endpoint_urls"):
         return None
-    found = ConfiguredEndpointProvider(
+    endpoint = ConfiguredEndpointProvider(
         full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name=service
     ).provide()
-    return None if found is None else str(found)
+    return None if endpoint is None else str(endpoint)
 
 
 def queue_endpoint(url: str, session: AioSession) -> tuple[str, str | None]:
@@ -129,10 +129,10 @@ def queue_endpoint(url: str, session: AioSession) -> tuple[str, str | None]:
 def config_for(session: AioSession, *, tries: int, read_timeout: float = READ_TIMEOUT) -> AioConfig:
     """Settings of one client, which sends a request at most `tries` times.
 
-    Off AWS: path-style addresses, and the older checksums only, unless the user's environment or
+    Off AWS: path-style addresses and the older checksums only, unless the user's environment or
     profile says otherwise.
     """
-    wishes: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT,
         "read_timeout": read_timeout,
         "max_pool_connections": POOL,
@@ -141,33 +141,33 @@ def config_for(session: AioSession, *, tries: int, read_timeout: float = READ_TI
     }
     if not is_on_aws(session):
         profile = session.get_scoped_config()
-        wishes["s3"] = {"addressing_style": "path", **(profile.get("s3") or {})}
+        settings["s3"] = {"addressing_style": "path", **(profile.get("s3") or {})}
         for name in _CHECKSUMS:
             if not os.environ.get(f"AWS_{name.upper()}") and name not in profile:
-                wishes[name] = "when_required"
-    return AioConfig(**wishes)
+                settings[name] = "when_required"
+    return AioConfig(**settings)
 
 
 def code_of(error: Exception) -> str:
-    """The store's own word for an error, such as "NoSuchKey"; "" when it gave none."""
+    """The service's error code, such as "NoSuchKey"; "" when it gave none."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status of a store's answer; 0 when there was no answer."""
+    """The HTTP status of a service's answer; 0 when there was no answer."""
     if not isinstance(error, boto.ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def is_aws(endpoint: str) -> bool:
-    """Whether an endpoint is Amazon's own."""
+    """Whether an endpoint is Amazon's."""
     host = urlsplit(endpoint).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws"))
 
 
 def shown(url: str) -> str:
-    """An address without the password or the signature that it may hold."""
+    """A URL without the password or the signature that may be in it: fit for messages and logs."""
     parts = urlsplit(url)
     if not parts.hostname:
         return "the endpoint"
@@ -178,7 +178,7 @@ def reason_of(error: Exception, endpoint: str, variable: str) -> str:
     """Why a call got no answer, and what to do about it.
 
     Args:
-        endpoint: where the call went, fit to be shown.
+        endpoint: where the call went, as `shown`.
         variable: the environment variable that sets the endpoint.
     """
     if isinstance(error, CREDENTIALS):
@@ -188,7 +188,7 @@ def reason_of(error: Exception, endpoint: str, variable: str) -> str:
     if isinstance(error, (boto.ConnectTimeoutError, boto.EndpointConnectionError)):
         return f"{endpoint} cannot be reached: check {variable} and the network"
     if isinstance(error, boto.SSLError):
-        return f"{endpoint} shows a certificate that is not trusted: set AWS_CA_BUNDLE to its authority"
+        return f"the certificate of {endpoint} is not trusted: set AWS_CA_BUNDLE to its authority"
     if isinstance(error, boto.BotoCoreError) and not isinstance(error, boto.HTTPClientError):
         return f"the AWS library refused ({type(error).__name__}): check the AWS variables and ~/.aws/config"
-    return f"the connection to {endpoint} broke or timed out; it is tried again later"
+    return f"the connection to {endpoint} broke or timed out; the call will be tried again later"

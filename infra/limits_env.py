@@ -1,4 +1,4 @@
-"""How much may be asked for, as the environment says: workers, clients and the facade agree by the same variables."""
+"""Limits from environment variables: workers, clients and the facade read the same ones."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _VARIABLES = {
 
 
 def limits_from(environment: Mapping[str, str] = os.environ) -> Limits:
-    """The limits that a worker with this environment has.
+    """The limits that this environment sets.
 
     Raises:
-        DreamError: a variable is no positive whole number.
+        DreamError: a variable is not a positive whole number.
     """
-    found = {}
+    values = {}
     for name, (field, unit) in _VARIABLES.items():
         text = environment.get(name, "").strip()
         if text and not (text.isdecimal() and int(text) > 0):
             raise DreamError(f"{name} is {text!r}: set it to a whole number above 0, or leave it out")
         if text:
-            found[field] = int(text) * unit
-    return Limits(**found)
+            values[field] = int(text) * unit
+    return Limits(**values)

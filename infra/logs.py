@@ -1,4 +1,4 @@
-"""What a program says of its work: one line an event, with its facts as key=value."""
+"""Log lines: one line per event, with its facts as key=value."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Line(logging.Formatter):
 
 
 def _plain(value: object, longest: int = 300) -> str:
-    """One line, printable, short: a log entry cannot be forged by what it quotes."""
+    """One line, printable and short, so that quoted text cannot forge a log entry."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def log_lines(level: str, *names: str) -> None:
-    """Send what these loggers say to stderr from a level on; of all others, warnings only."""
+    """Log these loggers to stderr from a level on; of all others, warnings and errors only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Line())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -38,8 +38,8 @@ def log_lines(level: str, *names: str) -> None:
 def redacted(error: BaseException) -> str:
     """An error's kind and place, without its message, such as `ValueError at pipelines.py:71 in draw`.
 
-    A message may repeat what it was given, such as somebody's prompt, and logs are copied, shipped and
-    kept. The message itself is logged at the level debug, which an operator asks for.
+    A message may repeat its input, such as a prompt, and logs are copied, shipped and kept. The message
+    itself is logged at the level debug, which an operator has to ask for.
     """
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:

@@ -297,8 +297,8 @@ class QueueReader:
 
     async def _result_id(self, outcome: ClaimOutcome) -> str | None:
         """The id of the result that ends a request; None while there is none."""
-        if outcome.held is not None and outcome.held.over:
-            return outcome.held.over
+        if outcome.held is not None and outcome.held.result_id:
+            return outcome.held.result_id
         if not outcome.fingerprint:  # the object was gone when we came
             return outcome.id if await self._store.head(layout.result_key(outcome.id)) else None
         return await self._claims.ended(outcome.id, outcome.fingerprint)

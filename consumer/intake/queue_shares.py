@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from infra.queues.leases import BATCH
+from infra.queues.message import BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -122,18 +122,18 @@ class Jobs:
         await self._delivery.commit(held, result)
         assert result.failure is not None
         facts = {"code": result.failure.code, "field": result.failure.field}
-        log.info("refused", extra={"id": held.over, **facts})
+        log.info("refused", extra={"id": held.result_id, **facts})
 
     # What happens to it elsewhere ------------------------------------------------------------
 
     def drop_lost(self) -> None:
         """Stop working on what another worker took over."""
         for job in list(self.active.values()):
-            if job.held.lost:
+            if job.held.taken_over:
                 log.warning("another worker took this request over", extra={"id": job.id})
                 self._outcomes.forget(job)
         for id, (held, task) in list(self.batches.items()):
-            if held.lost:
+            if held.taken_over:
                 log.warning("another worker took this batch over", extra={"id": id})
                 self._drop_batch(id, task)
 

@@ -48,7 +48,7 @@ class Preparation:
             raise ValueError("the claim of a single request has no plan")
         began = self.clock()
         manifest = parse_manifest(held.claim.frozen.body(), self.limits)
-        held.told = held.told or held.claim.epoch > 1  # its last worker may have left a status
+        held.has_status = held.has_status or held.claim.epoch > 1  # its last worker may have left a status
         return Job(held, manifest, plan, began, notes=list(plan.notes))
 
     async def make_ready(self, job: Job) -> None:

@@ -64,7 +64,7 @@ class ProgressReporter:
             return
         if not job.steps()[0] if job.express else now - job.began <= _AFTER:
             return
-        job.status_in_flight, job.held.told, job.status_at = True, True, now
+        job.status_in_flight, job.held.has_status, job.status_at = True, True, now
         body = job.status(self._worker, now, _as_text(job.latest_preview())).model_dump_json().encode()
         try:
             with contextlib.suppress(StoreUnavailable):
@@ -76,7 +76,7 @@ class ProgressReporter:
 
     async def remove(self, job: Job) -> None:
         """Remove the status of a job that has left: its result, or its next worker, says more."""
-        if job.held.told:
+        if job.held.has_status:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.delete(layout.status_key(job.id))
 

@@ -1,6 +1,6 @@
-"""What a claim says, and what is said when one ends: the objects under `claims/`.
+"""Claims and release markers: the objects under `claims/`, and the result of a claim that is given up.
 
-A claim is immutable and carries everything that another worker needs to go on: the request byte
+A claim is immutable and holds everything that another worker needs to continue: the request byte
 for byte, the plan, and how many attempts have counted so far. The next *epoch* copies request
 and plan unchanged, so all attempts draw the same pictures.
 """
@@ -19,14 +19,14 @@ Reason = Literal["drain", "retry"]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The protocol's clocks, in seconds of whoever looks; no two machines' clocks are compared."""
+    """The protocol's times, in seconds of the observer's own clock; two machines' clocks are never compared."""
 
     beat: float = 10.0  # between two heartbeats
-    lease: float = 30.0  # a heartbeat that is unchanged for so long belongs to a dead worker
+    lease: float = 30.0  # a worker is presumed dead when its heartbeat has not changed for this long
     sweep: tuple[float, float] = (10.0, 20.0)  # between two sweeps, drawn at random
-    max_attempts: int = 3  # crashes and retries; a drain is not one
+    max_attempts: int = 3  # crashes and retries count; a drain does not
     retry_after: tuple[float, ...] = (5.0, 30.0, 120.0)  # after the first, second, ... attempt
-    forget: float = 3600.0  # a heartbeat that nobody's claim needs is removed after so long
+    forget: float = 3600.0  # a dead worker's heartbeat is removed after this long
 
 
 class Claim(BaseModel):
@@ -39,11 +39,11 @@ class Claim(BaseModel):
     fingerprint: str  # SHA-256 of the request's bytes
     frozen: Frozen
     plan: dict[str, Any] | None
-    session: str  # whose claim it is
-    nonce: str  # tells two claims of one session apart
+    session: str  # the worker session that owns it
+    nonce: str  # distinguishes two claims of one session
     epoch: int  # from 1
     attempt: int  # attempts that count, this one included
-    solo: bool = False  # an attempt died without a word: share no device call with other requests
+    solo: bool = False  # a worker died with it: share no device call with other requests
     batch: bool = False
     source: str | None = None  # the request's key
 
@@ -51,9 +51,9 @@ class Claim(BaseModel):
         return self.model_dump_json().encode()
 
     def plan_hash(self) -> str:
-        """What two attempts compare before one adopts the other's image.
+        """Equal for two attempts that draw the same images, so one may adopt the other's.
 
-        The request's bytes count too: a picture sent in is not part of the plan.
+        The request's bytes are part of it: an input picture is not in the plan.
         """
         return digest({"fingerprint": self.fingerprint, "plan": self.plan})
 
@@ -72,13 +72,13 @@ class Claim(BaseModel):
 
 
 class Release(BaseModel):
-    """The body of `claims/<id>/<epoch>.released`: the owner gave the request back, and why."""
+    """The body of `claims/<id>/<epoch>.released`: why the owner gave the request back."""
 
     model_config = ConfigDict(frozen=True)
 
     v: Literal[1] = 1
     reason: Reason
-    failure: Failure | None = None  # what went wrong, told if no attempt is left
+    failure: Failure | None = None  # what went wrong; it goes into the result if no attempt is left
 
 
 @dataclass(slots=True)
@@ -86,22 +86,20 @@ class Held:
     """A claim that this session owns, until it commits or releases it."""
 
     claim: Claim
-    lost: bool = False  # a sweep saw somebody else's later epoch: let go; going on is harmless, and a waste
+    taken_over: bool = False  # another worker has a later epoch: stop; going on is harmless, but a waste
     express: bool = False  # it came by the express queue: somebody waits for it
-    told: bool = (
-        False  # people were told in `status/` how far it is, perhaps by the worker that had it before
-    )
-    over: str = ""  # the id of the result that ended it, once it is known
-    images: dict[int, ImageResult] = field(default_factory=dict)  # known to be stored
-    sent: list[bytes] = field(default_factory=list)  # results whose outcome may be unknown
+    has_status: bool = False  # there may be a status object, perhaps of an earlier owner
+    result_id: str = ""  # the id of the result that ended it, once it is known
+    images: dict[int, ImageResult] = field(default_factory=dict)  # by index; known to be stored
+    sent: list[bytes] = field(default_factory=list)  # results that were sent; the outcome may be unknown
 
 
-def answers(found: str, fingerprint: str) -> bool:
-    """Whether a result with the fingerprint `found` ends the request with this fingerprint.
+def answers(result_fingerprint: str, fingerprint: str) -> bool:
+    """Whether a result with this fingerprint ends a request with that one.
 
-    An empty one ends every body: a client cancelled the id without knowing its bytes.
+    An empty one ends every request: a client canceled the id without knowing the body.
     """
-    return found in (fingerprint, "")
+    return result_fingerprint in (fingerprint, "")
 
 
 def given_up(claim: Claim, release: Release | None, *, session: str, finished_at: str) -> Result:
@@ -112,14 +110,12 @@ def given_up(claim: Claim, release: Release | None, *, session: str, finished_at
             update={"message": f"{release.failure.message} (given up after {times})"}
         )
     elif release is not None:
-        message = (
-            f"given up after {times}: every worker that tried gave the request back; see the workers' log"
-        )
+        message = f"given up after {times}: each worker gave the request back; see the workers' log"
         failure = Failure(code="worker_crashed", message=message)
     else:
         message = (
-            f"given up after {times}: the worker that was drawing this request stopped without a word, "
-            "so the request itself may be what stops it; try a smaller size or fewer images, and see the "
+            f"given up after {times}: the worker that drew this request stopped without a message, "
+            "so the request itself may be the cause; try a smaller size or fewer images, and see the "
             "workers' log"
         )
         failure = Failure(code="worker_crashed", message=message)

@@ -1,8 +1,8 @@
-"""The bucket protocol: how many workers share one bucket, and crash, and lose nothing.
+"""The bucket protocol: how many workers share one bucket, crash, and lose nothing.
 
-Everything stands on one primitive, create-if-absent. Whose turn it is may be doubtful for a
-while (a lease saves work, no more); what the outcome is never is, because every outcome is a
-create that exactly one writer wins.
+It needs one primitive, create-if-absent. Which worker has a request may be in doubt for a while: a
+lease saves work, no more. The outcome of a request is never in doubt: every outcome is a create, and
+exactly one writer wins it. docs/design.md has the steps, the crash table and the proof.
 
 Taking a request:
     B4  create claims/<id>/000001, which carries the request
@@ -33,18 +33,17 @@ from schemas.result import Failure, Frozen, ImageResult, Result
 
 __all__ = ["Claim", "Claims", "Held", "Reason", "Release", "Timing"]
 
-#: What B4 and B5 found. "limbo": we claimed an id that answers another body already.
-Verdict = Literal["mine", "taken", "over", "other body", "limbo", "unclear"]
+#: The outcome of B4 and B5. "misplaced": we created a claim under an id that answers another body.
+Verdict = Literal["ours", "taken", "ended", "other body", "misplaced", "unclear"]
 
-
-_AFTER = 0.02  # seconds; so that a lease that was to run out has done so
+_MARGIN = 0.02  # seconds after a lease or a wait should have run out
 
 
 class Claims:
-    """One worker session's hand in the protocol; for one event loop.
+    """The protocol as one worker session uses it. For one event loop.
 
-    Every method may raise `StoreUnavailable`, and may then be called again. Neither threads nor
-    a clock nor chance of its own: all three are passed in, so that a simulation repeats exactly.
+    Every method may raise `StoreUnavailable`, and may then be called again. Threads, the clock and
+    random numbers come from the caller, so a simulation can be repeated exactly.
     """
 
     def __init__(
@@ -58,15 +57,14 @@ class Claims:
         stamp: Callable[[], str] = str,
         may_forget: Callable[[str], bool] = lambda _id: True,
     ) -> None:
-        """Join in.
-
+        """
         Args:
             session: an id that no other start of any worker ever had.
             clock: monotonic seconds.
-            stamp: the date and time for people, ISO 8601; nothing else reads it.
-            may_forget: asked before the last trace of an ended request but its result is removed.
-                While it says no, the trace stays, and whoever sweeps asks again: so an
-                announcement of the result outlives the worker that should have made it.
+            stamp: the date and time for people, ISO 8601; the protocol does not read it.
+            may_forget: asked before the claims of an ended request are deleted. While it returns
+                False they stay, and each sweep asks again. So a worker that dies before it has
+                announced a result leaves a trace, and another worker announces it.
         """
         self.session = session
         self.timing = timing
@@ -76,26 +74,26 @@ class Claims:
         self._ledger = Ledger(store, session, rng, timing, may_forget)
         self._sweep = Sweep(self._ledger, Watch(timing, rng), clock, stamp)
 
-    # Being alive ---------------------------------------------------------------------------
+    # Heartbeats ------------------------------------------------------------------------------
 
     async def beat(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Show life. The caller beats only while its work makes progress.
+        """Write the heartbeat. The caller does so only while its work makes progress.
 
         Args:
-            facts: for people and clients, such as the models served; the protocol reads none of it.
+            facts: for people and clients, such as the models served; the protocol does not read them.
         """
         self._seq += 1
         body = json.dumps({**(facts or {}), "v": 1, "session": self.session, "seq": self._seq}).encode()
         await self._store.put(layout.worker_key(self.session), body)
 
     async def retire(self) -> None:
-        """Leave in order; what is still held waits for a lease."""
+        """Delete the heartbeat. What is still held is taken over after a lease."""
         await self._store.delete(layout.worker_key(self.session))
 
     def holds(self, id: str) -> bool:
         return id in self._ledger.held
 
-    # Taking --------------------------------------------------------------------------------
+    # Taking ----------------------------------------------------------------------------------
 
     async def take(
         self,
@@ -107,18 +105,15 @@ class Claims:
         batch: bool = False,
         fingerprint: str = "",
     ) -> Held | None:
-        """Claim a request, or learn that somebody has it or that it is over.
+        """Claim a request. None when another worker has it or it has ended.
 
         Args:
-            source: the request object; None when a queue's message brought the body, which the
-                caller deletes once the result exists.
-            fingerprint: of a body that is too large to be read; by default `body` has it.
-
-        Returns:
-            None when there is nothing to do; the request object is tidied away if it is safe.
+            source: the request object, which is deleted once that is safe; None when a queue's message
+                brought the body: the caller deletes the message once the result exists.
+            fingerprint: of a body that is too large to be read; by default that of `body`.
         """
         fingerprint = fingerprint or layout.fingerprint(body)
-        limbo: list[str] = []  # ids where our claim met another body's result
+        misplaced: list[str] = []  # ids where we created a claim and found another body's result
         for target in _ids(id, fingerprint):
             if self._ledger.is_busy(target):
                 return None
@@ -136,84 +131,86 @@ class Claims:
                     source=source.key if source else None,
                 )
                 verdict = await self._claim_first(claim)
-                if verdict == "limbo":
-                    limbo.append(target)
-                if verdict in ("limbo", "other body"):
+                if verdict == "misplaced":
+                    misplaced.append(target)
+                if verdict in ("misplaced", "other body"):
                     continue
-                if verdict == "over" and not self.may_forget(target):
-                    return None
+                if verdict == "ended" and not self.may_forget(target):
+                    return None  # the request object is kept too: whoever lists it again asks again
                 if verdict != "unclear":
+                    # Only now: a claim or a result carries this body, so it cannot be lost any more.
                     await self._ledger.drop_request(source)  # B6
-                    for there in limbo:
-                        await self._ledger.drop_claim(there, 1)
-                if verdict != "mine":
+                    # After it: until then a misplaced claim may be all that carries the body.
+                    for other in misplaced:
+                        await self._ledger.drop_claim(other, 1)
+                if verdict != "ours":
                     return None
                 held = self._ledger.held[target] = Held(claim)
                 return held
         return None
 
     async def _claim_first(self, claim: Claim) -> Verdict:
-        """B4 and B5, in this order: a claim made after the result was, sees the result."""
+        """B4, then B5. In this order a claim that is created after the result always sees the result."""
         key = layout.claim_key(claim.id, 1)
-        made = await self._store.create(key, claim.body())
-        there = claim if made else await self._ledger.claim(key)
-        found = await self._ledger.answered(claim.id)
-        if found is not None and answers(found, claim.fingerprint):
-            if made and self.may_forget(claim.id):
+        created = await self._store.create(key, claim.body())
+        existing = claim if created else await self._ledger.claim(key)
+        answered = await self._ledger.result_fingerprint(claim.id)
+        if answered is not None and answers(answered, claim.fingerprint):
+            if created and self.may_forget(claim.id):
                 await self._ledger.drop_claim(claim.id, 1)
-            return "over"
-        if found is not None:
-            return "limbo" if made else "other body"
-        if made:
-            return "mine"
-        if there is None:
-            return "unclear"  # ended and tidied between our two looks: the next listing tells
-        return "taken" if there.fingerprint == claim.fingerprint else "other body"
+            return "ended"
+        if answered is not None:
+            return "misplaced" if created else "other body"
+        if created:
+            return "ours"
+        if existing is None:
+            return "unclear"  # it ended and was tidied between our two reads; the next listing shows how
+        return "taken" if existing.fingerprint == claim.fingerprint else "other body"
 
-    # Looking -------------------------------------------------------------------------------
+    # Reading ---------------------------------------------------------------------------------
 
     async def result(self, id: str) -> Result | None:
-        """The result, or None; `ValueError` when somebody wrote one that cannot be read."""
+        """The result, or None. Raises `ValueError` for one that cannot be read."""
         body = await self._ledger.result_body(id)
         return None if body is None else Result.model_validate_json(body)
 
     async def ended(self, id: str, fingerprint: str) -> str | None:
-        """The id whose result answers this body, which may be one of the body's own; None while there is none."""
+        """The id whose result answers this body: `id` or the body's own; None while there is none."""
         for target in _ids(id, fingerprint):
-            found = await self._ledger.answered(target)
-            if found is not None and answers(found, fingerprint):
+            answered = await self._ledger.result_fingerprint(target)
+            if answered is not None and answers(answered, fingerprint):
                 return target
         return None
 
     async def is_claimed(self, id: str) -> bool:
-        """Whether anybody has a claim of this id."""
+        """Whether any worker has a claim of this id."""
         return bool((await self._ledger.groups(layout.claims_prefix(id))).get(id))
 
     async def is_over(self, id: str) -> bool:
-        """Whether the request has its result, perhaps a cancellation; then it is not held any more."""
+        """Whether the request has its result, perhaps a cancellation. If so, it is not held any more."""
         if await self._store.head(layout.result_key(id)) is None:
             return False
         held = self._ledger.held.get(id)
         if held is None:
             return True
-        found = await self._ledger.answered(id)
-        if found is None or not answers(found, held.claim.fingerprint):
-            return False  # another body's: ours goes under an id of its own, by `commit`
-        held.over = id
+        answered = await self._ledger.result_fingerprint(id)
+        if answered is None or not answers(answered, held.claim.fingerprint):
+            return False  # another body's result: `commit` puts ours under an id of its own
+        held.result_id = id
         self._let_go(held)
-        await self._ledger.tidy(id, found)
+        await self._ledger.tidy(id, answered)
         return True
 
     async def forget(self, id: str) -> None:
-        """B9 of an ended request that `may_forget` kept: remove its claims."""
-        found = await self._ledger.answered(id)
-        if found is not None and not self._ledger.is_busy(id) and id not in self._ledger.held:
-            await self._ledger.tidy(id, found)
+        """B9 for an ended request that `may_forget` kept: delete its claims."""
+        answered = await self._ledger.result_fingerprint(id)
+        if answered is not None and not self._ledger.is_busy(id) and id not in self._ledger.held:
+            await self._ledger.tidy(id, answered)
 
-    # Working -------------------------------------------------------------------------------
+    # Working ---------------------------------------------------------------------------------
 
     async def stored_image(self, held: Held, index: int, extension: str) -> ImageResult | None:
-        """B7 adopt an image that an earlier attempt stored, or None."""
+        """B7: adopt an image that an earlier attempt stored, or None."""
         for key in stored_image.keys(held.claim, index, extension):
             info = await self._store.head(key)
             if info is None:
@@ -236,35 +233,33 @@ class Claims:
         height: int,
         content_type: str,
     ) -> ImageResult:
-        """B7 create an image, or adopt the one that is there; the answer tells what *is* stored.
+        """B7: create an image, or adopt the one that is there. Returns what *is* stored.
 
-        An image of another plan (a leftover of a removed request) is passed by.
+        An image of another plan (left by a request that was removed) stays; ours gets another key.
         """
         claim = held.claim
         facts = stored_image.facts(
             claim, body, seed=seed, width=width, height=height, content_type=content_type
         )
-        for key in stored_image.keys(held.claim, index, extension):
+        for key in stored_image.keys(claim, index, extension):
             if await self._store.create(key, body, metadata=facts, content_type=content_type):
                 info: Info | None = Info(key, len(body), "", 0.0, facts)
             else:
                 info = await self._store.head(key)
-            image = info and stored_image.adopted(info, index, held.claim)
+            image = info and stored_image.adopted(info, index, claim)
             if image:
                 held.images[index] = image
                 return image
-        raise StoreUnavailable(
-            f"image {index} of {held.claim.id!r} cannot be stored: its keys hold other images"
-        )
+        raise StoreUnavailable(f"image {index} of {claim.id!r} cannot be stored: other images have its keys")
 
     async def commit(self, held: Held, result: Result) -> bool:
-        """B8 create the result; B9 delete the claims.
+        """B8: create the result. B9: delete the claims.
 
         Returns:
-            False when somebody was first; then the request is over all the same.
+            False when another result was first. The request has ended in either case.
 
         Raises:
-            ValueError: the result names an image that was not stored or adopted by this claim.
+            ValueError: the result names an image that this claim neither stored nor adopted.
         """
         claim = held.claim
         for image in result.images:
@@ -274,41 +269,43 @@ class Claims:
                 )
         for target in _ids(claim.id, claim.fingerprint):
             body = result.model_copy(update={"id": target}).to_json()
-            held.sent.append(body)
-            made = await self._store.create(layout.result_key(target), body)
-            if not made:
+            held.sent.append(body)  # before the create: its answer may be lost
+            ours = await self._store.create(layout.result_key(target), body)
+            if not ours:
                 winner = await self._ledger.result_body(target)
-                made = winner in held.sent  # an earlier call's, whose answer was lost
+                ours = winner in held.sent  # created by an earlier call whose answer was lost
                 if winner is None or not answers(fingerprint_in(winner), claim.fingerprint):
                     continue  # the id answers another body
-            held.over = target
-            self._let_go(held)
+            held.result_id = target
+            self._let_go(held)  # first: if a delete below fails, a sweep tidies what nobody holds
             if not self.may_forget(target):
-                return made  # a sweep tidies up
+                return ours  # a sweep tidies up once it may
+            # The claims last: until the result exists they are all that carries the request.
             if claim.epoch == 1:
-                await self._ledger.drop_claim(claim.id, 1, told=held.told)
+                await self._ledger.drop_claim(claim.id, 1, has_status=held.has_status)
             else:
                 await self._ledger.tidy(claim.id, claim.fingerprint)
-            return made
-        raise StoreUnavailable(f"no free id to answer {claim.id!r} under")
+            return ours
+        raise StoreUnavailable(f"no id is free for the result of {claim.id!r}")
 
     async def release(self, held: Held, reason: Reason, why: Failure | None = None) -> None:
-        """Give the request back: `drain` at once and uncounted; `retry` after a while, as an attempt.
+        """Give a request back: `drain` at once, uncounted; `retry` after a wait, counted as an attempt.
 
         Args:
-            why: told in the result if no attempt is left.
+            why: goes into the result if no attempt is left.
         """
         body = Release(reason=reason, failure=why).model_dump_json().encode()
+        # The marker first: if it cannot be created, the claim stays held, and the caller can try again.
         await self._store.create(layout.released_key(held.claim.id, held.claim.epoch), body)
         self._let_go(held)
 
     async def sweep(self, limit: int | None = None) -> list[Held]:
-        """S1 to S4: tidy what is over, take over what is dead or released, at most `limit` of it."""
+        """S1 to S4: tidy what has ended; take over at most `limit` requests of dead workers or released."""
         return await self._sweep(limit)
 
     def until_sweep(self) -> float:
-        """Seconds to the next sweep: drawn at random, or sooner when a lease or a wait runs out before."""
-        return min(self._ledger.rng.uniform(*self.timing.sweep), self._sweep.soonest() + _AFTER)
+        """Seconds to the next sweep: a random interval, or less when a lease or a wait runs out earlier."""
+        return min(self._ledger.rng.uniform(*self.timing.sweep), self._sweep.soonest() + _MARGIN)
 
     def _let_go(self, held: Held) -> None:
         if self._ledger.held.get(held.claim.id) is held:
@@ -316,5 +313,5 @@ class Claims:
 
 
 def _ids(id: str, fingerprint: str) -> list[str]:
-    """Where a body's result may stand: under its id, else under one of its own."""
+    """Where a body's result may be: under the id, else under an id of its own."""
     return [id, layout.other_body_id(id, fingerprint)]

@@ -1,8 +1,8 @@
-"""Who is alive, judged by one clock only: the observer's.
+"""Which workers are alive, judged by the observer's own clock only.
 
-A heartbeat is an object that its worker overwrites. What it says does not matter; that it
-*changes* does. A worker is presumed dead when its heartbeat has been the same, or missing, for a
-lease since this observer first saw it so. Being wrong costs a second rendering, never a result.
+A heartbeat is an object that its worker overwrites. Its content does not matter; that it *changes*
+does. A worker is presumed dead when its heartbeat has been the same, or missing, for a lease since this
+observer first saw it so. A wrong judgment costs a second rendering, never a result.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Watch:
-    """What one worker has seen of the others."""
+    """The other workers as this one has seen them."""
 
     timing: Timing
     rng: random.Random
     _beats: dict[str, tuple[str | None, float]] = field(default_factory=dict)  # session to (etag, since)
     _owners: set[str] = field(default_factory=set)
-    _ripe: dict[str, float] = field(default_factory=dict)  # release marker's key to not-before
+    _ripe_at: dict[str, float] = field(default_factory=dict)  # release marker's key to seconds
 
     def observe(self, beats: Mapping[str, str], owners: Collection[str], at: float) -> None:
-        """Note the heartbeats of a listing.
+        """Record the heartbeats of a listing.
 
         Args:
             beats: session to etag.
@@ -46,7 +46,7 @@ class Watch:
                 self._beats[session] = (etag, at)
 
     def unchanged(self, session: str, asked: float) -> float:
-        """For how many seconds a heartbeat was the same when the listing was asked for."""
+        """For how many seconds a heartbeat had not changed when the listing was requested."""
         known = self._beats.get(session)
         return 0.0 if known is None else asked - known[1]
 
@@ -54,20 +54,21 @@ class Watch:
         return self.unchanged(session, asked) >= self.timing.lease
 
     def is_ripe(self, key: str, attempt: int, release: Release, at: float) -> bool:
-        """Whether a released claim may be taken: a retry waits, counted from our first sight of it."""
+        """Whether a released claim may be taken. A retry waits first, from when we first saw its marker."""
         if release.reason == "drain" or attempt >= self.timing.max_attempts:
             return True
-        if key not in self._ripe:
+        if key not in self._ripe_at:
             waits = self.timing.retry_after or (0.0,)
             wait = waits[min(attempt, len(waits)) - 1]
-            self._ripe[key] = at + wait * (1 + self.rng.random() / 4)  # spread, so that not all come at once
-        return at >= self._ripe[key]
+            self._ripe_at[key] = at + wait * (1 + self.rng.random() / 4)  # jitter: not all observers at once
+        return at >= self._ripe_at[key]
 
     def soonest(self, now: float, *, but: str) -> float:
-        """Seconds until a lease (not that of session `but`) or a wait runs out unless something changes."""
+        """Seconds until the next lease (of any session except `but`) or wait runs out; infinite if none does."""
         leases = [self._beats[owner][1] + self.timing.lease for owner in self._owners if owner != but]
-        return min((at - now for at in [*leases, *self._ripe.values()] if at > now), default=math.inf)
+        return min((at - now for at in [*leases, *self._ripe_at.values()] if at > now), default=math.inf)
 
-    def forget_markers(self, present: Collection[str]) -> None:
-        for gone in self._ripe.keys() - set(present):
-            del self._ripe[gone]
+    def forget_markers(self, listed: Collection[str]) -> None:
+        """Drop the waits of markers that are not listed any more. `listed`: keys."""
+        for gone in self._ripe_at.keys() - set(listed):
+            del self._ripe_at[gone]

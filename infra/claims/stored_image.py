@@ -1,7 +1,7 @@
-"""What an image says of itself in the store: enough to adopt it without reading its pixels.
+"""What an image's metadata in the store says: enough to adopt the image without reading its pixels.
 
-The facts travel with the object, atomically. Whoever finds an image under a key believes these
-facts and not its own copy, so a result never names a hash that is not stored.
+The metadata is written with the object, atomically. Whoever finds an image under a key uses this metadata
+and not its own copy of the image, so a result never names a hash that is not stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from schemas.result import ImageResult
 
 
 def keys(claim: Claim, index: int, extension: str) -> list[str]:
-    """Where an image may lie: its plain key, else (another plan's image is there) one of its own."""
+    """Where an image may be: its plain key, else (another plan's image has that) keys of its own."""
     plain = layout.image_key(claim.id, index, extension)
     stem = plain.removesuffix(f".{extension}")
     return [plain, f"{stem}-{claim.plan_hash()[:8]}.{extension}", f"{stem}-{claim.nonce[:8]}.{extension}"]
@@ -37,20 +37,20 @@ def facts(
 
 
 def adopted(info: Info, index: int, claim: Claim) -> ImageResult | None:
-    """What a stored image's own metadata says, if the claim's plan drew it."""
-    said = info.metadata
-    if said.get("plan") != claim.plan_hash():
+    """The image that a stored object's metadata describes, if it was drawn from the claim's plan."""
+    metadata = info.metadata
+    if metadata.get("plan") != claim.plan_hash():
         return None
     try:
         return ImageResult(
             index=index,
             key=info.key,
-            seed=int(said["seed"]),
-            width=int(said["width"]),
-            height=int(said["height"]),
-            bytes=int(said["bytes"]),
-            sha256=said["sha256"],
-            content_type=said["type"],
+            seed=int(metadata["seed"]),
+            width=int(metadata["width"]),
+            height=int(metadata["height"]),
+            bytes=int(metadata["bytes"]),
+            sha256=metadata["sha256"],
+            content_type=metadata["type"],
         )
     except (KeyError, ValueError):
         return None

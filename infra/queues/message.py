@@ -1,4 +1,4 @@
-"""A queue's messages: what one holds and may hold, how many fit into one call, and which entries of a call failed."""
+"""A queue's messages: what one contains and may contain, how many fit into one call, which entries of a call failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 BATCH = 10  # entries of one call
 MAX_BYTES = 1 << 20  # of one message, and of one call, unless the queue allows less
-#: What a message may not hold: XML has no such characters, and SQS still thinks in XML.
+#: Characters that a message may not contain: SQS allows those of XML only.
 _UNSENDABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -29,19 +29,19 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class QueueFacts:
-    """How a queue is set up, and about how full it is."""
+    """How a queue is set up, and approximately how full it is."""
 
     visibility: float  # seconds
     dead_letters: str | None  # ARN of the queue for what was received too often
-    visible: int  # messages that wait; approximate, as the next
-    in_flight: int  # messages that were received and neither deleted nor shown again
+    visible: int  # messages that can be received; approximate, like the next
+    in_flight: int  # messages that were received and are neither deleted nor visible again
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """One entry of a call that failed by itself."""
+    """One failed entry of a call."""
 
-    refused: bool  # the queue will not; else it could not, just now
+    refused: bool  # for good; else the queue could not serve it at the moment
     code: str
 
 
@@ -71,18 +71,18 @@ def facts_of(attributes: Mapping[str, str]) -> QueueFacts:
 
 
 def is_sendable(body: str) -> bool:
-    """Whether a queue carries this text: not empty, and no control characters in it."""
+    """Whether a queue accepts this text: not empty, and without control characters."""
     return bool(body) and not _UNSENDABLE.search(body)
 
 
 def size_of(body: str, attributes: Mapping[str, str] | None = None) -> int:
-    """Bytes of a message as the queue counts them: an attribute's name, type and value, too."""
+    """Bytes of a message as the queue counts them: the names, types and values of attributes count too."""
     named = sum(len(k.encode()) + len("String") + len(v.encode()) for k, v in (attributes or {}).items())
     return len(body.encode("utf-8", "surrogatepass")) + named
 
 
 def fitting(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Neighbours that fit in one call together."""
+    """The indexes of messages, in order, grouped so that each group fits in one call of `limit` bytes."""
     batch: list[int] = []
     room = 0
     for number, size in enumerate(sizes):
@@ -96,6 +96,6 @@ def fitting(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
 
 
 def tens(messages: Sequence[T]) -> Iterator[Sequence[T]]:
-    """As many as one call takes, in turn."""
+    """The messages in groups of as many as one call takes."""
     for start in range(0, len(messages), BATCH):
         yield messages[start : start + BATCH]

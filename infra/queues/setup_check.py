@@ -1,6 +1,6 @@
-"""Whether a queue and a bucket are wired so that every new request is heard of, and none is lost.
+"""Judges whether a queue and a bucket are set up so that every new request is announced and none is lost.
 
-Judges what they say of themselves; asks nobody.
+It judges their attributes only and makes no call.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from infra.queues.setup_documents import (
 )
 from schemas.layout import REQUESTS
 
-EVENT_BYTES = 64 << 10  # S3 drops an event that the queue is too small for
+EVENT_BYTES = 64 << 10  # S3 drops an event that is larger than the queue's limit
 
 Status = Literal["pass", "warn", "fail"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The outcome of one check."""
 
     check: str
     status: Status
@@ -41,16 +41,20 @@ class Finding:
 def judge_queue(
     attributes: Mapping[str, str], bucket: str, *, attempts: int = 0, dead: Mapping[str, str] | None = None
 ) -> list[Finding]:
-    """Look at a queue's attributes.
+    """Judge a queue's attributes.
 
     Args:
-        bucket: whose events it shall take; "" for a queue that only people and pipelines send to.
+        bucket: whose events it should receive; "" for a queue that only people and pipelines send to.
         attempts: how often a worker tries a request; 0 for unknown.
-        dead: the attributes of the queue for dead letters, where they are known.
+        dead: the attributes of the dead-letter queue, where they are known.
     """
     arn = attributes.get("QueueArn", "")
     if arn.endswith(".fifo"):
-        return [Finding("queue", "fail", "it is a FIFO queue", "make a standard queue: S3 sends to no other")]
+        return [
+            Finding(
+                "queue", "fail", "it is a FIFO queue", "create a standard queue: S3 cannot send to others"
+            )
+        ]
     findings = [_redrive(attributes, attempts, dead), _sizes(attributes), _retention(attributes, dead)]
     if bucket:
         findings = [_policy(attributes.get("Policy", ""), arn, bucket), *findings]
@@ -61,21 +65,23 @@ def judge_queue(
 
 
 def judge_notifications(configuration: Mapping[str, Any], arn: str, prefix: str) -> Finding:
-    """Whether a bucket announces new requests to the queue. `prefix`: the store's, inside the bucket."""
-    missing, loud = [], False
+    """Whether a bucket notifies the queue of new requests. `prefix`: the store's, inside the bucket."""
+    missing, notifies_results = [], False
     entries = [e for e in configuration.get("QueueConfigurations", ()) if e.get("QueueArn") == arn]
     for suffix in IDS:
         covering = [entry for entry in entries if _covers(entry, f"{prefix}{REQUESTS}x{suffix}")]
         if not covering:
             missing.append(suffix)
-        loud |= any(_covers(entry, f"{prefix}results/x/result{suffix}") for entry in covering)
+        notifies_results |= any(_covers(entry, f"{prefix}results/x/result{suffix}") for entry in covering)
     if missing:
-        why = f"the bucket does not announce {' and '.join(missing)} files under {prefix}{REQUESTS} to this queue"
+        why = (
+            f"the bucket does not notify this queue of {' and '.join(missing)} files under {prefix}{REQUESTS}"
+        )
         return Finding(
             "notifications", "fail", why, "run `dreamdrop setup queue --apply`, or send messages yourself"
         )
-    if loud:
-        why = "the bucket announces results, too: each costs a message that asks for nothing"
+    if notifies_results:
+        why = "the bucket announces results too: each costs a message that asks for nothing"
         return Finding(
             "notifications", "warn", why, f"limit the notification to the prefix {prefix}{REQUESTS}"
         )
@@ -84,7 +90,7 @@ def judge_notifications(configuration: Mapping[str, Any], arn: str, prefix: str)
 
 def _policy(text: str, arn: str, bucket: str) -> Finding:
     source = bucket_arn(bucket, arn.split(":")[1] if arn.count(":") > 1 else "aws")
-    loose = False
+    allows_others = False
     for statement in listed(json.loads(text or "{}").get("Statement")):
         if statement.get("Effect") != "Allow" or not _is_s3(statement.get("Principal")):
             continue
@@ -94,10 +100,10 @@ def _policy(text: str, arn: str, bucket: str) -> Finding:
         if sources and not any(fnmatch.fnmatch(source, pattern) for pattern in sources):
             continue
         if sources and accounts:
-            return Finding("queue policy", "pass", f"{bucket} may send its events, and no other bucket")
-        loose = True
-    if loose:
-        why = "more than this bucket may send: the policy names no aws:SourceArn and aws:SourceAccount"
+            return Finding("queue policy", "pass", f"only {bucket} may send its events")
+        allows_others = True
+    if allows_others:
+        why = "other buckets may send too: the policy lacks aws:SourceArn and aws:SourceAccount"
         return Finding(
             "queue policy",
             "warn",
@@ -116,26 +122,26 @@ def _policy(text: str, arn: str, bucket: str) -> Finding:
 def _redrive(attributes: Mapping[str, str], attempts: int, dead: Mapping[str, str] | None) -> Finding:
     redrive = json.loads(attributes.get("RedrivePolicy") or "{}")
     if not redrive.get("deadLetterTargetArn"):
-        why = "there is no dead-letter queue: a message that nobody understands comes again until it expires"
+        why = "there is no dead-letter queue: a message that nobody understands is received until it expires"
         return Finding("dead letters", "fail", why, "run `dreamdrop setup queue --apply`")
     receives = int(redrive.get("maxReceiveCount", 0))
     name = redrive["deadLetterTargetArn"].rpartition(":")[2]
     least = max(LEAST_RECEIVES, attempts + 1)
     if receives < least:
-        why = f"after {receives} receives a message goes to {name}; workers that stop or are slow cost receives, too"
+        why = f"after {receives} receives a message goes to {name}; workers that stop or are slow cost receives too"
         fix = f"set maxReceiveCount to {max(RECEIVES, least)}"
         return Finding("dead letters", "fail" if receives <= attempts else "warn", why, fix)
     waiting = int((dead or {}).get("ApproximateNumberOfMessages", 0))
     if waiting:
         why = f"{waiting} message{'s' * (waiting != 1)} in {name}"
-        return Finding("dead letters", "warn", why, "look at them with `dreamdrop dead-letters list`")
+        return Finding("dead letters", "warn", why, "see them with `dreamdrop dead-letters list`")
     return Finding("dead letters", "pass", f"after {receives} receives a message goes to {name}")
 
 
 def _sizes(attributes: Mapping[str, str]) -> Finding:
     most = int(attributes.get("MaximumMessageSize", MAX_BYTES))
     if most < EVENT_BYTES:
-        why = f"a message may have {most:,} bytes; S3 drops events that do not fit, which may be {EVENT_BYTES:,}"
+        why = f"a message may have {most:,} bytes; S3 drops events that are larger, and one may be {EVENT_BYTES:,}"
         return Finding("message size", "fail", why, f"set MaximumMessageSize to {MAX_BYTES}")
     return Finding("message size", "pass", f"up to {most:,} bytes; larger requests travel by claim check")
 
@@ -147,7 +153,7 @@ def _retention(attributes: Mapping[str, str], dead: Mapping[str, str] | None) ->
         why = f"a message that waits for {seconds / 3600:g} hours is lost"
         return Finding("retention", "warn", why, f"set MessageRetentionPeriod to {RETENTION}")
     if dead and int(dead.get("MessageRetentionPeriod", DEAD_RETENTION)) <= seconds:
-        why = "dead letters are kept no longer than messages: they are gone as soon as they arrive, at worst"
+        why = "dead letters are not kept longer than messages: at worst they expire as soon as they arrive"
         return Finding(
             "retention",
             "warn",
@@ -162,14 +168,14 @@ def _encryption(key: str) -> Finding:
         return Finding(
             "encryption",
             "fail",
-            "the queue is encrypted with Amazon's own key for SQS, which S3 may not use: it drops its events",
+            "the queue is encrypted with Amazon's key for SQS, which S3 may not use: S3 drops its events",
             "use SSE-SQS, or a key of yours whose policy gives s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
         )
     return Finding(
         "encryption",
         "warn",
         "the queue is encrypted with a key of yours",
-        "see that its policy gives s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
+        "check that its policy gives s3.amazonaws.com kms:GenerateDataKey and kms:Decrypt",
     )
 
 
@@ -191,11 +197,11 @@ def _is_s3(principal: Any) -> bool:
 
 
 def _condition(statement: Mapping[str, Any], name: str) -> list[str]:
-    """The values of a condition key, whatever the operator."""
+    """The values of a condition key, for any operator that is not a negation."""
     values: list[str] = []
     for operator, tests in (statement.get("Condition") or {}).items():
         if "not" not in operator.lower():
-            values += [v for key, found in tests.items() if key.lower() == name for v in _texts(found)]
+            values += [v for key, value in tests.items() if key.lower() == name for v in _texts(value)]
     return values
 
 

@@ -1,8 +1,7 @@
-"""How a bucket's notifications reach a worker: the documents that wire them.
+"""The AWS documents that connect a bucket to a queue: attributes, policy, notifications.
 
-Two queues and one notification: S3 announces each new object under `requests/` to a queue, which its
-policy must allow; what was received too often goes to a second queue, for dead letters.
-Nothing here talks to anybody.
+S3 announces each new object under `requests/` to a queue, whose policy must allow that. A message that was
+received too often goes to a second queue, for dead letters. Nothing here makes a call.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import Any
 from schemas.layout import BATCH, REQUESTS, SINGLE
 
 VISIBILITY = 60  # seconds; workers renew every 20
-RECEIVES = 10  # until a message is a dead letter; a worker's own attempts end long before
-LEAST_RECEIVES = 5  # fewer, and a slow or scaled-in fleet makes dead letters of healthy requests
+RECEIVES = 10  # after which a message is a dead letter; a worker's own attempts end long before
+LEAST_RECEIVES = 5  # with fewer, slow or stopping workers make dead letters of valid requests
 LONG_POLL = 20  # seconds
 RETENTION = 7 * 86_400  # seconds
-DEAD_RETENTION = 14 * 86_400  # seconds; the longest there is: its clock goes on from the first queue's
+DEAD_RETENTION = 14 * 86_400  # seconds, SQS's maximum; it counts from the arrival in the first queue
 MAX_BYTES = 1 << 20  # of a message
-SID = "DreamdropBucketNotifications"  # of our statement in the queue's policy
-IDS = {SINGLE: "dreamdrop-json", BATCH: "dreamdrop-jsonl"}  # of our notifications, by suffix
+SID = "DreamdropBucketNotifications"  # id of our statement in the queue's policy
+IDS = {SINGLE: "dreamdrop-json", BATCH: "dreamdrop-jsonl"}  # ids of our notifications, by suffix
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What is to be wired: a store's bucket, and a queue's name."""
+    """The setup that is wanted: a store's bucket, and a queue's name."""
 
     bucket: str
     prefix: str  # of the store inside the bucket; "" or with its slash
@@ -45,12 +44,12 @@ class Wiring:
 
     @property
     def url(self) -> str:
-        """The queue's, on AWS."""
+        """The queue's URL on AWS."""
         domain = "amazonaws.com.cn" if self.partition == "aws-cn" else "amazonaws.com"
         return f"https://sqs.{self.region}.{domain}/{self.account}/{self.queue}"
 
     def attributes(self) -> dict[str, str]:
-        """Of the queue."""
+        """The queue's attributes."""
         return {
             "VisibilityTimeout": str(VISIBILITY),
             "ReceiveMessageWaitTimeSeconds": str(LONG_POLL),
@@ -63,7 +62,7 @@ class Wiring:
         }
 
     def dead_attributes(self) -> dict[str, str]:
-        """Of the queue for dead letters."""
+        """The dead-letter queue's attributes."""
         return {
             "VisibilityTimeout": str(VISIBILITY),
             "ReceiveMessageWaitTimeSeconds": str(LONG_POLL),
@@ -72,7 +71,7 @@ class Wiring:
         }
 
     def statement(self) -> dict[str, Any]:
-        """The part of the queue's policy that lets this bucket, and nobody else's, send events."""
+        """The statement of the queue's policy that lets this bucket, and no other, send events."""
         return {
             "Sid": SID,
             "Effect": "Allow",
@@ -86,7 +85,7 @@ class Wiring:
         }
 
     def notifications(self) -> list[dict[str, Any]]:
-        """One for each suffix: a filter takes only one."""
+        """The bucket's notifications: one for each suffix, because a filter has only one."""
         return [
             {
                 "Id": id,
@@ -106,13 +105,13 @@ class Wiring:
 
 
 def partition_of(region: str) -> str:
-    """Which of Amazon's worlds a region belongs to."""
+    """The AWS partition of a region, as ARNs name it."""
     beginnings = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
     return next((name for beginning, name in beginnings.items() if region.startswith(beginning)), "aws")
 
 
-def changes(has: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """What must change in a queue that exists: numbers only grow, others' settings and statements stay."""
+def changed_attributes(has: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """What must change in an existing queue: numbers only grow, other settings and statements stay."""
     new = {}
     for name, value in wanted.items():
         if name == "Policy":
@@ -133,12 +132,12 @@ def changes(has: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]
 
 
 def listed(value: Any) -> list[Any]:
-    """What a policy writes as one thing or as a list of them."""
+    """A value of a policy as a list; a policy may write a list of one as the element itself."""
     return value if isinstance(value, list) else [value] if value else []
 
 
 def bucket_arn(bucket: str, partition: str) -> str:
-    """How policies call a bucket."""
+    """A bucket's ARN."""
     return f"arn:{partition}:s3:::{bucket}"
 
 
@@ -147,7 +146,7 @@ def _json(document: Mapping[str, Any]) -> str:
 
 
 def _differ(one: str, other: str) -> bool:
-    """Two attributes; JSON in another spelling is the same, and numbers may be written as texts."""
+    """Whether two attributes differ; JSON in another spelling is equal, and a number equals its text."""
     try:
         return bool(_plain(json.loads(one)) != _plain(json.loads(other)))
     except json.JSONDecodeError:

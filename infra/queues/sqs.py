@@ -1,9 +1,9 @@
-"""An SQS queue, through aiobotocore: five verbs, in batches of ten.
+"""An SQS queue, through aiobotocore, in calls of up to ten messages.
 
-A queue promises little: a message may come twice, in any order, and a receipt is good only until
-the message is shown again. So no answer here proves anything about the work itself; a verb says
-what the queue took, and names the messages for which it did not. Every call is repeated with
-jittered waits until `patience` is used up, and may be cancelled at any time.
+A queue guarantees little: a message may be delivered twice and in any order, and a receipt is valid only
+until the message is visible again. So an answer proves nothing about the work itself: each method says which
+messages the queue accepted and which it did not. Every call is retried with backoff until `patience` is
+used up, and may be cancelled at any time.
 """
 
 from __future__ import annotations
@@ -39,46 +39,46 @@ __all__ = ["Message", "Queue", "QueueFacts"]
 
 LONG_POLL = 20.0  # seconds that a receive may wait at most
 ANSWER = 10.0  # seconds for an answer, beyond a long poll's own wait
-AT_ONCE = 4  # calls that send at the same time
-TRIES = 4  # of a single entry that the queue could not serve, in a call that it did
+AT_ONCE = 4  # calls in flight while sending
+TRIES = 4  # of an entry that failed in a call that succeeded
 
 
 class Queue:
     """The queue at a URL; belongs to the event loop that first uses it. Use `async with`.
 
     Credentials, profile and endpoint are those that boto3 would use (`AWS_ENDPOINT_URL_SQS`, ...);
-    the region is the one in the queue's address. A queue whose address is not Amazon's is looked
-    for at that address, unless an endpoint is configured.
+    the region is the one in the queue's URL. A URL that is not Amazon's is itself the endpoint, unless
+    another one is configured.
 
-    Every verb raises `QueueUnavailable` when the queue does not answer, and `Unsupported` when it
-    does not exist or we may not use it.
+    Every method raises `QueueUnavailable` when the queue does not answer, and `Unsupported` when it
+    does not exist or denies access.
     """
 
     def __init__(self, url: str, *, patience: float = 30.0, rng: random.Random | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not parts.path.strip("/"):
             raise Unsupported(
-                f"{shown(url) if parts.hostname else 'what is given'} is no queue: give an SQS queue's URL, such as "
-                "https://sqs.eu-west-1.amazonaws.com/123456789012/dreamdrop"
+                f"{shown(url) if parts.hostname else 'the given text'} is not a queue: give an SQS queue's URL, such "
+                "as https://sqs.eu-west-1.amazonaws.com/123456789012/dreamdrop"
             )
         if parts.path.endswith(".fifo"):
             raise Unsupported(
-                f"{shown(url)} is a FIFO queue: S3 sends to none, and one request would hold up the others; "
-                "make a standard queue"
+                f"{shown(url)} is a FIFO queue: S3 cannot send to it, and one request would block the others; "
+                "create a standard queue"
             )
-        self.url = shown(url)  # no password that stands in it is ever sent or told
-        self._patience = patience  # seconds that a call is tried before it gives up
+        self.url = shown(url)  # a password in it is neither sent nor logged
+        self._patience = patience  # seconds for which a call is tried
         self._rng = rng or random.Random()
-        self._client = LazyClient(self._made)
+        self._client = LazyClient(self._new_client)
         self._limit = 0  # bytes of a message; 0: not asked yet
 
     async def open(self) -> None:
-        """Connect, and find out early whether the queue is there for us."""
+        """Connect, and check early that we can use the queue."""
         try:
             await self._attributes("QueueArn")
         except Unsupported as error:
-            if not _is_denied(error):  # a worker may be allowed to receive and not to look
-                await self.close()
+            if not _is_denied(error):  # a worker may be allowed to receive and not to read attributes
+                await self.close()  # here, because `async with` closes only what was opened
                 raise
         except QueueUnavailable:
             await self.close()
@@ -98,11 +98,10 @@ class Queue:
         """Wait for messages.
 
         Args:
-            most: 1 to 10 of them.
-            wait: whole seconds, 0 to 20, until an empty answer; longer when the queue has to be
-                asked again.
-            visibility: whole seconds that others do not see them. More than `wait` + 10, or a
-                message whose answer is lost is shown again too late to be renewed.
+            most: at most so many, 1 to 10.
+            wait: whole seconds, 0 to 20, until an empty answer; longer if the call is retried.
+            visibility: whole seconds for which they are hidden from others. It should be more than
+                `wait` + 10, so that a message whose answer was late can still be renewed.
         """
         answer = await self._call(
             "receive_message",
@@ -117,10 +116,10 @@ class Queue:
         return [message_of(entry) for entry in answer.get("Messages", ())]
 
     async def renew(self, messages: Sequence[Message], visibility: float) -> list[Message]:
-        """Keep messages invisible for `visibility` seconds from now; 0 gives them back at once.
+        """Hide messages for `visibility` seconds from now; 0 makes them visible at once.
 
         Returns:
-            Those whose receipt is no longer good: shown again meanwhile, or deleted.
+            Those whose receipt is no longer valid: they became visible again, or were deleted.
 
         Raises:
             QueueUnavailable: some were neither renewed nor refused.
@@ -138,11 +137,11 @@ class Queue:
         return gone
 
     async def delete(self, messages: Sequence[Message]) -> list[Message]:
-        """Delete messages; those that are not in the answer are gone, unless the queue forgets (it may).
+        """Delete messages. Seldom, a deleted message is delivered again.
 
         Returns:
-            What could not be deleted, because its receipt is no longer good or the queue failed: it
-            will be delivered again.
+            Those that could not be deleted, because the receipt is no longer valid or the queue failed;
+            they will be delivered again.
         """
         stayed: list[Message] = []
         for batch in tens(messages):
@@ -159,8 +158,8 @@ class Queue:
 
         Raises:
             TooLarge: a body is over the queue's limit; nothing was sent.
-            Rejected: a body holds a character that SQS does not carry; nothing was sent.
-            QueueUnavailable: it says how many were not sent.
+            Rejected: a body contains a character that SQS does not accept; nothing was sent.
+            QueueUnavailable: the message says how many were not sent.
         """
         limit = await self.max_bytes()
         sizes = [size_of(body, attributes) for body in bodies]
@@ -170,52 +169,52 @@ class Queue:
             if not is_sendable(body):
                 raise Rejected(
                     "invalid_json",
-                    f"message {number + 1} of {len(bodies)} holds a control character that a queue does not "
-                    "carry: write it as \\u....",
+                    f"message {number + 1} of {len(bodies)} contains a control character that a queue does not "
+                    "accept: write it as \\u....",
                 )
         typed = {k: {"DataType": "String", "StringValue": v} for k, v in (attributes or {}).items()}
         ids: list[str] = [""] * len(bodies)
-        wrong: list[QueueUnavailable | Unsupported] = []
+        errors: list[QueueUnavailable | Unsupported] = []
 
         async def call(numbers: list[int]) -> None:
-            if wrong:
-                return
+            if errors:
+                return  # after the first failure nothing more is sent
             entries = [{"MessageBody": bodies[n], "MessageAttributes": typed} for n in numbers]
             sent: dict[int, str] = {}
             try:
                 failed = await self._batch("send_message_batch", "send to", entries, sent)
             except (QueueUnavailable, Unsupported) as error:
-                wrong.append(error)
+                errors.append(error)
             else:
                 if failed:
                     codes = ", ".join(sorted({failure.code for failure in failed.values()}))
-                    wrong.append(QueueUnavailable(f"{self.url} does not take every message: {codes}"))
+                    errors.append(QueueUnavailable(f"{self.url} does not accept every message: {codes}"))
             for place, id in sent.items():
                 ids[numbers[place]] = id
 
         await gather_bounded(fitting(sizes, limit), AT_ONCE, call)
-        if wrong:
-            raise type(wrong[0])(f"{wrong[0]} ({ids.count('')} of {len(ids)} not sent)") from wrong[0]
+        if errors:
+            raise type(errors[0])(f"{errors[0]} ({ids.count('')} of {len(ids)} not sent)") from errors[0]
         return ids
 
     async def max_bytes(self) -> int:
-        """The largest message that the queue takes, its attributes included; asked for once."""
+        """The largest message that the queue accepts, attributes included; read once."""
         if not self._limit:
             try:
-                found = await self._attributes("MaximumMessageSize")
+                attributes = await self._attributes("MaximumMessageSize")
             except Unsupported as error:
                 if not _is_denied(error):
                     raise
-                found = {}  # a producer may be allowed to send and not to look
-            self._limit = min(int(found.get("MaximumMessageSize", MAX_BYTES)), MAX_BYTES)
+                attributes = {}  # a producer may be allowed to send and not to read attributes
+            self._limit = min(int(attributes.get("MaximumMessageSize", MAX_BYTES)), MAX_BYTES)
         return self._limit
 
     async def facts(self) -> QueueFacts:
-        """How the queue is set up, and about how full it is."""
+        """How the queue is set up, and approximately how full it is."""
         return facts_of(await self._attributes("All"))
 
     async def url_of(self, arn: str) -> str:
-        """The URL of another queue in the same place, such as the one for dead letters."""
+        """The URL of another queue on the same server, such as the dead-letter queue."""
         *_, account, name = arn.split(":")
         answer = await self._call(
             "get_queue_url",
@@ -232,20 +231,23 @@ class Queue:
         return dict(answer.get("Attributes", {}))
 
     async def _batch(
-        self, verb: str, what: str, entries: Sequence[Mapping[str, Any]], told: dict[int, str] | None = None
+        self, verb: str, what: str, entries: Sequence[Mapping[str, Any]], sent: dict[int, str] | None = None
     ) -> dict[int, Failed]:
-        """Send up to ten entries, and those that the queue could not serve again, a few times.
+        """Send up to ten entries, and those that failed for the moment again, a few times.
+
+        Args:
+            sent: receives the message ids, by the index of the entry.
 
         Returns:
-            What failed, by the place of its entry.
+            The failures, by the index of the entry.
         """
         left = list(range(len(entries)))
         refused: dict[int, Failed] = {}
         for last in [False] * (TRIES - 1) + [True]:
             numbered = [{"Id": str(place), **entries[place]} for place in left]
             answer = await self._call(verb, what, ANSWER, Entries=numbered)
-            if told is not None:
-                told |= {int(entry["Id"]): entry["MessageId"] for entry in answer.get("Successful", ())}
+            if sent is not None:
+                sent |= {int(entry["Id"]): entry["MessageId"] for entry in answer.get("Successful", ())}
             failed = {int(entry["Id"]): failed_of(entry) for entry in answer.get("Failed", ())}
             refused |= {place: failure for place, failure in failed.items() if failure.refused}
             busy = {place: failure for place, failure in failed.items() if not failure.refused}
@@ -258,7 +260,7 @@ class Queue:
     async def _call(
         self, verb: str, what: str, seconds: float, *, of: bool = True, **fields: Any
     ) -> dict[str, Any]:
-        """Call, and call again while that may help. `of`: whether the call names this queue."""
+        """Call, and retry while that may help. `of`: whether the call names this queue."""
         give_up = time.monotonic() + self._patience
         if of:
             fields["QueueUrl"] = self.url
@@ -276,7 +278,7 @@ class Queue:
                     raise translated(error, f"cannot {what} the queue", self.url, endpoint) from error
             await asyncio.sleep(wait)
 
-    def _made(self) -> Any:
+    def _new_client(self) -> Any:
         session = new_session()
         region, endpoint = queue_endpoint(self.url, session)
         config = config_for(session, tries=1, read_timeout=LONG_POLL + ANSWER)  # `_call` tries again

@@ -1,7 +1,7 @@
-"""When to look at the inbox: the pause between two listings, cut short where news can be heard.
+"""When to list a store again: after a pause, which a new file in a directory ends at once.
 
-A bucket cannot call, so the pause doubles while nothing comes. A directory can: there a new file
-ends the pause at once. The pause stays as a safety net, for not every file system tells.
+A bucket cannot notify us, so the pause grows while nothing new comes. A directory can (inotify), but
+some file systems report nothing; there the pause decides.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BUSY = 0.5  # seconds between two looks while there is work
-IDLE = 15.0  # seconds between two looks when nothing has come for long
+BUSY = 0.5  # seconds between two listings while there is work
+IDLE = 15.0  # seconds between two listings when nothing has come for long
 
 
 async def changes(
@@ -40,17 +40,17 @@ async def changes(
     """Yield whenever it is time to list: at once, then after each pause, until `stop` is set.
 
     Args:
-        prefixes: folders (ending in "/") to listen to in a directory.
-        found_work: asked after each look: whether it found something, so that the next comes soon.
+        prefixes: folders (ending in "/") to watch in a directory.
+        found_work: asked after each listing: whether it found something, so that the next comes soon.
         shortest, longest: the pause in seconds.
-        growth: how much longer it gets with each look that found nothing.
-        news: set by the caller to look at once.
+        growth: factor of the pause after each listing that found nothing.
+        news: set by the caller to list at once.
     """
     news = news or asyncio.Event()
-    with _listening(store, prefixes, stop, news):
+    with _watching(store, prefixes, stop, news):
         pauses = backoff(shortest, longest, growth=growth)
         while not stop.is_set():
-            news.clear()  # before the look, so that what comes during it causes another one
+            news.clear()  # before the listing, so that what comes during it causes another one
             yield
             if found_work():
                 pauses = backoff(shortest, longest, growth=growth)
@@ -64,12 +64,12 @@ async def _wait_for_either(stop: asyncio.Event, news: asyncio.Event, seconds: fl
     try:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for wait in waits:
+        for wait in waits:  # also when the caller was cancelled: no task must stay behind
             wait.cancel()
 
 
 @contextlib.contextmanager
-def _listening(
+def _watching(
     store: Store, prefixes: Sequence[str], stop: asyncio.Event, news: asyncio.Event
 ) -> Iterator[None]:
     if not isinstance(store, DirectoryStore):
@@ -85,7 +85,7 @@ def _listening(
 async def _watch(
     store: DirectoryStore, prefixes: Sequence[str], stop: asyncio.Event, news: asyncio.Event
 ) -> None:
-    """Set `news` when files come or change below the prefixes."""
+    """Set `news` when files are created or changed below the prefixes."""
     from watchfiles import Change, awatch
 
     folders = [store.root / prefix for prefix in prefixes]
@@ -96,7 +96,7 @@ async def _watch(
             *folders,
             watch_filter=lambda change, _: change != Change.deleted,
             stop_event=stop,
-            step=2,  # milliseconds; the first of many files is news enough
+            step=2,  # milliseconds; the first of many files is enough
             debounce=50,
         )
         async for _ in arrivals:

@@ -1,7 +1,7 @@
-"""What may be a key, the beginning of one, and metadata: the same in every store.
+"""Which texts are valid keys, key prefixes and metadata: the same for every store.
 
-A key that passes here can be joined to a directory, signed in a URL and printed in a terminal
-without surprises: no way up, no empty segment, no control character, no half surrogate.
+A valid key can be joined to a directory, signed in a URL and printed in a terminal safely: it has no `..`,
+no empty segment, no control character and no unpaired surrogate.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_KEY_BYTES = 1024  # S3's limit, for every store
-MAX_METADATA_BYTES = 1900  # names and values together; S3's limit of 2,048, less our nonce
+MAX_METADATA_BYTES = 1900  # names and values together; S3's limit of 2,048 less our nonce
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _VALUE = re.compile(r"([!-~]([ -~]*[!-~])?)?")
 
 
 def check_key(key: str) -> None:
-    """Raise `InvalidKey`, saying what is wrong, unless the text can be a key in any store."""
+    """Raise `InvalidKey`, which says what is wrong, unless the text is a valid key."""
     _check_text(key, "key")
     if not key:
         raise InvalidKey("the key is empty; a key looks like 'requests/cat.json'")
@@ -30,7 +30,7 @@ def check_key(key: str) -> None:
 
 
 def check_prefix(prefix: str) -> None:
-    """Raise `InvalidKey` unless a key could begin like this; "" is the beginning of all."""
+    """Raise `InvalidKey` unless a valid key can begin with this; every key begins with ""."""
     _check_text(prefix, "prefix")
     _check_segments(prefix, prefix.split("/")[:-1])
 
@@ -40,8 +40,8 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
     for name, value in metadata.items():
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise ValueError(
-                f"metadata {name!r}: {value!r} does not travel: names are lower-case letters, digits and "
-                "dashes, values printable ASCII without a space at either end"
+                f"metadata {name!r}: {value!r} is not valid: names are lower-case letters, digits and dashes, "
+                "values are printable ASCII without a space at either end"
             )
     size = sum(len(name) + len(value) for name, value in metadata.items())
     if size > MAX_METADATA_BYTES:
@@ -52,12 +52,12 @@ def _check_text(text: str, what: str) -> None:
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise InvalidKey(f"the {what} {text!r} is not valid Unicode: it has half a surrogate pair") from error
+        raise InvalidKey(f"the {what} {text!r} is not valid Unicode: it has an unpaired surrogate") from error
     if size > MAX_KEY_BYTES:
         raise InvalidKey(f"the {what} {text[:60]!r}... is {size:,} bytes; the limit is {MAX_KEY_BYTES:,}")
-    found = _CONTROL.search(text)
-    if found:
-        raise InvalidKey(f"the {what} {text!r} has the control character {found[0]!r}; rename it")
+    control = _CONTROL.search(text)
+    if control:
+        raise InvalidKey(f"the {what} {text!r} has the control character {control[0]!r}; rename it")
 
 
 def _check_segments(text: str, segments: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""A store in a dict, for tests and notebooks: the same promises, gone when the process ends.
+"""A store in a dict, for tests and notebooks: the same guarantees, until the process ends.
 
-Nothing here waits, reads a clock or draws a random number, so a simulation that uses it is
-repeated exactly by its seed.
+It never waits, reads a clock or draws a random number, so a simulation on it can be repeated exactly
+from its seed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class MemoryStore:
         self._writes = 0  # gives every version its own etag
 
     async def open(self) -> None:
-        """Nothing to open: here so that every store is opened alike."""
+        """Do nothing; it is here because every store is opened."""
 
     async def close(self) -> None:
-        """Nothing to let go: the objects stay, so that another user of this store still sees them."""
+        """Do nothing: the objects stay, so another user of this store still sees them."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -42,20 +42,20 @@ class MemoryStore:
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         check_key(key)
-        found = self._objects.get(key)
-        if found is None:
+        stored = self._objects.get(key)
+        if stored is None:
             raise NotFound(key)
-        if max_bytes is not None and found.info.size > max_bytes:
-            raise TooLarge(key, found.info.size, max_bytes)
-        return found
+        if max_bytes is not None and stored.info.size > max_bytes:
+            raise TooLarge(key, stored.info.size, max_bytes)
+        return stored
 
     async def is_being_written(self, key: str) -> bool:
         return False
 
     async def head(self, key: str) -> Info | None:
         check_key(key)
-        found = self._objects.get(key)
-        return found.info if found else None
+        stored = self._objects.get(key)
+        return stored.info if stored else None
 
     async def create(
         self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
@@ -73,17 +73,17 @@ class MemoryStore:
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
         check_prefix(prefix)
-        # Code points sort as their UTF-8 bytes do, so plain string order is the promised one.
+        # Code points sort as their UTF-8 bytes do, so this is the order that `Store.list` promises.
         for key in sorted(k for k in self._objects if k.startswith(prefix) and k > start_after):
-            found = self._objects.get(key)
-            if found is not None:  # deleted since the listing began
-                info = found.info
+            stored = self._objects.get(key)
+            if stored is not None:  # else deleted since the listing began
+                info = stored.info
                 yield Info(info.key, info.size, info.etag, info.modified)
 
     async def delete(self, key: str, *, etag: str | None = None) -> None:
         check_key(key)
-        found = self._objects.get(key)
-        if found is not None and etag in (None, found.info.etag):
+        stored = self._objects.get(key)
+        if stored is not None and etag in (None, stored.info.etag):
             del self._objects[key]
 
     def _write(self, key: str, body: bytes, metadata: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
-"""From a setting to a store: `./folder`, `file://`, `s3://bucket/prefix`, `memory://name`.
+"""Opens a store by its URL: `./folder`, `file://`, `s3://bucket/prefix`, `memory://name`.
 
-Each kind is imported when it is asked for, so that a directory needs no AWS library.
+Each kind is imported when it is needed, so a directory works without the AWS library.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _memories: dict[str, MemoryStore] = {}  # one per name: two users of "memory://d
 
 
 class OpenableStore(Store, Protocol):
-    """A store as `open_store` hands it out: to be used as `async with open_store(url) as store`."""
+    """A store from `open_store`, used as `async with open_store(url) as store`."""
 
     async def open(self) -> None:
-        """Make what can be made, and say early what is missing. Raises `StoreUnavailable`."""
+        """Create what can be created, and report early what is missing. Raises `StoreUnavailable`."""
         ...
 
     async def __aenter__(self) -> Self: ...
@@ -35,14 +35,14 @@ class OpenableStore(Store, Protocol):
 
 
 def open_store(url: str) -> OpenableStore:
-    """The store of this name, not opened yet.
+    """The store of a URL, not opened yet.
 
     Args:
         url: a directory's path, `file:///path`, `s3://bucket[/prefix]`, or `memory://[name]`
-            (named ones are shared within the process).
+            (stores with a name are shared within the process).
 
     Raises:
-        Unsupported: the text names no store; the message lists what does.
+        Unsupported: it is not the URL of a store; the message lists what is.
     """
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""
@@ -52,7 +52,7 @@ def open_store(url: str) -> OpenableStore:
         return _memory(url.partition("://")[2])
     if scheme not in ("", "file") or not url:
         raise Unsupported(
-            f"{url!r} is no store: give a directory (./dreamdrop-data), file:///a/directory, "
+            f"{url!r} is not a store: give a directory (./dreamdrop-data), file:///a/directory, "
             f"s3://bucket or s3://bucket/prefix, or memory://{_hint(scheme)}"
         )
     if os.name != "posix":
@@ -71,7 +71,9 @@ def _hint(scheme: str) -> str:
 def _path(url: str) -> Path:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or not parts.path:
-        raise Unsupported(f"{url!r} names no directory: write file:///absolute/path, with three slashes")
+        raise Unsupported(
+            f"{url!r} is not a directory's URL: write file:///absolute/path, with three slashes"
+        )
     return Path(unquote(url.partition("://")[2].removeprefix("localhost")))
 
 

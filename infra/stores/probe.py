@@ -1,8 +1,8 @@
-"""Stores are probed, not believed: does this one keep what the protocol needs of it?
+"""Tests whether a store keeps the guarantees that the protocol needs, with a few short-lived objects.
 
-A few short-lived objects tell: level A takes any number of workers, level B (two creators of one
-key were both told that they won) takes one worker only, and a store that ignores conditions, or
-forgets what it was just given, is refused.
+Level A: any number of workers may share it. Level B: two creators of one key were both told that they won,
+so only one worker may use it. A store that ignores conditions, or does not show what was just written, is
+refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = 8  # keys that they race for
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a store was found to do."""
+    """The outcome of a probe."""
 
     level: str  # "A": any number of workers; "B": one worker only
     reason: str
@@ -39,13 +39,13 @@ class Verdict:
 
 
 async def probe(store: Store, *, racers: int = RACERS, rounds: int = ROUNDS, name: str = "") -> Verdict:
-    """Try the store's promises on objects `workers/.probe-<name>-...`, and remove those again.
+    """Test the store's guarantees with objects `workers/.probe-<name>-...`, and delete them again.
 
-    About `racers * rounds` small writes; well under a second on a near store.
+    About `racers * rounds` small writes; well under a second on a nearby store.
 
     Raises:
-        Unsupported: the store cannot carry the protocol; the message says why.
-        StoreUnavailable: it does not answer, or not us.
+        Unsupported: the protocol cannot run on this store; the message says why.
+        StoreUnavailable: it does not answer, or denies access.
     """
     stem = f"{WORKERS}.probe-{name or secrets.token_hex(8)}-"
     keys = [f"{stem}{number:03d}" for number in range(rounds + 1)]
@@ -56,56 +56,56 @@ async def probe(store: Store, *, racers: int = RACERS, rounds: int = ROUNDS, nam
         conditional = await _has_conditional_delete(store, keys[0])
     finally:
         await _clean_up(store, keys)
-    spoiled = sum(1 for count in winners if count != 1)
-    if spoiled:
+    undecided = sum(1 for count in winners if count != 1)
+    if undecided:
         reason = (
-            f"in {spoiled} of {rounds} races for one key the store told not exactly one creator that it "
-            "won: its creates are not atomic, so only one worker may use it"
+            f"in {undecided} of {rounds} races for one key the store did not tell exactly one creator that "
+            "it won: its creates are not atomic, so only one worker may use it"
         )
         return Verdict("B", reason, conditional)
     return Verdict("A", f"each of {rounds} races for one key had exactly one winner", conditional)
 
 
 async def _expect_write_once(store: Store, key: str) -> None:
-    """Create twice, one after the other: the first must stay, and be readable at once."""
-    mine = {"probe": "first"}
-    if not await store.create(key, b"first", metadata=mine):
+    """Create the same key twice: the first object must stay, and be readable at once."""
+    metadata = {"probe": "first"}
+    if not await store.create(key, b"first", metadata=metadata):
         raise Unsupported(f"{store.url} says that the new key {key!r} exists already: its reads are stale")
-    again = await store.create(key, b"second")
+    created_again = await store.create(key, b"second")
     try:
-        found = await store.get(key)
+        stored = await store.get(key)
     except NotFound as error:
         raise Unsupported(f"{store.url} does not show an object just after it was written") from error
-    if again or found.body == b"second":
+    if created_again or stored.body == b"second":
         raise Unsupported(
             f"{store.url} overwrote an object although the write said If-None-Match: * (create only if "
-            "absent). Two workers could take one request there. Use a store that has conditional writes "
+            "absent). Two workers could take one request there. Use a store with conditional writes "
             "(AWS S3, Ceph, MinIO, R2, ...), or a directory"
         )
-    if found.body != b"first":
-        raise Unsupported(f"{store.url} gave back other bytes than were written to it")
+    if stored.body != b"first":
+        raise Unsupported(f"{store.url} returned other bytes than were written to it")
     info = await store.head(key)
-    if info is None or dict(info.metadata) != mine:
+    if info is None or dict(info.metadata) != metadata:
         raise Unsupported(f"{store.url} does not keep the metadata of objects (x-amz-meta-...)")
 
 
 async def _race(store: Store, key: str, racers: int) -> int:
-    """How many of the concurrent creators of a key won; 0 when what is there is no winner's."""
+    """How many concurrent creators of a key were told that they won; 0 when the object is none of theirs."""
     answers = await asyncio.gather(*(store.create(key, b"%d" % n) for n in range(racers)))
     winners = [b"%d" % n for n, won in enumerate(answers) if won]
-    found = await store.get(key)
-    return len(winners) if found.body in winners else 0
+    stored = await store.get(key)
+    return len(winners) if stored.body in winners else 0
 
 
 async def _expect_listed(store: Store, stem: str, keys: list[str]) -> None:
-    found = [info.key async for info in store.list(stem)]
-    missing = sorted(set(keys) - set(found))
+    listed = [info.key async for info in store.list(stem)]
+    missing = sorted(set(keys) - set(listed))
     if missing:
         raise Unsupported(
             f"{store.url} does not list an object just after it was written ({missing[0]!r}): requests "
-            "would be overlooked. Look for an eventual-consistency setting"
+            "would be overlooked. Check its settings for eventual consistency"
         )
-    if found != sorted(found):
+    if listed != sorted(listed):
         raise Unsupported(f"{store.url} does not list keys in ascending order of their bytes")
 
 
@@ -118,5 +118,5 @@ async def _clean_up(store: Store, keys: list[str]) -> None:
     for key in keys:
         try:
             await store.delete(key)
-        except DreamError as error:  # what was found out matters more than a crumb left behind
-            log.info("a probe object stays behind", extra={"key": key, "reason": str(error)})
+        except DreamError as error:  # the verdict matters more than an object left behind
+            log.info("a probe object was not deleted", extra={"key": key, "reason": str(error)})

@@ -1,8 +1,8 @@
-"""An S3-compatible bucket, through aiobotocore.
+"""A store in an S3-compatible bucket, through aiobotocore.
 
-The one idea is in `create`: an answer can be lost after the write was done, so every object
-carries a *nonce*, and whatever is not a plain yes or no is settled by reading the nonce back.
-Reading, listing and overwriting are repeated by the SDK as usual.
+The difficult call is `create`: an answer can be lost after the write was done. So every object has a
+*nonce* in its metadata, and an outcome that is not a plain yes or no is settled by reading the nonce back.
+All other calls are retried by the SDK as usual.
 """
 
 from __future__ import annotations
@@ -71,24 +71,26 @@ class S3Store:
             )
         check_prefix(self._prefix)
         self.url = location.url
-        self._patience = patience  # seconds that a create is tried before it gives up
-        self._read_timeout = read_timeout  # seconds of silence
+        self._patience = patience  # seconds for which a create is tried
+        self._read_timeout = read_timeout  # seconds without a byte
         self._rng = rng or random.Random()
         self._session = cache(new_session)  # both clients share it, and with it the credentials
-        self._client = LazyClient(lambda: self._made(tries=4))
-        self._once = LazyClient(lambda: self._made(tries=1))  # for creates, which settle each lost answer
+        self._client = LazyClient(lambda: self._new_client(tries=4))
+        self._once = LazyClient(
+            lambda: self._new_client(tries=1)
+        )  # for creates: a retry would hide lost answers
         self._on_aws = True
-        self._conditional_delete = True  # until the store says that it has none
+        self._conditional_delete = True  # until the store refuses one
 
     async def open(self) -> None:
-        """Connect, and find out early whether the bucket is there for us. Raises `StoreUnavailable`."""
+        """Connect, and check early that we can use the bucket. Raises `StoreUnavailable`."""
         client = await self._connected()
         try:
             await client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
         except FOREIGN as error:
             if code_of(error) != "AccessDenied":  # a client may be allowed to write and not to list
-                reason = self._translated(error, "open the store")
-                await self.close()
+                reason = self._translated(error, "open the store")  # before closing: it names the endpoint
+                await self.close()  # here, because `async with` closes only what was opened
                 raise reason from error
 
     async def close(self) -> None:
@@ -105,7 +107,7 @@ class S3Store:
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
         full = self._full(key)
         client = await self._connected()
-        for last in (False, False, True):  # the SDK does not repeat a body that breaks off
+        for last in (False, False, True):  # the SDK does not retry a body that breaks off
             try:
                 return await self._read(client, key, full, max_bytes)
             except FOREIGN as error:
@@ -132,12 +134,12 @@ class S3Store:
     async def create(
         self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
     ) -> bool:
-        """See `Store.create`. The nonce of this call is in every try, so a late one meets itself."""
+        """See `Store.create`. Each try writes the same nonce, so one that takes effect late counts as ours."""
         full = self._full(key)
         check_metadata(metadata or {})
         client = await self._connected(self._once)
         nonce = secrets.token_hex(16)
-        fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **_typed(content_type)}
+        fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **_content_type(content_type)}
         give_up = time.monotonic() + self._patience
         waits = backoff(0.05, 2.5, self._rng)
         while True:
@@ -145,11 +147,14 @@ class S3Store:
                 await client.put_object(Bucket=self.bucket, Key=full, Body=body, IfNoneMatch="*", **fields)
                 return True
             except FOREIGN as error:
-                self._stop_if_hopeless(error, key)
+                # First, errors that every further try would meet again: nothing was written.
+                self._raise_if_final(error, key)
+                # Then read back: after any other error the write may have been done, by us or by another.
                 if not _is_surely_unwritten(error):
-                    mine = await self._is_mine(client, full, nonce)
-                    if mine is not None:
-                        return mine
+                    ours = await self._is_ours(client, full, nonce)
+                    if ours is not None:
+                        return ours
+                # Only then again: the outcome is still open, and the same nonce makes another try safe.
                 wait = next(waits)
                 if time.monotonic() + wait > give_up:
                     raise self._translated(error, f"create {key!r}") from error
@@ -159,7 +164,7 @@ class S3Store:
         full = self._full(key)
         client = await self._connected()
         try:
-            await client.put_object(Bucket=self.bucket, Key=full, Body=body, **_typed(content_type))
+            await client.put_object(Bucket=self.bucket, Key=full, Body=body, **_content_type(content_type))
         except FOREIGN as error:
             raise self._translated(error, f"write {key!r}") from error
 
@@ -172,18 +177,18 @@ class S3Store:
             async for page in pages.paginate(Bucket=self.bucket, Prefix=self._prefix + prefix, **after):
                 for entry in page.get("Contents", ()):
                     key = str(entry["Key"])[len(self._prefix) :]
-                    if _is_key(key):  # not a "folder" that a console made, and nothing a person mistyped
+                    if _is_key(key):  # not a "folder" that a console created, nor another invalid key
                         yield _listed(key, entry)
         except FOREIGN as error:
             raise self._translated(error, f"list {prefix!r}") from error
 
     async def delete(self, key: str, *, etag: str | None = None) -> None:
-        """See `Store.delete`. Off AWS the condition may be ignored, so there we also look first."""
+        """See `Store.delete`. Off AWS the condition may be ignored, so there the etag is compared first."""
         full = self._full(key)
         client = await self._connected()
         if etag is not None and not (self._on_aws and self._conditional_delete):
-            found = await self.head(key)
-            if found is None or found.etag != etag:
+            info = await self.head(key)
+            if info is None or info.etag != etag:
                 return
         condition = {"IfMatch": f'"{etag}"'} if etag is not None and self._conditional_delete else {}
         try:
@@ -192,7 +197,7 @@ class S3Store:
             if status_of(error) == 404 and code_of(error) != "NoSuchBucket":
                 return
             if condition and status_of(error) in (409, 412):
-                return  # another version is there now
+                return  # it is another version now
             if condition and status_of(error) in (400, 501):
                 self._conditional_delete = False
                 await self.delete(key, etag=etag)
@@ -205,7 +210,7 @@ class S3Store:
         except FOREIGN as error:
             raise self._translated(error, "connect") from error
 
-    def _made(self, *, tries: int) -> Any:
+    def _new_client(self, *, tries: int) -> Any:
         session = self._session()
         self._on_aws = is_on_aws(session)
         config = config_for(session, tries=tries, read_timeout=self._read_timeout)
@@ -220,23 +225,23 @@ class S3Store:
             body = await stream.read()
         return Stored(_info(key, answer), body)
 
-    async def _is_mine(self, client: Any, full: str, nonce: str) -> bool | None:
-        """Read a create back: ours, somebody else's, or None when it cannot be told yet."""
+    async def _is_ours(self, client: Any, full: str, nonce: str) -> bool | None:
+        """Read a create back: ours, another's, or None when that is not known yet."""
         try:
             answer = await client.head_object(Bucket=self.bucket, Key=full)
         except FOREIGN:
             return None
         return bool(answer.get("Metadata", {}).get(NONCE) == nonce)
 
-    def _stop_if_hopeless(self, error: Exception, key: str) -> None:
-        """Raise at once where trying again would say the same."""
+    def _raise_if_final(self, error: Exception, key: str) -> None:
+        """Raise at once if another try would fail in the same way."""
         status, code = status_of(error), code_of(error)
         if status == 501 or (
             status == 400 and code in ("NotImplemented", "InvalidArgument", "InvalidRequest")
         ):
             raise Unsupported(
                 f"{self.url} refused a conditional write (If-None-Match: *) with {code or status}: "
-                "without it two workers could take one request. Use a store that has it "
+                "without them two workers could take one request. Use a store with conditional writes "
                 "(AWS S3, Ceph, MinIO, R2, ...), or a directory"
             ) from error
         if status == 403 or code in ("NoSuchBucket", "ExpiredToken", "InvalidToken"):
@@ -259,7 +264,7 @@ class S3Store:
 
 
 def _is_surely_unwritten(error: Exception) -> bool:
-    """Whether the store said that it did not write, so that there is nothing to read back."""
+    """Whether the store said that it did not write; then there is nothing to read back."""
     return status_of(error) in (409, 429) or code_of(error) in (
         "SlowDown",
         "Throttling",
@@ -267,7 +272,7 @@ def _is_surely_unwritten(error: Exception) -> bool:
     )
 
 
-def _typed(content_type: str) -> dict[str, str]:
+def _content_type(content_type: str) -> dict[str, str]:
     return {"ContentType": content_type} if content_type else {}
 
 

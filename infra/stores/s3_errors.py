@@ -1,6 +1,6 @@
-"""What went wrong between us and a bucket, in words that say what to do.
+"""Errors of a bucket, as messages that say what to do.
 
-Foreign messages are not repeated: they may hold addresses with passwords in them.
+The AWS library's messages are not repeated: they may hold URLs with passwords in them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _BY_CODE: Mapping[str, str] = {
     "AccessDenied": "access denied: give this identity s3:GetObject, s3:PutObject, s3:DeleteObject and "
     "s3:ListBucket (without the last, a missing object is denied, too)",
-    "AllAccessDisabled": "the account's access is disabled: look at its billing and status",
+    "AllAccessDisabled": "the account's access is disabled: check its billing and status",
     "InvalidAccessKeyId": "the access key is unknown there: check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL_S3",
     "SignatureDoesNotMatch": "the signature is refused: check AWS_SECRET_ACCESS_KEY and the region",
     "ExpiredToken": "the session has expired: sign in again",
@@ -26,13 +26,13 @@ _BY_CODE: Mapping[str, str] = {
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it (NTP)",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
     "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
-    "SlowDown": "the store asks for fewer requests; it is tried again later",
+    "SlowDown": "the store asks for fewer requests; the call will be tried again later",
     "QuotaExceeded": "the store is full: free some space or raise the quota",
 }
 
 
 def translated(error: Exception, what: str, bucket: str, endpoint: str) -> StoreUnavailable:
-    """Our error for a foreign one: what failed, why, and what to do."""
+    """Our error for one of the AWS library's: what failed, why, and what to do."""
     if isinstance(error, boto.ClientError):
         reason = _answered(error, bucket, shown(endpoint))
     else:
@@ -48,4 +48,4 @@ def _answered(error: boto.ClientError, bucket: str, endpoint: str) -> str:
         return _BY_CODE[code]
     if status == 403:
         return _BY_CODE["AccessDenied"]
-    return f"{endpoint} answered {status} {code}; it is tried again later"
+    return f"{endpoint} answered {status} {code}; the call will be tried again later"

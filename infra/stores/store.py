@@ -1,9 +1,9 @@
-"""What the protocol asks of an object store, in words and types.
+"""The interface of an object store, and the guarantees that the protocol needs.
 
-Keys are `/`-joined, UTF-8, at most 1,024 bytes, no empty, `.` or `..` segment, no control
-character; a key that is not raises `InvalidKey` from every verb. In a directory no key can stand
-below another object's key, nor have a segment of more than 255 bytes. Only `create` is load-bearing
-(see docs/design.md): the protocol never overwrites what it has created.
+A key is UTF-8 text of at most 1,024 bytes: segments joined by `/`, none of them empty, `.` or `..`, and no
+control character. Every method raises `InvalidKey` for any other text. In a directory a key cannot lie below
+another object's key, nor have a segment of more than 255 bytes. The protocol's safety rests on `create`
+alone (see docs/design.md): it never overwrites what it has created.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _NO_METADATA: dict[str, str] = {}
 
 
 class InvalidKey(DreamError):
-    """This text cannot be a key in any store."""
+    """This text is not a valid key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What a listing or `head` knows about an object."""
+    """What a listing or `head` says about an object."""
 
     key: str
     size: int  # bytes
-    etag: str  # changes whenever the content is replaced; opaque
+    etag: str  # opaque; changes whenever the content is replaced
     modified: float  # seconds since 1970, by the store's clock: for people, never for the protocol
     metadata: Mapping[str, str] = field(default_factory=lambda: _NO_METADATA)  # empty in listings
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object, read whole."""
+    """An object with its whole content."""
 
     info: Info
     body: bytes
@@ -45,8 +45,8 @@ class Stored:
 class Store(Protocol):
     """A bucket, or a directory that behaves like one.
 
-    Every verb raises `StoreUnavailable` when the store does not answer in time. Reads after
-    writes are strong: a `get`, `head` or `list` that starts after a write returned sees it.
+    Every method raises `StoreUnavailable` when the store does not answer in time. Reads are strongly
+    consistent: a `get`, `head` or `list` that starts after a write returned sees that write.
     """
 
     url: str  # such as "s3://bucket" or "file:///srv/dream"
@@ -54,7 +54,7 @@ class Store(Protocol):
     is_remote: bool  # each call is a request over a network, so whoever polls does it less often
 
     async def get(self, key: str, *, max_bytes: int | None = None) -> Stored:
-        """Read an object. Raises `NotFound`; `TooLarge` before reading when it exceeds max_bytes."""
+        """Read an object. Raises `NotFound`, and `TooLarge` before reading more than max_bytes."""
         ...
 
     async def is_being_written(self, key: str) -> bool | None:
@@ -65,7 +65,7 @@ class Store(Protocol):
         ...
 
     async def head(self, key: str) -> Info | None:
-        """An object's facts with its metadata, or None when there is none."""
+        """An object's facts with its metadata; None when there is no object."""
         ...
 
     async def create(
@@ -73,33 +73,37 @@ class Store(Protocol):
     ) -> bool:
         """Create an object if its key is free; atomic against every other `create` of the key.
 
-        True: it is there and it is ours, also when the answer to the write was lost and had to
-        be read back. False: somebody else's object was there first and is untouched. No reader
-        ever sees a part of the body. Raises `StoreUnavailable` when the outcome cannot be
-        known: the object may or may not appear, now or later, whole.
-
         Args:
-            metadata: ASCII keys in lower case with dashes, to short ASCII values (1,900 bytes in
-                all), else `ValueError`; kept with the object, atomically.
+            metadata: lower-case ASCII names with dashes to short ASCII values, 1,900 bytes in all; stored
+                with the object, atomically.
+
+        Returns:
+            True: the object is there and it is ours, also when the answer to the write was lost and had
+            to be read back. False: another object was there first and is untouched. No reader ever sees
+            a part of the body.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown: the object may or may not appear, now or later, whole.
+            ValueError: the metadata is not valid.
         """
         ...
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
-        """Create or replace, atomically: for heartbeats, status pages and a client's own files."""
+        """Create or replace an object atomically: heartbeats, status objects and a client's own files."""
         ...
 
     def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
-        """Objects whose key begins with prefix, in ascending order of their UTF-8 bytes.
+        """Objects whose key begins with prefix, in ascending order of the keys' UTF-8 bytes.
 
-        A directory passes over what is no object: links, pipes, and below `requests/` also hidden
-        files and names that end in `.tmp`, `.part` or `~`.
+        A directory skips what is not an object: links, pipes, and below `requests/` also hidden files
+        and names that end in `.tmp`, `.part` or `~`.
         """
         ...
 
     async def delete(self, key: str, *, etag: str | None = None) -> None:
-        """Delete an object if it is there, and (with etag, where the store can) only that version."""
+        """Delete an object if it is there; with etag, where the store can, only that version."""
         ...
 
     async def close(self) -> None:
-        """Let connections go; the store cannot be used afterwards."""
+        """Close connections; the store cannot be used afterwards."""
         ...

@@ -129,18 +129,18 @@ class OtherBodiesGo(Claims):
 
 
 class _Careless(Ledger):
-    async def answered(self, id: str) -> str | None:
-        found = await super().answered(id)
-        return None if found is None else ""
+    async def result_fingerprint(self, id: str) -> str | None:
+        fingerprint = await super().result_fingerprint(id)
+        return None if fingerprint is None else ""
 
 
 class LooksFirst(Claims):
     """Invariant 4: the result is looked for before the claim only."""
 
     async def _claim_first(self, claim: Claim) -> Any:
-        ended = await self._ledger.answered(claim.id) is not None
+        ended = await self._ledger.result_fingerprint(claim.id) is not None
         if not ended and await self._store.create(layout.claim_key(claim.id, 1), claim.body()):
-            return "mine"
+            return "ours"
         return await super()._claim_first(claim)
 
 
@@ -153,7 +153,7 @@ class TakeoverDoesNotLook(Claims):
 
 
 class _Hasty(Sweep):
-    async def _succeed(self, last: Claim, release: Release | None, target: str, epoch: int) -> Held | None:
+    async def _claim_next(self, last: Claim, release: Release | None, target: str, epoch: int) -> Held | None:
         claim = last.model_copy(
             update={
                 "id": target,
@@ -164,7 +164,7 @@ class _Hasty(Sweep):
             }
         )
         if claim.attempt > self.ledger.timing.max_attempts:
-            return await super()._succeed(last, release, target, epoch)
+            return await super()._claim_next(last, release, target, epoch)
         made = await self.ledger.store.create(layout.claim_key(target, epoch), claim.body())
         return Held(claim) if made else None
 
@@ -178,11 +178,11 @@ class PlansAnew(TakeoverDoesNotLook):
 
 
 class _Replanning(Sweep):
-    async def _succeed(self, last: Claim, release: Release | None, target: str, epoch: int) -> Held | None:
+    async def _claim_next(self, last: Claim, release: Release | None, target: str, epoch: int) -> Held | None:
         fresh = last.model_copy(
             update={"plan": {**(last.plan or {}), "lot": self.ledger.rng.getrandbits(32)}}
         )
-        return await super()._succeed(fresh, release, target, epoch)
+        return await super()._claim_next(fresh, release, target, epoch)
 
 
 class NeverSweeps(Claims):
@@ -215,8 +215,8 @@ class NeverCounts(Claims):
 
 
 class _Forgiving(Sweep):
-    async def _succeed(self, last: Claim, release: Release | None, target: str, epoch: int) -> Held | None:
-        return await super()._succeed(last.model_copy(update={"attempt": 1}), release, target, epoch)
+    async def _claim_next(self, last: Claim, release: Release | None, target: str, epoch: int) -> Held | None:
+        return await super()._claim_next(last.model_copy(update={"attempt": 1}), release, target, epoch)
 
 
 class ForgetsItsOwn(Claims):
@@ -243,10 +243,10 @@ class KeepsWhatIsLost(Claims):
 class _Clinging(Sweep):
     async def _judge(self, id: str, *rest: Any) -> Any:
         held = self.ledger.held.get(id)
-        found = await super()._judge(id, *rest)
-        if held is not None and held.lost:
+        candidate = await super()._judge(id, *rest)
+        if held is not None and held.taken_over:
             self.ledger.held[id] = held
-        return found
+        return candidate
 
 
 class RemembersWhatIsGone(Claims):
@@ -262,8 +262,8 @@ class RemembersWhatIsGone(Claims):
 
 
 class _Stubborn(Ledger):
-    async def note(self, info: Info) -> Any:
-        return self._notes.setdefault((info.key, info.etag), await super().note(info))
+    async def summary(self, info: Info) -> Any:
+        return self._summaries.setdefault((info.key, info.etag), await super().summary(info))
 
 
 class OneIdOneBody(Claims):

@@ -110,7 +110,7 @@ class Worker:
         for index in range(IMAGES):
             if await self._patiently(lambda: self.claims.is_over(held.claim.id)):
                 return
-            if held.lost and not self.stubborn:
+            if held.taken_over and not self.stubborn:
                 return
             image = await self._patiently(lambda index=index: self.claims.stored_image(held, index, "png"))
             images.append(image or await self._paint(held, index))

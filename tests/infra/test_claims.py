@@ -121,7 +121,7 @@ async def test_a_zombie_learns_that_its_claim_is_lost() -> None:
     old = await bench.must_take(zombie)
     await bench.sweep_after_lease(heir)
     assert await zombie.sweep() == []
-    assert old.lost
+    assert old.taken_over
     assert not zombie.holds("cat")
     [again] = await bench.sweep_after_lease(zombie)
     assert again.claim.epoch == 3
@@ -224,7 +224,7 @@ async def test_a_request_that_kills_is_given_up() -> None:
     assert result.failure is not None
     assert (result.status, result.failure.code, result.attempts) == ("failed", "worker_crashed", 3)
     assert "3 attempts" in result.failure.message
-    assert "stopped without a word" in result.failure.message
+    assert "stopped without a message" in result.failure.message
     assert result.metadata == {"order": 17}
     assert await bench.keys("claims/") == []
 
@@ -526,7 +526,7 @@ async def test_no_status_outlives_a_worker_that_dies_as_it_commits(how: str) -> 
         held = await bench.must_take(bench.session("w"))
         await bench.store.put(layout.status_key("cat"), b"step 3 of 20")
         mortal = bench.session("w", Mortal(bench.store, fatal, how))
-        held.told = True
+        held.has_status = True
         try:
             await mortal.commit(held, success(held, []))
         except Dies:

@@ -324,7 +324,7 @@ async def test_symbolic_links_are_not_followed(folder: DirectoryStore, tmp_path:
         link = folder.root / f"requests/{name}.json"
         link.symlink_to(target)
         await refuses(folder, f"requests/{name}.json")
-        with pytest.raises(StoreUnavailable, match="no plain file stands in its place"):
+        with pytest.raises(StoreUnavailable, match="not a plain file is in its place"):
             await folder.create(f"requests/{name}.json", b"x")
         assert link.is_symlink()
     await folder.put("requests/out.json", b"replaced")
@@ -344,9 +344,9 @@ async def test_linked_folders_are_not_entered(folder: DirectoryStore, tmp_path: 
 
     for key in ("requests/way/a.json", "results/a.json"):
         await refuses(folder, key)
-        with pytest.raises(StoreUnavailable, match="a file or a link stands where"):
+        with pytest.raises(StoreUnavailable, match="a file or a link is where"):
             await folder.create(key, b"x")
-        with pytest.raises(StoreUnavailable, match="a file or a link stands where"):
+        with pytest.raises(StoreUnavailable, match="a file or a link is where"):
             await folder.put(key, b"x")
     assert await keys(folder, "requests/way/") == []
     assert await keys(folder, "results/") == []
@@ -371,7 +371,7 @@ async def test_pipes_sockets_and_folders_never_block(folder: DirectoryStore):
     async with asyncio.timeout(120):
         for name in ("pipe", "socket", "folder"):
             await refuses(folder, f"requests/{name}.json")
-            with pytest.raises(StoreUnavailable, match="stands in its place; move that away"):
+            with pytest.raises(StoreUnavailable, match="is in its place; move that away"):
                 await folder.create(f"requests/{name}.json", b"x")
     with pytest.raises(StoreUnavailable, match="move that away"):
         await folder.put("requests/folder.json", b"x")
@@ -402,10 +402,10 @@ async def test_a_key_below_an_object_cannot_be_had_in_a_directory(folder: Direct
     """A bucket can hold both `a` and `a/b`; here the second is absent, and refused with the reason."""
     await folder.create("results/a", b"x")
     await refuses(folder, "results/a/b")
-    with pytest.raises(StoreUnavailable, match="a file or a link stands where one of its folders should be"):
+    with pytest.raises(StoreUnavailable, match="a file or a link is where one of its folders should be"):
         await folder.create("results/a/b", b"y")
     await folder.create("results/c/d", b"x")
-    with pytest.raises(StoreUnavailable, match="a folder stands in its place"):
+    with pytest.raises(StoreUnavailable, match="a folder is in its place"):
         await folder.create("results/c", b"y")
 
 

@@ -222,7 +222,7 @@ async def test_sending_says_how_many_are_left(make: Make, whole: bool):
             return 500, {"__type": "InternalError"}
         return 200, {"Failed": [failure(entry, "InvalidMessageContents", fault=True) for entry in entries]}
 
-    why = "answered 500" if whole else "does not take every message: InvalidMessageContents"
+    why = "answered 500" if whole else "does not accept every message: InvalidMessageContents"
     with scripted(answer) as url:
         async with Queue(url, patience=0.1) as queue:
             with pytest.raises(QueueUnavailable, match=rf"{why}.*\(5 of 25 not sent\)"):
@@ -244,7 +244,7 @@ def test_what_names_no_queue_is_refused(url: str):
 
 def test_a_fifo_queue_is_refused():
     """S3 sends to none, and one stuck request would hold up its whole group."""
-    with pytest.raises(Unsupported, match="make a standard queue"):
+    with pytest.raises(Unsupported, match="create a standard queue"):
         Queue("https://sqs.eu-west-1.amazonaws.com/1/q.fifo")
 
 

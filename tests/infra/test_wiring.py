@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra.queues.setup_check import Finding, judge_notifications, judge_queue
-from infra.queues.setup_documents import Wiring, changes, partition_of
+from infra.queues.setup_documents import Wiring, changed_attributes, partition_of
 
 WISH = Wiring("art", "studio/", "dreamdrop", "123456789012", "eu-west-1")
 ARN = "arn:aws:sqs:eu-west-1:123456789012:dreamdrop"
@@ -146,7 +146,7 @@ def test_only_what_is_missing_or_too_small_is_changed():
         "RedrivePolicy": json.dumps({"deadLetterTargetArn": "arn:of:another", "maxReceiveCount": 2}),
         "Policy": json.dumps({"Version": "2012-10-17", "Id": "old", "Statement": theirs}),
     }
-    new = changes(has, WISH.attributes())
+    new = changed_attributes(has, WISH.attributes())
     assert new.keys() == {"ReceiveMessageWaitTimeSeconds", "MaximumMessageSize", "RedrivePolicy", "Policy"}
     assert json.loads(new["RedrivePolicy"]) == {
         "deadLetterTargetArn": "arn:of:another",
@@ -157,4 +157,4 @@ def test_only_what_is_missing_or_too_small_is_changed():
         "old",
         ["Backup", "DreamdropBucketNotifications"],
     )
-    assert changes(has | new, WISH.attributes()) == {}
+    assert changed_attributes(has | new, WISH.attributes()) == {}

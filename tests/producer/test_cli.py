@@ -100,7 +100,7 @@ def test_one_fault_and_nothing_is_sent(dreamdrop: Cli, store: str, tmp_path: Pat
         (["cancel", "nobody"], 2, "there is no request 'nobody'"),
         (["replay", "no.png"], 2, "cannot read the picture 'no.png'"),
         (["status", "--store", "./elsewhere"], 3, "there is no store './elsewhere'"),
-        (["status", "--store", "ftp://x"], 3, "is no store: give a directory"),
+        (["status", "--store", "ftp://x"], 3, "is not a store: give a directory"),
         (["status", "--store", "s3://bucket"], 3, "no usable AWS credentials"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],

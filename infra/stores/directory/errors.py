@@ -1,4 +1,4 @@
-"""What the operating system said about a directory store, in words that say what to do."""
+"""Errors of a directory store, as messages that say what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HINTS = {
 
 
 def translated(error: OSError, key: str, root: Path) -> DreamError:
-    """Our error for the system's: what failed, why, and what to do."""
+    """Our error for one of the operating system's: what failed, why, and what to do."""
     reason = error.strerror or str(error)
     if not root.is_dir():
         return StoreUnavailable(f"the store directory {root} is not there: create it, or mount its disk")
@@ -37,8 +37,8 @@ def translated(error: OSError, key: str, root: Path) -> DreamError:
         )
     if error.errno in _IN_THE_WAY:
         return StoreUnavailable(
-            f"cannot write {key!r}: a file or a link stands where one of its folders should be, or a folder "
-            "in its place; move that away"
+            f"cannot write {key!r}: a file or a link is where one of its folders should be, or a folder is in "
+            "its place; move that away"
         )
-    hint = _HINTS.get(error.errno or 0, "it is tried again later")
+    hint = _HINTS.get(error.errno or 0, "the call will be tried again later")
     return StoreUnavailable(f"the store directory {root} failed at {key!r} ({reason}): {hint}")

@@ -1,10 +1,10 @@
-"""Metadata beside the objects of a directory, and how none outlives its object.
+"""Metadata of a directory's objects, in sidecar files; no sidecar outlives its object.
 
-The one idea: from before a sidecar is written until after its object is gone, the object has a
-name in the staging folder whenever a crash could part the two, and that name says whose sidecar it
-is. So who sweeps what the dead left in staging needs no search, and no clock decides: once that
-name is changed its owner cannot begin to make a key of the file any more, and the link count tells
-whether a key has it; it is asked again at the end, for a link(2) that had begun.
+Whenever a crash could separate a sidecar from its object, the object has a name in the staging folder, and
+that name says which key the sidecar is for. So a sweep of the staging folder finds every stale sidecar
+without a search. It relies on no clock: it first renames the staging file, and from then on its owner cannot
+start to link it to a key. Then the link count says whether a key has the file. The sweep reads the count
+again at the end, because a link(2) may have begun before the rename.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-STAGING_AGE = 3600.0  # seconds after which a staging file belongs to a process that died
-_MARKED = re.compile(r"(?P<born>[0-9a-f]+)-[0-9a-f]{16}-(?P<key>[0-9a-f]{32})")
+STAGING_AGE = 3600.0  # seconds after which the process that wrote a staging file is presumed dead
+_MARKED = re.compile(r"(?P<time>[0-9a-f]+)-[0-9a-f]{16}-(?P<key>[0-9a-f]{32})")
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def staging_name(key: str) -> str:
-    """A fresh name for the staging folder, that says which key it is for."""
+    """A new name for the staging folder; it says which key the file is for."""
     return f"{time.time_ns():x}-{secrets.token_hex(8)}-{_mark(key)}"
 
 
 class Sidecars:
-    """The metadata of the objects below root, each version's in a file of its own."""
+    """The metadata of the objects below root: one file for each version of an object."""
 
     def __init__(self, root: Path, *, fsync: bool) -> None:
         self._root = root
         self._fsync = fsync
 
     def read(self, key: str, version: str) -> dict[str, str]:
-        written = self._read(_mark(key), version)
-        return {str(k): str(v) for k, v in json.loads(written).items()} if written else {}
+        body = self._read(_mark(key), version)
+        return {str(k): str(v) for k, v in json.loads(body).items()} if body else {}
 
     def _read(self, mark: str, version: str) -> bytes:
         shard, name = _place(mark, version)
@@ -62,7 +62,7 @@ class Sidecars:
             return file.read()
 
     def write(self, key: str, version: str, metadata: Mapping[str, str]) -> None:
-        """Write it under the name of a version that has no key yet: it appears with the object."""
+        """Write the metadata of a version that has no key yet; it becomes visible with the object."""
         self._write(_mark(key), version, json.dumps(dict(metadata)).encode())
 
     def _write(self, mark: str, version: str, body: bytes) -> None:
@@ -83,45 +83,45 @@ class Sidecars:
 
     @contextlib.contextmanager
     def leaving(self, key: str, version: str | None, name: str, here: int) -> Iterator[None]:
-        """While a version, if there is one, loses its key (`name` in the folder `here`), and then its sidecar.
+        """In this context a version loses its key (`name` in the folder `here`); then its sidecar goes.
 
-        Should we die in between, its second name in the staging folder leads a sweep to the sidecar.
+        Args:
+            version: None when there is none.
         """
         if version is None or not self._has(key, version):  # most objects have no sidecar
             yield
             return
         second = staging_name(key)
         with safe_paths.folder(self._root, [STAGING], make=True, fsync=self._fsync) as staging:
-            with contextlib.suppress(
-                OSError
-            ):  # gone or replaced by now; or no link may be made: then as without
+            # First a second name: if we die before the sidecar is gone, a sweep finds it by that name.
+            with contextlib.suppress(OSError):  # the object is gone or replaced by now, or cannot be linked
                 os.link(name, second, src_dir_fd=here, dst_dir_fd=staging, follow_symlinks=False)
             try:
                 yield
-                self.forget(key, version)
+                self.forget(key, version)  # after the object: a reader never misses its metadata
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(second, dir_fd=staging)
 
     def sweep(self, now: float) -> None:
-        """Remove what dead processes left in the staging folder, and the sidecars that belong to nothing.
+        """Remove what dead processes left in the staging folder, and the sidecars without an object.
 
         Args:
-            now: seconds since 1970. One that is far too late costs living writers a try, and no metadata.
+            now: seconds since 1970. A clock that is far ahead costs a living writer a try, but no metadata.
         """
         with safe_paths.folder(self._root, [STAGING], make=True, fsync=self._fsync) as staging:
             try:
                 fcntl.flock(staging, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the folder is closed
             except BlockingIOError:
-                return  # somebody else sweeps
+                return  # another process sweeps
             except OSError:
                 pass  # a file system without locks
             for name in os.listdir(staging):
                 facts = safe_paths.look(name, staging)
-                # Born or given its second name (the change time) long ago; the file itself may be older.
-                if facts is None or now - max(facts.st_mtime, _born(name)) <= STAGING_AGE:
+                # The name's own time counts too: a second name may be younger than its file.
+                if facts is None or now - max(facts.st_mtime, _named_at(name)) <= STAGING_AGE:
                     continue
-                self._bury(name, staging)
+                self._remove_stale(name, staging)
 
     def _has(self, key: str, version: str) -> bool:
         shard, name = _place(_mark(key), version)
@@ -129,19 +129,19 @@ class Sidecars:
             return safe_paths.look(name, here) is not None
         return False
 
-    def _bury(self, name: str, staging: int) -> None:
+    def _remove_stale(self, name: str, staging: int) -> None:
         marked = _MARKED.fullmatch(name)
-        dead = f"{marked['born']}-{secrets.token_hex(8)}-{marked['key']}" if marked else name
+        renamed = f"{marked['time']}-{secrets.token_hex(8)}-{marked['key']}" if marked else name
         with contextlib.suppress(FileNotFoundError):  # another sweep was faster
             if marked:
-                os.rename(name, dead, src_dir_fd=staging, dst_dir_fd=staging)
-                # Only now: a creator that was merely slow could link until its name was gone.
-                self._part(marked["key"], dead, staging)
-            os.unlink(dead, dir_fd=staging)
+                # First the new name: a creator that was only slow cannot start to link the file any more.
+                os.rename(name, renamed, src_dir_fd=staging, dst_dir_fd=staging)
+                self._remove_sidecar(marked["key"], renamed, staging)
+            os.unlink(renamed, dir_fd=staging)
 
-    def _part(self, mark: str, dead: str, staging: int) -> None:
-        """Remove the sidecar of a staged file, unless a key has the file."""
-        fd = safe_paths.open_file(dead, staging)
+    def _remove_sidecar(self, mark: str, name: str, staging: int) -> None:
+        """Remove the sidecar of a staging file, unless a key has the file."""
+        fd = safe_paths.open_file(name, staging)
         if fd is None:
             return
         with os.fdopen(fd, "rb"):
@@ -151,8 +151,9 @@ class Sidecars:
             version = safe_paths.etag(facts)
             saved = self._read(mark, version)
             self._remove(mark, version)
-            os.unlink(dead, dir_fd=staging)
-            if saved and os.fstat(fd).st_nlink:  # a link(2) had looked its old name up, and was not done yet
+            os.unlink(name, dir_fd=staging)
+            # Last, the count again: a link(2) that had found the old name may have ended only now.
+            if saved and os.fstat(fd).st_nlink:
                 self._write(mark, version, saved)
 
     def _remove(self, mark: str, version: str) -> None:
@@ -161,10 +162,10 @@ class Sidecars:
             os.unlink(name, dir_fd=here)
 
 
-def _born(name: str) -> float:
-    """When a staging name was given, in seconds since 1970; 0 for a name that is not ours."""
+def _named_at(name: str) -> float:
+    """When a staging name was created, in seconds since 1970; 0 for a name that is not ours."""
     marked = _MARKED.fullmatch(name)
-    return int(marked["born"], 16) / 1e9 if marked else 0.0
+    return int(marked["time"], 16) / 1e9 if marked else 0.0
 
 
 def _mark(key: str) -> str:

@@ -1,8 +1,8 @@
-"""Steps below one directory that nothing in it can lead astray.
+"""File access below one directory that never leaves it, whatever is put into it.
 
-Every path is walked one segment at a time from an open directory, never through a symbolic
-link, and only plain files are opened. What a stranger may leave in an inbox (a link out of the
-tree, a pipe without a writer, a device) is looked at and left alone.
+Every path is walked one segment at a time from an open directory, never through a symbolic link, and
+only plain files are opened. Anything else that may be put into an inbox (a link out of the directory, a
+pipe without a writer, a device) is skipped.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ STAGING = ".staging"  # half-written files, on the same file system as the keys
 META = ".meta"  # metadata, beside the objects that have some
 PRIVATE = frozenset({STAGING, META})
 MAX_SEGMENT_BYTES = 255  # of every common file system
-INBOX = "requests/"  # where people copy files in with what they have: editors, rsync, cp
+INBOX = "requests/"  # where people put files with any tool: editors, rsync, cp
 UNFINISHED = (".tmp", ".part", "~")
-PATIENCE = 100  # times that a folder is made again when another process removes it meanwhile
+PATIENCE = 100  # times that a folder is created again because another process removed it
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-#: What "there is no such file" looks like when something else stands in the way.
+#: Error numbers that mean "there is no such file", also because something else has its name.
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 _warned: set[str] = set()
 
 
 def segments(key: str) -> tuple[str, ...]:
-    """A key as path segments, checked for what a file system cannot hold."""
+    """A key as path segments. Raises `InvalidKey` for what a file system cannot hold."""
     check_key(key)
-    found = tuple(key.split("/"))
-    if found[0] in PRIVATE:
-        raise InvalidKey(f"the key {key!r} begins with {found[0]!r}, which the store keeps for itself")
-    for segment in found:
+    parts = tuple(key.split("/"))
+    if parts[0] in PRIVATE:
+        raise InvalidKey(f"the key {key!r} begins with {parts[0]!r}, which the store keeps for itself")
+    for segment in parts:
         if len(os.fsencode(segment)) > MAX_SEGMENT_BYTES:
             raise InvalidKey(
                 f"the key {key!r} has a segment of more than {MAX_SEGMENT_BYTES} bytes, the longest name "
                 "that a file system takes; shorten it"
             )
-    return found
+    return parts
 
 
 def etag(facts: os.stat_result) -> str:
-    """Changes with every replacement (inode) and every edit in place (time, size)."""
+    """A version's etag: it changes with every replacement (inode) and every edit in place (time, size)."""
     return f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
 
 
@@ -67,8 +67,8 @@ def folder(root: Path, names: Sequence[str], *, make: bool = False, fsync: bool 
     """Open the folder `root/names...` as a file descriptor, without following links below root.
 
     Raises:
-        OSError: ENOENT where it is missing and not to be made; ENOTDIR or ELOOP where a file or
-            a link stands in its place. A missing root is `FileNotFoundError` with its path.
+        OSError: ENOENT where it is missing and `make` is not set; ENOTDIR or ELOOP where a file or a
+            link is in its place. A missing root is `FileNotFoundError` with its path.
     """
     here = _descend(root, names, make=make, fsync=fsync)
     try:
@@ -89,13 +89,13 @@ def _descend(root: Path, names: Sequence[str], *, make: bool, fsync: bool) -> in
             os.close(here)
             if not make:
                 raise
-            # Another process has removed an empty folder that we stood in: again from the root.
+            # Another process has removed an empty folder that we had open: again from the root.
         except OSError:
             os.close(here)
             raise
         else:
             return here
-    raise OSError(errno.EAGAIN, "its folder is removed as fast as it is made", "/".join(names))
+    raise OSError(errno.EAGAIN, "its folder is removed as fast as it is created", "/".join(names))
 
 
 def _step(here: int, name: str, *, make: bool, fsync: bool) -> int:
@@ -131,14 +131,14 @@ def open_file(name: str, here: int) -> int | None:
         if error.errno in ABSENT:
             return None
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # exchanged in between
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # replaced in between
         os.close(fd)
         return None
     return fd
 
 
 def read_all(read: Callable[[int], bytes], key: str, size: int, max_bytes: int | None) -> bytes:
-    """Read to the end, but never more than the limit, however the file grows meanwhile."""
+    """Read to the end, but never more than the limit, even if the file grows meanwhile."""
     if max_bytes is not None and size > max_bytes:
         raise TooLarge(key, size, max_bytes)
     parts: list[bytes] = []
@@ -170,14 +170,14 @@ def has_writer(fd: int) -> bool | None:
 
 
 def write_all(fd: int, body: bytes) -> None:
-    """Write every byte, however few the system takes at once."""
+    """Write every byte, even if the system takes only a few at a time."""
     rest = memoryview(body)
     while rest:
         rest = rest[os.write(fd, rest) :]
 
 
 def sync_folder(fd: int) -> None:
-    """Make the names in a folder durable, where its file system can."""
+    """Flush the names in a folder to the disk, where the file system can."""
     try:
         os.fsync(fd)
     except OSError as error:
@@ -186,10 +186,10 @@ def sync_folder(fd: int) -> None:
 
 
 def is_foreign_link(facts: os.stat_result, root: Path) -> bool:
-    """Whether a plain file is also known by a name other than its key.
+    """Whether a plain file has a name besides its key and our staging name.
 
-    Dropped files only: a hard link would let somebody show us a file that only we may read.
-    Our own files have a second name for a moment, in the staging folder.
+    For dropped files: by a hard link somebody could make us read a file that only we may read. Our own
+    files have a second name for a moment, in the staging folder.
     """
     if facts.st_nlink == 1:
         return False
@@ -203,7 +203,7 @@ def is_foreign_link(facts: os.stat_result, root: Path) -> bool:
 def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, os.stat_result]]:
     """Keys that begin with prefix, with their facts, in ascending order of their UTF-8 bytes.
 
-    Only the folder that the prefix names is read, and below it only what start_after leaves.
+    Reads only the folder that the prefix names, and below it only what comes after start_after.
     """
     base, _, beginning = prefix.rpartition("/")
     names = base.split("/") if base else []
@@ -227,12 +227,12 @@ def _walk(here: int, base: str, beginning: str, start_after: str) -> Iterator[tu
             continue
         below = f"{key}/"
         if start_after >= below and not start_after.startswith(below):
-            continue  # all of it comes before
+            continue  # all of its keys come before start_after
         try:
             fd = os.open(name, _FOLDER, dir_fd=here)
         except OSError as error:
             if error.errno in ABSENT:
-                continue  # removed, or exchanged for something else, in between
+                continue  # removed or replaced in between
             raise
         try:
             yield from _walk(fd, below, "", start_after)
@@ -241,19 +241,19 @@ def _walk(here: int, base: str, beginning: str, start_after: str) -> Iterator[tu
 
 
 def _entries(here: int, base: str, beginning: str) -> list[tuple[str, bool]]:
-    """Names of plain files and folders, sorted as their keys will be: a folder ends in "/"."""
-    found: list[tuple[str, bool]] = []
+    """(name, is it a folder) of plain files and folders, in the order of their keys: a folder ends in "/"."""
+    listed: list[tuple[str, bool]] = []
     with os.scandir(here) as entries:
         for entry in entries:
             name = entry.name
             if not name.startswith(beginning) or not _is_listed(base, name):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                found.append((name, True))
+                listed.append((name, True))
             elif entry.is_file(follow_symlinks=False):
-                found.append((name, False))
-    found.sort(key=lambda e: f"{e[0]}/" if e[1] else e[0])
-    return found
+                listed.append((name, False))
+    listed.sort(key=lambda e: f"{e[0]}/" if e[1] else e[0])
+    return listed
 
 
 def _is_listed(base: str, name: str) -> bool:
@@ -270,7 +270,7 @@ def _is_listed(base: str, name: str) -> bool:
 
 
 def warn_once(about: str, message: str) -> None:
-    """Say it the first time only: listings come every second. At most a thousand are remembered."""
+    """Log a warning the first time only, because listings come every second; at most 1,000 in all."""
     if about not in _warned and len(_warned) < 1000:
         _warned.add(about)
         log.warning(message)

@@ -1,8 +1,8 @@
-"""A directory that keeps a bucket's promises, for many processes at once.
+"""A store in a directory, for many processes at once, with the guarantees of a bucket.
 
-The one idea: a file is written whole under another name in `.staging/`, and then gets its key by
-`link(2)`, which fails when the key is taken, or by `rename(2)`, which replaces. Either is one
-step, so nobody ever sees half a file, and of many creators exactly one wins.
+A file is written whole under another name in `.staging/`, and then gets its key by `link(2)`, which fails
+when the key is taken, or by `rename(2)`, which replaces. Both are atomic: nobody ever sees half a file,
+and of many creators exactly one wins.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-PAGE = 1000  # keys that a listing reads per visit to a thread
-THREADS = 8  # writers that wait for the disk together share its flush
-PRUNED = "claims/"  # folders below here go when they are empty: they would slow every sweep
+PAGE = 1000  # keys that a listing reads per call in a thread
+THREADS = 8  # writers that wait for the disk at the same time share a flush
+PRUNED = "claims/"  # empty folders below here are removed: they would slow every sweep
 
 
 class DirectoryStore:
@@ -48,16 +48,16 @@ class DirectoryStore:
     def __init__(self, root: Path, *, fsync: bool = True) -> None:
         self.root = root.absolute()
         self.url = self.root.as_uri()
-        self._fsync = fsync  # without it a power failure can lose or empty what was written last
+        self._fsync = fsync  # without it a power failure can lose or empty the last writes
         self._sidecars = Sidecars(self.root, fsync=fsync)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory-store")
 
     async def open(self) -> None:
-        """Create the directory if need be, and sweep what dead processes left half-written."""
+        """Create the directory if it is missing, and sweep what dead processes left in the staging folder."""
         await self._in_thread(str(self.root), self._open)
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False)
+        self._threads.shutdown(wait=False)  # calls under way end by themselves; files need no closing
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -86,13 +86,13 @@ class DirectoryStore:
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
         check_prefix(prefix)
-        found = self._listed(prefix, start_after)
-        while page := await self._in_thread(prefix, lambda: [*islice(found, PAGE)]):
+        infos = self._listed(prefix, start_after)
+        while page := await self._in_thread(prefix, lambda: [*islice(infos, PAGE)]):
             for info in page:
                 yield info
 
     async def delete(self, key: str, *, etag: str | None = None) -> None:
-        """Delete an object; a file edited in the instant between the look and the deletion is lost."""
+        """See `Store.delete`. An edit of the file between the comparison and the deletion is lost."""
         await self._in_thread(key, lambda: self._delete(key, etag))
 
     async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
@@ -104,7 +104,7 @@ class DirectoryStore:
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
 
-    # What follows blocks, and runs in a thread.
+    # The rest blocks and runs in a thread.
 
     def _open(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class DirectoryStore:
     def _get(self, key: str, max_bytes: int | None) -> Stored:
         *names, name = safe_paths.segments(key)
         with self._existing(key, names) as here:
-            for _ in range(3):  # a file copied over while it is read is read again
+            for _ in range(3):  # a file that is overwritten in place while it is read is read again
                 fd = None if here is None else safe_paths.open_file(name, here)
                 if fd is None:
                     raise NotFound(key)
@@ -148,21 +148,25 @@ class DirectoryStore:
 
     def _create(self, key: str, body: bytes, metadata: dict[str, str]) -> bool:
         *names, name = safe_paths.segments(key)
+        # First the cheap check: most losers pay for no write and no flush.
         with self._existing(key, names) as here:
             if here is not None and _is_taken(name, here, key):
-                return False  # before paying for a flush
+                return False
+        # The whole file is on the disk before it gets its key.
         with self._staged(key, body) as (staging, staged, fd):
             version = safe_paths.etag(os.fstat(fd))
+            # The metadata before the key: whoever sees the object sees its metadata too.
             if metadata:
                 self._sidecars.write(key, version, metadata)
             try:
                 return self._link(key, staging, staged, fd)
             finally:
-                # Not by the link count: a sweep that took us for dead may have removed the staging name.
-                if metadata and not self._is_at(key, version):
+                # The loser's sidecar last. The link count would not tell who lost: a sweep that took us for
+                # dead may have removed the staging name.
+                if metadata and not self._has_key(key, version):
                     self._sidecars.forget(key, version)
 
-    def _is_at(self, key: str, version: str) -> bool:
+    def _has_key(self, key: str, version: str) -> bool:
         *names, name = safe_paths.segments(key)
         with self._existing(key, names) as here:
             facts = None if here is None else safe_paths.look(name, here)
@@ -175,14 +179,14 @@ class DirectoryStore:
                 try:
                     os.link(staged, name, src_dir_fd=staging, dst_dir_fd=here, follow_symlinks=False)
                 except OSError as error:
-                    if os.fstat(fd).st_nlink < 2:  # else a network file system did it, and asked again
+                    if os.fstat(fd).st_nlink < 2:  # else a network file system did it, then tried again
                         if error.errno == errno.EEXIST:
                             _is_taken(name, here, key)
                             return False
                         if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < safe_paths.PATIENCE - 1:
-                            continue  # an empty folder was pruned under our feet
+                            continue  # an empty folder was pruned in between
                         raise
-                if self._fsync:
+                if self._fsync:  # before the answer: a created object survives a power failure
                     safe_paths.sync_folder(here)
                 return True
         raise AssertionError("unreachable")
@@ -194,6 +198,7 @@ class DirectoryStore:
                 with safe_paths.folder(self.root, names, make=True, fsync=self._fsync) as here:
                     old = safe_paths.look(name, here)
                     try:
+                        # The old version's sidecar goes after the old version: see `leaving`.
                         with self._sidecars.leaving(key, old and safe_paths.etag(old), name, here):
                             os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=here)
                             if self._fsync:
@@ -224,7 +229,7 @@ class DirectoryStore:
             self._prune(names)
 
     def _prune(self, names: Sequence[str]) -> None:
-        """Remove folders that are empty now; creators that stand in one make it again."""
+        """Remove folders that are empty now; a creator that has one open creates it again."""
         for depth in range(len(names), 1, -1):
             try:
                 with safe_paths.folder(self.root, names[: depth - 1]) as here:
@@ -236,7 +241,7 @@ class DirectoryStore:
         if not safe_paths.is_foreign_link(facts, self.root):
             return False
         *names, name = safe_paths.segments(key)
-        with self._existing(key, names) as here:  # our own second name may have gone meanwhile
+        with self._existing(key, names) as here:  # our own second name may be gone by now
             now = None if here is None else safe_paths.look(name, here)
         if now is None or now.st_nlink == 1:
             return False
@@ -247,7 +252,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _existing(self, key: str, names: Sequence[str]) -> Iterator[int | None]:
-        """The folder, or None when it, or something on the way, is not there."""
+        """The folder; None when it or a parent is not there."""
         with contextlib.ExitStack() as stack:
             try:
                 here: int | None = stack.enter_context(safe_paths.folder(self.root, names))
@@ -259,7 +264,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _staged(self, key: str, body: bytes) -> Iterator[tuple[int, str, int]]:
-        """A file with the body, written and flushed: (staging folder, its name, its descriptor)."""
+        """A file with the body, written and flushed: (staging folder, its name, its file descriptor)."""
         name = staging_name(key)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with safe_paths.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
@@ -267,7 +272,7 @@ class DirectoryStore:
             try:
                 safe_paths.write_all(fd, body)
                 now = time.time_ns()
-                os.utime(fd, ns=(now, now))  # finer than the kernel's own clock tick
+                os.utime(fd, ns=(now, now))  # finer than the kernel's clock tick; the etag needs it
                 if self._fsync:
                     os.fsync(fd)
                 yield staging, name, fd
@@ -284,12 +289,12 @@ class DirectoryStore:
 
 
 def _is_taken(name: str, here: int, key: str) -> bool:
-    """Whether a plain file has the name; `StoreUnavailable` when it is something that is no object."""
+    """Whether a plain file has the name. Raises `StoreUnavailable` when it is something else."""
     try:
         facts = os.stat(name, dir_fd=here, follow_symlinks=False)
     except FileNotFoundError:
         return False
     if stat.S_ISREG(facts.st_mode):
         return True
-    what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no plain file"
-    raise StoreUnavailable(f"cannot write {key!r}: {what} stands in its place; move that away")
+    what = "a folder" if stat.S_ISDIR(facts.st_mode) else "something that is not a plain file"
+    raise StoreUnavailable(f"cannot write {key!r}: {what} is in its place; move that away")

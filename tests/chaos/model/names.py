@@ -16,8 +16,17 @@ ROOT = Path(__file__).parents[3]
 CALLS = frozenset(
     (
         *("create", "delete", "head", "list", "put"),
-        *("answered", "claim", "note", "groups", "result_body", "tidy", "drop_claim", "drop_request"),
-        *("_claim_first", "_candidates", "_settle_one", "_succeed", "_give_up", "_move"),
+        *(
+            "result_fingerprint",
+            "claim",
+            "summary",
+            "groups",
+            "result_body",
+            "tidy",
+            "drop_claim",
+            "drop_request",
+        ),
+        *("_claim_first", "_candidates", "_settle_one", "_claim_next", "_give_up", "_move"),
     )
 )
 
@@ -35,19 +44,26 @@ class Named:
 #: The first delete of `tidy` and of `drop_claim` is of the status object: it is for people, and no step.
 NAMED = [
     Named("infra/claims/claims.py", "Claims.take", "B6", "_claim_first drop_request drop_claim"),
-    Named("infra/claims/claims.py", "Claims._claim_first", "B4 B5", "create claim answered drop_claim"),
+    Named(
+        "infra/claims/claims.py", "Claims._claim_first", "B4 B5", "create claim result_fingerprint drop_claim"
+    ),
     Named("infra/claims/claims.py", "Claims.stored_image", "B7", "head"),
     Named("infra/claims/claims.py", "Claims.store_image", "B7", "create head"),
     Named("infra/claims/claims.py", "Claims.commit", "B8 B9", "create result_body drop_claim tidy"),
-    Named("infra/claims/claims.py", "Claims.is_over", "", "head answered tidy"),
+    Named("infra/claims/claims.py", "Claims.is_over", "", "head result_fingerprint tidy"),
     Named("infra/claims/claims.py", "Claims.release", "", "create"),
-    Named("infra/claims/ledger.py", "Ledger.tidy", "B9", "groups delete note delete delete"),
+    Named("infra/claims/ledger.py", "Ledger.tidy", "B9", "groups delete summary delete delete"),
     Named("infra/claims/ledger.py", "Ledger.drop_request", "", "delete"),
     Named("infra/claims/ledger.py", "Ledger.drop_claim", "", "delete delete"),
     Named("infra/claims/sweep.py", "Sweep.__call__", "S1 S2", "list groups _candidates"),
-    Named("infra/claims/sweep.py", "Sweep._settle_one", "S3", "answered tidy note tidy claim _move _succeed"),
-    Named("infra/claims/sweep.py", "Sweep._succeed", "S4 B5", "_give_up create answered tidy"),
-    Named("infra/claims/sweep.py", "Sweep._give_up", "", "create answered tidy"),
+    Named(
+        "infra/claims/sweep.py",
+        "Sweep._settle_one",
+        "S3",
+        "result_fingerprint tidy summary tidy claim _move _claim_next",
+    ),
+    Named("infra/claims/sweep.py", "Sweep._claim_next", "S4 B5", "_give_up create result_fingerprint tidy"),
+    Named("infra/claims/sweep.py", "Sweep._give_up", "", "create result_fingerprint tidy"),
 ]
 
 

@@ -53,7 +53,7 @@ def test_a_reordering_in_the_code_would_be_noticed(tmp_path: Path) -> None:
     text = (ROOT / first.file).read_text()
     create, look = (
         re.search(rf"^ +{name} = await .*\n", text[text.index("_claim_first(self") :], re.MULTILINE)
-        for name in ("made", "found")
+        for name in ("created", "answered")
     )
     assert create is not None
     assert look is not None
@@ -61,7 +61,7 @@ def test_a_reordering_in_the_code_would_be_noticed(tmp_path: Path) -> None:
     swapped = text.replace(look[0], "", 1)
     (tmp_path / first.file).write_text(swapped.replace(create[0], look[0] + create[0], 1))
 
-    assert calls_of(first, tmp_path) == "answered create claim drop_claim"
+    assert calls_of(first, tmp_path) == "result_fingerprint create claim drop_claim"
 
 
 def test_the_model_has_the_steps_of_the_design_in_their_order() -> None:
