@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from consumer.intake.claiming import ClaimOutcome
 from consumer.intake.queue_shares import QueueShares
 from infra.backoff import backoff
-from infra.queues.leases import BATCH, TROUBLE, MessageLeases
+from infra.queues.leases import TROUBLE, MessageLeases
+from infra.queues.message import BATCH
 from infra.stores.s3_location import S3Location, key_in_store
 from infra.stores.store import InvalidKey
 from schemas import layout
