@@ -15,7 +15,7 @@ from producer.web.facade import CallerGone, Facade
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
 from schemas.result import Result
-from schemas.strictjson import load_object
+from schemas.strictjson import load_object, path_of_infinity
 
 FORM = re.compile(rb"[\w.%+-]{1,100}=")  # how a form starts: `curl -d` sends its content type with every body
 LARGE = 1 << 18  # bytes from which a body is parsed in a thread, so that it does not block other callers
@@ -51,7 +51,15 @@ async def document(request: Request) -> dict[str, Any]:
     """The body as JSON. Raises `Rejected` with line and column when it is not one JSON object."""
     raw = await body(request, facade_of(request).settings.limits.max_body_bytes)
     refuse_form(request, raw, 'one JSON object, such as {"prompt": "a red circle"}')
-    return await asyncio.to_thread(load_object, raw) if len(raw) > LARGE else load_object(raw)
+    return await asyncio.to_thread(_finite_object, raw) if len(raw) > LARGE else _finite_object(raw)
+
+
+def _finite_object(raw: bytes) -> dict[str, Any]:
+    """One JSON object, without numbers such as 1e999, which an answer could not repeat. Raises `Rejected`."""
+    found = load_object(raw)
+    if (path := path_of_infinity(found)) is not None:
+        raise Rejected.of_field(path[:200], "is not a finite number")
+    return found
 
 
 async def body(request: Request, limit: int) -> bytes:

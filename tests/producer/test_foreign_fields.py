@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from hypothesis import example, given, settings
@@ -14,6 +15,7 @@ from producer.web.openai import batch_input
 from producer.web.openai import fields as openai_fields
 from schemas.errors import Rejected
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
+from tests.odd_values import HUGE, numbers, texts
 
 PICTURE = openapi.examples()["redraw"]["value"]["image"]
 SETTINGS = ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "samples_format", "sd_vae", "other")
@@ -44,7 +46,9 @@ OPENAI = (
     "user",
 )
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+scalars = (
+    st.none() | numbers.filter(lambda value: not isinstance(value, float) or math.isfinite(value)) | texts
+)
 likely = st.sampled_from(
     ["", "karras", "Euler a", "auto", "64x64", "url", "png", "<lora:x:9>", PICTURE, 64, -1]
 )
@@ -61,6 +65,8 @@ values = st.recursive(
     st.booleans(),
 )
 @example({}, {"samples_format": {}}, False)
+@example({"steps": HUGE}, {}, False)
+@example({"denoising_strength": HUGE, "width": HUGE}, {}, True)
 @settings(max_examples=300, deadline=None)
 def test_an_a1111_body_is_a_manifest_or_refused(
     body: dict[str, Any], chosen: dict[str, Any], img2img: bool
