@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from producer.web import openapi
 from producer.web.a1111 import fields as a1111_fields
+from producer.web.a1111 import neutral
 from producer.web.openai import batch_input
 from producer.web.openai import fields as openai_fields
 from schemas.errors import Rejected
@@ -19,7 +20,7 @@ from tests.odd_values import HUGE, numbers, texts
 
 PICTURE = openapi.examples()["redraw"]["value"]["image"]
 SETTINGS = ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "samples_format", "sd_vae", "other")
-A1111 = (*a1111_fields.NEUTRAL, *a1111_fields.A1111_NAMES.values(), *a1111_fields.SAME)
+A1111 = (*neutral.NEUTRAL, *a1111_fields.A1111_NAMES.values(), *a1111_fields.SAME)
 A1111 = (
     *A1111,
     "seed",
