@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import Rejected
-from schemas.strictjson import load_object
+from schemas.strictjson import load_object, path_of_infinity
 
 Status = Literal["succeeded", "partial", "failed", "canceled", "expired"]
 FailureCode = Literal[
@@ -156,7 +156,7 @@ class Frozen(_Part):
         """The request's `metadata`; {} when it has none or cannot be read."""
         with contextlib.suppress(Rejected, ValueError):
             metadata = {} if self.cut else load_object(self.body()).get("metadata")
-            return metadata if isinstance(metadata, dict) else {}
+            return metadata if isinstance(metadata, dict) and path_of_infinity(metadata) is None else {}
         return {}
 
 

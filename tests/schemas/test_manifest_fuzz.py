@@ -38,7 +38,7 @@ def answered(body: bytes) -> Result | Rejected:
         (error.field or "").encode()
         return error
     has_expired(manifest)
-    planned = plan(manifest, model="m", revision="", native_size=(64, 64), scheduler="Euler", lot=0)
+    planned = plan(manifest, model="m", revision="", native_size=(64, 64), scheduler="Euler", random_seed=0)
     assert Plan.model_validate(json.loads(json.dumps(planned.document()))) == planned
     result = Result(
         id="a",

@@ -16,7 +16,9 @@ from schemas.prompts import foreign_syntax
 def planned(**fields: object) -> Plan:
     scheduler = fields.pop("drawn_with", "Euler")
     manifest = validate_manifest({"prompt": "x", **fields})
-    return plan(manifest, model="m", revision="", native_size=(64, 64), scheduler=str(scheduler), random_seed=0)
+    return plan(
+        manifest, model="m", revision="", native_size=(64, 64), scheduler=str(scheduler), random_seed=0
+    )
 
 
 @pytest.mark.parametrize(
