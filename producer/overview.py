@@ -97,7 +97,7 @@ async def heartbeats(store: Store) -> list[dict[str, Any]]:
         if not is_alive(info, now):
             continue
         beat: object = {}
-        with contextlib.suppress(NotFound, ValueError):
+        with contextlib.suppress(NotFound, ValueError, RecursionError):
             beat = json.loads((await store.get(info.key)).body)
         beats.append(beat if isinstance(beat, dict) else {})
     return beats

@@ -57,5 +57,8 @@ def response_of(result: Result, images: list[bytes] | None, base_url: str) -> Pi
 
 
 def unix_seconds(moment: str) -> int | None:
-    """An ISO 8601 date and time in seconds since 1970; None for ""."""
-    return int(datetime.fromisoformat(moment).timestamp()) if moment else None
+    """An ISO 8601 date and time in seconds since 1970; None for "", and for what is none."""
+    try:
+        return int(datetime.fromisoformat(moment).timestamp()) if moment else None
+    except (ValueError, OverflowError):  # not written by a worker of ours
+        return None
