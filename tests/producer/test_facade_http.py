@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -19,6 +21,15 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,imag
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = tmp_path_factory.mktemp("http") / "store"
     with worker(store), facade(store) as listening:
+        ready(listening)
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A facade whose worker takes its time."""
+    store = tmp_path_factory.mktemp("slow") / "store"
+    with worker(store, "--null", json.dumps({"seconds_per_step": 0.05})), facade(store) as listening:
         ready(listening)
         yield listening
 
@@ -156,3 +167,41 @@ def test_a_browser_at_batches_is_led_to_the_page(address: str):
     """`/batches` takes files only; people mean `/b`."""
     page = httpx.get(f"{address}/batches", headers={"Accept": BROWSER})
     assert (page.status_code, page.headers["location"]) == (303, "/b")
+
+
+def raw_request(address: str, body: str) -> socket.socket:
+    """A connection on which a whole request was sent."""
+    host, port = address.removeprefix("http://").split(":")
+    caller = socket.create_connection((host, int(port)), timeout=60)
+    head = f"POST /generate/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    caller.sendall((head + body).encode())
+    return caller
+
+
+def test_a_caller_that_closes_its_half_gets_its_answer(slow: str):
+    """As `nc -N` does; it was taken for one that had hung up."""
+    with raw_request(slow, json.dumps(ASK | {"steps": 20})) as caller:
+        caller.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: caller.recv(1 << 16), b""))
+    assert b"HTTP/1.1 200 OK" in answer
+    assert answer.endswith(b"}")
+
+
+@pytest.mark.parametrize("half_first", [False, True])
+def test_a_caller_that_hangs_up_still_cancels_its_request(slow: str, half_first: bool):
+    """Whether or not it had closed its half before."""
+    caller = raw_request(slow, json.dumps(ASK | {"steps": 150, "number_of_images": 8}))
+    with httpx.Client(base_url=slow) as client:
+        until(lambda: client.get("/jobs").json()["processing"])
+        id = client.get("/jobs").json()["processing"][0]["id"]
+        if half_first:
+            caller.shutdown(socket.SHUT_WR)
+        caller.close()
+        until(lambda: client.get(f"/jobs/{id}").json()["status"] == "canceled")
+
+
+def until(check: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
