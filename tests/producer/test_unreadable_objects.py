@@ -154,3 +154,9 @@ def test_a_result_of_absurd_size_is_not_read(store: Path):
         os.truncate(huge, 1 << 30)
     with Client(store) as client:
         assert "cannot be read" in client.result("huge").failure.message  # type: ignore[union-attr]
+
+
+def test_an_object_that_is_no_heartbeat_is_no_worker(http: httpx.Client):
+    """A call would wait for nothing."""
+    assert http.get("/readyz").status_code == 503
+    assert http.post("/generate/", json={"prompt": "x"}).status_code == 503
