@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from infra.gather import gather_bounded
 from producer.errors import Damaged
+from producer.request_state import read_result
 from schemas.errors import NotFound
 from schemas.layout import parse_result, result_folder
 from schemas.result import ImageResult, Result
@@ -82,8 +83,9 @@ async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -
 async def rows(store: Store, batch: str) -> AsyncIterator[Result]:
     """The results of a batch's rows."""
     async for info in store.list(result_folder(batch)):
-        if parse_result(info.key) not in (None, batch):
-            yield Result.model_validate_json((await store.get(info.key)).body)
+        id = parse_result(info.key)
+        if id not in (None, batch) and (result := await read_result(store, id)) is not None:
+            yield result
 
 
 async def _write(path: Path, body: bytes) -> Path:

@@ -96,10 +96,11 @@ async def heartbeats(store: Store) -> list[dict[str, Any]]:
     async for info in store.list(WORKERS):
         if not is_alive(info, now):
             continue
-        beat: object = {}
-        with contextlib.suppress(NotFound, ValueError):
+        beat: object = None
+        with contextlib.suppress(NotFound, ValueError, RecursionError):
             beat = json.loads((await store.get(info.key)).body)
-        beats.append(beat if isinstance(beat, dict) else {})
+        if isinstance(beat, dict):  # else no worker of ours wrote it
+            beats.append(beat)
     return beats
 
 

@@ -16,6 +16,7 @@ from infra.pictures import PARAMETERS, RECIPE, recipe_texts
 from schemas import infotext
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img
+from schemas.strictjson import path_of_infinity
 
 _NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images"}
 _BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
@@ -49,10 +50,14 @@ def read_recipe(path: Path) -> Replay:
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         recipe = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Rejected("invalid_image", f"the recipe in {str(path)!r} is damaged; it is not JSON") from error
     if not isinstance(recipe, dict):
         raise Rejected("invalid_image", f"the recipe in {str(path)!r} is damaged; it is not a JSON object")
+    if (where := path_of_infinity(recipe)) is not None:  # also NaN, which Python reads
+        raise Rejected(
+            "invalid_image", f"the recipe in {str(path)!r} is damaged; {where} is not a finite number"
+        )
     return recipe
 
 

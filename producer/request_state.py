@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.claims.claim import Claim
-from infra.stores.store import Info, Store
-from producer.errors import UnknownRequest
-from schemas.errors import NotFound
+from infra.stores.store import Info, InvalidKey, Store
+from producer.errors import Damaged, UnknownRequest
+from schemas.errors import NotFound, TooLarge
 from schemas.layout import (
     BATCH,
     CLAIMS,
@@ -35,7 +35,7 @@ from schemas.layout import (
     result_key,
     status_key,
 )
-from schemas.result import Progress, Result, Status
+from schemas.result import Failure, Frozen, Progress, Result, Status
 
 RequestStatus = Literal["queued", "processing"] | Status
 
@@ -43,6 +43,8 @@ _MADE_SAFE = re.compile(r"-[0-9a-f]{8}$")  # see schemas.layout.safe_id
 
 ALIVE = 60.0  # seconds since its last heartbeat for which a worker counts as alive, for people
 MOST = 5000  # keys that are listed for a hint
+MAX_RESULT, MAX_STATUS = 128 << 20, 1 << 20  # bytes of a result manifest and of a status that are read
+MAX_COUNT = 10**9  # steps and images of a status that is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +64,25 @@ class State:
 
 
 async def read_result(store: Store, id: str) -> Result | None:
-    """The result of a request; None while it has none."""
+    """The result of a request; None while it has none.
+
+    A result manifest that cannot be read is returned as one that failed and says so, because it is there for ever:
+    lists show it among the others, and nobody waits for it.
+    """
     try:
-        return Result.model_validate_json((await store.get(result_key(id))).body)
-    except NotFound:
+        return Result.model_validate_json((await store.get(result_key(id), max_bytes=MAX_RESULT)).body)
+    except (NotFound, InvalidKey):
         return None
+    except (ValueError, TooLarge):
+        text = f"{result_key(id)} cannot be read: it is empty, damaged or of a version that is not known here"
+        failure = Failure(code="invalid_json", message=text)
+        return Result(
+            id=id, status="failed", failure=failure, fingerprint="", request=Frozen(text="", cut=True)
+        )
 
 
 async def read_claim(store: Store, id: str) -> Claim | None:
-    """The latest claim of a request; None if there is none."""
+    """The latest claim of a request; None if there is none. Raises `Damaged` for one that cannot be read."""
     latest: tuple[int, str] | None = None
     async for info in store.list(claims_prefix(id)):
         claimed = parse_claim(info.key)
@@ -82,6 +94,15 @@ async def read_claim(store: Store, id: str) -> Claim | None:
         return Claim.model_validate_json((await store.get(latest[1])).body)
     except NotFound:
         return None  # it ended just now
+    except ValueError as error:
+        raise Damaged(latest[1], "cannot be read") from error
+
+
+async def _is_claimed(store: Store, id: str) -> bool:
+    try:
+        return await read_claim(store, id) is not None
+    except Damaged:
+        return True
 
 
 async def owner(store: Store, id: str) -> Claim | Result | None:
@@ -113,8 +134,13 @@ async def find_request(store: Store, id: str) -> Info | None:
 
 async def read_progress(store: Store, id: str) -> Progress | None:
     """What a request's worker last reported; None if nothing, or nothing that can be read."""
-    with contextlib.suppress(NotFound, ValueError):
-        return Progress.model_validate_json((await store.get(status_key(id))).body)
+    with contextlib.suppress(NotFound, ValueError, TooLarge, InvalidKey):
+        progress = Progress.model_validate_json((await store.get(status_key(id), max_bytes=MAX_STATUS)).body)
+        if (
+            progress.id == id
+            and max(progress.steps_done, progress.steps_total, progress.images_total) < MAX_COUNT
+        ):
+            return progress
     return None
 
 
@@ -124,7 +150,7 @@ async def state_of(store: Store, id: str) -> State:
     if result is not None:
         return State(id, result.status, result=result)
     request = await find_request(store, id)
-    if await read_claim(store, id) is not None:
+    if await _is_claimed(store, id):
         return State(id, "processing", progress=await read_progress(store, id))
     result = await read_result(store, id)  # again: it may have ended between the first two looks
     if result is not None:
@@ -140,7 +166,7 @@ async def is_known(store: Store, id: str) -> bool:
     """Whether a request, claim or result has this id."""
     return (
         await find_request(store, id) is not None
-        or await read_claim(store, id) is not None
+        or await _is_claimed(store, id)
         or await store.head(result_key(id)) is not None
         or await _is_row_of_a_known_batch(store, id)
     )

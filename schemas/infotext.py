@@ -13,14 +13,17 @@ of a prompt that looks like one of its own marks is read as that mark.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _NEGATIVE = "Negative prompt:"
 #: A name's length is bounded, or a long text without a colon is searched anew from each of its letters.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-_LORA = re.compile(r"\s?<lora:([^:<>]+)(?::(-?\d+(?:\.\d+)?))?(?::[^<>]*)?>")
+_LORA = re.compile(r"\s?<lora:([^:<>]+)(?::([^<>]*))?>")
+_WEIGHT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+_SIDE = re.compile(r"\d{1,9}", re.ASCII)
 _FEWEST = 3  # pairs that make a last line one of parameters, and not of the prompt
 
 
@@ -73,9 +76,35 @@ def pairs(text: str) -> dict[str, str]:
 
 
 def split_loras(words: str) -> tuple[str, list[dict[str, Any]]]:
-    """A prompt without its `<lora:name:weight>` tags, and what they name."""
-    found = [{"name": name, "weight": float(weight or 1)} for name, weight in _LORA.findall(words)]
-    return _LORA.sub("", words).strip(), found
+    """A prompt without its `<lora:name:weight>` tags, and what they name.
+
+    A tag whose weight is not one finite number stays in the prompt.
+    """
+    found: list[dict[str, Any]] = []
+
+    def take(tag: re.Match[str]) -> str:
+        weights = {
+            _weight(text) for text in (tag[2] or "1").split(":")
+        }  # of the text encoder, and of the UNet
+        weight = weights.pop()
+        if weight is None or weights:
+            return tag[0]
+        found.append({"name": tag[1], "weight": weight})
+        return ""
+
+    return _LORA.sub(take, words).strip(), found
+
+
+def _weight(text: str) -> float | None:
+    """A weight as people write it: 0.8, .8, 0,8, +1 or 1e-1."""
+    plain = text.strip().replace(",", ".", 1)
+    return _finite(plain) if _WEIGHT.fullmatch(plain) else None
+
+
+def _finite(text: str) -> float | None:
+    """A finite number. Raises `ValueError`."""
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _parts(text: str) -> tuple[str, str | None, dict[str, str]]:
@@ -98,11 +127,11 @@ def _parts(text: str) -> tuple[str, str | None, dict[str, str]]:
 
 
 def _fields(pairs: dict[str, str]) -> dict[str, Any]:
-    names = {
+    names: dict[str, tuple[str, Callable[[str], Any]]] = {
         "Steps": ("steps", int),
-        "CFG scale": ("cfg_scale", float),
+        "CFG scale": ("cfg_scale", _finite),
         "Seed": ("seed", int),
-        "Denoising strength": ("strength", float),
+        "Denoising strength": ("strength", _finite),
         "Clip skip": ("clip_skip", int),
         "Model": ("model", str),
     }
@@ -110,11 +139,13 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
     for key, (name, kind) in names.items():
         if pairs.get(key):
             try:
-                found[name] = kind(pairs[key])
+                value = kind(pairs[key])
             except ValueError:
                 continue  # another tool's notion of this field
+            if value is not None:
+                found[name] = value
     width, x, height = pairs.get("Size", "").partition("x")
-    if x and width.isdigit() and height.isdigit():
+    if x and _SIDE.fullmatch(width) and _SIDE.fullmatch(height):
         found |= {"width": int(width), "height": int(height)}
     sampler, schedule = pairs.get("Sampler"), pairs.get("Schedule type", "Automatic")
     if sampler:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
-from schemas.strictjson import load_object
+from schemas.strictjson import load_object, path_of_infinity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -270,8 +269,9 @@ def _check_limits(manifest: Manifest, limits: Limits) -> None:
             ("height", manifest.height or 0, limits.max_side),
         ]
     for field, value, most in bounds:
-        if not math.isfinite(value) or value > most:
-            raise Rejected.of_field(field, f"is {value:g}; this worker allows at most {most:g}")
+        if value > most:
+            shown = f"{value:g}" if isinstance(value, float) else _shown(value)  # :g fails at 400 digits
+            raise Rejected.of_field(field, f"is {shown}; this worker allows at most {most:g}")
     if isinstance(manifest, Text2Img) and (manifest.width or 0) * (manifest.height or 0) > limits.max_pixels:
         raise Rejected.of_field(
             "width", f"x height is more than {limits.max_pixels:,} pixels; ask for a smaller picture"
@@ -281,6 +281,8 @@ def _check_limits(manifest: Manifest, limits: Limits) -> None:
             raise Rejected.of_field(
                 field, f"has {len(text):,} characters; at most {limits.max_prompt_chars:,} are allowed"
             )
+    if (path := path_of_infinity(manifest.metadata)) is not None:
+        raise Rejected.of_field(f"metadata.{path}"[:200], "is not a finite number, so it cannot be echoed")
     if len(json.dumps(manifest.metadata)) > limits.max_metadata_bytes:
         raise Rejected.of_field("metadata", f"is larger than {limits.max_metadata_bytes:,} bytes")
     if len(manifest.loras) > limits.max_loras:

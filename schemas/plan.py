@@ -10,8 +10,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas import samplers
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
+from schemas.prompts import foreign_syntax
 from schemas.result import Note, digest
 
 SEEDS = 2**63  # seeds are below this
@@ -100,10 +102,17 @@ def plan(
         model, revision, scheduler: canonical names, looked up by the caller.
         native_size: (width, height) of the model, pixels.
         random_seed: in [0, 2**32), used where the manifest gives no seed.
+
+    Raises:
+        Rejected: the scheduler cannot do so many steps.
     """
+    samplers.check_steps(scheduler, manifest.steps)
+    notes = _notes_on_words(manifest)
     first = manifest.drawn_seed if manifest.drawn_seed is not None else random_seed
+    if first + manifest.number_of_images > SEEDS:
+        text = f"the seeds of the images from {SEEDS - first} on would pass 2**63 - 1; they go on from 0"
+        notes += (Note(code="seed_wrapped", message=text, field="seed"),)
     width = height = strength = None
-    notes: tuple[Note, ...] = ()
     if manifest.task == "text2img":
         width, height = manifest.width or native_size[0], manifest.height or native_size[1]
         if manifest.strength is not None:
@@ -129,3 +138,17 @@ def plan(
         output=manifest.output,
         notes=notes,
     )
+
+
+def _notes_on_words(manifest: Manifest) -> tuple[Note, ...]:
+    """Where the words of a manifest ask for something that is not done."""
+    notes = []
+    for field, text in (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or "")):
+        if kinds := foreign_syntax(text):
+            message = f"{field} has {', '.join(kinds)}: read as plain words here"
+            notes.append(Note(code="prompt_syntax", message=message, field=field))
+    asked = samplers.resolve(manifest.scheduler).instead_of if manifest.scheduler else ""
+    if asked:
+        message = f"{asked} is not offered; it was drawn with {samplers.resolve(asked).name}, without its added noise"
+        notes.append(Note(code="scheduler_replaced", message=message, field="scheduler"))
+    return tuple(notes)

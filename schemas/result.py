@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import Rejected
-from schemas.strictjson import load_object
+from schemas.strictjson import load_object, path_of_infinity
 
 Status = Literal["succeeded", "partial", "failed", "canceled", "expired"]
 FailureCode = Literal[
@@ -42,7 +42,9 @@ FailureCode = Literal[
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Unknown fields are ignored, because a newer worker may have written them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class ImageResult(_Part):
@@ -156,7 +158,7 @@ class Frozen(_Part):
         """The request's `metadata`; {} when it has none or cannot be read."""
         with contextlib.suppress(Rejected, ValueError):
             metadata = {} if self.cut else load_object(self.body()).get("metadata")
-            return metadata if isinstance(metadata, dict) else {}
+            return metadata if isinstance(metadata, dict) and path_of_infinity(metadata) is None else {}
         return {}
 
 

@@ -40,6 +40,8 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 3M SDE Karras": ("DPMSolverMultistepScheduler", {**_SDE, **_KARRAS, "solver_order": 3}),
     "DPM++ 2S": ("DPMSolverSinglestepScheduler", _2M),
     "DPM++ 2S Karras": ("DPMSolverSinglestepScheduler", {**_2M, **_KARRAS}),
+    "DPM++ SDE": ("DPMSolverSinglestepScheduler", {**_2M, **_SDE}),
+    "DPM++ SDE Karras": ("DPMSolverSinglestepScheduler", {**_2M, **_SDE, **_KARRAS}),
     "DEIS": ("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"}),
     "UniPC": ("UniPCMultistepScheduler", {}),
     "UniPC Karras": ("UniPCMultistepScheduler", _KARRAS),
@@ -47,6 +49,8 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "TCD": ("TCDScheduler", {}),
     "SA-Solver": ("SASolverScheduler", {"algorithm_type": "data_prediction"}),
 }
+#: Other names, as A1111, ComfyUI, InvokeAI, AI Horde and Replicate spell them; `_find` knows their prefixes and
+#: suffixes: k_, dpmpp for DPM++, ancestral for a, and _k or _karras for Karras' sigmas.
 _ALIASES = {
     "PLMS": "PNDM",
     "Euler Ancestral": "Euler a",
@@ -62,13 +66,42 @@ _ALIASES = {
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde": "DPM++ 2M SDE",
     "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "k_dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde_gpu": "DPM++ 2M SDE",
+    "dpmpp_3m_sde_gpu": "DPM++ 3M SDE",
+    "dpmpp_sde_gpu": "DPM++ SDE",
+    "DPMSolverSDEScheduler": "DPM++ SDE",
     "DPMSolver++": "DPM++ 2M",
     "DPM Solver++": "DPM++ 2M",
-    "DPM++ 2S a": "DPM++ 2S",
-    "DPM++ 2S a Karras": "DPM++ 2S Karras",
+    "KarrasDPM": "DPM++ 2M Karras",
     "uni_pc": "UniPC",
+    "uni_pc_bh2": "UniPC",
     "SASolver": "SA-Solver",
 }
+#: Samplers that are not offered, and the nearest that is drawn instead, with a warning.
+_STAND_INS = {"DPM++ 2S a": "DPM++ 2S"}
+#: Samplers that are not offered and look like the name of another that is; no hint names that one.
+_FOREIGN = (
+    "DPM fast", "DPM adaptive", "DPM", "Restart", "HeunPP2", "iPNDM", "iPNDM_v", "DDIM CFG++", "Euler CFG++",
+    "Euler a CFG++", "res_multistep", "gradient_estimation", "er_sde", "DPMSolver", "KDPM", "LMS a", "Heun a",
+)  # fmt: skip
+_FAMILIES = (
+    "dpm++",
+    "dpm2",
+    "euler",
+    "heun",
+    "lms",
+    "ddim",
+    "ddpm",
+    "pndm",
+    "deis",
+    "unipc",
+    "lcm",
+    "tcd",
+    "sasolver",
+)
+#: Steps with which a sampler's own schedule can be cut: 50 were used to distil for it (LCM, TCD in diffusers).
+_MAX_STEPS = {"LCM": 50, "TCD": 50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +111,7 @@ class SchedulerChoice:
     name: str  # canonical
     class_name: str  # in diffusers
     overrides: tuple[tuple[str, Any], ...]
+    instead_of: str = ""  # the sampler that was asked for and is not offered
 
 
 def names() -> list[str]:
@@ -101,25 +135,69 @@ def resolve(name: str) -> SchedulerChoice:
     Raises:
         Rejected: nothing answers to this name; the message lists what does.
     """
-    found = _INDEX.get(_plain(name))
+    plain = _plain(name)
+    found = _find(plain)
     if found is None:
-        near = difflib.get_close_matches(_plain(name), _INDEX, n=1, cutoff=0.5)
-        hint = f" (did you mean {_INDEX[near[0]]!r}?)" if near else ""
+        near = _near(plain)
+        hint = f" (did you mean {near!r}?)" if near else ""
         raise Rejected(
             "unknown_scheduler",
             f"no scheduler named {name!r}{hint}; known are {', '.join(names())}, and diffusers' class names",
             field="scheduler",
         )
     class_name, overrides = _SCHEDULERS[found]
-    return SchedulerChoice(found, class_name, tuple(overrides.items()))
+    stand_in = next((asked for asked in _STAND_INS if _plain(asked) in plain), "")
+    return SchedulerChoice(found, class_name, tuple(overrides.items()), stand_in)
+
+
+def check_steps(name: str, steps: int) -> None:
+    """Refuse more steps than a sampler can do. Raises `Rejected`.
+
+    Args:
+        name: canonical.
+    """
+    most = _MAX_STEPS.get(name, steps)
+    if steps > most:
+        raise Rejected.of_field("steps", f"is {steps}; the scheduler {name} can do at most {most}")
 
 
 def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum() or c == "+")
+    text = "".join(c for c in name.lower() if c.isalnum() or c == "+")
+    return text.replace("dpmpp", "dpm++").replace("ancestral", "a")
+
+
+def _find(plain: str) -> str | None:
+    """The canonical name of a plain one; its suffix may ask for Karras' sigmas."""
+    if plain in _INDEX:
+        return _INDEX[plain]
+    for suffix in ("karras", "k"):
+        base = _base(plain.removesuffix(suffix))
+        if plain.endswith(suffix) and base is not None:
+            return f"{base} Karras" if f"{base} Karras" in _SCHEDULERS else None
+    return _base(plain)
+
+
+def _base(plain: str) -> str | None:
+    return _INDEX.get(plain) or _INDEX.get(plain.removeprefix("k"))
+
+
+def _near(plain: str) -> str | None:
+    """The canonical name that was perhaps meant: of the same family, or but for a typing error."""
+    bare = plain.removeprefix("k").removesuffix("karras")
+    if bare in map(_plain, _FOREIGN):
+        return None
+    family = next((each for each in _FAMILIES if bare.startswith(each)), None)
+    if family is None:  # "2M Karras" is no misspelt "LMS Karras"
+        near = difflib.get_close_matches(
+            bare, [k for k in _INDEX if not k.endswith("karras")], n=1, cutoff=0.8
+        )
+    else:
+        near = difflib.get_close_matches(plain, [k for k in _INDEX if k.startswith(family)], n=1, cutoff=0.5)
+    return _INDEX[near[0]] if near else None
 
 
 def _index() -> dict[str, str]:
-    index = {_plain(alias): name for alias, name in _ALIASES.items()}
+    index = {_plain(alias): name for alias, name in (_ALIASES | _STAND_INS).items()}
     for name, (class_name, _) in reversed(_SCHEDULERS.items()):  # the first of a class answers to its name
         index[_plain(class_name)] = name
         index[_plain(class_name.removesuffix("Scheduler"))] = name

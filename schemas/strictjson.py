@@ -6,6 +6,7 @@ Python's parser takes NaN, duplicate keys and any depth; a manifest must not hav
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NoReturn
 
@@ -76,6 +77,20 @@ def _ends_too_early(text: str, error: json.JSONDecodeError) -> bool:
     if error.msg.startswith("Invalid \\"):  # an escape that is cut off, or wrong
         return re.fullmatch(r"\\?u?[0-9a-fA-F]{0,4}", rest) is not None
     return _CUT_OFF.fullmatch(rest) is not None
+
+
+def path_of_infinity(value: Any) -> str | None:
+    """The dotted path to a number that is larger than JSON's readers can hold, such as 1e999; None without one.
+
+    Python reads such a number as infinite, and would write it as null.
+    """
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in parts:
+        if (path := path_of_infinity(inner)) is not None:
+            return f"{name}.{path}".removesuffix(".")
+    return None
 
 
 def _is_too_deep(value: Any) -> bool:

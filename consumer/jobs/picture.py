@@ -100,6 +100,18 @@ def fit(
     return _pixels(image), _pixels(covering) if covering else None, notes
 
 
+def mask_notes(mask: RawPicture) -> list[Note]:
+    """Where a mask asks for something else than white and black do: pipelines repaint what is brighter than half."""
+    counts = _image(mask).histogram()
+    if not sum(counts[128:]):
+        text = "mask_image has nothing brighter than half, so nothing is repainted; paint white what should change"
+        return [Note(code="empty_mask", message=text, field="mask_image")]
+    if sum(counts[32:224]) > sum(counts[128:]) / 2:  # more than the soft edge of what is white
+        text = "mask_image has much that is neither black nor white; what is brighter than half is repainted"
+        return [Note(code="grey_mask", message=text, field="mask_image")]
+    return []
+
+
 def _to_size(
     image: Image.Image, size: tuple[int, int], scaled: bool, method: Image.Resampling
 ) -> Image.Image:

@@ -82,6 +82,7 @@ class Preparation:
                 mask, more = picture.decode_picture(mask_bytes, "mask_image", self.limits, mask=True)
                 notes += more
             image, mask, more = picture.fit(image, mask, self.limits)
+            more += picture.mask_notes(mask) if mask is not None else []
             for note in notes + more:
                 job.note(note)
             return image, mask

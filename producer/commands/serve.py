@@ -203,6 +203,7 @@ async def _serve(
     import uvicorn
 
     from producer.web.app import create_app
+    from producer.web.connections import HalfCloseProtocol
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -218,6 +219,7 @@ async def _serve(
     server = Server(
         uvicorn.Config(
             app,
+            http=HalfCloseProtocol,
             host=host,
             port=port,
             access_log=False,

@@ -12,14 +12,18 @@ import fastapi_offline
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from producer.web import openapi, responses
 from producer.web.a1111 import lists as a1111_lists
 from producer.web.a1111 import routes as a1111
+from producer.web.accept import wants_page
+from producer.web.addresses import Addresses
 from producer.web.api import batches, generate, health, jobs
 from producer.web.facade import Facade
 from producer.web.guard import Guard
@@ -41,6 +45,16 @@ POST one of the three request bodies to `/generate/` and get the pictures in the
 and batches, and get the results later. Requests and results are kept in an object store, so nothing is lost when
 this server restarts.
 """
+ROUTERS = tuple(
+    module.router
+    for module in (
+        *(generate, jobs, batches, openai_images, openai_files, openai_batches, a1111, a1111_lists),
+        *(health, pages),
+    )
+)
+ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+#: Addresses that only programs send to, and the page that a browser means by them.
+PAGES = {"/batches": "/b"}
 
 
 def create_app(settings: FacadeSettings) -> FastAPI:
@@ -64,15 +78,12 @@ def create_app(settings: FacadeSettings) -> FastAPI:
     app.state.facade, app.state.gallery = facade, Gallery(facade)
     app.state.checkpoints = {}  # key's name to the model that it set, see `a1111_lists`
     app.state.tally = Tally()
-    for router in (
-        *(generate, jobs, batches, openai_images, openai_files, openai_batches, a1111, a1111_lists),
-        *(health, pages),
-    ):
-        app.include_router(router.router)
+    for router in ROUTERS:
+        app.include_router(router)
     _mount_files(app)
     app.add_exception_handler(DreamError, _error_response)
-    app.add_exception_handler(HTTPException, openai_errors.http_error)
-    app.add_exception_handler(RequestValidationError, openai_errors.invalid_parameter)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_parameter)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     if settings.origins:
         app.add_middleware(
@@ -83,6 +94,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
             expose_headers=["Location", "Retry-After"],
         )
     # The last one added is the outermost.
+    app.add_middleware(Addresses, with_slash={path for route in ROUTES if (path := route.path).endswith("/")})
     app.add_middleware(ShutdownMiddleware)  # inside the guard, so that its 503 has the security headers too
     app.add_middleware(Guard, hosts=settings.hosts, origins=settings.origins)
     app.add_middleware(MetricsMiddleware, metrics=facade.metrics)  # outermost: it counts refused requests too
@@ -99,10 +111,44 @@ def _mount_files(app: FastAPI) -> None:
 async def _error_response(request: Request, error: Exception) -> Response:
     """The response for an error, in OpenAI's shape under `/v1`."""
     assert isinstance(error, DreamError)
+    if wants_page(request):
+        status, _, headers = responses.error_parts(error)
+        return pages.error_page(request, status, responses.message_for(error), headers)
     if openai_errors.is_openai_path(request):
         return openai_errors.error_response(error)
     status, body, headers = responses.error_parts(error)
     return JSONResponse(body, status, headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """The response for an `HTTPException`: for browsers a page, else JSON."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        error.headers = {**(error.headers or {}), "Allow": ", ".join(_methods(request))}
+        if request.method in ("GET", "HEAD") and wants_page(request) and request.url.path in PAGES:
+            return RedirectResponse(PAGES[request.url.path], 303)
+    if wants_page(request):
+        return pages.error_page(request, error.status_code, str(error.detail), dict(error.headers or {}))
+    return await openai_errors.http_error(request, error)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of a path, over all of its routes."""
+    found: set[str] = set()
+    for route in ROUTES:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    found = found or {"GET"}  # a folder of files
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
+
+
+async def _invalid_parameter(request: Request, error: Exception) -> Response:
+    """The response for a query parameter that FastAPI refuses."""
+    assert isinstance(error, RequestValidationError)
+    if wants_page(request):
+        first = error.errors()[0]
+        return pages.error_page(request, 422, f"{first['loc'][-1]}: {first['msg']}")
+    return await openai_errors.invalid_parameter(request, error)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from producer.web.facade import CallerGone, Facade
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
 from schemas.result import Result
-from schemas.strictjson import load_object
+from schemas.strictjson import load_object, path_of_infinity
 
 FORM = re.compile(rb"[\w.%+-]{1,100}=")  # how a form starts: `curl -d` sends its content type with every body
 LARGE = 1 << 18  # bytes from which a body is parsed in a thread, so that it does not block other callers
@@ -51,11 +52,20 @@ async def document(request: Request) -> dict[str, Any]:
     """The body as JSON. Raises `Rejected` with line and column when it is not one JSON object."""
     raw = await body(request, facade_of(request).settings.limits.max_body_bytes)
     refuse_form(request, raw, 'one JSON object, such as {"prompt": "a red circle"}')
-    return await asyncio.to_thread(load_object, raw) if len(raw) > LARGE else load_object(raw)
+    return await asyncio.to_thread(_finite_object, raw) if len(raw) > LARGE else _finite_object(raw)
+
+
+def _finite_object(raw: bytes) -> dict[str, Any]:
+    """One JSON object, without numbers such as 1e999, which an answer could not repeat. Raises `Rejected`."""
+    found = load_object(raw)
+    if (path := path_of_infinity(found)) is not None:
+        raise Rejected.of_field(path[:200], "is not a finite number")
+    return found
 
 
 async def body(request: Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes of it in memory. Raises `TooLarge`, `CallerGone`."""
+    """The body, at most `limit` bytes of it in memory. Raises `TooLarge`, `CallerGone`, and 415 for its encoding."""
+    compressed = _is_gzip(request)
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise TooLarge("the request", int(announced), limit)
@@ -68,7 +78,37 @@ async def body(request: Request, limit: int) -> bytes:
             parts.append(part)
     except ClientDisconnect as error:
         raise CallerGone("the caller disconnected while it sent its body") from error
-    return b"".join(parts)
+    raw = b"".join(parts)
+    return await asyncio.to_thread(_gunzip, raw, limit) if compressed else raw
+
+
+def _is_gzip(request: Request) -> bool:
+    """Whether the body is compressed. Raises 415 for an encoding that is not read."""
+    encodings = [e.strip().lower() for e in ",".join(request.headers.getlist("content-encoding")).split(",")]
+    encodings = [encoding for encoding in encodings if encoding not in ("", "identity")]
+    if encodings in ([], ["gzip"], ["x-gzip"]):
+        return bool(encodings)
+    text = f"Content-Encoding {', '.join(encodings)[:60]!r} is not read: send the body as it is, or once with gzip"
+    raise HTTPException(415, text, {"Accept-Encoding": "gzip"})
+
+
+def _gunzip(raw: bytes, limit: int) -> bytes:
+    """Decompress a body. Raises `Rejected`, and `TooLarge` before more than `limit` bytes are in memory."""
+    found, left = bytearray(), raw
+    while left:  # a file may have many members
+        member = zlib.decompressobj(wbits=31)
+        try:
+            found += member.decompress(left, limit + 1 - len(found))
+        except zlib.error as error:
+            raise Rejected(
+                "invalid_json", "the body is not gzip, though its Content-Encoding says so"
+            ) from error
+        if len(found) > limit:
+            raise TooLarge("the request, decompressed,", len(found), limit)
+        if not member.eof:
+            raise Rejected("invalid_json", "the body ends in the middle of its gzip data; send all of it")
+        left = member.unused_data
+    return bytes(found)
 
 
 def refuse_form(request: Request, raw: bytes, expected: str) -> None:

@@ -37,10 +37,9 @@ def resize(picture: Image.Image, width: int, height: int, *, crop: bool) -> Imag
 
 
 def grey_mask(mask: Image.Image) -> Image.Image:
-    """A mask in one channel. Its transparent parts are kept, so they become black."""
-    if mask.mode == "RGBA":
-        ground = Image.new("RGBA", mask.size, "black")
-        mask = Image.alpha_composite(ground, mask)
+    """A mask in one channel, read as A1111 reads it: where a part is transparent, what is opaque is repainted."""
+    if mask.mode == "RGBA" and mask.getchannel("A").getextrema() != (255, 255):
+        return mask.getchannel("A")
     return mask.convert("L")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from consumer.jobs import picture
-from consumer.jobs.picture import decode_picture, encode, fit
+from consumer.jobs.picture import decode_picture, encode, fit, mask_notes
 from consumer.renderer.protocol import RawPicture
 from producer.recipe import read_recipe
 from schemas import infotext
@@ -166,3 +166,14 @@ def test_a_text_longer_than_exif_can_hold_does_not_lose_the_picture(kind: str):
     output = Output(format=kind)  # type: ignore[arg-type]
     pixels, notes = decode_picture(encode(raw(16, 8), output, RECIPE | long)[0], "image", LIMITS)
     assert (pixels.width, notes) == (16, [])
+
+
+@pytest.mark.parametrize(
+    ("white", "grey", "codes"),
+    [(0, 0, ["empty_mask"]), (0, 200, ["empty_mask"]), (200, 0, []), (200, 60, []), (20, 200, ["grey_mask"])],
+)
+def test_a_mask_that_asks_for_nothing_or_in_grey_is_told(white: int, grey: int, codes: list[str]):
+    """A black mask gave the same picture back without a word; a soft edge is no fault."""
+    tone = 150 if white else 100
+    mask = RawPicture(32, 16, 1, bytes([255] * white + [tone] * grey + [0] * (512 - white - grey)))
+    assert [note.code for note in mask_notes(mask)] == codes

@@ -28,6 +28,35 @@ from schemas.errors import Rejected
         ("k_lms", "LMS", "LMSDiscreteScheduler"),
         ("DPM2 a", "DPM2 a", "KDPM2AncestralDiscreteScheduler"),
         ("sa solver", "SA-Solver", "SASolverScheduler"),
+        ("DPM++ SDE Karras", "DPM++ SDE Karras", "DPMSolverSinglestepScheduler"),
+        *(
+            (text, name, samplers.resolve(name).class_name)
+            for text, name in {
+                "dpmpp_2m_karras": "DPM++ 2M Karras",
+                "dpmpp_2m_k": "DPM++ 2M Karras",  # InvokeAI
+                "dpmpp_2m_sde_k": "DPM++ 2M SDE Karras",
+                "dpmpp_sde_k": "DPM++ SDE Karras",
+                "dpmpp_2s": "DPM++ 2S",
+                "euler_k": "Euler Karras",
+                "heun_k": "Heun Karras",
+                "lms_k": "LMS Karras",
+                "kdpm_2": "DPM2",
+                "kdpm_2_a_k": "DPM2 a Karras",
+                "unipc_k": "UniPC Karras",
+                "dpmpp_sde_gpu": "DPM++ SDE",  # ComfyUI
+                "dpmpp_3m_sde_gpu": "DPM++ 3M SDE",
+                "dpm_2_ancestral": "DPM2 a",
+                "uni_pc": "UniPC",
+                "sa_solver": "SA-Solver",
+                "k_dpmpp_2m_sde": "DPM++ 2M SDE",  # AI Horde
+                "k_dpm_2_a": "DPM2 a",
+                "k_euler_a": "Euler a",
+                "KLMS": "LMS",  # Replicate
+                "K_EULER_ANCESTRAL": "Euler a",
+                "HeunDiscrete": "Heun",
+                "KarrasDPM": "DPM++ 2M Karras",
+            }.items()
+        ),
     ],
 )
 def test_a_sampler_answers_to_its_names(text, name, class_name):
@@ -49,6 +78,25 @@ def test_an_unknown_sampler_is_rejected_with_the_known_and_the_nearest():
     assert (caught.value.code, caught.value.field) == ("unknown_scheduler", "scheduler")
     assert "did you mean 'Euler a'?" in caught.value.message
     assert all(name in caught.value.message for name in samplers.names())
+
+
+@pytest.mark.parametrize("text", ["DPM++ 2S a", "DPM++ 2S a Karras", "dpmpp_2s_ancestral", "k_dpmpp_2s_a"])
+def test_a_sampler_that_stands_in_for_another_says_so(text):
+    """`DPM++ 2S a` was drawn as `DPM++ 2S` without a word."""
+    choice = samplers.resolve(text)
+    assert choice.name.startswith("DPM++ 2S")
+    assert choice.instead_of == "DPM++ 2S a"
+    assert samplers.resolve(choice.name).instead_of == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["DPM fast", "k_dpm_adaptive", "heunpp2", "ipndm", "restart", "2M Karras", "dpmsolver"]
+)
+def test_a_hint_never_names_another_family(text):
+    """`DPM fast` is not `DPM2 a`, and iPNDM is not PNDM."""
+    with pytest.raises(Rejected) as caught:
+        samplers.resolve(text)
+    assert "did you mean" not in caught.value.message
 
 
 def test_the_models_training_is_kept_and_only_the_sampler_changes():

@@ -19,6 +19,7 @@ import httpx
 import uvicorn
 
 from producer.web.app import create_app
+from producer.web.connections import HalfCloseProtocol
 from producer.web.settings import FacadeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def facade(store: str | Path, **settings: Any) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         app = create_app(FacadeSettings(store=str(store), **settings))
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, http=HalfCloseProtocol, log_level="warning", timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from hypothesis import example, given, settings
@@ -10,14 +11,16 @@ from hypothesis import strategies as st
 
 from producer.web import openapi
 from producer.web.a1111 import fields as a1111_fields
+from producer.web.a1111 import neutral
 from producer.web.openai import batch_input
 from producer.web.openai import fields as openai_fields
 from schemas.errors import Rejected
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
+from tests.odd_values import HUGE, numbers, texts
 
 PICTURE = openapi.examples()["redraw"]["value"]["image"]
 SETTINGS = ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "samples_format", "sd_vae", "other")
-A1111 = (*a1111_fields.NEUTRAL, *a1111_fields.A1111_NAMES.values(), *a1111_fields.SAME)
+A1111 = (*neutral.NEUTRAL, *a1111_fields.A1111_NAMES.values(), *a1111_fields.SAME)
 A1111 = (
     *A1111,
     "seed",
@@ -44,7 +47,9 @@ OPENAI = (
     "user",
 )
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+scalars = (
+    st.none() | numbers.filter(lambda value: not isinstance(value, float) or math.isfinite(value)) | texts
+)
 likely = st.sampled_from(
     ["", "karras", "Euler a", "auto", "64x64", "url", "png", "<lora:x:9>", PICTURE, 64, -1]
 )
@@ -61,6 +66,8 @@ values = st.recursive(
     st.booleans(),
 )
 @example({}, {"samples_format": {}}, False)
+@example({"steps": HUGE}, {}, False)
+@example({"denoising_strength": HUGE, "width": HUGE}, {}, True)
 @settings(max_examples=300, deadline=None)
 def test_an_a1111_body_is_a_manifest_or_refused(
     body: dict[str, Any], chosen: dict[str, Any], img2img: bool

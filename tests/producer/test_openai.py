@@ -127,7 +127,7 @@ def test_without_a_mask_the_whole_picture_is_redrawn(api: openai.OpenAI, address
         ({"background": "transparent"}, "background"),
         ({"extra_body": {"stream": True}}, "stream"),
         ({"extra_body": {"stepz": 3}}, "stepz"),
-        ({"output_format": "gif"}, "output.format"),
+        ({"output_format": "gif"}, "output_format"),
     ],
     ids=lambda value: str(value),
 )
@@ -184,3 +184,47 @@ def test_errors_of_every_kind_have_their_shape(tmp_path: Path):
             assert answer.status_code in (400, 404)
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert "detail" in httpx.get(f"{address}/nowhere").json()
+
+
+def test_sizes_and_compression_are_taken_as_clients_send_them(address: str):
+    """In any case, and with a compression of 0, which a manifest does not have."""
+    for fields in ({"size": "64X64"}, {"size": " Auto "}, {"size": "64×64"}, {"size": ""}):
+        answer = httpx.post(f"{address}/v1/images/generations", json={"prompt": "x", "steps": 1, **fields})
+        assert answer.status_code == 200, answer.text
+    webp = {"prompt": "x", "steps": 1, "output_format": "webp"}
+    assert (
+        httpx.post(f"{address}/v1/images/generations", json={**webp, "output_compression": 0}).status_code
+        == 200
+    )
+    refused = httpx.post(f"{address}/v1/images/generations", json={**webp, "output_compression": 101})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_compression")
+
+
+def test_empty_parts_of_a_form_are_parts_that_were_not_sent(address: str):
+    """Browsers and generated clients send them for what is not filled in."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(out, "PNG")
+    empty = {
+        "n": "",
+        "size": "",
+        "seed": "",
+        "user": "",
+        "response_format": "",
+        "output_format": "",
+        "metadata": "",
+    }
+    files = {"image": ("a.png", out.getvalue()), "mask": ("", b"")}
+    form = {"prompt": "x", "steps": "1", **empty}
+    answer = httpx.post(f"{address}/v1/images/edits", data=form, files=files)
+    assert answer.status_code == 200, answer.text
+    none = httpx.post(f"{address}/v1/images/edits", data=form, files={"image": ("", b"")})
+    assert (none.status_code, none.json()["error"]["param"]) == (400, "image")
+
+
+def test_an_opaque_mask_is_told(address: str):
+    """It asks for nothing to be repainted; the warning has OpenAI's name of the field."""
+    out = io.BytesIO()
+    Image.new("RGBA", (64, 64), (0, 128, 128, 255)).save(out, "PNG")
+    files = {"image": ("a.png", out.getvalue()), "mask": ("b.png", out.getvalue())}
+    answer = httpx.post(f"{address}/v1/images/edits", data={"prompt": "x", "steps": "1"}, files=files)
+    assert [(note["code"], note["field"]) for note in answer.json()["warnings"]] == [("empty_mask", "mask")]

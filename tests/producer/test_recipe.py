@@ -66,6 +66,9 @@ def test_what_a_picture_started_from_must_be_given(tmp_path: Path, dreamdrop: Cl
         ({}, "holds no recipe"),
         ({"dreamdrop": "{"}, "is damaged; it is not JSON"),
         ({"dreamdrop": "[]"}, "is damaged; it is not a JSON object"),
+        ({"dreamdrop": "[" * 100_000}, "is damaged; it is not JSON"),
+        ({"dreamdrop": '{"cfg_scale": NaN}'}, "is damaged; cfg_scale is not a finite number"),
+        ({"dreamdrop": '{"steps": 1e999}'}, "is damaged; steps is not a finite number"),
     ],
 )
 def test_a_picture_without_a_recipe_says_so(tmp_path: Path, texts: dict[str, str], text: str):
@@ -85,3 +88,14 @@ def test_what_is_no_picture_says_so(tmp_path: Path):
         read_recipe(tmp_path / "b.png")
     with pytest.raises(Rejected, match="No such file"):
         read_recipe(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize(
+    "pairs", ["Size: ²x²", "CFG scale: nan", f"Steps: {'9' * 5000}", "Seed: ²", "Clip skip: 1e9"]
+)
+def test_a_hostile_text_is_replayed_without_what_cannot_be_read(tmp_path: Path, dreamdrop: Cli, pairs: str):
+    """`Size: ²x²` was a traceback."""
+    path = picture(tmp_path / "a.png", parameters=f"a red circle\n{pairs}, Steps: 20, Model: m, Version: x")
+    shown = dreamdrop("replay", str(path))
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout, parse_constant=pytest.fail)["prompt"] == "a red circle"

@@ -105,3 +105,17 @@ def test_a_schedule_type_names_the_scheduler():
 def test_a_long_text_of_a_stranger_is_read_in_one_go(text: str):
     """A picture may carry a megabyte of text; a search that begins anew at each letter would take hours."""
     assert "Steps" not in infotext.pairs(text)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        "Size: ²x², CFG scale: nan, Steps: ²",
+        "Size: 9x-9, CFG scale: inf, Denoising strength: 1e999",
+        f"Size: {'9' * 20}x8, Seed: {'9' * 5000}, Steps: 1e3",
+    ],
+)
+def test_hostile_numbers_are_left_out(pairs: str):
+    """`Size: ²x²` raised ValueError, and `CFG scale: nan` became a request that is not JSON."""
+    found = infotext.read(f"a red circle\n{pairs}, Model: m, Version: x")
+    assert found == {"prompt": "a red circle", "model": "m"}

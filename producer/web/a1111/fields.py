@@ -1,10 +1,7 @@
 """Translates a body of AUTOMATIC1111's web UI into a manifest, field by field.
 
-There are three kinds of fields. Some have a counterpart in a manifest. Some never change the picture, or only
-together with another field that is refused. All others would change it: they are accepted at the value that has no
-effect, and refused by name otherwise, because a wrong picture is worse than an error.
-
-Names and defaults: stable-diffusion-webui, `modules/api/models.py` and `modules/processing.py`.
+Fields without a counterpart in a manifest are in `neutral`. Numbers may be texts, and whole numbers may be written
+as 20.0, as A1111's own models take them.
 """
 
 from __future__ import annotations
@@ -16,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from infra.pictures import decode_base64
 from producer.web import pictures
+from producer.web.a1111 import neutral
+from producer.web.naming import in_their_words
 from schemas import infotext, samplers
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from schemas.limits import Limits
 
+CHECKPOINT, CLIP_SKIP = "override_settings.sd_model_checkpoint", "override_settings.CLIP_stop_at_last_layers"
 #: A manifest's field to its name in A1111's bodies.
 A1111_NAMES = {
     "number_of_images": "batch_size",
@@ -33,45 +33,23 @@ A1111_NAMES = {
     "scheduler": "sampler_name",
     "image": "init_images",
     "mask_image": "mask",
-    "model": "override_settings.sd_model_checkpoint",
-    "clip_skip": "override_settings.CLIP_stop_at_last_layers",
+    "loras": "prompt",
+    "output.format": "override_settings.samples_format",
+    "output.quality": "override_settings.jpeg_quality",
+    "model": CHECKPOINT,
+    "clip_skip": CLIP_SKIP,
 }
 SAME = ("prompt", "negative_prompt", "steps", "cfg_scale")  # same name, same meaning
 _READ = {
-    *SAME, "seed", "batch_size", "n_iter", "sampler_name", "sampler_index", "scheduler", "override_settings",
+    *SAME, "seed", "batch_size", "n_iter", "batch_count", "sampler_name", "sampler_index", "scheduler", "clip_skip",
+    "width", "height", "override_settings",
 }  # fmt: skip
-_READ_IMG2IMG = {"init_images", "mask", "denoising_strength", "width", "height", "resize_mode"}
-_READ_IMG2IMG |= {"inpainting_mask_invert", "mask_blur", "inpainting_fill", "inpaint_full_res"}
-#: Fields that never change the picture, or only together with a field of `NEUTRAL` that is refused.
-IGNORED = {
-    "save_images", "send_images", "do_not_save_samples", "do_not_save_grid", "include_init_images",
-    "override_settings_restore_afterwards", "force_task_id", "script_args", "infotext", "comments",
-    "subseed", "s_tmin", "s_tmax", "s_min_uncond", "refiner_switch_at", "image_cfg_scale",
-    "firstpass_image", "firstphase_width", "firstphase_height", "denoising_strength",
-    "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
-    "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt",
-    "inpaint_full_res_padding", "mask_round", "mask_blur_x", "mask_blur_y",
-}  # fmt: skip
-#: Values with no effect beside null, "", [], {}, 0 and false; and what to do instead of using the field.
-NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "enable_hr": ((), "draw at the final size, or send the picture to img2img at a larger one"),
-    "restore_faces": ((), "leave it out; there is no face restorer here"),
-    "tiling": ((), "leave it out"),
-    "alwayson_scripts": ((), "leave scripts such as ControlNet or ADetailer out"),
-    "script_name": (("None",), "leave it out; there are no scripts here"),
-    "styles": ((), "write the text of the styles into the prompt"),
-    "subseed_strength": ((), "leave it out; vary `seed` instead"),
-    "seed_resize_from_w": ((-1,), "leave it out"),
-    "seed_resize_from_h": ((-1,), "leave it out"),
-    "refiner_checkpoint": (("None",), "leave it out"),
-    "eta": ((1,), "leave it out; each sampler has its own"),
-    "s_churn": ((), "leave it out"),
-    "s_noise": ((1,), "leave it out"),
-    "initial_noise_multiplier": ((1,), "leave it out"),
-    "latent_mask": ((), "send the mask as `mask`"),
-}
-_SETTINGS_IGNORED = {"save_images_add_number", "grid_save", "return_grid", "samples_save", "enable_pnginfo"}
-_SETTINGS_NEUTRAL = {"sd_vae": ("Automatic", "None"), "eta_noise_seed_delta": (0,), "ENSD": (0,)}
+_READ_IMG2IMG = {"init_images", "mask", "denoising_strength", *neutral.TOLD_TXT2IMG}
+_NUMBERS = (
+    "steps", "cfg_scale", "seed", "batch_size", "n_iter", "batch_count", "clip_skip", "width", "height",
+    "denoising_strength", "resize_mode", "mask_blur", "inpainting_fill", "inpainting_mask_invert",
+)  # fmt: skip
+_NUMBER = re.compile(r"[-+]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})(e[-+]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 _FILES = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 
@@ -92,51 +70,59 @@ def manifest_of(body: Mapping[str, Any], *, img2img: bool, model: str | None, li
     Raises:
         Rejected: a field is not valid, not known, or not supported; it has A1111's name.
     """
-    read = _READ | (_READ_IMG2IMG if img2img else {"width", "height"})
-    for name, value in body.items():
-        if name not in read and name not in IGNORED:
-            _check_no_effect(name, value)
+    notes = neutral.notes_on(body, _READ | (_READ_IMG2IMG if img2img else set()), img2img=img2img)
+    body = {**body, **{name: _number(body[name]) for name in _NUMBERS if name in body}}
     manifest: dict[str, Any] = {"task": "text2img"}
     manifest |= {name: body[name] for name in SAME if body.get(name) is not None}
-    manifest["number_of_images"] = _count(body, "batch_size") * _count(body, "n_iter")
+    count = "n_iter" if body.get("n_iter") is not None else "batch_count"  # as SD.Next calls it
+    manifest["number_of_images"] = _count(body, "batch_size") * _count(body, count)
     if body.get("seed") not in (None, "", -1):
         manifest["seed"] = body["seed"]
-    if isinstance(manifest.get("prompt"), str):
-        manifest["prompt"], loras = infotext.split_loras(manifest["prompt"])
-        manifest |= {"loras": loras} if loras else {}
+    if body.get("clip_skip") not in (None, 0, 1):
+        manifest["clip_skip"] = body["clip_skip"]
+    manifest |= _prompt(manifest.get("prompt")) | _sampler(body)
+    manifest |= _settings(body.get("override_settings") or {}, model, notes)
+    if img2img:
+        notes += _redraw(body, manifest, limits)
+    else:
+        manifest |= {name: body[name] for name in ("width", "height") if body.get(name) is not None}
     try:
-        manifest |= _sampler(body) | _settings(body.get("override_settings") or {}, model)
-        if img2img:
-            translation = _redraw(body, manifest, limits)
-        else:
-            sides = {name: body[name] for name in ("width", "height") if body.get(name) is not None}
-            translation = Translation(manifest | sides)
-        validate_manifest(translation.manifest, limits)
+        validate_manifest(manifest, limits)
     except Rejected as error:
-        raise _with_a1111_name(error) from error
-    return translation
+        field, message = in_their_words(error.field, error.message, names_in(body))
+        raise Rejected(error.code, message, field=field) from error
+    return Translation(manifest, notes)
 
 
-def _with_a1111_name(error: Rejected) -> Rejected:
-    """The same refusal, with the field's name in A1111's bodies."""
-    ours = error.field or ""
-    theirs = A1111_NAMES.get(ours, ours)
-    message = theirs + error.message[len(ours) :] if error.message.startswith(ours) else error.message
-    return Rejected(error.code, message, field=theirs or None)
+def names_in(body: Mapping[str, Any]) -> dict[str, str]:
+    """A manifest's fields to their names in this body: a model and a clip skip can be given in two places."""
+    settings = body.get("override_settings")
+    chosen = settings if isinstance(settings, dict) else {}
+    return A1111_NAMES | {
+        "model": CHECKPOINT if chosen.get("sd_model_checkpoint") else "sd_model_checkpoint",
+        "clip_skip": CLIP_SKIP if "CLIP_stop_at_last_layers" in chosen else "clip_skip",
+    }
 
 
-def _check_no_effect(name: str, value: Any) -> None:
-    """Refuse a field that has no counterpart here, unless its value has no effect. Raises `Rejected`."""
-    values, advice = NEUTRAL.get(name, ((), "the field is not known; leave it out"))
-    if not value or (not isinstance(value, (dict, list, bool)) and value in values):
-        return
-    if name == "alwayson_scripts" and isinstance(value, dict):
-        disabled: tuple[Any, ...] = ([], [False], None)
-        if all(isinstance(script, dict) and script.get("args") in disabled for script in value.values()):
-            return
-        value = ", ".join(value)
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-    raise Rejected.of_field(name, f"is {shown}, which is not supported: {advice}")
+def _number(value: Any) -> Any:
+    """A number that is written as a text, or a whole number as 20.0; anything else stays, and is refused later."""
+    if isinstance(value, str):
+        text = value.strip()
+        if not _NUMBER.fullmatch(text):
+            return value
+        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _prompt(prompt: Any) -> dict[str, Any]:
+    """The prompt without the tags of LoRAs, and those."""
+    if not isinstance(prompt, str):
+        return {}
+    prompt, loras = infotext.split_loras(prompt)
+    if (tag := re.search(r"<lora:[^<>]*>", prompt)) is not None:
+        text = f"has the tag {tag[0][:60]!r}; write <lora:name:weight>, with one number for the weight"
+        raise Rejected.of_field("prompt", text)
+    return {"prompt": prompt, **({"loras": loras} if loras else {})}
 
 
 def _count(body: Mapping[str, Any], name: str) -> int:
@@ -150,63 +136,73 @@ def _count(body: Mapping[str, Any], name: str) -> int:
 
 def _sampler(body: Mapping[str, Any]) -> dict[str, Any]:
     """The scheduler that a sampler and a schedule name together; {} for the model's default."""
-    name = body.get("sampler_name") or body.get("sampler_index")
-    schedule = body.get("scheduler") or "automatic"
-    if not name:
-        name, schedule = "", "automatic" if schedule == "automatic" else schedule
-    if not isinstance(name, str) or not isinstance(schedule, str):
-        raise Rejected.of_field(
-            "sampler_name", "and scheduler should be names; see /sdapi/v1/samplers and /sdapi/v1/schedulers"
-        )
-    plain = schedule.lower() in ("automatic", "normal", "uniform", "default")
-    if not name and plain:
-        return {}
-    if not name:
-        raise Rejected.of_field("scheduler", f"is {schedule!r} without a sampler; set sampler_name too")
-    if plain:
-        return {"scheduler": samplers.resolve(name).name}
-    if schedule.lower() != "karras":
+    name, schedule = (_name(body, field) for field in ("sampler_name", "scheduler"))
+    name = name or _name(body, "sampler_index")
+    name = "" if name.lower() in ("default", "automatic") else name  # SD.Next's word for the model's own
+    plain = schedule.lower() in ("", "automatic", "normal", "uniform", "default")
+    if not plain and schedule.lower() != "karras":
         raise Rejected.of_field("scheduler", f"is {schedule[:60]!r}; it should be automatic or karras")
-    base = samplers.resolve(name).name.removesuffix(" Karras")
-    if f"{base} Karras" not in samplers.names():
-        raise Rejected.of_field("scheduler", f"is karras, which {base} does not support; use automatic")
-    return {"scheduler": f"{base} Karras"}
+    if not name:
+        if not plain:
+            raise Rejected.of_field("scheduler", f"is {schedule!r} without a sampler; set sampler_name too")
+        return {}
+    try:
+        choice = samplers.resolve(name)
+    except Rejected as error:
+        raise Rejected(error.code, error.message, field="sampler_name") from error
+    if plain or choice.name.endswith(" Karras"):
+        return {"scheduler": name}
+    if f"{choice.name} Karras" not in samplers.names():
+        raise Rejected.of_field(
+            "scheduler", f"is karras, which {choice.name} does not support; use automatic"
+        )
+    return {"scheduler": f"{name} Karras"}
 
 
-def _settings(settings: Any, model: str | None) -> dict[str, Any]:
-    """The manifest fields that `override_settings` sets."""
+def _name(body: Mapping[str, Any], field: str) -> str:
+    value = body.get(field)
+    if neutral.says_nothing(value):
+        return ""
+    if not isinstance(value, str) or len(value) > 90:
+        raise Rejected.of_field(field, "should be a name; see /sdapi/v1/samplers and /sdapi/v1/schedulers")
+    return value
+
+
+def _settings(settings: Any, model: str | None, notes: list[Note]) -> dict[str, Any]:
+    """The manifest fields that `override_settings` sets; what is ignored is added to the notes."""
     if not isinstance(settings, dict):
         raise Rejected.of_field("override_settings", "should be an object of settings")
     fields: dict[str, Any] = {"model": model} if model else {}
+    output: dict[str, Any] = {}
     for name, value in settings.items():
         if name == "sd_model_checkpoint":
-            if value:
-                fields["model"] = checkpoint(value)
+            if not neutral.says_nothing(value):
+                fields["model"] = checkpoint(value, CHECKPOINT)
         elif name == "CLIP_stop_at_last_layers":
-            if value not in (None, 1):
-                fields["clip_skip"] = value
+            if (skip := _number(value)) not in (None, 0, 1):
+                fields["clip_skip"] = skip
         elif name == "samples_format" and value is not None:
-            if not isinstance(value, str) or value not in _FILES:
+            if not isinstance(value, str) or value.lower() not in _FILES:
                 raise Rejected.of_field(f"override_settings.{name}", f"should be one of {', '.join(_FILES)}")
-            fields["output"] = {"format": _FILES[value]}
-        elif value and name not in _SETTINGS_IGNORED and value not in _SETTINGS_NEUTRAL.get(name, ()):
-            raise Rejected.of_field(
-                f"override_settings.{name[:60]}",
-                "is not supported; supported: sd_model_checkpoint, CLIP_stop_at_last_layers, samples_format",
-            )
+            output["format"] = _FILES[value.lower()]
+        elif name == "jpeg_quality" and value is not None:
+            output["quality"] = _number(value)
+        elif (note := neutral.setting_note(name, value)) is not None:
+            notes.append(note)
+    if "format" in output:  # the quality is that of JPEG and WebP
+        fields["output"] = output
     return fields
 
 
-def checkpoint(title: Any) -> str:
+def checkpoint(title: Any, field: str = "sd_model_checkpoint") -> str:
     """The model's name in a checkpoint title, which may end with a hash in brackets. Raises `Rejected`."""
     if not isinstance(title, str) or not title.strip():
-        raise Rejected.of_field(
-            "sd_model_checkpoint", "should be the title of a model; see /sdapi/v1/sd-models"
-        )
+        raise Rejected.of_field(field, "should be the title of a model; see /sdapi/v1/sd-models")
     return re.sub(r"\[[0-9a-fA-F]*\]$", "", title.strip()).rstrip()
 
 
-def _redraw(body: Mapping[str, Any], manifest: dict[str, Any], limits: Limits) -> Translation:
+def _redraw(body: Mapping[str, Any], manifest: dict[str, Any], limits: Limits) -> list[Note]:
+    """Add the pictures to a manifest; returns where the result differs from A1111's."""
     images = body.get("init_images")
     if not isinstance(images, list) or not images:
         raise Rejected.of_field("init_images", "should be a list with one picture in base64")
@@ -215,15 +211,15 @@ def _redraw(body: Mapping[str, Any], manifest: dict[str, Any], limits: Limits) -
     picture = _opened(images[0], "init_images", body, limits)
     manifest |= {"task": "img2img", "image": pictures.png_base64(picture)}
     manifest["strength"] = body["denoising_strength"] if body.get("denoising_strength") is not None else 0.75
-    if not body.get("mask"):
-        return Translation(manifest)
+    if neutral.says_nothing(body.get("mask")):
+        return []
     mask = pictures.grey_mask(_opened(body["mask"], "mask", body, limits))
     if mask.size != picture.size:
         mask = pictures.resize(mask, *picture.size, crop=False)
     if body.get("inpainting_mask_invert"):
         mask = pictures.invert(mask)
     manifest |= {"task": "inpainting", "mask_image": pictures.png_base64(mask)}
-    return Translation(manifest, _notes(body))
+    return _notes(body)
 
 
 def _opened(text: Any, field: str, body: Mapping[str, Any], limits: Limits) -> Image:

@@ -19,6 +19,7 @@ from producer.web import pictures, responses
 from producer.web.a1111 import fields
 from producer.web.a1111.lists import chosen_model
 from producer.web.caller import Caller, FacadeOf, document, draw
+from producer.web.naming import in_their_words, notes_in_their_words
 from producer.web.openapi import errors, examples, request_body
 from schemas import infotext
 from schemas.errors import Rejected
@@ -122,7 +123,7 @@ async def _draw(request: Request, facade: FacadeOf, caller: Caller, *, img2img: 
     )
     result = await draw(request, facade, caller, translation.manifest)
     if not result.images:
-        raise responses.NoPictures(result)
+        raise responses.NoPictures(_in_a1111_words(result, body))
     images = [] if body.get("send_images") is False else await responses.pictures(facade.client.store, result)
     response = Pictures(
         images=[],
@@ -132,13 +133,25 @@ async def _draw(request: Request, facade: FacadeOf, caller: Caller, *, img2img: 
     return Response(responses.json_with_images(response, images), media_type="application/json")
 
 
+def _in_a1111_words(result: Result, body: dict[str, Any]) -> Result:
+    """A result without pictures, whose failure names the field that the caller sent."""
+    failure = result.failure
+    if failure is None:
+        return result
+    field, message = in_their_words(failure.field, failure.message, fields.names_in(body))
+    return result.model_copy(
+        update={"failure": failure.model_copy(update={"field": field, "message": message})}
+    )
+
+
 def _info(result: Result, body: dict[str, Any], notes: list[Note]) -> dict[str, Any]:
     """A1111's description of the pictures; `dreamdrop` holds what A1111 has no field for."""
     recipe, count = result.parameters, len(result.images)
     prompt, negative = str(recipe.get("prompt") or ""), str(recipe.get("negative_prompt") or "")
     seeds = [image.seed for image in result.images]
     first = result.images[0]
-    warnings = [note.model_dump(exclude_none=True) for note in (*notes, *result.warnings)]
+    told = notes_in_their_words(result.warnings, fields.names_in(body))
+    warnings = [note.model_dump(exclude_none=True) for note in (*notes, *told)]
     return {
         "prompt": prompt,
         "all_prompts": [prompt] * count,

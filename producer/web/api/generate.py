@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from producer.web import responses
+from producer.web.accept import JSON, quality
 from producer.web.caller import Caller, FacadeOf, document, draw, preferences
 from producer.web.openapi import BODIES, errors, manifest_body
 from schemas.errors import Rejected
@@ -68,13 +69,13 @@ async def _respond(request: Request, facade: FacadeOf, caller: Caller, task: str
 
 
 def _image_format(request: Request) -> str | None:
-    """The image format that the caller accepts instead of JSON; None for JSON."""
-    accepted = [
-        kind.partition(";")[0].strip().lower() for kind in request.headers.get("accept", "").split(",")
-    ]
-    if "application/json" in accepted or "*/*" in accepted:
+    """The image format that the caller prefers to JSON; None for JSON."""
+    header = ",".join(request.headers.getlist("accept"))
+    liked = {kind: quality(header, kind) for kind in FORMATS}
+    best = max(FORMATS, key=lambda kind: liked[kind])  # the first of equals
+    if liked[best][1] < 2:  # "*/*" asks for no picture
         return None
-    return next((FORMATS[kind] for kind in accepted if kind in FORMATS), None)
+    return FORMATS[best] if liked[best][0] > quality(header, JSON)[0] else None
 
 
 def _mount(path: str, task: str | None, summary: str) -> None:

@@ -14,6 +14,7 @@ from infra.lru import LruCache
 from producer import request_state
 from producer.web.openai import fields as openai_fields
 from producer.web.openai.batch_output import METADATA
+from producer.web.openai.errors import in_openai_words
 from schemas.batch import numbered
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID, parse_result, result_folder
@@ -64,7 +65,8 @@ def read_lines(body: bytes, limits: Limits, expires_at: int) -> ParsedFile:
         try:
             parsed.rows.append(_row(line, number, lines_by_name, deadline, limits))
         except Rejected as error:
-            fault = LineFault(code=error.code, line=number, message=error.message, param=error.field)
+            param, message = in_openai_words(error.field, error.message)
+            fault = LineFault(code=error.code, line=number, message=message, param=param)
             parsed.faults.append(fault)
             if len(parsed.faults) == MAX_FAULTS:
                 return parsed

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from infra.gather import gather_bounded
 from infra.stores.store import Store
-from producer.errors import UnknownRequest
+from producer.errors import Damaged, UnknownRequest
 from producer.request_state import State
 from producer.requests import fresh_id
 from producer.web.caller import Caller, FacadeOf, document
@@ -154,7 +154,14 @@ async def batches(
 ) -> Batches:
     store = facade.client.store
     ids, more = await files.page(store, FOLDER, caller, after=after, limit=limit, order="desc")
-    batches = await gather_bounded(ids, AT_ONCE, lambda id: _current(id, request, facade))
+
+    async def current(id: str) -> Batch | None:
+        try:
+            return await _current(id, request, facade)
+        except (HTTPException, Damaged):  # its own address says what is wrong
+            return None
+
+    batches = [batch for batch in await gather_bounded(ids, AT_ONCE, current) if batch is not None]
     return Batches(data=batches, **files.page_ends(ids), has_more=more)
 
 
@@ -176,7 +183,7 @@ async def _current(id: str, request: Request, facade: Facade, state: State | Non
     """A batch as it is now, or in a state that was just read. Raises 404."""
     try:
         batch = Batch.model_validate_json((await facade.client.store.get(f"{FOLDER}{id}.json")).body)
-    except NotFound as error:
+    except (NotFound, ValueError) as error:  # a ValueError: it is not one that this server wrote
         text = f"no batch has the id {id[:100]!r}; GET /v1/batches lists the batches"
         raise HTTPException(404, text) from error
     if batch.status == "failed":

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from producer.web import responses
+from producer.web.naming import in_their_words
 from schemas.errors import DreamError, Rejected
 
 ROOT = "/v1/"
@@ -49,16 +50,21 @@ def is_openai_path(request: Request) -> bool:
     return request.url.path.startswith(ROOT)
 
 
+def in_openai_words(field: str | None, message: str) -> tuple[str | None, str]:
+    """The field and message of a refusal, with OpenAI's names. A message on a side keeps saying which side it is."""
+    names = {ours: theirs for ours, theirs in OPENAI_NAMES.items() if theirs != "size"}
+    if field in OPENAI_NAMES and field not in names:
+        return OPENAI_NAMES[field], message
+    return in_their_words(field, message, names)
+
+
 def error_response(error: DreamError) -> Response:
     """The response for an error. 422 becomes 400, which OpenAI's clients raise as `BadRequestError`."""
     status, _, headers = responses.error_parts(error)
     failure = error.failure if isinstance(error, responses.NoPictures) else error
-    field = getattr(failure, "field", None)
-    param = OPENAI_NAMES.get(field, field) if isinstance(field, str) else None
     code = getattr(failure, "code", None) if isinstance(error, (Rejected, responses.NoPictures)) else None
-    message = responses.message_for(error)
-    if isinstance(field, str) and param and param != "size" and message.startswith(f"{field} "):
-        message = param + message[len(field) :]
+    field = getattr(failure, "field", None)
+    param, message = in_openai_words(field if isinstance(field, str) else None, responses.message_for(error))
     return _response(400 if status == 422 else status, message, headers, param=param, code=code)
 
 

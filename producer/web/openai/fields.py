@@ -31,7 +31,8 @@ _RENAMED = {
     "width": "size",
     "height": "size",
 }
-_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
+_SIZE = re.compile(r"(\d{1,6})x(\d{1,6})", re.ASCII)
+_OUTPUT_FORMATS = ("png", "jpeg", "webp")
 RESPONSE_FORMATS = ("b64_json", "url")
 
 
@@ -70,7 +71,8 @@ def manifest_of_edit(
 
 
 def _translate(body: Mapping[str, Any]) -> Translation:
-    """All fields but the pictures."""
+    """All fields but the pictures; one that is empty is one that was not sent."""
+    body = {name: value for name, value in body.items() if value != "" or name == "prompt"}
     for ours, theirs in _RENAMED.items():
         if ours in body:
             hint = f"; send `{theirs}`" if theirs else ""
@@ -113,14 +115,23 @@ def _output(body: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if "output" in body:
         raise Rejected.of_field("output", "and output_format mean the same; send one of them")
+    if form is not None and form not in _OUTPUT_FORMATS:
+        raise Rejected.of_field(
+            "output_format", f"is {_shown(form)}; it should be {', '.join(_OUTPUT_FORMATS)}"
+        )
     output = {"format": form or "png"}
-    return {"output": output if quality is None else {**output, "quality": quality}}
+    if quality is None:
+        return {"output": output}
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 0 <= quality <= 100:
+        raise Rejected.of_field("output_compression", f"is {_shown(quality)}; it should be from 0 to 100")
+    return {"output": {**output, "quality": max(1, quality)}}  # a manifest's begins at 1
 
 
 def _size(size: Any) -> tuple[int, int] | None:
-    if size in (None, "auto"):
+    text = size.strip().lower().replace("×", "x") if isinstance(size, str) else ""
+    if size is None or text == "auto":
         return None
-    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    match = _SIZE.fullmatch(text)
     if match is None:
         raise Rejected.of_field(
             "size", f"is {_shown(size)}; it should be a string such as '512x768', or 'auto'"

@@ -150,7 +150,7 @@ def _description_key(id: str) -> str:
 async def _read(store: Store, id: str) -> File | None:
     try:
         return File.model_validate_json((await store.get(_description_key(id))).body)
-    except NotFound:
+    except (NotFound, ValueError):  # a ValueError: it is not one that this server wrote
         return None
 
 

@@ -84,8 +84,8 @@ async def generations(request: Request, facade: FacadeOf, caller: Caller) -> Res
 async def edits(request: Request, facade: FacadeOf, caller: Caller) -> Response:
     limits = facade.settings.limits
     async with await form(request, limits.max_body_bytes) as fields:
-        files = fields.getlist("image") + fields.getlist("image[]")
-        masks = fields.getlist("mask")
+        files = _sent(fields.getlist("image") + fields.getlist("image[]"))
+        masks = _sent(fields.getlist("mask"))
         if len(files) != 1:
             raise Rejected.of_field("image", f"is sent {len(files)} times; send one picture")
         if len(masks) > 1:
@@ -112,6 +112,11 @@ async def form(request: Request, limit: int) -> Any:
     return Request(request.scope, receive).form(max_files=20, max_fields=100)
 
 
+def _sent(parts: list[UploadFile | str]) -> list[UploadFile | str]:
+    """A form's parts without empty ones, which browsers and generated clients send for what is not filled in."""
+    return [part for part in parts if (part.size if isinstance(part, UploadFile) else part)]
+
+
 async def _bytes(part: UploadFile | str, name: str) -> bytes:
     if isinstance(part, str):
         raise Rejected.of_field(name, "is text; send it as a file")
@@ -123,7 +128,7 @@ def _value(name: str, fields: FormData) -> Any:
     text = fields[name]
     if not isinstance(text, str) or len(fields.getlist(name)) > 1:
         raise Rejected.of_field(name[:60], "should be sent once, as text")
-    if name in JSON_FIELDS:
+    if name in JSON_FIELDS and text:
         try:
             json.loads(text)
         except (ValueError, RecursionError):

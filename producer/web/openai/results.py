@@ -7,6 +7,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
+from producer.web.naming import notes_in_their_words
+from producer.web.openai.errors import OPENAI_NAMES
 from producer.web.responses import image_path
 from schemas.result import Note, Result
 
@@ -50,10 +52,13 @@ def response_of(result: Result, images: list[bytes] | None, base_url: str) -> Pi
         output_format=first.content_type.partition("/")[2],
         id=result.id,
         seeds=[image.seed for image in result.images],
-        warnings=list(result.warnings),
+        warnings=notes_in_their_words(result.warnings, OPENAI_NAMES),
     )
 
 
 def unix_seconds(moment: str) -> int | None:
-    """An ISO 8601 date and time in seconds since 1970; None for ""."""
-    return int(datetime.fromisoformat(moment).timestamp()) if moment else None
+    """An ISO 8601 date and time in seconds since 1970; None for "", and for what is none."""
+    try:
+        return int(datetime.fromisoformat(moment).timestamp()) if moment else None
+    except (ValueError, OverflowError):  # not written by a worker of ours
+        return None

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from infra.lru import LruCache
+from infra.stores.store import InvalidKey
 from producer import overview, request_state
+from producer.errors import Damaged
 from producer.web.cache import CachedCall
 from producer.web.facade import LATEST
 from producer.web.pages.items import GalleryItem, items_of
@@ -127,8 +129,10 @@ class Gallery:
     async def prompt_of(self, id: str) -> tuple[str, bool]:
         """The prompt of a request that is not finished, and whether it is a batch. Cached."""
         if id not in self._prompts:
+            prompt: tuple[str, bool] | None = None
             async with self._gate:
-                prompt = await self._read_prompt(id)
+                with contextlib.suppress(Damaged, InvalidKey, ValueError):  # its own page says what is wrong
+                    prompt = await self._read_prompt(id)
             if prompt is None:
                 return "", False
             self._prompts[id] = prompt

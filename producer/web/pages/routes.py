@@ -71,13 +71,11 @@ class Page(APIRoute):
                 return await handle(request)
             except DreamError as error:
                 status, _, headers = responses.error_parts(error)
-                text = responses.message_for(error)
-                return _page(request, "error.html", status, headers, status=status, text=text)
+                return error_page(request, status, responses.message_for(error), headers)
             except HTTPException as error:
                 if error.status_code == 401:
                     raise  # makes the browser ask for the key
-                status = error.status_code
-                return _page(request, "error.html", status, status=status, text=str(error.detail))
+                return error_page(request, error.status_code, str(error.detail))
 
         return handle_with_error_page
 
@@ -112,6 +110,11 @@ def _page(
     if code == 200 and request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
     return HTMLResponse(text, code, headers)
+
+
+def error_page(request: Request, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    """An error for people, at any address."""
+    return _page(request, "error.html", status, headers, status=status, text=text)
 
 
 async def _latest(gallery: Gallery, caller: Caller, id: str) -> list[Result]:
