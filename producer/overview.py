@@ -99,7 +99,7 @@ async def heartbeats(store: Store) -> list[dict[str, Any]]:
         beat: object = None
         with contextlib.suppress(NotFound, ValueError, RecursionError):
             beat = json.loads((await store.get(info.key)).body)
-        if isinstance(beat, dict):  # else no worker of ours wrote it
+        if isinstance(beat, dict) and isinstance(beat.get("seq"), int):  # else no worker wrote it
             beats.append(beat)
     return beats
 
