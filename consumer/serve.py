@@ -13,7 +13,6 @@ import random
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ import msgspec
 
 from consumer.jobs.inputs import Inputs
 from consumer.worker import Worker, WorkerSettings
+from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
 from infra.queues.leases import MessageLeases
 from infra.stores.open import open_store
@@ -233,8 +233,10 @@ def _devices(renderer: RendererSettings) -> list[str]:
     unasked = wanted in ("auto", "all") or launched
     if renderer.kind == "null" or wanted == "cpu" or (not driver and unasked):
         return ["cpu"]
-    command = [sys.executable, "-m", "consumer.engine.devices", wanted]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = python_command("consumer.engine.devices", wanted)
+    child = subprocess.run(
+        command, env=child_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
     if child.returncode:  # such as torch that cannot be imported
         reason = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
         raise DreamError(f"devices {wanted!r}: {reason}")

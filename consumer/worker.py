@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from consumer import spot
 from consumer.intake.claiming import RequestClaimer
+from consumer.intake.fleet import Capabilities, Fleet
 from consumer.intake.listing import Listing
 from consumer.jobs.batches import Batches
 from consumer.jobs.delivery import Delivery
@@ -99,7 +100,12 @@ class Worker:
         self._announcer = announcer
         self._announced = announced
         self.jobs = self._make_jobs(renderers, inputs, Delivery(claims, clock, rng, versions))
-        claimer = RequestClaimer(store, claims, cards, settings.default_model, settings.limits, clock, rng)
+        loras = {name for renderer in renderers for name, _ in renderer.loras}
+        own = Capabilities.own(cards.known(), loras, settings.limits)
+        self._fleet = Fleet(store, claims.session, own, lease=settings.timing.lease, clock=clock)
+        claimer = RequestClaimer(
+            store, claims, cards, settings.default_model, settings.limits, clock, rng, self._fleet
+        )
         reconcile = settings.reconcile if queues else None
         self._listing = Listing(store, claimer, self.jobs, self._room, self.stop, clock, rng, reconcile)
         self._reader = self._make_reader(queues, claimer)
@@ -220,7 +226,7 @@ class Worker:
 
     async def _sweep(self) -> None:
         """Take over the requests of dead workers, as many as there is room for."""
-        for held in await self.claims.sweep(max(0, self.jobs.room)):
+        for held in await self.claims.sweep(max(0, self.jobs.room), self._fleet.may_take_over):
             log.info("took over", extra={"id": held.claim.id, "attempt": held.claim.attempt})
             self.jobs.begin(held)
         self.jobs.drop_lost()
@@ -262,7 +268,7 @@ class Worker:
         ready = [renderer.ready for renderer in self.renderers if renderer.ready]
         facts = {
             "state": "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle",
-            "models": self._cards.known(),
+            **self._fleet.own.facts(),
             "default_model": self.settings.default_model,
             "devices": [r.device for r in ready],
         }

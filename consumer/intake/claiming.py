@@ -24,6 +24,7 @@ from schemas.plan import Plan, Refusal, plan
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
+    from consumer.intake.fleet import Fleet
     from infra.claims.claims import Claims, Held
     from infra.stores.store import Info, Store
 
@@ -44,6 +45,7 @@ class ClaimOutcome:
     id: str
     fingerprint: str = ""  # of its body; "" when the object was gone
     held: Held | None = None  # the claim, when it is ours to work on
+    left: bool = False  # another worker can draw it, and we cannot
     settling: bool = False  # the file may still be being written: try again
 
 
@@ -58,6 +60,7 @@ class RequestClaimer:
     limits: Limits
     clock: Callable[[], float]
     rng: random.Random
+    fleet: Fleet | None = None  # None: this worker refuses for good whatever it cannot draw
     #: Key to (etag, first seen) of files that may still be being written.
     _unsettled: LruCache[str, tuple[str, float]] = field(default_factory=lambda: LruCache(_REMEMBERED))
     _unexpected: LruCache[str, int] = field(
@@ -82,6 +85,8 @@ class RequestClaimer:
         except TooLarge as error:
             if await self._may_grow(info):
                 return ClaimOutcome(id, settling=True)
+            if await self._leaves(info, id, error, b"", info.size, batch=batch):
+                return ClaimOutcome(id, left=True)
             fingerprint = layout.oversize_fingerprint(info.key, info.size, info.etag)
             return await self._refuse(info, error, b"", id, fingerprint=fingerprint)
         return await self.claim_body(stored.body, id=id, source=stored.info, batch=batch)
@@ -132,6 +137,8 @@ class RequestClaimer:
         except Rejected as error:
             if source is not None and await self._may_be_unfinished(source, error):
                 return ClaimOutcome(id, settling=True)
+            if await self._leaves(source, id, error, body, len(body), batch=batch):
+                return ClaimOutcome(id, layout.fingerprint(body), left=True)
             return await self._refuse(source, error, body, chosen_id(body) or id)
         held = await self.claims.take(source, body, id=request_id, plan=plan_document, batch=batch)
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
@@ -147,6 +154,13 @@ class RequestClaimer:
             scheduler=samplers.resolve(manifest.scheduler or card.scheduler).name,
             random_seed=self.rng.getrandbits(32),
         )
+
+    async def _leaves(
+        self, source: Info | None, id: str, error: Rejected, body: bytes, size: int, *, batch: bool
+    ) -> bool:
+        """Whether another live worker can draw what we would refuse."""
+        name = f"{source.key} {source.etag}" if source is not None else id
+        return self.fleet is not None and await self.fleet.leaves(name, error, body, size, batch=batch)
 
     async def _may_grow(self, info: Info) -> bool:
         """Whether a file may still be being written: a program has it open, or it changed a moment ago."""

@@ -178,6 +178,9 @@ class Listing:
             log.error(text, extra={**facts, "error": redacted(error)})
             log.debug(text, extra=facts, exc_info=error)
             return
+        if outcome.left:  # it is looked at again, less and less often: its worker may die before it takes it
+            self._try_later(info)
+            return
         self._failing.pop(info.key, None)
         self.found_work = self.found_work or outcome.held is not None or outcome.settling
         if outcome.held is not None:

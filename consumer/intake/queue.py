@@ -41,6 +41,7 @@ _TICK = 0.2  # seconds between two checks for requests that have ended
 _CHECKS = 3  # of a request that is not ours, a second apart: it may be released, or its worker dead
 _LAST_RECEIVE = 2.0  # seconds that a receive under way gets when the worker stops
 _SETTLES = 3.0  # seconds until a broken object is read again
+_FOR_ANOTHER = 15.0  # seconds until a message that another worker can use is shown again
 _LONGEST_LEAVE = 300.0  # seconds until a message that cannot be handled is shown again, at most
 _NOT_OURS = 5.0  # seconds, times the receives so far, until a message that we cannot use is shown again
 
@@ -169,7 +170,9 @@ class QueueReader:
                 except Postponed as reason:  # the other items are claimed all the same
                     postponed = reason
                     continue
-                if outcome is not None:
+                if outcome is not None and outcome.left:
+                    postponed = Postponed("another worker can draw it", _FOR_ANOTHER)
+                elif outcome is not None:
                     pending.requests.append(outcome)
                     if outcome.held is not None:
                         outcome.held.express = len(self._queues) > 1 and pending.queue is self._queues[0]

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from consumer.renderer.protocol import (
 )
 from consumer.renderer.stderr import StderrTail
 from infra.backoff import backoff
+from infra.child_process import child_environment, python_command
 from infra.logs import redacted
 from schemas.errors import DreamError
 
@@ -222,14 +222,12 @@ class Renderer:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            _MODULES[self.settings.kind],
+            *python_command(_MODULES[self.settings.kind]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=1 << 22,
-            env={name: value for name, value in os.environ.items() if not _SECRET.search(name)},
+            env=child_environment({k: v for k, v in os.environ.items() if not _SECRET.search(k)}),
             start_new_session=True,  # a terminal's Ctrl-C is for the parent only
         )
 

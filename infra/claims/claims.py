@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 from infra.claims import stored_image
@@ -299,9 +299,15 @@ class Claims:
         await self._store.create(layout.released_key(held.claim.id, held.claim.epoch), body)
         self._let_go(held)
 
-    async def sweep(self, limit: int | None = None) -> list[Held]:
-        """S1 to S4: tidy what has ended; take over at most `limit` requests of dead workers or released."""
-        return await self._sweep(limit)
+    async def sweep(
+        self, limit: int | None = None, wanted: Callable[[Claim], Awaitable[bool]] | None = None
+    ) -> list[Held]:
+        """S1 to S4: tidy what has ended; take over at most `limit` requests of dead workers or released.
+
+        Args:
+            wanted: asked before a takeover; a claim that it does not want stays for other workers.
+        """
+        return await self._sweep(limit, wanted)
 
     def until_sweep(self) -> float:
         """Seconds to the next sweep: a random interval, or less when a lease or a wait runs out earlier."""

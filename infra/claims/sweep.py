@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from infra.claims.claim import Claim, Held, Release, answers, given_up
@@ -19,6 +19,8 @@ from infra.gather import gather_bounded
 from infra.stores.store import Info
 from schemas import layout
 from schemas.errors import StoreUnavailable
+
+Wanted = Callable[[Claim], Awaitable[bool]]
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +46,10 @@ class Sweep:
     watch: Watch
     clock: Callable[[], float]
     stamp: Callable[[], str]
+    wanted: Wanted | None = None
 
-    async def __call__(self, limit: int | None) -> list[Held]:
-        ledger = self.ledger
+    async def __call__(self, limit: int | None, wanted: Wanted | None = None) -> list[Held]:
+        ledger, self.wanted = self.ledger, wanted
         # Before the listing: each heartbeat that it shows was unchanged at least until now.
         asked = self.clock()
         # S1
@@ -155,6 +158,8 @@ class Sweep:
             return await self._move(last, candidate)
         if candidate.ours:
             return Held(last)
+        if self.wanted is not None and not await self.wanted(last):
+            return None
         return await self._claim_next(last, candidate.release, last.id, last.epoch + 1)
 
     async def _move(self, last: Claim, candidate: Candidate) -> Held | None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from infra.child_process import child_environment, python_command
 from producer.client import AsyncClient
 from producer.commands import show
 from schemas.layout import request_id
@@ -128,9 +129,9 @@ def drop(store: Path) -> list[str]:
 def worker(store: Path, arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A running worker, whose output goes to a file."""
     log = store / "worker.log"
-    command = [sys.executable, "-m", "producer.cli", "worker", "--store", str(store), *arguments]
+    command = python_command("producer.cli", "worker", "--store", str(store), *arguments)
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=child_environment(), stdout=output, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:

@@ -8,11 +8,11 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infra.child_process import child_environment, python_command
 from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,
@@ -145,7 +145,7 @@ def up(
     # The worker first: it loads its model while the facade starts. In a session of its own, so that Ctrl-C
     # reaches only us, and we choose when it stops.
     worker = subprocess.Popen(
-        [sys.executable, "-m", "producer.cli", "worker"], env=environment, start_new_session=True
+        python_command("producer.cli", "worker"), env=child_environment(environment), start_new_session=True
     )
     try:
         worker_ended = asyncio.run(_serve(settings, host, port, worker))

@@ -1,0 +1,188 @@
+"""What the other live workers of a store can draw, as their heartbeats say.
+
+Workers of one store may differ in models, limits and version. So a worker refuses a request for
+good only if no live worker can draw it; what another one can draw it leaves, for a bounded time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from infra.gather import gather_bounded
+from infra.lru import LruCache
+from schemas import layout, samplers
+from schemas.errors import NotFound, Rejected, StoreUnavailable
+from schemas.limits import Limits
+from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
+from schemas.plan import Refusal, read_plan
+from schemas.strictjson import load_object
+
+if TYPE_CHECKING:
+    from infra.claims.claims import Claim
+    from infra.stores.store import Info, Store
+
+PATIENCE = 600.0  # seconds that a request is left to a worker that can draw it; then it is refused
+TAKEOVER_PATIENCE = (
+    120.0  # seconds that a claim whose plan nobody alive can draw waits for its worker to return
+)
+_READS = 8  # heartbeats read at a time
+_REMEMBERED = 10_000  # requests that are left to others
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What one worker can draw; travels in its heartbeat."""
+
+    models: frozenset[str] = frozenset()
+    loras: frozenset[str] = frozenset()
+    schedulers: frozenset[str] = frozenset()
+    fields: frozenset[str] = frozenset()  # of a manifest
+    tasks: frozenset[str] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def own(cls, models: Iterable[str], loras: Iterable[str], limits: Limits) -> Self:
+        fields = {name for body in (Text2Img, Img2Img, Inpainting) for name in body.model_fields}
+        return cls(
+            frozenset(models),
+            frozenset(loras),
+            frozenset(samplers.names()),
+            frozenset(fields),
+            frozenset(TASKS),
+            limits,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """As a heartbeat says it."""
+        sets = {name: sorted(getattr(self, name)) for name in ("loras", "schedulers", "fields", "tasks")}
+        return {"models": sorted(self.models), **sets, "limits": dataclasses.asdict(self.limits)}
+
+    @classmethod
+    def read(cls, facts: dict[str, Any]) -> Self:
+        """From a heartbeat; what an older worker does not say counts as what all workers can do."""
+        names = ("models", "loras", "schedulers", "fields", "tasks")
+        sets = {name: frozenset(map(str, _list(facts.get(name)))) for name in names}
+        known = {f.name for f in dataclasses.fields(Limits)}
+        limits = facts.get("limits") if isinstance(facts.get("limits"), dict) else {}
+        bounds = {k: v for k, v in (limits or {}).items() if k in known and type(v) in (int, float)}
+        return cls(**sets, limits=Limits(**bounds))
+
+    def can_draw(self, error: Rejected, body: bytes, size: int, *, batch: bool) -> bool:
+        """Whether a worker with these capabilities may draw what another one refused with `error`."""
+        if error.code == "too_large":
+            return size <= (self.limits.max_batch_bytes if batch else self.limits.max_body_bytes)
+        try:
+            document = load_object(body)
+        except Rejected:
+            return False
+        if error.code == "unknown_model":
+            return document.get("model") in self.models
+        if error.code == "unknown_scheduler":
+            return document.get("scheduler") in self.schedulers
+        if error.code == "unknown_lora":
+            return {
+                lora.get("name") for lora in _list(document.get("loras")) if isinstance(lora, dict)
+            } <= self.loras
+        if error.code != "invalid_manifest":
+            return False
+        ours = Capabilities.own((), (), self.limits)
+        unknown_to_us = (
+            error.field in self.fields - ours.fields or document.get("task") in self.tasks - ours.tasks
+        )
+        return unknown_to_us or _fits(body, self.limits)
+
+
+class Fleet:
+    """The other workers of one store, as one worker sees them. For one event loop."""
+
+    def __init__(
+        self, store: Store, session: str, own: Capabilities, *, lease: float, clock: Callable[[], float]
+    ) -> None:
+        """
+        Args:
+            lease: seconds that an unchanged heartbeat counts as alive, by our own clock.
+        """
+        self.own = own
+        self._store = store
+        self._session = session
+        self._lease = lease
+        self._clock = clock
+        self._next_look = 0.0
+        self._beats: dict[str, tuple[str, float, Capabilities]] = {}  # session to (etag, since, what it can)
+        self._left: LruCache[str, float] = LruCache(_REMEMBERED)  # request to when we first left it
+
+    async def leaves(self, name: str, error: Rejected, body: bytes, size: int, *, batch: bool) -> bool:
+        """Whether to leave a request that we would refuse, because another worker can draw it.
+
+        Args:
+            name: the request's key with its version, or its message's id.
+        """
+        if not any(other.can_draw(error, body, size, batch=batch) for other in await self._others()):
+            return False
+        return self._waited(name) < PATIENCE
+
+    async def may_take_over(self, claim: Claim) -> bool:
+        """Whether to take over a claim: we can draw its plan, or nobody else will."""
+        if claim.batch or self._draws(self.own, claim):
+            return True
+        others = any(self._draws(other, claim) for other in await self._others())
+        return self._waited(f"{claim.id} {claim.fingerprint}") >= (PATIENCE if others else TAKEOVER_PATIENCE)
+
+    def _draws(self, worker: Capabilities, claim: Claim) -> bool:
+        try:
+            plan = read_plan(claim.plan)
+        except ValueError:
+            return worker is not self.own  # a newer version's: ours cannot read it
+        if plan is None or isinstance(plan, Refusal):
+            return True
+        loras = {lora.name for lora in plan.loras}
+        known = plan.model in worker.models and loras <= worker.loras
+        return known and _fits(claim.frozen.body(), worker.limits)
+
+    def _waited(self, name: str) -> float:
+        now = self._clock()
+        return now - self._left.setdefault(name, now)
+
+    async def _others(self) -> list[Capabilities]:
+        """The live ones. Their heartbeats are listed at most a few times a lease."""
+        now = self._clock()
+        if now >= self._next_look:
+            with contextlib.suppress(StoreUnavailable):
+                await self._look()
+            self._next_look = self._clock() + self._lease / 6
+        return [can for _, since, can in self._beats.values() if self._clock() - since < self._lease]
+
+    async def _look(self) -> None:
+        listed = [info async for info in self._store.list(layout.WORKERS)]
+        beats = {info.key.removeprefix(layout.WORKERS): info for info in listed}
+        beats.pop(self._session, None)
+        self._beats = {session: beat for session, beat in self._beats.items() if session in beats}
+        new = [
+            (s, info) for s, info in beats.items() if s not in self._beats or self._beats[s][0] != info.etag
+        ]
+        await gather_bounded(new, _READS, lambda entry: self._read(*entry))
+
+    async def _read(self, session: str, info: Info) -> None:
+        try:
+            facts = json.loads((await self._store.get(info.key)).body)
+        except (NotFound, ValueError):
+            return
+        can = Capabilities.read(facts if isinstance(facts, dict) else {})
+        self._beats[session] = (info.etag, self._clock(), can)
+
+
+def _fits(body: bytes, limits: Limits) -> bool:
+    try:
+        parse_manifest(body, limits)
+    except Rejected:
+        return False
+    return True
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
