@@ -26,6 +26,7 @@ from consumer.worker import Worker, WorkerSettings
 from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
 from infra.queues.leases import MessageLeases
+from infra.stores.changes import make_inbox
 from infra.stores.open import open_store
 from infra.stores.probe import probe
 from schemas.errors import DreamError, StoreUnavailable
@@ -77,12 +78,16 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
     renderer = msgspec.structs.replace(renderer, dtype=_dtype(renderer.dtype), preload=model)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(places.store))
+        await make_inbox(store)
         queues = [await stack.enter_async_context(queue) for queue in _queues(places.queues)]
         verdict = await probe(store)
-        log.info("store", extra={"url": store.url, "level": verdict.level, "note": verdict.reason})
+        log.info("store", extra={"url": store.url})
+        level = logging.DEBUG if verdict.is_atomic else logging.WARNING
+        log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})
         log.info("model", extra={"default": model, "why": why, "serves": ",".join(cards.known())})
         for queue in queues:
             log.info("queue", extra={"url": queue.url})
+        log.info("drop .json and .jsonl files into %s/requests/", places.store.rstrip("/"))
         renderers = [msgspec.structs.replace(renderer, device=device) for device in devices]
         worker = _make_worker(places, store, queues, cards, settings, renderers)
         _drain_on_signals(worker)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from infra.backoff import backoff
 from infra.stores.directory.store import DirectoryStore
-from schemas.layout import REQUESTS
+from schemas.errors import DreamError
+from schemas.layout import EXPRESS, REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -24,6 +25,15 @@ log = logging.getLogger(__name__)
 
 BUSY = 0.5  # seconds between two listings while there is work
 IDLE = 15.0  # seconds between two listings when nothing has come for long
+
+
+async def make_inbox(store: Store) -> None:
+    """Make a directory store's `requests/` and `requests/express/`, so that people can drop files there."""
+    if isinstance(store, DirectoryStore):
+        try:
+            await store.make_folder(EXPRESS)
+        except DreamError as error:  # such as a file of that name, which must not stop a worker
+            log.warning("the folders for requests cannot be made", extra={"reason": str(error)})
 
 
 async def changes(

@@ -95,6 +95,11 @@ class DirectoryStore:
         """See `Store.delete`. An edit of the file between the comparison and the deletion is lost."""
         await self._in_thread(key, lambda: self._delete(key, etag))
 
+    async def make_folder(self, prefix: str) -> None:
+        """Make the folder of a prefix ending in "/", and those above it; no key needs it to be there."""
+        check_prefix(prefix)
+        await self._in_thread(prefix, lambda: (self.root / prefix).mkdir(parents=True, exist_ok=True))
+
     async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
         def guarded() -> T:
             try:
