@@ -6,7 +6,7 @@
 #   make chaos   the long proof that nothing is lost, doubled or torn: hours; see docs/reliability.md
 #   make clean   remove what the above made
 #
-# No CUDA? TORCH_INDEX=<url of a CPU build of torch> saves gigabytes where your index has no CPU build.
+# No CUDA? TORCH_INDEX=<url of a CPU index> saves gigabytes where your index has no CPU build of torch.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,6 +18,7 @@ two := -n 2 --dist loadfile
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+sizes := about 300 MB are downloaded with a CPU build of torch, gigabytes with CUDA. It takes minutes ...
 
 .PHONY: demo test lint chaos bench clean
 .DELETE_ON_ERROR:
@@ -60,9 +61,11 @@ $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.for-use: $(bin)/python pyproject.toml constraints.txt
+	@echo "Installing torch, diffusers and what they need into $(VENV): $(sizes)"
 	$(install) -e '.[consumer,web]'
 	@touch $@
 
 $(VENV)/.for-development: $(bin)/python pyproject.toml constraints.txt
+	@echo "Installing torch, diffusers and the tests' packages into $(VENV): $(sizes)"
 	$(install) -e '.[dev]'
 	@touch $@ $(VENV)/.for-use

@@ -1,7 +1,7 @@
-"""Many requests in one file: a JSON document a line.
+"""Batches: many requests in one file, one JSON document per line.
 
-A row is a manifest, with `custom_id` or `id` as its name within the batch. Blank lines are
-skipped; a name given twice is refused with both line numbers, because answers are matched by it.
+A row is a manifest, with `custom_id` or `id` as its name within the batch. Blank lines are skipped. A name
+that is used twice is refused with both line numbers, because results are matched by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schemas.strictjson import load_object
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a batch, ready to be dropped as a request of its own."""
+    """One line of a batch, as a request of its own."""
 
     line: int  # from 1
     custom_id: str | None
@@ -28,9 +28,9 @@ class Row:
 
 
 def numbered(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """A file's lines that are not blank, with their numbers from 1; never all at once.
+    """Yield a file's lines that are not blank, with their numbers from 1.
 
-    A file of 200 MB may have as many blank lines, and a list of them would be many times as large.
+    A list of all lines could be many times as large as the file: it may have 200 million blank lines.
     """
     for line, raw in enumerate(io.BytesIO(body.removeprefix(b"\xef\xbb\xbf")), start=1):
         if stripped := raw.strip():
@@ -38,12 +38,12 @@ def numbered(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
-    """Cut a .jsonl file into its rows, in order.
+    """Split a .jsonl file into its rows, in order.
 
-    A row that is not valid JSON keeps its bytes and its line-number name: it will fail alone.
+    A row that is not valid JSON keeps its bytes and is named by its line number: only that row will fail.
 
     Raises:
-        Rejected: the file is too large, has too many rows or none, or repeats a name.
+        Rejected: the file is too large, has too many rows or none, or uses a name twice.
     """
     if len(body) > limits.max_batch_bytes:
         raise TooLarge("the batch", len(body), limits.max_batch_bytes)
@@ -52,14 +52,14 @@ def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
     for line, raw in numbered(body):
         if len(rows) == limits.max_batch_rows:
             raise Rejected(
-                "too_large", f"the batch has more than {limits.max_batch_rows:,} rows; cut it in parts"
+                "too_large", f"the batch has more than {limits.max_batch_rows:,} rows; split it"
             )
         row = _row(batch, line, raw)
         if row.id in seen:
             name = row.custom_id or row.id.rsplit("/", 1)[-1]
             raise Rejected(
                 "invalid_manifest",
-                f"the name {name!r} is given on lines {seen[row.id]} and {line}; each row needs its own custom_id",
+                f"the name {name!r} is used in lines {seen[row.id]} and {line}; each row needs its own custom_id",
                 field="custom_id",
                 line=line,
             )
@@ -67,7 +67,7 @@ def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
         rows.append(row)
     if not rows:
         raise Rejected(
-            "invalid_json", "the batch has no rows; write one JSON object a line", line=1, column=1
+            "invalid_json", "the batch has no rows; write one JSON object per line", line=1, column=1
         )
     return rows
 
@@ -82,8 +82,8 @@ def _row(batch: str, line: int, raw: bytes) -> Row:
     if name is not None and not (isinstance(name, str) and CHOSEN_ID.fullmatch(name)):
         raise Rejected(
             "invalid_manifest",
-            f"line {line}: the name {str(name)[:60]!r} may hold letters, digits, '.', '_' and '-' only, begins with a "
-            "letter or digit, and has at most 100 characters",
+            f"line {line}: the name {str(name)[:60]!r} may contain only letters, digits, '.', '_' and '-', must begin "
+            "with a letter or digit, and may have at most 100 characters",
             field="custom_id",
             line=line,
         )

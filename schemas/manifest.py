@@ -1,7 +1,7 @@
-"""The wire contract's three bodies: what a client may ask for.
+"""The three request bodies of the wire contract, and the messages for what is wrong with one.
 
-Which one a document is, is told by its shape (`mask_image`: inpainting, else `image`: img2img,
-else text2img) or by an explicit `task`.
+The shape of a document says which body it is (`mask_image`: inpainting, else `image`: img2img, else
+text2img), unless it has an explicit `task`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TASKS = ("text2img", "img2img", "inpainting")
 DEFAULT_LIMITS = Limits()
 _MAX_SEED = 2**63 - 1
 _CUT = 60  # characters of a name or a value that a message shows
-_FAULTS = 50  # of a document that are looked at; four are told
+_FAULTS = 50  # of a document that are examined; four are reported
 
 
 class _Body(BaseModel):
@@ -34,14 +34,14 @@ class _Body(BaseModel):
 
 
 class LoraChoice(_Body):
-    """A LoRA that the worker knows, and how strongly it acts."""
+    """A LoRA that the worker knows, and its weight."""
 
     name: str = Field(min_length=1, max_length=200)
     weight: float = Field(1.0, ge=-4, le=4)
 
 
 class Output(_Body):
-    """How the images are written."""
+    """The image format."""
 
     format: Literal["png", "jpeg", "webp"] = "png"
     quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG and WebP only")
@@ -53,43 +53,49 @@ class _Request(_Body):
     prompt: str = Field(
         min_length=1, description="What to draw.", examples=["a red circle on a blue background"]
     )
-    negative_prompt: str | None = Field(None, description="What to keep away from.")
-    cfg_scale: float = Field(7, ge=0, description="How closely to follow the prompt; at 1 or below, freely.")
+    negative_prompt: str | None = Field(None, description="What to avoid.")
+    cfg_scale: float = Field(
+        7, ge=0, description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance."
+    )
     steps: int = Field(30, ge=1, description="Denoising steps.")
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
-    seed: int | None = Field(None, ge=-1, le=_MAX_SEED, description="null or -1: drawn by lot, and recorded.")
+    seed: int | None = Field(
+        None, ge=-1, le=_MAX_SEED, description="null or -1: a random seed; the result has it."
+    )
 
     id: str | None = Field(None, description="Names the result; letters, digits, '.', '_', '-', at most 100.")
     model: str | None = Field(None, max_length=200, description="A model that the worker knows.")
     scheduler: str | None = Field(
-        None, max_length=100, description="A diffusers scheduler or its community name."
+        None, max_length=100, description="A diffusers scheduler, by its class or community name."
     )
     strength: float | None = Field(
-        None, gt=0, le=1, description="How far to go from `image`; default 0.8, inpainting 1."
+        None, gt=0, le=1, description="How much to change `image`; default 0.8, inpainting 1."
     )
-    clip_skip: int | None = Field(None, ge=1, le=12, description="1: none; 2: leave out the last layer; ...")
+    clip_skip: int | None = Field(None, ge=1, le=12, description="1: none; 2: skip the last layer; ...")
     loras: tuple[LoraChoice, ...] = Field((), strict=False)
     output: Output = Output()
-    metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; echoed in the result.")
-    strict: bool = Field(False, description="Fail where otherwise a warning would tell what was changed.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; repeated in the result.")
+    strict: bool = Field(
+        False, description="Fail where otherwise a warning would say what was changed or ignored."
+    )
     expires_at: datetime | None = Field(
-        None, strict=False, description="ISO 8601 with offset; not begun later."
+        None, strict=False, description="ISO 8601 with an offset; work does not begin after it."
     )
 
     @field_validator("prompt")
     @classmethod
-    def _says_something(cls, prompt: str) -> str:
+    def _not_blank(cls, prompt: str) -> str:
         if not prompt.strip():
             raise ValueError("is empty; say what to draw")
         return prompt
 
     @field_validator("id")
     @classmethod
-    def _speakable(cls, chosen: str | None) -> str | None:
+    def _valid_id(cls, chosen: str | None) -> str | None:
         if chosen is not None and not CHOSEN_ID.fullmatch(chosen):
             raise ValueError(
-                "may hold letters, digits, '.', '_' and '-' only, begins with a letter or digit, and has at most "
-                "100 characters"
+                "may contain only letters, digits, '.', '_' and '-', must begin with a letter or digit, and may have "
+                "at most 100 characters"
             )
         return chosen
 
@@ -107,7 +113,7 @@ class _Request(_Body):
 
 
 class Text2Img(_Request):
-    """Draw from words alone."""
+    """Draw from a prompt alone."""
 
     task: Literal["text2img"] = "text2img"
     width: int | None = Field(
@@ -119,7 +125,7 @@ class Text2Img(_Request):
 
 
 class Img2Img(_Request):
-    """Redraw a picture. The result has its size, rounded down to multiples of 8."""
+    """Redraw a picture. The result has the picture's size, rounded down to multiples of 8."""
 
     task: Literal["img2img"] = "img2img"
     image: str = Field(
@@ -128,7 +134,7 @@ class Img2Img(_Request):
 
 
 class Inpainting(_Request):
-    """Redraw the white part of a mask; all else stays as it is."""
+    """Redraw the white part of a mask; everything else stays as it is."""
 
     task: Literal["inpainting"] = "inpainting"
     image: str = Field(
@@ -140,14 +146,14 @@ class Inpainting(_Request):
 Manifest = Text2Img | Img2Img | Inpainting
 _WHY_NEEDED = {
     "prompt": "; say what to draw",
-    "image": "; img2img and inpainting (mask_image) begin with a picture",
-    "mask_image": "; inpainting repaints what is white in it",
+    "image": "; img2img and inpainting (mask_image) start from a picture",
+    "mask_image": "; inpainting repaints the white part of it",
 }
 _NOT_ITS_OWN = {
-    "width": "is no field of a request that begins with a picture; leave it out, the result has the picture's size",
-    "height": "is no field of a request that begins with a picture; leave it out, the result has the picture's size",
-    "image": "is no field of text2img; leave it out, or ask for img2img",
-    "mask_image": "is no field of {task}; leave it out, or ask for inpainting",
+    "width": "is not a field of a request with a picture; leave it out: the result has the picture's size",
+    "height": "is not a field of a request with a picture; leave it out: the result has the picture's size",
+    "image": "is not a field of text2img; leave it out, or use img2img",
+    "mask_image": "is not a field of {task}; leave it out, or use inpainting",
 }
 _BODIES: dict[str, type[Text2Img] | type[Img2Img] | type[Inpainting]] = {
     "text2img": Text2Img,
@@ -160,7 +166,7 @@ def parse_manifest(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Read one request document.
 
     Raises:
-        Rejected: with the field, what is wrong and what to do; `invalid_json` with line and column.
+        Rejected: with the field, the fault and what to do; `invalid_json` with line and column.
     """
     if len(body) > limits.max_body_bytes:
         raise TooLarge("the request", len(body), limits.max_body_bytes)
@@ -168,12 +174,12 @@ def parse_manifest(body: bytes, limits: Limits = DEFAULT_LIMITS) -> Manifest:
 
 
 def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMITS) -> Manifest:
-    """Check one request that is parsed already. Raises `Rejected` as `parse_manifest` does."""
+    """Check one parsed request document. Raises `Rejected` as `parse_manifest` does."""
     task = document.get("task")
     if task is None:
         task = "inpainting" if "mask_image" in document else "img2img" if "image" in document else "text2img"
     if not isinstance(task, str) or task not in _BODIES:
-        raise Rejected.of_field("task", f"is {_shown(task)}; it is one of {', '.join(TASKS)}")
+        raise Rejected.of_field("task", f"is {_shown(task)}; it should be one of {', '.join(TASKS)}")
     try:
         manifest = _BODIES[task].model_validate(dict(document))
     except ValidationError as error:
@@ -183,7 +189,7 @@ def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMI
 
 
 def chosen_id(body: bytes) -> str | None:
-    """The id that a document names and that can be used, whatever else may be wrong with it."""
+    """The valid `id` of a document that may have other faults; None when it has none."""
     with contextlib.suppress(Rejected):
         chosen = load_object(body).get("id")
         if isinstance(chosen, str) and CHOSEN_ID.fullmatch(chosen):
@@ -192,11 +198,11 @@ def chosen_id(body: bytes) -> str | None:
 
 
 def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:
-    """The first fault in words; the others follow, so that a client can mend all at once."""
-    found = error.errors(include_url=False)[:_FAULTS]
-    faults = [(".".join(str(part)[:_CUT] for part in e["loc"]), _sentence(e, body)) for e in found]
-    # a typo explains the missing field that follows from it
-    faults.sort(key=lambda f: not f[1].startswith(("is an unknown field", "is no field")))
+    """The first fault, followed by the others, so that a client can correct all of them at once."""
+    errors = error.errors(include_url=False)[:_FAULTS]
+    faults = [(".".join(str(part)[:_CUT] for part in e["loc"]), _sentence(e, body)) for e in errors]
+    # Unknown fields first: a mistyped name explains the missing field.
+    faults.sort(key=lambda f: not f[1].startswith(("is an unknown field", "is not a field")))
     field, first = faults[0]
     more = "; ".join(f"{name} {text}" for name, text in faults[1:4])
     return Rejected.of_field(field, first + (f"; also: {more}" if more else ""))
@@ -231,7 +237,7 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
     if kind in ("tuple_type", "list_type"):
         return f"is {shown}; it should be a list [...]"
     if kind.startswith("datetime"):
-        return f"is {shown}; it should be a moment, such as 2030-01-31T12:00:00Z"
+        return f"is {shown}; it should be a date and time, such as 2030-01-31T12:00:00Z"
     message = str(fault["msg"]).removeprefix("Input should be ").removeprefix("Input should ")
     return (
         f"is {shown}; it should be {message}" if not str(fault["msg"]).startswith("String") else fault["msg"]
@@ -239,7 +245,7 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
 
 
 def _shown(given: Any) -> str:
-    """The beginning of a value as JSON; what is long is not written out to be cut."""
+    """The beginning of a value as JSON; a long list or object is not written out first."""
     if isinstance(given, str):
         given = given[:_CUT]
     elif isinstance(given, (list, dict)) and len(given) > _CUT:
@@ -257,7 +263,7 @@ def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def _check_limits(manifest: Manifest, limits: Limits) -> None:
-    """The operator's bounds, which the schema does not know."""
+    """Check the operator's limits, which are not part of the schema."""
     bounds: list[tuple[str, float, float]] = [
         ("steps", manifest.steps, limits.max_steps),
         ("number_of_images", manifest.number_of_images, limits.max_images),
@@ -287,7 +293,7 @@ def _check_limits(manifest: Manifest, limits: Limits) -> None:
         raise Rejected.of_field("metadata", f"is larger than {limits.max_metadata_bytes:,} bytes")
     if len(manifest.loras) > limits.max_loras:
         raise Rejected.of_field(
-            "loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can act together"
+            "loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can be combined"
         )
 
 

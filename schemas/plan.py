@@ -1,7 +1,7 @@
-"""The plan: a request with nothing left open, frozen in its first claim.
+"""The plan: a request with every default resolved, frozen in its first claim.
 
-Every attempt draws from the same plan, so images of different attempts may stand in one result.
-Pictures stay in the frozen request; the plan holds numbers and names only.
+Every attempt draws from the same plan, so one result may have images of different attempts. Input
+pictures stay in the frozen request; the plan has only numbers and names.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from schemas.prompts import foreign_syntax
 from schemas.result import Note, digest
 
 SEEDS = 2**63  # seeds are below this
-_REFUSAL = "refusal"  # the key that tells a refusal from a plan
+_REFUSAL = "refusal"  # the key by which a refusal differs from a plan
 
 
 class Plan(BaseModel):
-    """What will be drawn, exactly."""
+    """Exactly what will be drawn."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,12 +46,12 @@ class Plan(BaseModel):
         return self.model_dump(mode="json")
 
     def hash(self) -> str:
-        """What two attempts compare before one adopts the other's image."""
+        """Equal for two plans that draw the same images."""
         return digest(self.document())
 
 
 class Refusal(BaseModel):
-    """Why a request can never succeed: it stands in its claim in place of a plan."""
+    """Why a request can never succeed; its claim has this in place of a plan."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +75,7 @@ class Refusal(BaseModel):
 
 
 def read_plan(document: dict[str, Any] | None) -> Plan | Refusal | None:
-    """What a claim says will be done: draw a plan, answer with a refusal, or None for a batch.
+    """The plan or the refusal in a claim; None for a batch.
 
     Raises:
         ValueError: the plan was written by a version that this one cannot read.

@@ -1,7 +1,7 @@
-"""What came back: the result manifest, and the summary of a batch.
+"""The result manifest, the summary of a batch, and the progress of a request.
 
-A result is written once, last, and says everything: what was drawn, what was changed on the
-way, why not, by whom, with which model, and the request itself.
+A result is written once, last, and is complete: the images or the reason why there are none, the warnings,
+the worker, the model, and the request itself.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FailureCode = Literal[
     "unknown_scheduler",
     "unknown_lora",
     "unsupported",  # the model cannot do this task
-    "model_unavailable",  # known, but its weights cannot be had here
+    "model_unavailable",  # known, but its weights are not available here
     "out_of_memory",  # does not fit this device, even alone
     "non_finite",  # the model produced NaN
     "render_error",  # the pipeline raised
-    "worker_crashed",  # gave up after the allowed attempts
+    "worker_crashed",  # the allowed attempts are used up
     "some_images_failed",
     "some_rows_failed",
     "canceled",
@@ -51,7 +51,7 @@ class ImageResult(_Part):
     """One stored image."""
 
     index: int = Field(ge=0, description="Which of the request's images; its seed is the first seed + index.")
-    key: str = Field(description="Where it lies in the store.")
+    key: str = Field(description="Its key in the store.")
     seed: int
     width: int
     height: int
@@ -61,7 +61,7 @@ class ImageResult(_Part):
 
 
 class Failure(_Part):
-    """Why there is no picture, in words for the one who asked."""
+    """Why there is no picture, for the author of the request."""
 
     code: FailureCode
     message: str
@@ -72,13 +72,13 @@ class Failure(_Part):
 
     @classmethod
     def of(cls, error: Rejected) -> Self:
-        """What a refusal says to the author of the request."""
+        """The failure that a refusal leads to."""
         where = {"field": error.field, "line": error.line, "column": error.column}
         return cls.model_validate({"code": error.code, "message": error.message, **where})
 
 
 class Note(_Part):
-    """Something that was changed, cut or ignored."""
+    """A warning: something was changed, cut or ignored."""
 
     code: str
     message: str
@@ -91,14 +91,14 @@ class Timings(_Part):
     total: float = Field(description="From the claim to the commit.")
     decode: float = 0.0
     render: float = Field(
-        0.0, description="From the first device call to the last, waits for others included."
+        0.0, description="From the first device call to the last, waiting for other requests included."
     )
     encode: float = 0.0
     upload: float = 0.0
 
 
 class ModelUsed(_Part):
-    """Exactly which weights drew the images."""
+    """The exact weights that drew the images."""
 
     name: str
     revision: str = ""
@@ -119,25 +119,25 @@ class BatchCounts(_Part):
 
 
 class BatchResult(_Part):
-    """Where a batch's summary files lie."""
+    """A batch's counts and the keys of its summary files."""
 
     counts: BatchCounts
-    results: str = Field(description="Key of results.jsonl: one line for each row that has pictures.")
-    errors: str = Field(description="Key of errors.jsonl: one line for each row that has none.")
+    results: str = Field(description="Key of results.jsonl: one line for each row with pictures.")
+    errors: str = Field(description="Key of errors.jsonl: one line for each row without pictures.")
     gallery: str = Field("", description="Key of gallery.html, one self-contained page.")
     contact_sheet: str = ""
 
 
 class Frozen(_Part):
-    """The request, byte for byte: as text where it is UTF-8, else in base64."""
+    """A request's bytes: as text if they are UTF-8, else in base64."""
 
     text: str | None = None
     base64: str | None = None
-    cut: bool = Field(False, description="True for a body over the size limit: only its beginning is kept.")
+    cut: bool = Field(False, description="True if the body was over the size limit: only its beginning is kept.")
 
     @classmethod
     def of(cls, body: bytes, *, keep: int | None = None) -> Frozen:
-        """Freeze a body; `keep` bounds how many bytes are repeated."""
+        """Freeze a body, or its first `keep` bytes."""
         cut = keep is not None and len(body) > keep
         kept = body[:keep] if cut else body
         try:
@@ -146,7 +146,7 @@ class Frozen(_Part):
             return cls(base64=base64.b64encode(kept).decode("ascii"), cut=cut)
 
     def body(self) -> bytes:
-        """The bytes again."""
+        """The bytes. Raises `ValueError` when they are damaged."""
         if self.text is not None:
             return self.text.encode("utf-8")
         try:
@@ -163,7 +163,7 @@ class Frozen(_Part):
 
 
 class Result(_Part):
-    """`result.json`: it exists, so the request is over."""
+    """`results/<id>/result.json`: once it exists, the request has ended."""
 
     v: Literal[1] = 1
     id: str
@@ -181,7 +181,7 @@ class Result(_Part):
     versions: dict[str, str] = Field(default_factory=dict)
     worker: str = ""
     attempts: int = 1
-    finished_at: str = Field("", description="ISO 8601, UTC, by the worker's clock: for people.")
+    finished_at: str = Field("", description="ISO 8601, UTC, by the worker's clock; for people.")
     batch: BatchResult | None = None
     fingerprint: str = Field(description="SHA-256 of the request's bytes.")
     request: Frozen
@@ -221,9 +221,8 @@ class Result(_Part):
         return self.model_dump_json(indent=2, exclude_defaults=False).encode() + b"\n"
 
 
-#: How far a request is: `status/<id>.json`. Advisory, for people and progress bars.
 class Progress(_Part):
-    """What a worker says of a request that it is working on."""
+    """`status/<id>.json`: how far a request is. Advisory, for people and progress bars."""
 
     id: str
     status: Literal["queued", "processing"] = "processing"
@@ -236,20 +235,20 @@ class Progress(_Part):
     eta: float | None = Field(
         None,
         ge=0,
-        description="Seconds that remain, by the pace of its steps so far; null before there is one.",
+        description="Estimated seconds that remain; null before there is an estimate.",
     )
     preview: str = Field(
         "",
-        description="How its first unfinished image looks now: a data URI of a JPEG, a few kilobytes; "
-        "empty when there is none.",
+        description="A preview of its first unfinished image: a data URI of a JPEG, a few kilobytes; empty when "
+        "there is none.",
     )
 
 
 def digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a document in one spelling; the *plan hash* is this of the plan."""
+    """SHA-256 of a document in canonical JSON; a *plan hash* is that of a plan."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def utc_now() -> str:
-    """The date and time in UTC, ISO 8601 with milliseconds: for people, never compared."""
+    """The date and time in UTC, ISO 8601 with milliseconds; for people, never compared."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,6 +1,6 @@
-"""JSON as a stranger sends it: one value, no surprises, and where it is broken.
+"""Parses one JSON object strictly, and says where a broken one breaks.
 
-Python's parser takes NaN, duplicate keys and any depth; a manifest must not have them.
+Python's parser accepts NaN, repeated keys and any depth; a manifest must not have them.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from typing import Any, NoReturn
 
 from schemas.errors import Rejected
 
-DEEPEST = 64  # objects and lists inside each other; what repeats a request in its answer stops at 255
+DEEPEST = 64  # nested objects and lists; pydantic, which writes the results, stops at 255
 _TOO_DEEP = "nested too deeply; a request needs three levels"
 #: What may stand at the break of a JSON text that ends too early: nothing, or a piece of a word or number.
 _CUT_OFF = re.compile(r"\s*|-|[.eE][+-]?|[eE][+-]?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
-_PERHAPS_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that needs its other half
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is valid in a pair only
 
 
 def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
     """Parse one JSON object.
 
     Raises:
-        Rejected: `invalid_json`, with line and column (from 1) where the text breaks; or the
-            value is not an object, holds NaN, Infinity, a repeated key, half a character or
-            absurd nesting.
+        Rejected: `invalid_json`, with line and column (from 1) where the text is broken; or the value is
+            not an object, or has NaN, Infinity, a repeated key, an unpaired surrogate or too many levels.
     """
     if not body.strip():
         raise Rejected(
@@ -45,7 +44,7 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
-        fault = f"something follows the object; {what} is one" if error.msg == "Extra data" else error.msg
+        fault = f"there is more text after the object; {what} is one object" if error.msg == "Extra data" else error.msg
         message = f"not valid JSON at line {error.lineno}, column {error.colno}: {fault}"
         early = _ends_too_early(text, error)
         raise Rejected(
@@ -58,14 +57,14 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
     except ValueError as error:  # an integer of thousands of digits
         raise Rejected("invalid_json", "a number has too many digits") from error
     if not isinstance(value, dict):
-        kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(
+        kind = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
             type(value), "a number"
         )
         raise Rejected("invalid_json", f"{what} is a JSON object {{...}}, not {kind}", line=1, column=1)
     if _is_too_deep(value):
         raise Rejected("invalid_json", _TOO_DEEP)
-    if _PERHAPS_HALF.search(text):
-        _no_half_characters(value)
+    if _SURROGATE.search(text):
+        _no_unpaired_surrogates(value)
     return value
 
 
@@ -107,28 +106,29 @@ def _is_too_deep(value: Any) -> bool:
     return True
 
 
-def _no_half_characters(value: Any) -> None:
-    """Python takes half of a surrogate pair for a letter; no file and no answer can hold it."""
+def _no_unpaired_surrogates(value: Any) -> None:
+    """Python accepts an unpaired surrogate, but it cannot be written as UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
+        surrogate = f"\\u{ord(error.object[error.start]):04x}"
         raise Rejected(
-            "invalid_json", f"{half} is half of a character; write both halves, or the character itself"
+            "invalid_json",
+            f"{surrogate} is an unpaired surrogate; write both escapes of the pair, or the character itself",
         ) from error
 
 
 def _no_constant(name: str) -> NoReturn:
     raise Rejected(
-        "invalid_json", f"{name} is not JSON and not a number that can be drawn with; give a finite number"
+        "invalid_json", f"{name} is neither JSON nor a usable number; give a finite number"
     )
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    document: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            field = key[:60] if key.isprintable() else None  # half a character can stand in no answer
+        if key in document:
+            field = key[:60] if key.isprintable() else None  # a surrogate could not be written in a result
             raise Rejected("invalid_json", f"the field {key[:60]!r} is given twice; keep one", field=field)
-        found[key] = value
-    return found
+        document[key] = value
+    return document

@@ -15,7 +15,7 @@ PAGES = [
     ROOT / "tests/README.md",
     *sorted(ROOT.glob("docs/*.md")),
 ]
-FOLDERS = "consumer|docs|infra|producer|schemas|tests|training"
+FOLDERS = "consumer|docs|examples|infra|producer|schemas|tests|training"
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
