@@ -35,7 +35,7 @@ from schemas.layout import (
     result_key,
     status_key,
 )
-from schemas.result import Failure, Frozen, Progress, Result, Status
+from schemas.result import Progress, Result, Status
 
 RequestStatus = Literal["queued", "processing"] | Status
 
@@ -74,11 +74,7 @@ async def read_result(store: Store, id: str) -> Result | None:
     except (NotFound, InvalidKey):
         return None
     except (ValueError, TooLarge):
-        text = f"{result_key(id)} cannot be read: it is empty, damaged or of a version that is not known here"
-        failure = Failure(code="invalid_json", message=text)
-        return Result(
-            id=id, status="failed", failure=failure, fingerprint="", request=Frozen(text="", cut=True)
-        )
+        return Result.damaged(id, result_key(id))
 
 
 async def read_claim(store: Store, id: str) -> Claim | None:

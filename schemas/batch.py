@@ -51,9 +51,7 @@ def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
     seen: dict[str, int] = {}
     for line, raw in numbered(body):
         if len(rows) == limits.max_batch_rows:
-            raise Rejected(
-                "too_large", f"the batch has more than {limits.max_batch_rows:,} rows; split it"
-            )
+            raise Rejected("too_large", f"the batch has more than {limits.max_batch_rows:,} rows; split it")
         row = _row(batch, line, raw)
         if row.id in seen:
             name = row.custom_id or row.id.rsplit("/", 1)[-1]

@@ -55,7 +55,9 @@ class _Request(_Body):
     )
     negative_prompt: str | None = Field(None, description="What to avoid.")
     cfg_scale: float = Field(
-        7, ge=0, description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance."
+        7,
+        ge=0,
+        description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance.",
     )
     steps: int = Field(30, ge=1, description="Denoising steps.")
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")

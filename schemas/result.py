@@ -133,7 +133,9 @@ class Frozen(_Part):
 
     text: str | None = None
     base64: str | None = None
-    cut: bool = Field(False, description="True if the body was over the size limit: only its beginning is kept.")
+    cut: bool = Field(
+        False, description="True if the body was over the size limit: only its beginning is kept."
+    )
 
     @classmethod
     def of(cls, body: bytes, *, keep: int | None = None) -> Frozen:
@@ -216,6 +218,13 @@ class Result(_Part):
             metadata=request.metadata() if metadata is None else metadata,
             **facts,
         )
+
+    @classmethod
+    def damaged(cls, id: str, key: str) -> Self:
+        """What stands for a result manifest that cannot be read: it is there for ever, so the request is over."""
+        text = f"{key} cannot be read: it is empty, damaged or of a version that is not known here"
+        failure = Failure(code="invalid_json", message=text)
+        return cls(id=id, status="failed", failure=failure, fingerprint="", request=Frozen(text="", cut=True))
 
     def to_json(self) -> bytes:
         return self.model_dump_json(indent=2, exclude_defaults=False).encode() + b"\n"

@@ -44,7 +44,11 @@ def load_object(body: bytes, *, what: str = "a request") -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
-        fault = f"there is more text after the object; {what} is one object" if error.msg == "Extra data" else error.msg
+        fault = (
+            f"there is more text after the object; {what} is one object"
+            if error.msg == "Extra data"
+            else error.msg
+        )
         message = f"not valid JSON at line {error.lineno}, column {error.colno}: {fault}"
         early = _ends_too_early(text, error)
         raise Rejected(
@@ -119,9 +123,7 @@ def _no_unpaired_surrogates(value: Any) -> None:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise Rejected(
-        "invalid_json", f"{name} is neither JSON nor a usable number; give a finite number"
-    )
+    raise Rejected("invalid_json", f"{name} is neither JSON nor a usable number; give a finite number")
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
