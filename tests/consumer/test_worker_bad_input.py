@@ -64,7 +64,7 @@ CASES: list[tuple[str, Any, str, str | None, str]] = [
     ("wrong-type", {"prompt": "x", "steps": "many"}, "invalid_manifest", "steps", "integer"),
     ("typo", {"prompt": "x", "stesp": 3}, "invalid_manifest", "stesp", "did you mean 'steps'"),
     ("empty-prompt", {"prompt": "  "}, "invalid_manifest", "prompt", "empty"),
-    ("half", b'{"prompt": "x", "\\ud83d": 1}', "invalid_json", None, "half of a character"),
+    ("half", b'{"prompt": "x", "\\ud83d": 1}', "invalid_json", None, "unpaired surrogate"),
     ("half-metadata", b'{"steps": 1, "metadata": {"a": "\\ud83d"}}', "invalid_json", None, "\\ud83d"),
     ("half-twice", b'{"\\ud83d": 1, "\\ud83d": 2}', "invalid_json", None, "twice"),
     ("deep", {"prompt": "x", "metadata": {"a": _nested(300)}}, "invalid_json", None, "deeply"),

@@ -133,4 +133,4 @@ def test_a_form_is_told_what_to_send_instead(address: str, path: str):
 def test_rows_whose_line_ends_were_lost_are_told_so(address: str):
     """`curl -d @FILE` joins the lines of a file."""
     fault = httpx.post(f"{address}/batches", content=b'{"prompt": "a"}{"prompt": "b"}').json()["detail"][0]
-    assert fault["msg"] == "line 1, column 16: something follows the object; a request is one"
+    assert fault["msg"] == "line 1, column 16: there is more text after the object; a request is one object"

@@ -17,17 +17,20 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"loras": ["ink"]}, 'loras.0 is "ink"; it should be an object {...} with name, weight'),
     ({"loras": "ink"}, 'loras is "ink"; it should be a list [...]'),
     ({"metadata": 7}, "metadata is 7; it should be an object {...}"),
-    ({"expires_at": "soon"}, 'expires_at is "soon"; it should be a moment, such as 2030-01-31T12:00:00Z'),
-    ({"mask_image": "x"}, "image is missing; img2img and inpainting (mask_image) begin with a picture"),
-    ({"task": "inpainting", "image": "x"}, "mask_image is missing; inpainting repaints what is white in it"),
+    (
+        {"expires_at": "soon"},
+        'expires_at is "soon"; it should be a date and time, such as 2030-01-31T12:00:00Z',
+    ),
+    ({"mask_image": "x"}, "image is missing; img2img and inpainting (mask_image) start from a picture"),
+    ({"task": "inpainting", "image": "x"}, "mask_image is missing; inpainting repaints the white part of it"),
     (
         {"image": "x", "width": 64},
-        "width is no field of a request that begins with a picture; leave it out, the result has the picture's size",
+        "width is not a field of a request with a picture; leave it out: the result has the picture's size",
     ),
-    ({"task": "text2img", "image": "x"}, "image is no field of text2img; leave it out, or ask for img2img"),
+    ({"task": "text2img", "image": "x"}, "image is not a field of text2img; leave it out, or use img2img"),
     (
         {"task": "img2img", "image": "x", "mask_image": "x"},
-        "mask_image is no field of img2img; leave it out, or ask for inpainting",
+        "mask_image is not a field of img2img; leave it out, or use inpainting",
     ),
 ]
 
