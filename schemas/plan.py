@@ -117,7 +117,7 @@ def plan(
         width, height = manifest.width or native_size[0], manifest.height or native_size[1]
         if manifest.strength is not None:
             text = "strength is ignored: text2img starts from noise"
-            notes = (Note(code="ignored", message=text, field="strength"),)
+            notes += (Note(code="ignored", message=text, field="strength"),)
     else:
         strength = manifest.strength or (0.8 if isinstance(manifest, Img2Img) else 1.0)
     return Plan(

@@ -124,6 +124,12 @@ def test_seeds_that_pass_the_largest_are_told():
     assert planned(seed=2**63 - 3, number_of_images=3).notes == ()
 
 
+def test_one_warning_does_not_replace_another():
+    """A strength that text2img ignores left no other warning in the result."""
+    notes = planned(seed=2**63 - 2, number_of_images=3, strength=0.5, scheduler="DPM++ 2S a").notes
+    assert {note.code for note in notes} == {"seed_wrapped", "scheduler_replaced", "ignored"}
+
+
 def test_a_scheduler_that_stands_in_for_another_is_told():
     """`DPM++ 2S a` is not drawn as `DPM++ 2S` without a word."""
     assert [note.code for note in planned(scheduler="DPM++ 2S a Karras").notes] == ["scheduler_replaced"]
