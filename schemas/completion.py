@@ -1,8 +1,8 @@
-"""What is announced when a request is over: one event, in the shape of CloudEvents 1.0.
+"""The event that announces the end of a request, in the format of CloudEvents 1.0.
 
-The event says that there is a result and where, so nobody has to poll. It is made from the result
-alone, and so is its id: whoever announces a result again, after a crash or a lost answer, says the
-same event again, and a receiver that remembers ids hears each once. No prompt is in it.
+It says that there is a result and where, so nobody has to poll. The event and its id depend only on the
+result: a second announcement, after a crash or a lost answer, is the same event, and a receiver can discard
+it by its id. The event does not repeat the prompt.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from schemas.result import BatchResult, Failure, FailureCode, ImageResult, Resul
 
 TYPE_PREFIX = "dreamdrop.request."
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
-MAX_BYTES = 128 << 10  # of an event; a topic takes 256 KiB, and some of it is for its own envelope
+MAX_BYTES = 128 << 10  # of an event; a topic accepts 256 KiB, its own envelope included
 
-#: Failures whose words may repeat what was asked for.
+#: Failures whose message may repeat a part of the request.
 _TELLING_FIELDS = ("prompt", "negative_prompt", "image", "mask_image")
 _TELLING_CODES = ("render_error",)
 _MESSAGE_CHARS = 500
@@ -32,10 +32,10 @@ class _Part(BaseModel):
 
 
 class AnnouncedFailure(_Part):
-    """Why there is no picture; the result says more."""
+    """Why there is no picture; the result has the details."""
 
     code: FailureCode
-    message: str | None = Field(None, description="Left out where it could repeat a prompt.")
+    message: str | None = Field(None, description="null where it could repeat a prompt.")
     field: str | None = None
     line: int | None = None
     column: int | None = None
@@ -43,7 +43,7 @@ class AnnouncedFailure(_Part):
 
 
 class CompletionData(_Part):
-    """What an announced result says."""
+    """The facts of the announced result."""
 
     id: str = Field(description="The request's id.")
     status: Status
@@ -68,8 +68,8 @@ class Completion(_Part):
     """A CloudEvents 1.0 event: a request is over."""
 
     specversion: Literal["1.0"] = "1.0"
-    id: str = Field(description="The same each time that this result is announced: discard repeats by it.")
-    source: str = Field(min_length=1, description="Which deployment says so; a URI reference.")
+    id: str = Field(description="The same each time this result is announced: discard repeats by it.")
+    source: str = Field(min_length=1, description="The deployment that announces it; a URI reference.")
     type: Literal[
         "dreamdrop.request.succeeded",
         "dreamdrop.request.partial",
@@ -87,10 +87,10 @@ class Completion(_Part):
     data: CompletionData
 
     def to_json(self) -> bytes:
-        """The event in structured mode, in ASCII, for a queue refuses some of Unicode."""
+        """The event in structured mode; in ASCII, because a queue refuses some Unicode characters."""
         document = self.model_dump(mode="json")
         if self.time is None:
-            del document["time"]  # CloudEvents knows no null at its top
+            del document["time"]  # CloudEvents has no null attributes
         return json.dumps(document, separators=(",", ":")).encode("ascii")
 
 
@@ -126,9 +126,9 @@ def completion(result: Result, *, source: str) -> Completion:
 
 
 def event_id(result: Result) -> str:
-    """32 hex digits: a function of the result's facts that a re-made result would not share.
+    """32 hex digits that depend on the facts by which two results of a request differ.
 
-    Not of its bytes: two releases of this program may write the same result differently.
+    Not on the result's bytes: two releases of this program may write the same result differently.
     """
     facts = [
         result.id,
@@ -149,7 +149,7 @@ def _failure(failure: Failure) -> AnnouncedFailure:
 
 
 def _time(text: str) -> str | None:
-    """A time stamp that is one."""
+    """The text, if it is a timestamp with an offset."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -158,7 +158,7 @@ def _time(text: str) -> str | None:
 
 
 def _fitting(event: Completion) -> Completion:
-    """The event, without its longest parts if it is too large for a queue."""
+    """The event; if it is too large for a queue, without its longest parts."""
     empty: dict[str, Any] = {"images": (), "metadata": {}, "failure": None}
     for part, nothing in empty.items():
         if len(event.to_json()) <= MAX_BYTES:

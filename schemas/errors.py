@@ -1,22 +1,22 @@
-"""Who can put it right: the error tree.
+"""The errors of this project, by who can correct them.
 
     DreamError
-    ├── Rejected       the manifest can never succeed as written: answer it once, do not retry
-    │   └── (every code below; raised by schemas, the model registry and the decoders)
-    ├── Unavailable    the manifest is fine, the world is not: leave it to a retry
+    ├── Rejected       the client: the manifest can never succeed as written; answer it once, do not retry
+    │   └── TooLarge   (raised by schemas, the model registry and the decoders)
+    ├── Unavailable    nobody: something that the manifest needs is missing at the moment; retry later
     │   └── StoreUnavailable, QueueUnavailable   (raised by the stores and queues)
-    ├── Unsupported    this store or queue can never do it: an operator has to choose another
+    ├── Unsupported    the operator: this store or queue can never work; choose another one
     └── NotFound       no object has this key
 
-A worker answers the first branch and waits for the second. A `Rejected` carries the facts that the
-`failed` result shows to its author: what, where, and what to do.
+A worker answers a `Rejected` and waits for an `Unavailable`. A `Rejected` has the facts that the `failed`
+result shows to the request's author: what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
 
 
 class DreamError(Exception):
-    """Anything this project raises on purpose."""
+    """Every error that this project raises on purpose."""
 
 
 class Rejected(DreamError):
@@ -47,19 +47,19 @@ class Rejected(DreamError):
 
 
 class Unavailable(DreamError):
-    """The manifest is fine, something that it needs is missing just now: leave it to a retry."""
+    """The manifest is valid, but something that it needs is missing at the moment: retry later."""
 
 
 class StoreUnavailable(Unavailable):
-    """The store did not answer in time, or answered that it cannot just now."""
+    """The store did not answer in time, or cannot serve the call at the moment."""
 
 
 class QueueUnavailable(Unavailable):
-    """The queue did not answer in time, or answered that it cannot just now."""
+    """The queue did not answer in time, or cannot serve the call at the moment."""
 
 
 class Unsupported(DreamError):
-    """The store cannot keep the promises that the protocol needs; the message says which."""
+    """The store or queue lacks a guarantee or a right that is needed; the message says which."""
 
 
 class NotFound(DreamError):
@@ -71,7 +71,7 @@ class NotFound(DreamError):
 
 
 class TooLarge(Rejected):
-    """An object or a body is larger than the limit it was read with."""
+    """An object or a body is larger than its limit."""
 
     def __init__(self, what: str, size: int, limit: int) -> None:
         super().__init__("too_large", f"{what} is {size:,} bytes; the limit is {limit:,} bytes")

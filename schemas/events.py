@@ -1,17 +1,17 @@
-"""What a queue message says, whoever wrote it: the one tolerant reader of every dialect.
+"""Decodes queue messages of every dialect.
 
-A message is a *manifest* itself, a *reference* to one in the bucket, or an *event* of an object
-store, perhaps inside the envelopes of what carried it (SNS, Lambda, EventBridge). `decode` opens
-the envelopes and says what is in there, item by item; it never raises and changes nothing.
+A message is a *manifest* itself, a *reference* to one in the bucket, or an *event* of an object store,
+perhaps inside envelopes (SNS, Lambda, EventBridge). `decode` opens the envelopes and returns what is in
+them, item by item; it never raises.
 
-A JSON object is taken for a manifest, however faulty, when it has a field `prompt` (or one that
-nearly is), or has a field that only a request for a picture has (`steps`, `cfg_scale`, ...) and
-none of the envelopes' own. It then ends as a `failed` result that names its fault. Text that
-breaks off or breaks the rules of JSON is taken for one when it is an object with `"prompt":` in it.
-Names that anybody's message may have (`id`, `model`, `width`, ...) prove nothing.
+A JSON object counts as a manifest, however faulty, when it has a field `prompt` (or nearly that name), or
+a field that only a request for a picture has (`steps`, `cfg_scale`, ...) and none of an envelope's. It then
+ends as a `failed` result that names the fault. Text that is cut off or is not valid JSON counts as a manifest
+when it begins like an object and contains `"prompt":`. Names that any message may have (`id`, `model`,
+`width`, ...) prove nothing.
 
-Keys come encoded as a form (space is `+`) from S3, MinIO and RustFS, as they are from EventBridge
-and Ceph, and nobody keeps to it: a `Created` holds every reading, the likeliest first.
+S3, MinIO and RustFS encode keys as in a form (a space is `+`), EventBridge and Ceph do not encode them, and
+there are exceptions: a `Created` has every possible key, the likeliest first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Created", "Direct", "Ignored", "Item", "Reference", "Unknown", "decode", "reference"]
 
-MAX_RECORDS = 1000  # of one message; S3 sends one, a hand-made message perhaps a few
+MAX_RECORDS = 1000  # of one message; S3 sends one, a message written by hand perhaps a few
 MAX_WRAPPINGS = 5  # envelopes inside envelopes; Lambda around SQS around SNS around S3 is three
 
 
@@ -45,7 +45,7 @@ class Direct:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A claim check: the manifest lies in the bucket, because it is too big for a message."""
+    """A claim check: the manifest is in the bucket, because it is too large for a message."""
 
     key: str  # "requests/big.json" or "s3://bucket/requests/big.json", as written
 
@@ -70,7 +70,7 @@ _MARKS = (
 _PROMPT = re.compile(r'"prompt"\s*:')
 _MARK_IN_TEXT = re.compile(rf'"(?:{"|".join(map(re.escape, _MARKS))})"\s*:')
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,23}")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # no key holds one: it cannot be written as UTF-8
+_SURROGATE = re.compile("[\ud800-\udfff]")  # not in any key: it cannot be written as UTF-8
 _CONFIRMATIONS = ("SubscriptionConfirmation", "UnsubscribeConfirmation")
 #: First words of the claim check that Amazon's extended client libraries send, new and old.
 _POINTERS = (
@@ -80,15 +80,15 @@ _POINTERS = (
 
 
 def reference(key: str) -> str:
-    """The message that stands for the manifest at `key`; always the same for the same key."""
+    """The message that refers to the manifest at `key`; always the same for the same key."""
     return json.dumps({"reference": key})  # ASCII: a queue refuses some characters
 
 
 def decode(text: str | bytes) -> list[Item]:
-    """Say what a message is: at least one item, one for each record, in their order.
+    """The items of a message: one for each record, in order; at least one.
 
-    Time and memory grow with the length of the text only. A record that makes no sense is an
-    `Unknown` of its own beside the others. What lies beyond `MAX_RECORDS` is one `Unknown`.
+    Time and memory grow with the length of the text only. A record that is not understood is an
+    `Unknown` of its own beside the others. Everything after `MAX_RECORDS` is one `Unknown`.
     """
     items = list(islice(_read(text, 0), MAX_RECORDS + 1))
     if len(items) > MAX_RECORDS:
@@ -99,7 +99,7 @@ def decode(text: str | bytes) -> list[Item]:
 
 
 def _read(message: str | bytes, wrappings: int) -> Iterator[Item]:
-    """Each of these generators yields at least one item, so a bound on items is a bound on work."""
+    """Yield a message's items. Each generator here yields at least one, so a limit on items limits the work."""
     if wrappings > MAX_WRAPPINGS:
         yield Unknown(f"the message is wrapped more than {MAX_WRAPPINGS} times")
         return
@@ -124,7 +124,7 @@ def _any_number(_: str) -> int:
 
 
 def _broken(body: bytes, text: str, why: str) -> Item:
-    """A manifest with a slip is its sender's to mend, by a `failed` result; else nobody knows whose it is."""
+    """Text that is not valid JSON: a manifest with a fault, whose sender gets a `failed` result, or unknown."""
     ours = text.lstrip("\ufeff \t\r\n").startswith("{") and _PROMPT.search(text)
     if ours and not _MARK_IN_TEXT.search(text):
         return Direct(body)
@@ -149,7 +149,7 @@ def _value(value: Any, body: bytes, wrappings: int) -> Iterator[Item]:
 
 
 def _list(entries: list[Any], wrappings: int) -> Iterator[Item]:
-    """Several events without their envelope, as MinIO pushes them to Redis; or a pointer."""
+    """Several events without an envelope, as MinIO pushes them to Redis; or an extended client's pointer."""
     match entries:
         case []:
             yield Ignored("no_records")
@@ -189,7 +189,7 @@ def _envelope(value: dict[str, Any], wrappings: int) -> Iterator[Item]:
 
 
 def _record(record: Any, wrappings: int, around: dict[str, Any] | None = None) -> Iterator[Item]:
-    """One entry of `Records`: an object's event, or what Lambda was handed by SNS or SQS."""
+    """One entry of `Records`: an object's event, or what SNS or SQS gave to Lambda."""
     match record:
         case {"Sns": {"Message": str(text)}} | {"eventSource": "aws:sqs", "body": str(text)}:
             yield from _read(text, wrappings + 1)
@@ -212,17 +212,17 @@ def _is_manifest(value: dict[str, Any]) -> bool:
 
 
 def _reference(key: Any) -> Item:
-    if not isinstance(key, str) or not key or len(key) > 2048 or _HALF_PAIR.search(key):
+    if not isinstance(key, str) or not key or len(key) > 2048 or _SURROGATE.search(key):
         return Unknown("the field 'reference' is not the key of an object")
     return Reference(key)
 
 
 def _names(record: dict[str, Any]) -> str:
-    """The first field names, for whoever must find the sender. Only plain ones: the others may be texts."""
+    """The first field names, which help to find the sender. Only plain ones: others may be content."""
     names = [name for name in islice(record, 6) if _PLAIN_NAME.fullmatch(name)]
     return f"; its fields begin {', '.join(names)}" if names else ""
 
 
 def _kind(value: Any) -> str:
-    names = {list: "a list", dict: "an object", str: "a text", bool: "true or false", type(None): "null"}
+    names = {list: "a list", dict: "an object", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

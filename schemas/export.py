@@ -1,6 +1,6 @@
-"""The contract as JSON Schema, for other languages and for editors: `python -m schemas.export`.
+"""Writes the contract as JSON Schema, for other languages and for editors: `python -m schemas.export`.
 
-The files in `schemas/json/` are checked in; a test compares them with what this module makes.
+The files in `schemas/json/` are checked in; a test compares them with what this module writes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _NAME = {
 
 def documents() -> dict[str, dict[str, Any]]:
     """Every schema, by the name of its file without `.schema.json`."""
-    found = {name: body.model_json_schema(mode="validation") for name, body in _BODIES.items()}
-    found["manifest"] = TypeAdapter(Manifest).json_schema(mode="validation")
-    found["manifest"]["title"] = "Manifest"
-    found["batch-line"] = _batch_line()
-    found["result"] = Result.model_json_schema(mode="serialization")
-    found["progress"] = Progress.model_json_schema(mode="serialization")
-    found["completion"] = Completion.model_json_schema(mode="serialization")
-    return {name: {"$schema": _DIALECT, **schema} for name, schema in found.items()}
+    schemas = {name: body.model_json_schema(mode="validation") for name, body in _BODIES.items()}
+    schemas["manifest"] = TypeAdapter(Manifest).json_schema(mode="validation")
+    schemas["manifest"]["title"] = "Manifest"
+    schemas["batch-line"] = _batch_line()
+    schemas["result"] = Result.model_json_schema(mode="serialization")
+    schemas["progress"] = Progress.model_json_schema(mode="serialization")
+    schemas["completion"] = Completion.model_json_schema(mode="serialization")
+    return {name: {"$schema": _DIALECT, **schema} for name, schema in schemas.items()}
 
 
 def text(document: dict[str, Any]) -> str:
-    """A schema as it stands in its file."""
+    """A schema as it is written to its file."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -49,7 +49,7 @@ def write() -> None:
 
 
 def _batch_line() -> dict[str, Any]:
-    """A line of a .jsonl file: any manifest, with a name of its own if it likes."""
+    """A line of a .jsonl file: any manifest, optionally with a name."""
     line = TypeAdapter(Manifest).json_schema(mode="validation")
     for body in ("Text2Img", "Img2Img", "Inpainting"):
         properties = line["$defs"][body]["properties"]

@@ -1,13 +1,13 @@
-"""The `parameters` text that the Stable Diffusion community's tools write into pictures, and read.
+"""Writes and reads the `parameters` text that the Stable Diffusion community's tools keep in pictures.
 
     a red circle
     Negative prompt: blue
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512, Model: sd15, RNG: CPU
 
 Format: AUTOMATIC1111's stable-diffusion-webui (`create_infotext`, `parse_generation_parameters`).
-`RNG: CPU` says that the noise was drawn on the CPU; readers take a missing one for the GPU. LoRAs
-stand in the prompt, as `<lora:name:weight>`. The text is made for people and other programs: a line
-of a prompt that looks like one of its own marks is read as that mark.
+`RNG: CPU` says that the noise was drawn on the CPU; without it, readers assume the GPU. LoRAs are in the
+prompt, as `<lora:name:weight>`. The format is ambiguous: a line of a prompt that looks like one of its own
+lines is read as that.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _NEGATIVE = "Negative prompt:"
-#: A name's length is bounded, or a long text without a colon is searched anew from each of its letters.
+#: A name's length is bounded: else a long text without a colon is searched again from each of its letters.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _LORA = re.compile(r"\s?<lora:([^:<>]+)(?::([^<>]*))?>")
 _WEIGHT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 _SIDE = re.compile(r"\d{1,9}", re.ASCII)
-_FEWEST = 3  # pairs that make a last line one of parameters, and not of the prompt
+_FEWEST = 3  # pairs in a last line that is of parameters, not of the prompt
 
 
 def write(recipe: Mapping[str, Any]) -> str:
@@ -56,7 +56,7 @@ def write(recipe: Mapping[str, Any]) -> str:
 
 
 def read(text: str) -> dict[str, Any]:
-    """Manifest fields out of a `parameters` text; what is not there is left out."""
+    """The manifest fields that a `parameters` text has."""
     words, negative, pairs = _parts(text)
     prompt, loras = split_loras(words)
     found: dict[str, Any] = {"prompt": prompt}
@@ -68,7 +68,7 @@ def read(text: str) -> dict[str, Any]:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """The same under the names that A1111 gives them; `Size` also as `Size-1` and `Size-2`."""
+    """The same with A1111's names; `Size` also as `Size-1` and `Size-2`."""
     words, negative, found = _parts(text)
     width, x, height = found.get("Size", "").partition("x")
     sizes = {"Size-1": width, "Size-2": height} if x else {}
@@ -141,7 +141,7 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
             try:
                 value = kind(pairs[key])
             except ValueError:
-                continue  # another tool's notion of this field
+                continue  # another tool uses this field differently
             if value is not None:
                 found[name] = value
     width, x, height = pairs.get("Size", "").partition("x")

@@ -1,17 +1,17 @@
-"""The bucket's table of contents: ids and keys.
+"""The layout of a bucket: ids and keys.
 
-    requests/cats/a.json            dropped by a client; .json one request, .jsonl many
-    claims/cats/a/000001            who took it, first attempt
-    claims/cats/a/000001.released   given back, and why
+    requests/cats/a.json            dropped by a client; .json is one request, .jsonl many
+    claims/cats/a/000001            the claim of the first attempt
+    claims/cats/a/000001.released   the release marker: given back, and why
     workers/<session>               a worker's heartbeat
-    status/cats/a.json              how far it is; advisory
+    status/cats/a.json              how far the request is; advisory
     results/cats/a/0.png            an image, written once
     results/cats/a/result.json      the result manifest: the commit
-    uploads/openai/...              a facade's own: files and batches of OpenAI's clients
+    uploads/openai/...              a facade's files and batches of OpenAI clients
 
-An *id* names a request: `/`-joined segments, each of `[A-Za-z0-9._~-]`, at most 100 bytes, not
-starting with a dot. Below another id none looks like one of our own files (`000001`, `0.png`,
-`result.json`): in a directory `claims/a/000001` cannot be both a claim on `a` and a folder.
+An *id* names a request: segments of `[A-Za-z0-9._~-]`, joined by `/`, each at most 100 bytes and not
+starting with a dot. A segment below another one never looks like one of our own files (`000001`, `0.png`,
+`result.json`): in a directory `claims/a/000001` cannot be both a claim of `a` and a folder.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ WORKERS = "workers/"
 STATUS = "status/"
 RESULTS = "results/"
 MODELS = "models/"
-UPLOADS = "uploads/"  # no part of the protocol; what a facade keeps for its callers
+UPLOADS = "uploads/"  # what a facade keeps for its callers; not part of the protocol
 
 MAX_ID_BYTES = 400
 MAX_SEGMENT_BYTES = 100
 _SAFE_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*")
-#: What a client may choose as `id`, `custom_id`: one segment, easy to say and to type.
+#: What a client may choose as `id` or `custom_id`: one segment.
 CHOSEN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._~-]+")
 _CLAIM = re.compile(r"claims/(?P<id>.+)/(?P<epoch>\d{6})(?P<released>\.released)?")
 
 SINGLE, BATCH = ".json", ".jsonl"
 COMMIT = "result.json"
-#: What our own files are called inside the folders of an id; an id below another must not be.
+#: Names of our own files in an id's folders; a segment of an id below another must not match.
 _OWN_FILE = re.compile(r"\d{6}(\.released)?|.+\.(json|jsonl|html|png|jpe?g|webp)", re.IGNORECASE)
 
 
 def fingerprint(body: bytes) -> str:
-    """What makes two requests the same: the SHA-256 of their bytes, in hex."""
+    """The SHA-256 of a request's bytes, in hex: equal for equal requests."""
     return hashlib.sha256(body).hexdigest()
 
 
 def oversize_fingerprint(key: str, size: int, etag: str) -> str:
-    """What stands for the bytes of an object that is too large to be read."""
+    """The fingerprint of an object that is too large to be read."""
     return fingerprint(f"{key} {size} {etag}".encode())
 
 
@@ -59,16 +59,15 @@ def is_request(key: str) -> bool:
 
 
 def is_batch(key: str) -> bool:
-    """Whether a request key holds many requests, one a line."""
+    """Whether the object of a request key is a batch: one request per line."""
     return key.lower().endswith(BATCH)
 
 
 def request_id(key: str) -> str:
     """The id of a dropped file: its path under its lane without the extension.
 
-    The lane says how soon, not what: a request has the same id in both.
-    Unsafe characters are replaced; then a short hash of the key is added, so that two keys never
-    share an id by that.
+    The lane is not part of the id: it says how soon a request is served. Unsafe characters are replaced;
+    then a short hash of the key is added, so that two keys never get the same id.
     """
     path = key.removeprefix(EXPRESS if key.startswith(EXPRESS) else REQUESTS)
     extension = BATCH if is_batch(key) else SINGLE
@@ -96,7 +95,7 @@ def _safe_segment(segment: str) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether a text is an id as it stands."""
+    """Whether a text is a valid id."""
     segments = text.split("/")
     if any(_OWN_FILE.fullmatch(s) for s in segments[1:]) or any(s.endswith(SINGLE) for s in segments[:-1]):
         return False
@@ -106,13 +105,13 @@ def is_id(text: str) -> bool:
 
 
 def other_body_id(request: str, fingerprint: str) -> str:
-    """Where a dropped file's result goes when its id already answers another body."""
+    """The id for a dropped file's result when its own id already answers another body."""
     folder, _, last = request.rpartition("/")
     return f"{folder}{'/' if folder else ''}{last[: MAX_SEGMENT_BYTES - 9]}~{fingerprint[:8]}"
 
 
 def row_id(batch: str, custom_id: str | None, line: int) -> str:
-    """A batch row's id: below its batch, by its own name or by its line number (from 1)."""
+    """A batch row's id: below its batch, with its own name or its line number (from 1)."""
     name = f"line-{line:06d}" if custom_id is None else custom_id
     return safe_id(f"{batch}/{safe_id(name.replace('/', '_'), name)}")
 
@@ -135,8 +134,8 @@ def claims_prefix(request: str) -> str:
 
 def parse_claim(key: str) -> tuple[str, int, bool] | None:
     """(id, epoch, whether it is the release marker) of a key under `claims/`, or None."""
-    found = _CLAIM.fullmatch(key)
-    return (found["id"], int(found["epoch"]), found["released"] is not None) if found else None
+    match = _CLAIM.fullmatch(key)
+    return (match["id"], int(match["epoch"]), match["released"] is not None) if match else None
 
 
 def worker_key(session: str) -> str:
@@ -162,5 +161,5 @@ def parse_result(key: str) -> str | None:
 
 
 def image_key(request: str, index: int, extension: str) -> str:
-    """Where image number `index` (from 0) of a request goes; extension such as "png"."""
+    """The key of image `index` (from 0) of a request; extension such as "png"."""
     return f"{RESULTS}{request}/{index}.{extension}"

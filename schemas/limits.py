@@ -1,4 +1,4 @@
-"""How much one request may ask for. Safe defaults; every number is a worker setting."""
+"""Limits on one request, with safe defaults; operators can change them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Limits:
     max_batch_bytes: int = 200 << 20  # one .jsonl file
     max_batch_rows: int = 50_000
     max_prompt_chars: int = 8_000
-    max_side: int = 2048  # pixels
+    max_side: int = 2048  # pixels of width and of height
     max_pixels: int = 4_194_304  # width x height of an image to draw
     max_input_pixels: int = 16_777_216  # width x height of a picture sent in, from its header
     max_steps: int = 150

@@ -1,9 +1,9 @@
-"""One event of one object, in the words of the store that sent it.
+"""Reads one event of one object, in the dialects of the object stores.
 
-AWS S3, MinIO, RustFS and Ceph share a shape, `eventName` and `s3.bucket.name` and `s3.object.key`,
-and differ in its spelling: with `s3:` before the name or not, in snake_case, with an encoded key or
-not. EventBridge has a shape of its own. Only the creation of an object is of interest; whatever
-else happened to it is `Ignored`, with a word to count it by.
+AWS S3, MinIO, RustFS and Ceph have the fields `eventName`, `s3.bucket.name` and `s3.object.key` in common.
+They differ in spelling: `s3:` before the name or not, snake_case, an encoded key or not. EventBridge has a
+format of its own. Only the creation of an object matters; every other event is `Ignored`, with a reason to
+count it by.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from urllib.parse import unquote, unquote_plus
 
 MAX_KEY_BYTES = 1024  # of UTF-8, as S3 allows
-#: An encoded key is ASCII without blanks, and has two hex digits behind each "%".
+#: An encoded key is ASCII without blanks, with two hex digits after each "%".
 _ENCODED = re.compile(r"(?:[!-$&-~]|%[0-9A-Fa-f]{2})*")
-#: MinIO and RustFS file these under ObjectCreated; the object was there before.
+#: MinIO and RustFS report these as ObjectCreated, but the object existed before.
 _NOT_NEW = {
     "puttagging": "tagging",
     "deletetagging": "tagging",
     "putretention": "lock",
     "putlegalhold": "lock",
 }
-#: By how an event's name begins, without colons, blanks and capitals.
+#: By the beginning of an event's name, without colons, blanks and capitals.
 _IGNORED = {
     "objectremoved": "removed",
     "objectdeleted": "removed",
@@ -41,23 +41,23 @@ class Created:
     """An object was created, or written again."""
 
     bucket: str
-    keys: tuple[str, ...]  # readings of its key, the likeliest first; never empty, none twice
+    keys: tuple[str, ...]  # its possible keys, the likeliest first; not empty, none twice
     sequencer: str = ""  # raw; orders the events of one key only
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """Recognised, and of no interest."""
+    """Recognised, but it asks for nothing."""
 
-    reason: str  # a word to count by, such as "test_event", "removed", "confirmation"
+    reason: str  # to count by, such as "test_event", "removed", "confirmation"
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Not understood: it must not be lost silently."""
+    """Not understood; it must not be lost silently."""
 
-    reason: str  # a sentence for the log; never quotes the message's values
+    reason: str  # for the log; it never quotes the message's values
 
 
 def read_record(record: dict[str, Any], around: dict[str, Any]) -> Created | Ignored | Unknown:
@@ -82,7 +82,7 @@ def read_record(record: dict[str, Any], around: dict[str, Any]) -> Created | Ign
 
 
 def read_short(message: dict[str, Any]) -> Created | Ignored | Unknown:
-    """Read MinIO's two words about an event: `EventName`, and `Key`, "bucket/key" as it is."""
+    """Read MinIO's short form: `EventName`, and `Key`, which is "bucket/key", not encoded."""
     name, path = _first(message, "EventName", "event_name"), _first(message, "Key", "key")
     if not isinstance(name, str) or not isinstance(path, str):
         return Unknown("an event whose EventName or Key is not a text")
@@ -93,7 +93,7 @@ def read_short(message: dict[str, Any]) -> Created | Ignored | Unknown:
 
 
 def read_eventbridge(event: dict[str, Any]) -> Created | Ignored | Unknown:
-    """Read Amazon EventBridge's envelope. Its keys are not encoded, as far as anybody found."""
+    """Read Amazon EventBridge's envelope. Its keys are not encoded, as far as is known."""
     if event.get("source") != "aws.s3":
         return Unknown("an EventBridge event whose source is not aws.s3")
     name, detail = event["detail-type"], event.get("detail")
@@ -108,13 +108,13 @@ def read_eventbridge(event: dict[str, Any]) -> Created | Ignored | Unknown:
 
 
 def readings(key: str, *, encoded: bool) -> tuple[str, ...]:
-    """What a written key may mean, the likeliest first; () when no object can have such a key.
+    """The keys that a text may stand for, the likeliest first; () when no object can have such a key.
 
     Args:
-        encoded: whether this kind of event should have its keys encoded as a form. A text that no
-            encoder writes (a blank, a letter beyond ASCII, a lone "%") is read as it is all the same.
+        encoded: whether this kind of event should encode its keys as in a form. A text that no encoder
+            writes (with a blank, a character beyond ASCII or a lone "%") is taken as it is first.
     """
-    if len(key) > 3 * MAX_KEY_BYTES:  # with every byte encoded it would be shorter
+    if len(key) > 3 * MAX_KEY_BYTES:  # longer than the longest key with every byte encoded
         return ()
     as_form, as_path = _decoded(unquote_plus, key), _decoded(unquote, key)
     by_likelihood = (
@@ -124,7 +124,7 @@ def readings(key: str, *, encoded: bool) -> tuple[str, ...]:
 
 
 def shown(text: object) -> str:
-    """A name out of a message, fit for a log: short, printable, "" when it is no text."""
+    """A name from a message, fit for a log: short and printable; "" when it is not a string."""
     return "".join(c if c.isprintable() else "?" for c in text[:80]) if isinstance(text, str) else ""
 
 
@@ -154,7 +154,7 @@ def _ignored(name: str) -> Ignored | None:
 
 
 def _from_ceph(record: dict[str, Any]) -> bool:
-    """By its name, or by two fields that only its records have, under whatever name."""
+    """Whether Ceph sent it: by its name, or by two fields that only Ceph's records have."""
     source = _first(record, "eventSource", "event_source")
     return source == "ceph:s3" or ("opaqueData" in record and "eventId" in record)
 
@@ -173,5 +173,5 @@ def _decoded(how: Any, key: str) -> str | None:
 def _can_be(key: str) -> bool:
     try:
         return len(key.encode()) <= MAX_KEY_BYTES
-    except UnicodeEncodeError:  # half a surrogate pair
+    except UnicodeEncodeError:  # an unpaired surrogate
         return False

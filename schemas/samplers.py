@@ -1,6 +1,6 @@
-"""Samplers by name: diffusers' class names, and the names that the community knows them by.
+"""Samplers by name: diffusers' class names and the names that the community uses.
 
-A table and no code of diffusers: a request is checked against it before any model is loaded, and a server
+This is a table without any code of diffusers: a request is checked against it before any model is loaded, and a server
 without torch tells its callers what there is. `consumer.engine.pipelines` builds them.
 """
 
