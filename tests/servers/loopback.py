@@ -6,7 +6,10 @@ import asyncio
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from aiohttp import web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,3 +45,26 @@ def serving(server: Callable[[], AbstractAsyncContextManager[str]], name: str) -
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(timeout=120)
+
+
+@dataclass
+class Doors:
+    """Where a server listens; used from other threads than its own."""
+
+    runner: web.AppRunner
+    loop: asyncio.AbstractEventLoop
+    port: int
+    site: web.TCPSite | None = None
+
+    def move(self, how: str) -> None:
+        work = self.open() if how == "open" else self.close()
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=120)
+
+    async def open(self) -> None:
+        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port)
+        await self.site.start()
+        self.port = self.runner.addresses[0][1]
+
+    async def close(self) -> None:
+        assert self.site is not None
+        await self.site.stop()

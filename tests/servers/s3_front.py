@@ -16,11 +16,10 @@ import time
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from hashlib import md5
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, quote, unquote
+from urllib.parse import parse_qs, unquote
 from xml.sax.saxutils import escape
 
 from aiohttp import web
@@ -28,6 +27,8 @@ from aiohttp import web
 from infra.stores.directory.store import DirectoryStore
 from infra.stores.memory import MemoryStore
 from schemas.errors import NotFound
+from tests.servers import s3_answers as answers
+from tests.servers.loopback import Doors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,42 +102,42 @@ class S3Front:
         path = unquote(request.rel_url.raw_path.lstrip("/"))
         bucket, _, key = path.partition("/")
         if self._is_away:
-            return _cut(request)
+            return answers.cut(request)
         self.requests.append((request.method, path))
         if bucket not in self.buckets:
-            return _error(404, "NoSuchBucket")
+            return answers.error(404, "NoSuchBucket")
         try:
             body = await request.read()
         except ConnectionError:  # it broke off: nothing is done
-            return _cut(request)
+            return answers.cut(request)
         fault = self._fault(request.method, key)
         match fault.kind if fault else "":
             case "slow_down":
-                return _error(503, "SlowDown")
+                return answers.error(503, "SlowDown")
             case "conflict":
-                return _error(409, "ConditionalRequestConflict")
+                return answers.error(409, "ConditionalRequestConflict")
             case "broken":
-                return _error(500, "InternalError")
+                return answers.error(500, "InternalError")
             case "denied":
-                return _error(403, "AccessDenied")
+                return answers.error(403, "AccessDenied")
             case "cut":
-                return _cut(request)
-            case "unsupported" if _conditions(request):
-                return _error(501, "NotImplemented")
+                return answers.cut(request)
+            case "unsupported" if answers.conditions(request):
+                return answers.error(501, "NotImplemented")
             case "late":
                 self._do_later(request, bucket, key, body, fault)
-                return _cut(request)
+                return answers.cut(request)
             case "delay":
                 assert fault is not None
                 await asyncio.sleep(fault.seconds)
         answer = await self._answer(request, bucket, key, body, fault)
         match fault.kind if fault else "":
             case "broken_after":
-                return _error(500, "InternalError")
+                return answers.error(500, "InternalError")
             case "cut_after":
-                return _cut(request)
+                return answers.cut(request)
             case "half":
-                return await _half(request, answer)
+                return await answers.half(request, answer)
         return answer
 
     def _fault(self, method: str, key: str) -> Fault | None:
@@ -177,7 +178,7 @@ class S3Front:
                 return await self._head(full)
             case "DELETE":
                 return await self._delete(request, full, fault.kind if fault else "")
-        return _error(405, "MethodNotAllowed")
+        return answers.error(405, "MethodNotAllowed")
 
     async def _put(self, request: web.Request, full: str, body: bytes, fault: str) -> web.Response:
         metadata = {
@@ -189,13 +190,13 @@ class S3Front:
         conditional = request.headers.get("If-None-Match") == "*" and fault != "ignore_condition"
         if conditional and fault != "check_then_act":
             if not await self.store.create(full, body, metadata=metadata):
-                return _error(412, "PreconditionFailed")
+                return answers.error(412, "PreconditionFailed")
             return web.Response(headers={"ETag": f'"{tag}"'})
         if conditional:
             taken = await self.store.head(full)
             await asyncio.sleep(0.02)
             if taken is not None:
-                return _error(412, "PreconditionFailed")
+                return answers.error(412, "PreconditionFailed")
         # A plain PUT in our stores keeps no metadata, so it is a delete and a create here.
         while not await self.store.create(full, body, metadata=metadata):
             await self.store.delete(full)
@@ -205,14 +206,16 @@ class S3Front:
         try:
             found = await self.store.get(full)
         except NotFound:
-            return _error(404, "NoSuchKey")
-        return web.Response(body=found.body, headers=_headers(found.info.metadata, found.info.modified))
+            return answers.error(404, "NoSuchKey")
+        return web.Response(
+            body=found.body, headers=answers.headers(found.info.metadata, found.info.modified)
+        )
 
     async def _head(self, full: str) -> web.Response:
         info = await self.store.head(full)
         if info is None:
             return web.Response(status=404)
-        headers = {**_headers(info.metadata, info.modified), "Content-Length": str(info.size)}
+        headers = {**answers.headers(info.metadata, info.modified), "Content-Length": str(info.size)}
         return web.Response(headers=headers)
 
     async def _delete(self, request: web.Request, full: str, fault: str) -> web.Response:
@@ -220,9 +223,9 @@ class S3Front:
         if wanted and fault != "ignore_condition":
             info = await self.store.head(full)
             if info is None:
-                return _error(404, "NoSuchKey")
+                return answers.error(404, "NoSuchKey")
             if wanted.strip('"') != info.metadata["content-md5"]:
-                return _error(412, "PreconditionFailed")
+                return answers.error(412, "PreconditionFailed")
         await self.store.delete(full)
         return web.Response(status=204)
 
@@ -237,87 +240,22 @@ class S3Front:
                 more = True
                 break
             found.append(info)
-        entries, last = [_entry(key, 0, "d41d8cd98f00b204e9800998ecf8427e", 0.0) for key in self.markers], ""
+        entries, last = (
+            [answers.entry(key, 0, "d41d8cd98f00b204e9800998ecf8427e", 0.0) for key in self.markers],
+            "",
+        )
         for info in found:
             whole = await self.store.head(info.key)
             last = info.key.removeprefix(f"{bucket}/")
             if whole is None:
                 continue
-            entries.append(_entry(last, info.size, whole.metadata["content-md5"], info.modified))
+            entries.append(answers.entry(last, info.size, whole.metadata["content-md5"], info.modified))
         token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
-        return _xml(
+        return answers.xml(
             f"<ListBucketResult><Name>{bucket}</Name><EncodingType>url</EncodingType>"
             f"<KeyCount>{len(entries)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
             f"{''.join(entries)}</ListBucketResult>"
         )
-
-
-def _entry(key: str, size: int, tag: str, modified: float) -> str:
-    return (
-        f"<Contents><Key>{escape(quote(key))}</Key><Size>{size}</Size><ETag>&quot;{tag}&quot;</ETag>"
-        f"<LastModified>{_iso(modified)}</LastModified></Contents>"
-    )
-
-
-def _conditions(request: web.Request) -> bool:
-    return "If-None-Match" in request.headers or "If-Match" in request.headers
-
-
-def _headers(metadata: object, modified: float) -> dict[str, str]:
-    assert isinstance(metadata, dict)
-    own = {f"x-amz-meta-{name}": value for name, value in metadata.items() if name != "content-md5"}
-    date = datetime.fromtimestamp(modified, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
-    return {**own, "ETag": f'"{metadata["content-md5"]}"', "Last-Modified": date}
-
-
-def _iso(modified: float) -> str:
-    return datetime.fromtimestamp(modified, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-
-
-def _xml(text: str, status: int = 200) -> web.Response:
-    document = f'<?xml version="1.0" encoding="UTF-8"?>{text}'
-    return web.Response(text=document, status=status, content_type="application/xml")
-
-
-def _error(status: int, code: str) -> web.Response:
-    return _xml(f"<Error><Code>{code}</Code><Message>on demand</Message></Error>", status)
-
-
-def _cut(request: web.Request) -> web.Response:
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()
-
-
-async def _half(request: web.Request, answer: web.Response) -> web.StreamResponse:
-    body = answer.body if isinstance(answer.body, bytes) else b""
-    part = web.StreamResponse(headers={**answer.headers, "Content-Length": str(len(body))})
-    await part.prepare(request)
-    await part.write(body[: len(body) // 2])
-    return _cut(request)
-
-
-@dataclass
-class Doors:
-    """Where a server listens; used from other threads than its own."""
-
-    runner: web.AppRunner
-    loop: asyncio.AbstractEventLoop
-    port: int
-    site: web.TCPSite | None = None
-
-    def move(self, how: str) -> None:
-        work = self.open() if how == "open" else self.close()
-        asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=120)
-
-    async def open(self) -> None:
-        self.site = web.TCPSite(self.runner, "127.0.0.1", self.port)
-        await self.site.start()
-        self.port = self.runner.addresses[0][1]
-
-    async def close(self) -> None:
-        assert self.site is not None
-        await self.site.stop()
 
 
 @contextmanager

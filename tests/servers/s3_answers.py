@@ -1,0 +1,54 @@
+"""The bytes of an S3 server's answers: XML documents, headers, and answers that break off."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+from aiohttp import web
+
+
+def entry(key: str, size: int, tag: str, modified: float) -> str:
+    return (
+        f"<Contents><Key>{escape(quote(key))}</Key><Size>{size}</Size><ETag>&quot;{tag}&quot;</ETag>"
+        f"<LastModified>{iso(modified)}</LastModified></Contents>"
+    )
+
+
+def conditions(request: web.Request) -> bool:
+    return "If-None-Match" in request.headers or "If-Match" in request.headers
+
+
+def headers(metadata: object, modified: float) -> dict[str, str]:
+    assert isinstance(metadata, dict)
+    own = {f"x-amz-meta-{name}": value for name, value in metadata.items() if name != "content-md5"}
+    date = datetime.fromtimestamp(modified, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    return {**own, "ETag": f'"{metadata["content-md5"]}"', "Last-Modified": date}
+
+
+def iso(modified: float) -> str:
+    return datetime.fromtimestamp(modified, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def xml(text: str, status: int = 200) -> web.Response:
+    document = f'<?xml version="1.0" encoding="UTF-8"?>{text}'
+    return web.Response(text=document, status=status, content_type="application/xml")
+
+
+def error(status: int, code: str) -> web.Response:
+    return xml(f"<Error><Code>{code}</Code><Message>on demand</Message></Error>", status)
+
+
+def cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+async def half(request: web.Request, answer: web.Response) -> web.StreamResponse:
+    body = answer.body if isinstance(answer.body, bytes) else b""
+    part = web.StreamResponse(headers={**answer.headers, "Content-Length": str(len(body))})
+    await part.prepare(request)
+    await part.write(body[: len(body) // 2])
+    return cut(request)
