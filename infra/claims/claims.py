@@ -1,8 +1,7 @@
 """The bucket protocol: how many workers share one bucket, crash, and lose nothing.
 
-It needs one primitive, create-if-absent. Which worker has a request may be in doubt for a while: a
-lease saves work, no more. The outcome of a request is never in doubt: every outcome is a create, and
-exactly one writer wins it. docs/design.md has the steps, the crash table and the proof.
+It needs one primitive, create-if-absent. Which worker has a request may be in doubt for a while: a lease
+only saves work. The outcome never is: it is a create, which exactly one writer wins. See docs/design.md.
 
 Taking a request:
     B4  create claims/<id>/000001, which carries the request
@@ -62,9 +61,8 @@ class Claims:
             session: an id that no other start of any worker ever had.
             clock: monotonic seconds.
             stamp: the date and time for people, ISO 8601; the protocol does not read it.
-            may_forget: asked before the claims of an ended request are deleted. While it returns
-                False they stay, and each sweep asks again. So a worker that dies before it has
-                announced a result leaves a trace, and another worker announces it.
+            may_forget: asked before the claims of an ended request are deleted. While it returns False they
+                stay, and each sweep asks again: another worker announces what a dead one did not.
         """
         self.session = session
         self.timing = timing
@@ -302,10 +300,9 @@ class Claims:
     async def sweep(
         self, limit: int | None = None, wanted: Callable[[Claim], Awaitable[bool]] | None = None
     ) -> list[Held]:
-        """S1 to S4: tidy what has ended; take over at most `limit` requests of dead workers or released.
+        """S1 to S4: tidy what has ended; take over at most `limit` requests that are released or a dead worker's.
 
-        Args:
-            wanted: asked before a takeover; a claim that it does not want stays for other workers.
+        A claim that is not `wanted` stays for other workers.
         """
         return await self._sweep(limit, wanted)
 
