@@ -77,6 +77,8 @@ def new_session() -> AioSession:
     """A session with the current environment; the SDK's large tables are read once per process."""
     session = AioSession()
     session.register_component("data_loader", _tables(session.get_config_variable("data_path")))
+    if region := os.environ.get("AWS_REGION"):  # every other SDK reads it, and botocore does not
+        session.set_config_variable("region", region)
     return session
 
 
@@ -96,6 +98,16 @@ async def credentials() -> str | None:
 
 def region_of(session: AioSession) -> str:
     return str(session.get_config_variable("region") or DEFAULT_REGION)
+
+
+def region_source(session: AioSession) -> str:
+    """What set the region of `region_of`: a variable, a profile, or nothing."""
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if os.environ.get(name):
+            return name
+    if session.get_config_variable("region"):
+        return f"the profile {session.profile or 'default'}"
+    return "the default, because neither AWS_REGION nor a profile sets one"
 
 
 def is_on_aws(session: AioSession) -> bool:
