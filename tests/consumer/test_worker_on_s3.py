@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_plus
 
 import boto3
 import pytest
@@ -118,3 +120,58 @@ def _outage(front: S3Front, kind: str) -> AbstractContextManager[object]:
     stack = ExitStack()
     stack.callback(front.faults.remove, fault)
     return stack
+
+
+#: Legal in S3, and not valid in a directory: slips in joining paths, control characters, dots, a long name.
+ODD_KEYS = [
+    "requests//a.json",
+    "requests/b//c.json",
+    "requests/./d.json",
+    "requests/e/../f.json",
+    "requests/../g.json",
+    "requests/h\ni.json",
+    "requests/j\x01k.json",
+    "requests/express//l.json",
+    f"requests/{'m' * 1010}.json",
+    "requests//rows.jsonl",
+]
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_request_under_any_key_that_s3_allows_is_answered(
+    bucket: Any, s3_front: S3Front, moto_url: str, monkeypatch: pytest.MonkeyPatch, announced: bool
+):
+    """By listing and by event alike: one result under a safe id, and the object and its message go."""
+    from schemas.layout import request_id
+
+    for check in ("check_key", "check_prefix"):  # the server's own store takes any
+        monkeypatch.setattr(f"infra.stores.memory.{check}", lambda text: None)
+    options: list[str] = []
+    if announced:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", moto_url)
+        sqs = boto3.client("sqs", endpoint_url=moto_url, region_name="us-east-1")
+        queue = sqs.create_queue(QueueName=secrets.token_hex(6))["QueueUrl"]
+        options = ["--queue", queue, "--reconcile", "600"]
+    with worker("s3://bucket", *options):
+        for key in ODD_KEYS:
+            bucket.put_object(Key=key, Body=b'{"prompt": "a cat", "steps": 1}')
+            if announced:
+                event = {"bucket": {"name": "bucket"}, "object": {"key": quote_plus(key)}}
+                record = {"eventVersion": "2.5", "eventName": "ObjectCreated:Put", "s3": event}
+                sqs.send_message(QueueUrl=queue, MessageBody=json.dumps({"Records": [record]}))
+        for key in ODD_KEYS:
+            assert _result(bucket, f"results/{request_id(key)}/result.json")["status"] == "succeeded", key
+    assert [o.key for o in bucket.objects.filter(Prefix="requests/")] == []
+
+
+def test_a_file_that_no_worker_takes_is_named_once(bucket: Any):
+    """A name that is only an extension is a slip, too; the log names it, and it stays."""
+    with worker("s3://bucket") as process:
+        bucket.put_object(Key="requests/.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        bucket.put_object(Key="requests/cat.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        _result(bucket, "results/cat/result.json")
+        process.terminate()
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert log.count("key=requests/.json") == 1
+    assert [o.key for o in bucket.objects.filter(Prefix="requests/")] == ["requests/.json"]

@@ -372,3 +372,77 @@ def test_what_names_no_usable_bucket_is_refused(url: str):
     """The message says what to write instead."""
     with pytest.raises(Unsupported, match=r"write s3://bucket|use a general purpose bucket"):
         open_store(url)
+
+
+async def test_a_key_with_dots_that_the_server_resolves_is_never_mistaken_for_another(
+    bucket: S3Store, s3_front: S3Front, monkeypatch: pytest.MonkeyPatch
+):
+    """A server or a proxy that resolves dots answers with another object; that one is not taken."""
+    for check in ("check_key", "check_prefix"):  # the server's own store takes any
+        monkeypatch.setattr(f"infra.stores.memory.{check}", lambda text: None)
+    key = "requests/../uploads/secret.json"
+    await bucket.put("uploads/secret.json", b"secret")
+    await s3_front.store.create(f"bucket/{key}", b"dropped", metadata={"content-md5": "0" * 32})
+    answer = s3_front._get
+
+    async def resolving(full: str) -> object:
+        return await answer(full.replace("requests/../", ""))
+
+    monkeypatch.setattr(s3_front, "_get", resolving)
+    [listed] = [info async for info in bucket.list("requests/")]
+    with pytest.raises(StoreUnavailable, match="names another object"):
+        await bucket.get(listed.key)
+
+
+def test_a_prefix_behind_which_our_keys_do_not_fit_is_refused():
+    """A result's key may have hundreds of bytes."""
+    with pytest.raises(Unsupported, match="shorten it"):
+        S3Store(f"s3://bucket/{'p' * 600}")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "text", "advice", "wrong"),
+    [
+        (
+            403,
+            "InvalidObjectState",
+            "not valid for the object's storage class",
+            "is archived",
+            "s3:GetObject",
+        ),
+        (400, "KMS.DisabledException", "arn:aws:kms:1:key/x is disabled", "KMS key.*disabled", "again later"),
+        (400, "KMS.KMSInvalidStateException", "pending deletion", "KMS key.*deleted", "again later"),
+        (403, "KMS.AccessDeniedException", "", "give it kms:Decrypt", "s3:GetObject"),
+        (
+            403,
+            "AccessDenied",
+            "not authorized to perform: kms:Decrypt",
+            "give it kms:Decrypt",
+            "s3:GetObject",
+        ),
+        (400, "InvalidRequest", "stored using a form of Server Side Encryption", "SSE-C", "again later"),
+        (403, "AccessDenied", "Access Denied", "this object alone is denied", "again later"),
+        (403, "NewCode", "", "refuses it with 403 NewCode", "s3:GetObject"),
+        (405, "MethodNotAllowed", "", "refuses it with 405", "again later"),
+        (500, "InternalError", "", "again later", "s3:GetObject"),
+    ],
+)
+async def test_an_error_that_stays_has_the_stores_code_and_advice_that_fits(
+    bucket: S3Store, s3_front: S3Front, status: int, code: str, text: str, advice: str, wrong: str
+):
+    """The store's own words are searched and not repeated: they may hold what is nobody's business."""
+    await bucket.put("requests/a.json", b"{}")
+    s3_front.faults.append(Fault("refused", method="GET", status=status, code=code, text=text))
+    with pytest.raises(StoreUnavailable, match=advice) as caught:
+        await bucket.get("requests/a.json")
+    assert code in str(caught.value)
+    assert wrong not in str(caught.value)
+    assert "arn:aws" not in str(caught.value)
+
+
+async def test_a_bare_refusal_of_a_look_names_what_it_may_be(bucket: S3Store, s3_front: S3Front):
+    """HEAD has no body: 403 may be this object only, 400 is how a customer's key (SSE-C) shows."""
+    for status, advice in ((403, "this object alone is denied"), (400, "SSE-C")):
+        s3_front.faults[:] = [Fault("refused", method="HEAD", status=status)]
+        with pytest.raises(StoreUnavailable, match=advice):
+            await bucket.head("requests/a.json")

@@ -98,3 +98,16 @@ async def test_a_store_that_lets_nothing_be_listed_is_a_finding(monkeypatch: pyt
     assert found["workers"].status == "fail"
     assert "AccessDenied" in found["workers"].found or "denied" in found["workers"].found
     assert "clock" in found
+
+
+@pytest.mark.anyio
+async def test_files_that_no_worker_takes_are_named():
+    """A name that is only an extension, or has another one; requests are not named."""
+    store = MemoryStore()
+    await store.create("requests/cat.json", b"{}")
+    assert await doctor.inbox(store) is None
+    await store.create("requests/.json", b"{}")
+    await store.create("requests/cat.txt", b"{}")
+    found = await doctor.inbox(store)
+    assert found is not None
+    assert (found.status, "'requests/.json', 'requests/cat.txt'" in found.found) == ("warn", True)

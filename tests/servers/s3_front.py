@@ -44,6 +44,7 @@ KINDS = {
     "late": "the connection closes, and it is done `seconds` later",
     "delay": "it is done after `seconds`",
     "denied": "403 AccessDenied",
+    "refused": "`status`, `code` and `text`, nothing done",
     "unsupported": "501 NotImplemented when the request has a condition",
     "ignore_condition": "conditions are ignored",
     "check_then_act": "creates look first and write later, so that two may win",
@@ -60,6 +61,9 @@ class Fault:
     prefix: str = ""
     times: int = 1 << 30
     seconds: float = 0.0
+    status: int = 400
+    code: str = ""
+    text: str = "on demand"
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS, f"{self.kind} is none of {sorted(KINDS)}"
@@ -94,7 +98,7 @@ class S3Front:
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", self._serve)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._serve)
         return app
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
@@ -119,6 +123,9 @@ class S3Front:
                 return _error(500, "InternalError")
             case "denied":
                 return _error(403, "AccessDenied")
+            case "refused":
+                assert fault is not None
+                return _error(fault.status, fault.code, fault.text)
             case "cut":
                 return _cut(request)
             case "unsupported" if _conditions(request):
@@ -279,8 +286,8 @@ def _xml(text: str, status: int = 200) -> web.Response:
     return web.Response(text=document, status=status, content_type="application/xml")
 
 
-def _error(status: int, code: str) -> web.Response:
-    return _xml(f"<Error><Code>{code}</Code><Message>on demand</Message></Error>", status)
+def _error(status: int, code: str, text: str = "on demand") -> web.Response:
+    return _xml(f"<Error><Code>{code}</Code><Message>{escape(text)}</Message></Error>", status)
 
 
 def _cut(request: web.Request) -> web.Response:
