@@ -21,6 +21,7 @@ class MemoryStore:
 
     shows_partial_files = False
     is_remote = False
+    denied_for = 0.0
 
     def __init__(self, *, clock: Callable[[], float] = lambda: 0.0, url: str = "memory://") -> None:
         self.url = url

@@ -14,8 +14,7 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-from botocore.exceptions import ConnectionError as NotConnected
+from botocore.exceptions import ClientError
 
 from infra.aws import (
     FOREIGN,
@@ -29,6 +28,7 @@ from infra.aws import (
     status_of,
 )
 from infra.backoff import backoff
+from infra.credentials import Access
 from infra.stores.keys import (
     MAX_KEY_BYTES,
     BucketKey,
@@ -47,7 +47,7 @@ from infra.stores.s3_answers import (
     is_surely_unwritten,
     listed_info,
 )
-from infra.stores.s3_errors import translated
+from infra.stores.s3_errors import is_final, translated, unsupported
 from infra.stores.s3_location import S3Location
 from infra.stores.store import Info, InvalidKey, Stored
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
@@ -95,7 +95,8 @@ class S3Store:
         self._patience = patience  # seconds for which a create is tried
         self._read_timeout = read_timeout  # seconds without a byte
         self._rng = rng or random.Random()
-        self._session = cache(new_session)  # both clients share it, and with it the credentials
+        self._access = Access()
+        self._session = cache(lambda: new_session(self._access))  # both clients share the credentials
         self._client = LazyClient(lambda: self._new_client(tries=4))
         self._once = LazyClient(
             lambda: self._new_client(tries=1)
@@ -113,6 +114,10 @@ class S3Store:
                 reason = self._translated(error, "open the store")  # before closing: it names the endpoint
                 await self.close()  # here, because `async with` closes only what was opened
                 raise reason from error
+
+    @property
+    def denied_for(self) -> float:
+        return self._access.denied_for
 
     async def close(self) -> None:
         await self._once.close()
@@ -265,18 +270,9 @@ class S3Store:
 
     def _raise_if_final(self, error: Exception, key: str) -> None:
         """Raise at once if another try would fail in the same way."""
-        status, code = status_of(error), code_of(error)
-        if status == 501 or (
-            status == 400 and code in ("NotImplemented", "InvalidArgument", "InvalidRequest")
-        ):
-            raise Unsupported(
-                f"{self.url} refused a conditional write (If-None-Match: *) with {code or status}: "
-                "without them two workers could take one request. Use a store with conditional writes "
-                "(AWS S3, Ceph, MinIO, R2, ...), or a directory"
-            ) from error
-        if status == 403 or code in ("NoSuchBucket", "ExpiredToken", "InvalidToken"):
-            raise self._translated(error, f"create {key!r}") from error
-        if isinstance(error, BotoCoreError) and not isinstance(error, (HTTPClientError, NotConnected)):
+        if why := unsupported(error, self.url):
+            raise Unsupported(why) from error
+        if is_final(error):
             raise self._translated(error, f"create {key!r}") from error
 
     async def _listed(self, key: str) -> Info | None:

@@ -98,3 +98,23 @@ def _advice(code: str, status: int, message: str, of_object: bool) -> str:
     if code in ("AccessDenied", "403", "Forbidden", ""):
         return _DENIED + (_DENIED_OBJECT if of_object else "") if status == 403 else ""
     return _BY_CODE.get(code, "")
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a write was not done, and another try would fail in the same way."""
+    if status_of(error) == 403 or code_of(error) in ("NoSuchBucket", "ExpiredToken", "InvalidToken"):
+        return True
+    lost = (boto.HTTPClientError, boto.ConnectionError)  # the answer, perhaps
+    return isinstance(error, boto.BotoCoreError) and not isinstance(error, lost)
+
+
+def unsupported(error: Exception, url: str) -> str:
+    """Why a store that gave this answer to a create cannot be used; "" when it can."""
+    status, code = status_of(error), code_of(error)
+    if status == 501 or (status == 400 and code in ("NotImplemented", "InvalidArgument", "InvalidRequest")):
+        return (
+            f"{url} refused a conditional write (If-None-Match: *) with {code or status}: "
+            "without them two workers could take one request. Use a store with conditional writes "
+            "(AWS S3, Ceph, MinIO, R2, ...), or a directory"
+        )
+    return ""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.servers.s3_front import S3Front
+
+NEW_KEY = {"aws_access_key_id": "new", "aws_secret_access_key": "secret"}
 
 
 @pytest.fixture
@@ -175,3 +178,46 @@ def test_a_file_that_no_worker_takes_is_named_once(bucket: Any):
         log = process.stderr.read()
     assert log.count("key=requests/.json") == 1
     assert [o.key for o in bucket.objects.filter(Prefix="requests/")] == ["requests/.json"]
+
+
+def _credentials(path: Path, key: str) -> None:
+    path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n")
+
+
+@pytest.fixture
+def shared_file(s3_front: S3Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shared credentials file, and a server that takes the key "good" only once told so."""
+    path = tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    _credentials(path, "old")
+    return path
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "AccessDenied"])
+def test_credentials_that_change_are_used_without_a_restart(s3_front: S3Front, shared_file: Path, code: str):
+    """The server refuses the old key from some moment on; the file then has a new one."""
+    bucket = boto3.resource("s3", endpoint_url=s3_front.url, region_name="us-east-1", **NEW_KEY).Bucket(
+        "bucket"
+    )
+    with worker("s3://bucket") as process:
+        bucket.put_object(Key="requests/first.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        _result(bucket, "results/first/result.json")
+        s3_front.refused_keys["old"] = (400 if code == "ExpiredToken" else 403, code)
+        time.sleep(3)
+        bucket.put_object(Key="requests/second.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        _credentials(shared_file, NEW_KEY["aws_access_key_id"])
+        assert _result(bucket, "results/second/result.json")["status"] == "succeeded"
+        assert process.poll() is None
+
+
+def test_a_worker_that_stays_denied_exits_for_its_supervisor(s3_front: S3Front, shared_file: Path):
+    """With its own exit status, after the time that is set, and it says why."""
+    with worker("s3://bucket", "--denied-patience", "3", "--grace", "1") as process:
+        assert process.stderr is not None
+        while "ready" not in process.stderr.readline():
+            assert process.poll() is None
+        s3_front.refused_keys["old"] = (403, "InvalidAccessKeyId")
+        assert process.wait(60) == 4
+        assert "denied every call for too long" in process.stderr.read()

@@ -78,6 +78,7 @@ class S3Front:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)  # (method, bucket/key), as they came
     markers: list[str] = field(default_factory=list)  # "folders" (keys ending in "/") that listings show
+    refused_keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # access key to (status, code)
     page: int = 1000  # keys of a listing's page, at most
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
@@ -113,6 +114,9 @@ class S3Front:
             body = await request.read()
         except ConnectionError:  # it broke off: nothing is done
             return _cut(request)
+        for access_key, (status, code) in self.refused_keys.items():
+            if f"Credential={access_key}/" in request.headers.get("Authorization", ""):
+                return _error(status, code)
         fault = self._fault(request.method, key)
         match fault.kind if fault else "":
             case "slow_down":

@@ -44,6 +44,7 @@ class DirectoryStore:
 
     shows_partial_files = True
     is_remote = False
+    denied_for = 0.0
 
     def __init__(self, root: Path, *, fsync: bool = True) -> None:
         self.root = root.absolute()
