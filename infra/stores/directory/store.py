@@ -1,8 +1,8 @@
 """A store in a directory, for many processes at once, with the guarantees of a bucket.
 
 A file is written whole under another name in `.staging/`, and then gets its key by `link(2)`, which fails
-when the key is taken, or by `rename(2)`, which replaces. Both are atomic: nobody ever sees half a file,
-and of many creators exactly one wins.
+when the key is taken (see `naming` for file systems without), or by `rename(2)`, which replaces. Both are
+atomic: nobody ever sees half a file, and of many creators exactly one wins.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from infra.stores.directory import safe_paths
+from infra.stores.directory import naming, safe_paths
 from infra.stores.directory.errors import translated
 from infra.stores.directory.metadata import Sidecars, staging_name
 from infra.stores.directory.safe_paths import ABSENT, STAGING
@@ -49,6 +49,7 @@ class DirectoryStore:
     def __init__(self, root: Path, *, fsync: bool = True) -> None:
         self.root = root.absolute()
         self.url = self.root.as_uri()
+        self._has_links = True  # until `open` has looked
         self._fsync = fsync  # without it a power failure can lose or empty the last writes
         self._sidecars = Sidecars(self.root, fsync=fsync)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory-store")
@@ -114,6 +115,10 @@ class DirectoryStore:
 
     def _open(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
+        with safe_paths.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
+            self._has_links = naming.has_links(staging)
+            if not self._has_links:
+                safe_paths.without_links.add(os.fstat(staging).st_dev)
         self._sidecars.sweep(time.time())
 
     def _get(self, key: str, max_bytes: int | None) -> Stored:
@@ -183,9 +188,14 @@ class DirectoryStore:
         for attempt in range(safe_paths.PATIENCE):
             with safe_paths.folder(self.root, names, make=True, fsync=self._fsync) as here:
                 try:
-                    os.link(staged, name, src_dir_fd=staging, dst_dir_fd=here, follow_symlinks=False)
+                    if self._has_links:
+                        os.link(staged, name, src_dir_fd=staging, dst_dir_fd=here, follow_symlinks=False)
+                    else:
+                        naming.rename_noreplace(staged, name, src_dir_fd=staging, dst_dir_fd=here)
                 except OSError as error:
-                    if os.fstat(fd).st_nlink < 2:  # else a network file system did it, then tried again
+                    if not self._is_named(
+                        fd, name, here
+                    ):  # else a network file system did it, then tried again
                         if error.errno == errno.EEXIST:
                             _is_taken(name, here, key)
                             return False
@@ -196,6 +206,14 @@ class DirectoryStore:
                     safe_paths.sync_folder(here)
                 return True
         raise AssertionError("unreachable")
+
+    def _is_named(self, fd: int, name: str, here: int) -> bool:
+        """Whether our file has got this key after all."""
+        ours = os.fstat(fd)
+        if self._has_links:
+            return ours.st_nlink >= 2
+        facts = safe_paths.look(name, here)
+        return facts is not None and os.path.samestat(facts, ours)
 
     def _put(self, key: str, body: bytes) -> None:
         *names, name = safe_paths.segments(key)
