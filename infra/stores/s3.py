@@ -41,22 +41,21 @@ from infra.stores.keys import (
 )
 from infra.stores.s3_answers import (
     NONCE,
-    content_type_field,
+    body_fields,
     info_of,
     is_folder,
     is_surely_unwritten,
     listed_info,
+    versions_of,
 )
 from infra.stores.s3_errors import is_final, translated, unsupported
-from infra.stores.s3_location import S3Location
-from infra.stores.store import Info, InvalidKey, Stored
+from infra.stores.s3_location import usable_location
+from infra.stores.store import Info, InvalidKey, Stored, Versions
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 from schemas.layout import REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-
-MAX_PREFIX_BYTES = 500  # so that our longest keys fit behind it
 
 
 class S3Store:
@@ -77,20 +76,8 @@ class S3Store:
         rng: random.Random | None = None,
         read_timeout: float = READ_TIMEOUT,
     ) -> None:
-        location = S3Location.of(url)
-        if location is None or not location.bucket:
-            raise Unsupported(f"{url!r} does not name a bucket: write s3://bucket or s3://bucket/prefix")
+        location = usable_location(url)
         self.bucket, self._prefix = location.bucket, location.prefix
-        if self.bucket.endswith("--x-s3"):
-            raise Unsupported(
-                f"{self.bucket} is an S3 directory bucket, which does not list in order; "
-                "use a general purpose bucket"
-            )
-        check_prefix(self._prefix)
-        if len(self._prefix.encode()) > MAX_PREFIX_BYTES:
-            raise Unsupported(
-                f"the prefix in {url[:60]!r}... is longer than {MAX_PREFIX_BYTES} bytes; shorten it"
-            )
         self.url = location.url
         self._patience = patience  # seconds for which a create is tried
         self._read_timeout = read_timeout  # seconds without a byte
@@ -118,6 +105,9 @@ class S3Store:
     @property
     def denied_for(self) -> float:
         return self._access.denied_for
+
+    async def versions(self) -> Versions:
+        return await versions_of(await self._connected(), self.bucket)
 
     async def close(self) -> None:
         await self._once.close()
@@ -171,12 +161,15 @@ class S3Store:
         check_metadata(metadata or {})
         client = await self._connected(self._once)
         nonce = secrets.token_hex(16)
-        fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **content_type_field(content_type)}
+        fields = {
+            "Metadata": {**(metadata or {}), NONCE: nonce},
+            **body_fields(body, content_type, on_aws=self._on_aws),
+        }
         give_up = time.monotonic() + self._patience
         waits = backoff(0.05, 2.5, self._rng)
         while True:
             try:
-                await client.put_object(Bucket=self.bucket, Key=full, Body=body, IfNoneMatch="*", **fields)
+                await client.put_object(Bucket=self.bucket, Key=full, IfNoneMatch="*", **fields)
                 return True
             except FOREIGN as error:
                 # First, errors that every further try would meet again: nothing was written.
@@ -197,9 +190,8 @@ class S3Store:
         full = self._full(key)
         client = await self._connected()
         try:
-            await client.put_object(
-                Bucket=self.bucket, Key=full, Body=body, **content_type_field(content_type)
-            )
+            fields = body_fields(body, content_type, on_aws=self._on_aws)
+            await client.put_object(Bucket=self.bucket, Key=full, **fields)
         except FOREIGN as error:
             raise self._translated(error, f"write {key!r}") from error
 

@@ -87,6 +87,8 @@ def _answered(error: boto.ClientError, bucket: str, endpoint: str, of_object: bo
 
 def _advice(code: str, status: int, message: str, of_object: bool) -> str:
     """What to do about an answer; "" when that is not known. The message is only searched, never repeated."""
+    if "Content-MD5" in message:
+        return "the bucket's object lock asks for a checksum: set AWS_REQUEST_CHECKSUM_CALCULATION=when_supported"
     if code.startswith("KMS."):
         return _KEY_DENIED if "AccessDenied" in code else _KEY_BROKEN
     if "kms:" in message and status == 403:
@@ -100,9 +102,20 @@ def _advice(code: str, status: int, message: str, of_object: bool) -> str:
     return _BY_CODE.get(code, "")
 
 
+def _needs_checksum(error: Exception) -> bool:
+    """Whether a bucket with object lock asks for a checksum that was not sent."""
+    return isinstance(error, boto.ClientError) and "Content-MD5" in str(
+        error.response.get("Error", {}).get("Message", "")
+    )
+
+
 def is_final(error: Exception) -> bool:
     """Whether a write was not done, and another try would fail in the same way."""
-    if status_of(error) == 403 or code_of(error) in ("NoSuchBucket", "ExpiredToken", "InvalidToken"):
+    if (
+        _needs_checksum(error)
+        or status_of(error) == 403
+        or code_of(error) in ("NoSuchBucket", "ExpiredToken", "InvalidToken")
+    ):
         return True
     lost = (boto.HTTPClientError, boto.ConnectionError)  # the answer, perhaps
     return isinstance(error, boto.BotoCoreError) and not isinstance(error, lost)
@@ -111,6 +124,8 @@ def is_final(error: Exception) -> bool:
 def unsupported(error: Exception, url: str) -> str:
     """Why a store that gave this answer to a create cannot be used; "" when it can."""
     status, code = status_of(error), code_of(error)
+    if _needs_checksum(error):
+        return ""
     if status == 501 or (status == 400 and code in ("NotImplemented", "InvalidArgument", "InvalidRequest")):
         return (
             f"{url} refused a conditional write (If-None-Match: *) with {code or status}: "

@@ -10,7 +10,7 @@ safety rests on `create` alone (see docs/design.md): it never overwrites what it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from schemas.errors import DreamError
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 _NO_METADATA: dict[str, str] = {}
+
+
+#: What becomes of an object's old versions: there are none, they are all kept, or a lifecycle rule ends them.
+Versions = Literal["none", "kept", "expire"]
 
 
 class InvalidKey(DreamError):

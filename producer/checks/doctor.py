@@ -52,7 +52,7 @@ async def examine(store_url: str, queues: Sequence[str], *, attempts: int = 3) -
             store = opened
             yield finding
         if store is not None:
-            for check in (promises, clock, space, inbox):
+            for check in (promises, clock, space, versions, inbox):
                 if (result := await _finding(check(store), check.__name__)) is not None:
                     yield result
             try:
@@ -141,6 +141,21 @@ async def space(store: Store) -> Finding | None:
     if usage.free < SPACE_NONE:
         return Finding("disk", "fail", why, "free some space; soon results cannot be written")
     return Finding("disk", "warn" if usage.free < SPACE_LITTLE else "pass", why)
+
+
+async def versions(store: Store) -> Finding | None:
+    """Whether a bucket keeps what is overwritten and deleted; None where there are no versions."""
+    look = getattr(store, "versions", None)  # what `open_store` made has it
+    kept = "none" if look is None else await look()
+    if kept == "none":
+        return None
+    if kept == "expire":
+        return Finding("versions", "pass", "the bucket is versioned, and a lifecycle rule ends old versions")
+    why = (
+        "the bucket keeps every version: each worker's heartbeat leaves one every 10 s, and each request some"
+    )
+    fix = "add a lifecycle rule with NoncurrentVersionExpiration; docs/queues.md has one"
+    return Finding("versions", "warn", why, fix)
 
 
 async def inbox(store: Store) -> Finding | None:

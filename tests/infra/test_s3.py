@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from infra.stores.open import open_store
+from infra.stores.probe import probe
 from infra.stores.s3 import S3Store
 from infra.stores.store import InvalidKey
+from producer.checks import doctor
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
 from tests.servers.s3_front import Fault, S3Front
 
@@ -446,3 +448,29 @@ async def test_a_bare_refusal_of_a_look_names_what_it_may_be(bucket: S3Store, s3
         s3_front.faults[:] = [Fault("refused", method="HEAD", status=status)]
         with pytest.raises(StoreUnavailable, match=advice):
             await bucket.head("requests/a.json")
+
+
+async def test_a_bucket_with_object_lock_gets_its_checksum(bucket: S3Store, s3_front: S3Front):
+    """Both kinds of write carry an MD5; a server that asks for another checksum is not called unable."""
+    s3_front.faults.append(Fault("object_lock"))
+    assert await bucket.create("claims/a/000001", b"body", metadata={"plan": "x"})
+    await bucket.put("workers/a", b"beat")
+    text = "Content-MD5 OR x-amz-checksum- HTTP header is required"
+    s3_front.faults[:] = [Fault("refused", code="InvalidRequest", text=text)]
+    with pytest.raises(StoreUnavailable, match="object lock asks for a checksum"):
+        await bucket.create("claims/b/000001", b"body")
+
+
+async def test_a_versioned_bucket_is_named_where_conditional_writes_fail(bucket: S3Store, s3_front: S3Front):
+    """Ceph's fail there; without versioning the message is as it was."""
+    s3_front.faults.append(Fault("ignore_condition"))
+    with pytest.raises(Unsupported) as plain:
+        await probe(bucket)
+    assert "versioned" not in str(plain.value)
+    s3_front.versioned = True
+    with pytest.raises(Unsupported, match="The bucket is versioned"):
+        await probe(bucket)
+    assert await bucket.versions() == "kept"
+    found = await doctor.versions(bucket)
+    assert found is not None
+    assert (found.status, "NoncurrentVersionExpiration" in found.fix) == ("warn", True)

@@ -44,6 +44,7 @@ KINDS = {
     "late": "the connection closes, and it is done `seconds` later",
     "delay": "it is done after `seconds`",
     "denied": "403 AccessDenied",
+    "object_lock": "400 InvalidRequest to a PUT without a checksum",
     "refused": "`status`, `code` and `text`, nothing done",
     "unsupported": "501 NotImplemented when the request has a condition",
     "ignore_condition": "conditions are ignored",
@@ -79,6 +80,7 @@ class S3Front:
     requests: list[tuple[str, str]] = field(default_factory=list)  # (method, bucket/key), as they came
     markers: list[str] = field(default_factory=list)  # "folders" (keys ending in "/") that listings show
     refused_keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # access key to (status, code)
+    versioned: bool = False
     page: int = 1000  # keys of a listing's page, at most
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
@@ -127,6 +129,9 @@ class S3Front:
                 return _error(500, "InternalError")
             case "denied":
                 return _error(403, "AccessDenied")
+            case "object_lock" if "Content-MD5" not in request.headers:
+                text = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests"
+                return _error(400, "InvalidRequest", text)
             case "refused":
                 assert fault is not None
                 return _error(fault.status, fault.code, fault.text)
@@ -174,6 +179,11 @@ class S3Front:
     async def _answer(
         self, request: web.Request, bucket: str, key: str, body: bytes, fault: Fault | None
     ) -> web.Response:
+        if request.rel_url.raw_query_string in ("versioning", "lifecycle"):
+            status = "<Status>Enabled</Status>" if self.versioned else ""
+            if "lifecycle" in request.rel_url.raw_query_string:
+                return _error(404, "NoSuchLifecycleConfiguration")
+            return _xml(f"<VersioningConfiguration>{status}</VersioningConfiguration>")
         if not key:
             return await self._list(
                 bucket, parse_qs(request.rel_url.raw_query_string, keep_blank_values=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import stat
 import time
@@ -23,7 +22,7 @@ from infra.stores.directory.errors import translated
 from infra.stores.directory.metadata import Sidecars, staging_name
 from infra.stores.directory.safe_paths import ABSENT, STAGING
 from infra.stores.keys import check_metadata, check_prefix
-from infra.stores.store import Info, Stored
+from infra.stores.store import Info, Stored, Versions
 from schemas.errors import NotFound, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 PAGE = 1000  # keys that a listing reads per call in a thread
 THREADS = 8  # writers that wait for the disk at the same time share a flush
@@ -60,6 +57,9 @@ class DirectoryStore:
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False)  # calls under way end by themselves; files need no closing
+
+    async def versions(self) -> Versions:
+        return "none"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -116,8 +116,8 @@ class DirectoryStore:
     def _open(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         with safe_paths.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
-            self._has_links = naming.has_links(staging)
-            if not self._has_links:
+            if not naming.has_links(staging):
+                self._has_links = False
                 safe_paths.without_links.add(os.fstat(staging).st_dev)
         self._sidecars.sweep(time.time())
 
@@ -276,7 +276,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _existing(self, key: str, names: Sequence[str]) -> Iterator[int | None]:
-        """The folder; None when it or a parent is not there."""
+        """The folder; None when it is not there."""
         with contextlib.ExitStack() as stack:
             try:
                 here: int | None = stack.enter_context(safe_paths.folder(self.root, names))
