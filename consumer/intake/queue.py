@@ -209,7 +209,7 @@ class QueueReader:
                 if inside is None or not layout.is_request(inside):
                     raise self._unusable(
                         message,
-                        f"the reference does not name a request in {self._store.url}: a key under requests/",
+                        f"the reference does not name a .json or .jsonl under requests/ in {self._store.url}",
                     )
                 return await self._claim_object([inside], message)
             case Unknown(reason=reason):
