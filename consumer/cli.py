@@ -122,6 +122,14 @@ def worker(
             help="With a queue: seconds in the inbox after which a request's message counts as lost.",
         ),
     ] = 60.0,
+    denied_patience: Annotated[
+        float,
+        typer.Option(
+            envvar="DREAMDROP_DENIED_PATIENCE",
+            min=0,
+            help="Seconds of nothing but denied calls to the bucket, then exit with status 4; 0: never.",
+        ),
+    ] = 900.0,
     max_steps: Annotated[
         int, typer.Option(envvar="DREAMDROP_MAX_STEPS", min=1, help="Most steps of a request.")
     ] = _LIMITS.max_steps,
@@ -194,7 +202,7 @@ def worker(
         patience=patience,
         null=json.loads(null),
     )
-    places = Places(store, queue or (), announce or (), input_prefix or ("uploads/",))
+    places = Places(store, queue or (), announce or (), input_prefix or ("uploads/",), denied_patience)
     try:
         raise typer.Exit(serve(places, Cards.of(models or ()), settings, child))
     except DreamError as error:

@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
     from infra.queues.sqs import Queue
+    from infra.stores.open import OpenableStore
     from infra.stores.store import Store
     from schemas.result import Result
 
 log = logging.getLogger("dreamdrop.worker")
+
+DENIED = 4  # exit status
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Places:
     queues: Sequence[str] = ()  # URLs, express first
     announce: Sequence[str] = ()  # where ended requests are announced
     input_prefixes: Sequence[str] = ("uploads/",)  # keys that a manifest may name
+    denied_patience: float = 0.0  # seconds of nothing but denied calls until the worker exits; 0: never
 
 
 def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: RendererSettings) -> int:
@@ -62,7 +66,7 @@ def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: Rend
             the precision "auto" is replaced by what `accelerate launch` was told.
 
     Returns:
-        The exit status of the process: 1 after an unexpected error.
+        The exit status of the process: 1 after an unexpected error, `DENIED` when its credentials stayed refused.
 
     Raises:
         DreamError: the worker cannot run with these settings, or on this store.
@@ -91,9 +95,27 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         renderers = [msgspec.structs.replace(renderer, device=device) for device in devices]
         worker = _make_worker(places, store, queues, cards, settings, renderers)
         _drain_on_signals(worker)
+        access = asyncio.create_task(_watch_access(store, worker, places.denied_patience))
         await _run(worker, {"state": "loading", "models": cards.known(), "default_model": model})
+        denied = access.done()
+        access.cancel()
         log.info("stopped", extra={"session": worker.claims.session})
-    return 1 if worker.failed else 0
+    return 1 if worker.failed else DENIED if denied else 0
+
+
+async def _watch_access(store: OpenableStore, worker: Worker, patience: float) -> None:
+    """Stop the worker when the store has denied every call for too long: its supervisor starts another.
+
+    Args:
+        patience: seconds; 0 for ever.
+    """
+    while not patience or store.denied_for < patience:
+        await asyncio.sleep(min(5.0, patience / 4 or 5.0))
+    log.error(
+        "the store has denied every call for too long; the worker exits for its supervisor. Renew its credentials",
+        extra={"seconds": round(store.denied_for), "status": DENIED},
+    )
+    worker.stop.set()
 
 
 async def _run(worker: Worker, facts: dict[str, Any]) -> None:

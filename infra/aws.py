@@ -20,6 +20,8 @@ from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 
+from infra.credentials import Access, follow
+
 DEFAULT_REGION = "us-east-1"  # for servers without regions; AWS redirects to a bucket's own region
 CONNECT_TIMEOUT = 5.0  # seconds
 READ_TIMEOUT = 20.0  # seconds without a byte
@@ -73,10 +75,23 @@ class LazyClient:
         await self._exits.aclose()
 
 
-def new_session() -> AioSession:
-    """A session with the current environment; the SDK's large tables are read once per process."""
+def new_session(access: Access | None = None) -> AioSession:
+    """A session with the current environment, whose credentials may change; see `infra.credentials`.
+
+    Args:
+        access: is told what its calls are answered.
+    """
+    session = _session()
+    follow(session, access or Access(), lambda: _session().get_credentials())
+    return session
+
+
+def _session() -> AioSession:
+    """A session as the SDK makes it; its large tables are read once per process."""
     session = AioSession()
     session.register_component("data_loader", _tables(session.get_config_variable("data_path")))
+    if region := os.environ.get("AWS_REGION"):  # every other SDK reads it, and botocore does not
+        session.set_config_variable("region", region)
     return session
 
 
@@ -88,7 +103,7 @@ def _tables(data_path: str | None) -> Loader:
 async def credentials() -> str | None:
     """Where the SDK finds credentials, such as "env" or "iam-role"; None when it finds none."""
     try:
-        credentials = await new_session().get_credentials()
+        credentials = await _session().get_credentials()
     except BotoCoreError:
         return None
     return str(credentials.method) if credentials is not None else None
@@ -96,6 +111,16 @@ async def credentials() -> str | None:
 
 def region_of(session: AioSession) -> str:
     return str(session.get_config_variable("region") or DEFAULT_REGION)
+
+
+def region_source(session: AioSession) -> str:
+    """What set the region of `region_of`: a variable, a profile, or nothing."""
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        if os.environ.get(name):
+            return name
+    if session.get_config_variable("region"):
+        return f"the profile {session.profile or 'default'}"
+    return "the default, because neither AWS_REGION nor a profile sets one"
 
 
 def is_on_aws(session: AioSession) -> bool:

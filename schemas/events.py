@@ -16,6 +16,7 @@ there are exceptions: a `Created` has every possible key, the likeliest first.
 
 from __future__ import annotations
 
+import base64
 import difflib
 import json
 import re
@@ -71,6 +72,8 @@ _PROMPT = re.compile(r'"prompt"\s*:')
 _MARK_IN_TEXT = re.compile(rf'"(?:{"|".join(map(re.escape, _MARKS))})"\s*:')
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,23}")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # not in any key: it cannot be written as UTF-8
+#: Fields of what AWS Lambda and Step Functions put around a message.
+_CARRIERS = ("requestContext", "TaskToken", "taskToken")
 _CONFIRMATIONS = ("SubscriptionConfirmation", "UnsubscribeConfirmation")
 #: First words of the claim check that Amazon's extended client libraries send, new and old.
 _POINTERS = (
@@ -123,6 +126,10 @@ def _any_number(_: str) -> int:
     return 0  # no number matters here, and to read one of a million digits takes minutes
 
 
+_DECODER = json.JSONDecoder(parse_int=_any_number, parse_float=_any_number, parse_constant=_any_number)
+_BETWEEN = re.compile(r"[ \t\r\n,:]*")
+
+
 def _broken(body: bytes, text: str, why: str) -> Item:
     """Text that is not valid JSON: a manifest with a fault, whose sender gets a `failed` result, or unknown."""
     ours = text.lstrip("\ufeff \t\r\n").startswith("{") and _PROMPT.search(text)
@@ -133,13 +140,15 @@ def _broken(body: bytes, text: str, why: str) -> Item:
 
 def _value(value: Any, body: bytes, wrappings: int) -> Iterator[Item]:
     if isinstance(value, list):
-        yield from _list(value, wrappings)
+        yield from _list(value, body, wrappings)
     elif not isinstance(value, dict):
         yield Unknown(f"the message is {_kind(value)}, not a JSON object")
     elif "prompt" in value:
         yield Direct(body)
     elif any(mark in value for mark in _MARKS):
-        yield from _envelope(value, wrappings)
+        yield from _envelope(value, body, wrappings)
+    elif any(mark in value for mark in _CARRIERS):
+        yield from _carried(value, body, wrappings)
     elif _is_manifest(value):
         yield Direct(body)
     elif "reference" in value:
@@ -148,19 +157,62 @@ def _value(value: Any, body: bytes, wrappings: int) -> Iterator[Item]:
         yield from _record(value, wrappings)
 
 
-def _list(entries: list[Any], wrappings: int) -> Iterator[Item]:
-    """Several events without an envelope, as MinIO pushes them to Redis; or an extended client's pointer."""
+def _list(entries: list[Any], body: bytes, wrappings: int) -> Iterator[Item]:
+    """Several manifests, or events without their envelope, as MinIO pushes them to Redis; or a pointer."""
     match entries:
         case []:
             yield Ignored("no_records")
         case [str(word), {"s3BucketName": str(bucket), "s3Key": str(key)}] if word in _POINTERS:
             yield _reference(f"s3://{bucket}/{key}" if bucket and key else None)
         case _:
-            for entry in entries:
-                yield from _record(entry, wrappings)
+            for entry, text in zip(entries, _parts(body), strict=True):
+                if isinstance(entry, dict) and ("prompt" in entry or "detail-type" in entry):
+                    yield from _value(entry, text.encode("utf-8", "surrogatepass"), wrappings + 1)
+                else:
+                    yield from _record(entry, wrappings)
 
 
-def _envelope(value: dict[str, Any], wrappings: int) -> Iterator[Item]:
+def _carried(value: dict[str, Any], body: bytes, wrappings: int) -> Iterator[Item]:
+    """What AWS Lambda and Step Functions put around a manifest."""
+    match value:
+        case {"requestContext": dict(), "responsePayload": dict()}:  # a function's destination
+            yield from _part(body, "responsePayload", wrappings)
+        case {"requestContext": dict(), "body": str(text)}:  # what an API handed to a function
+            yield from _read(_plain(text, value.get("isBase64Encoded") is True), wrappings + 1)
+        case {"TaskToken": str()} | {"taskToken": str()}:
+            yield Unknown(
+                "a task of Step Functions that waits for its token, which nothing here returns; send the "
+                "manifest alone, without .waitForTaskToken"
+            )
+        case _:
+            yield from [Direct(body)] if _is_manifest(value) else _record(value, wrappings)
+
+
+def _plain(text: str, encoded: bool) -> str | bytes:
+    try:
+        return base64.b64decode(text, validate=True) if encoded else text
+    except ValueError:
+        return text
+
+
+def _part(body: bytes, name: str, wrappings: int) -> Iterator[Item]:
+    """Read the value of a field as a message of its own, exactly as it is written."""
+    parts = list(_parts(body))
+    texts = [text for key, text in zip(parts[::2], parts[1::2], strict=True) if json.loads(key) == name]
+    yield from _read(texts[-1], wrappings + 1)
+
+
+def _parts(body: bytes) -> Iterator[str]:
+    """The texts of a JSON list's entries, or of an object's names and values in turn, as they are written."""
+    text = body.decode("utf-8", "surrogatepass").lstrip("\ufeff \t\r\n")
+    place = _BETWEEN.match(text, 1).end()  # type: ignore[union-attr]  # it matches nothing, too
+    while text[place] not in "]}":
+        end = _DECODER.raw_decode(text, place)[1]
+        yield text[place:end]
+        place = _BETWEEN.match(text, end).end()  # type: ignore[union-attr]
+
+
+def _envelope(value: dict[str, Any], body: bytes, wrappings: int) -> Iterator[Item]:
     match value:
         case {"Event": "s3:TestEvent"}:
             yield Ignored("test_event", shown(value.get("Bucket")))
@@ -172,6 +224,10 @@ def _envelope(value: dict[str, Any], wrappings: int) -> Iterator[Item]:
             )  # our own, by a topic that feeds the queue
         case {"Message": str(text)}:
             yield from _read(text, wrappings + 1)
+        case {"detail-type": _, "detail": {"prompt": _} | {"reference": _}} if (
+            value.get("source") != "aws.s3"
+        ):
+            yield from _part(body, "detail", wrappings)
         case {"detail-type": _}:
             yield read_eventbridge(value)
         case {"Records": list(records)} | {"records": list(records)} | {"Event": list(records)}:

@@ -123,11 +123,12 @@ class Listing:
 
     def _warn_once(self, key: str) -> None:
         """Log that a file is not a request: its author may wait for a picture."""
-        hidden = key.rpartition("/")[2].startswith(".")  # such as an editor's
+        name = key.rpartition("/")[2].lower()
+        hidden = name.startswith(".") and not name.endswith((layout.SINGLE, layout.BATCH))  # an editor's
         if not hidden and key not in self._not_requests and len(self._not_requests) < _NAMED:
             self._not_requests.add(key)
             log.warning(
-                "a file in the inbox is not a request and stays: requests are .json or .jsonl files",
+                "a file in the inbox is not a request and stays: requests are .json or .jsonl files, not hidden",
                 extra={"key": key},
             )
 

@@ -8,7 +8,6 @@ it to the dead-letter queue, and the log says why.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from consumer.intake.queue_shares import QueueShares
 from infra.backoff import backoff
 from infra.queues.leases import TROUBLE, MessageLeases
 from infra.queues.message import BATCH
+from infra.stores.keys import key_of_bucket
 from infra.stores.s3_location import S3Location, key_in_store
 from infra.stores.store import InvalidKey
 from schemas import layout
@@ -209,7 +209,7 @@ class QueueReader:
                 if inside is None or not layout.is_request(inside):
                     raise self._unusable(
                         message,
-                        f"the reference does not name a request in {self._store.url}: a key under requests/",
+                        f"the reference does not name a .json or .jsonl under requests/ in {self._store.url}",
                     )
                 return await self._claim_object([inside], message)
             case Unknown(reason=reason):
@@ -217,11 +217,11 @@ class QueueReader:
 
     async def _claim_object(self, keys: list[str | None], message: Message) -> ClaimOutcome | None:
         """Claim the request object that a message names; `keys` are the ways to read its name."""
-        requests = [key for key in keys if key is not None and layout.is_request(key)]
+        requests = [key_of_bucket(key) for key in keys if key is not None and layout.is_request(key)]
         if not requests:
             self._drop("not a request", message)
             return None
-        info = await self._first_existing(requests)
+        info = await self._first_existing(requests, message)
         if info is not None:
             outcome = await self._claimer.claim_object(info)
             if outcome.settling:
@@ -237,12 +237,19 @@ class QueueReader:
         self._drop("vanished", message)
         return None
 
-    async def _first_existing(self, keys: list[str]) -> Info | None:
+    async def _first_existing(self, keys: list[str], message: Message) -> Info | None:
+        """The object under the first of these keys that has one. Raises `Postponed` when none can be a key here."""
+        invalid: list[InvalidKey] = []
         for key in keys:
-            with contextlib.suppress(InvalidKey):
+            try:
                 info = await self._store.head(key)
-                if info is not None:
-                    return info
+            except InvalidKey as error:
+                invalid.append(error)
+                continue
+            if info is not None:
+                return info
+        if len(invalid) == len(keys):  # it may be there: this store cannot look
+            raise self._unusable(message, str(invalid[0]))
         return None
 
     def _drop(self, reason: str, message: Message) -> None:

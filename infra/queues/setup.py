@@ -11,10 +11,19 @@ from typing import Any, TypeVar
 import boto3
 from botocore.exceptions import ClientError
 
-from infra.aws import FOREIGN, code_of, config_for, new_session, queue_endpoint, region_of, status_of
+from infra.aws import (
+    FOREIGN,
+    code_of,
+    config_for,
+    new_session,
+    queue_endpoint,
+    region_of,
+    region_source,
+    status_of,
+)
 from infra.backoff import backoff
 from infra.queues.setup_check import Finding, judge_notifications, judge_queue
-from infra.queues.setup_documents import IDS, Wiring, changed_attributes
+from infra.queues.setup_documents import Wiring, changed_attributes, overlapping, with_notifications
 from infra.queues.sqs_errors import is_denied, is_missing
 from infra.queues.sqs_errors import translated as queue_error
 from infra.stores.s3_errors import translated as store_error
@@ -23,6 +32,7 @@ from schemas.errors import DreamError, StoreUnavailable, Unsupported
 T = TypeVar("T")
 
 PATIENCE = 90.0  # seconds to wait until S3 sees a new queue's policy
+READ_BACK = 20.0  # seconds to wait until what was changed is read back
 _TO_SET_UP = (
     "sqs:CreateQueue, sqs:GetQueueUrl, sqs:GetQueueAttributes, sqs:SetQueueAttributes, "
     "s3:GetBucketNotification and s3:PutBucketNotification"
@@ -47,7 +57,7 @@ class Account:
         self._patience = patience  # seconds
         self._boto = _call(boto3.session.Session, "connect")
         self._config = _call(lambda: config_for(self._session, tries=4, read_timeout=20.0), "connect")
-        self.region = region_of(self._session)
+        self.region, self.region_source = region_of(self._session), region_source(self._session)
         self._s3: Any = self._client("s3", self.region, None)
         self._sqs: Any = self._client("sqs", self.region, None)
 
@@ -95,6 +105,17 @@ class Account:
             if is_missing(error):
                 return None
             raise _translated(error, f"look for the queue {queue}") from error
+
+    def read_back(self, made: SetUp) -> list[Finding]:
+        """Check what was set up. What was changed and is not seen yet is looked for again for a while."""
+        wiring, give_up = made.wiring, time.monotonic() + (READ_BACK if made.changed else 0.0)
+        for pause in backoff(1.0, 5.0):
+            findings = self.check(made.queue, wiring.bucket, wiring.prefix)
+            failed = any(finding.status == "fail" for finding in findings)
+            if not failed or time.monotonic() + pause > give_up:
+                return findings
+            time.sleep(pause)
+        raise AssertionError("unreachable")
 
     def check(self, url: str, bucket: str, prefix: str, *, attempts: int = 0) -> list[Finding]:
         """Check a queue and, if `bucket` is not empty, the bucket whose new files it should hear of.
@@ -190,10 +211,10 @@ class Account:
         )
         configuration.pop("ResponseMetadata", None)
         arn = wiring.arn(wiring.queue)
-        if judge_notifications(configuration, arn, wiring.prefix).status == "pass":
+        if judge_notifications(configuration, arn, wiring.prefix).status != "fail":
             return
-        theirs = [e for e in configuration.get("QueueConfigurations", ()) if e.get("Id") not in IDS.values()]
-        configuration["QueueConfigurations"] = [*theirs, *wiring.notifications()]
+        theirs, ours = list(configuration.get("QueueConfigurations", ())), wiring.notifications()
+        configuration["QueueConfigurations"] = with_notifications(theirs, ours)
         give_up = time.monotonic() + self._patience
         for pause in backoff(1.0, 10.0):
             try:
@@ -204,7 +225,7 @@ class Account:
             except ClientError as error:
                 late = time.monotonic() + pause > give_up
                 if code_of(error) != "InvalidArgument" or "validate" not in str(error) or late:
-                    raise _translated(error, what, bucket=bucket) from error
+                    raise _refused(error, what, bucket, overlapping(theirs, ours)) from error
             time.sleep(pause)  # S3 does not see the queue's new policy yet
         changed.append(f"{bucket} notifies {wiring.queue} of new files under {wiring.prefix}requests/")
 
@@ -215,6 +236,19 @@ def _call(call: Callable[[], T], what: str, url: str = "", *, bucket: str = "") 
         return call()
     except FOREIGN as error:
         raise _translated(error, what, url, bucket=bucket) from error
+
+
+def _refused(error: Exception, what: str, bucket: str, overlaps: list[dict[str, Any]]) -> DreamError:
+    """Why a bucket refuses notifications; those that overlap ours are named."""
+    if code_of(error) != "InvalidArgument" or not overlaps:
+        return _translated(error, what, bucket=bucket)
+    names = ", ".join(
+        f"{e.get('Id', '(no id)')} to {str(e.get('QueueArn', '')).rpartition(':')[2]}" for e in overlaps
+    )
+    return Unsupported(
+        f"cannot {what}: the bucket announces these files already ({names}), and S3 allows no two notifications "
+        "that overlap. Use that queue with --name, or remove that notification"
+    )
 
 
 def _translated(error: Exception, what: str, url: str = "", *, bucket: str = "") -> DreamError:

@@ -6,6 +6,7 @@ received too often goes to a second queue, for dead letters. Nothing here makes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ LONG_POLL = 20  # seconds
 RETENTION = 7 * 86_400  # seconds
 DEAD_RETENTION = 14 * 86_400  # seconds, SQS's maximum; it counts from the arrival in the first queue
 MAX_BYTES = 1 << 20  # of a message
-SID = "DreamdropBucketNotifications"  # id of our statement in the queue's policy
-IDS = {SINGLE: "dreamdrop-json", BATCH: "dreamdrop-jsonl"}  # ids of our notifications, by suffix
+#: How the ids of our statements and notifications begin. The first gets the plain one, the others add a hash.
+SID = "DreamdropBucketNotifications"  # in the queue's policy
+IDS = {SINGLE: "dreamdrop-json", BATCH: "dreamdrop-jsonl"}  # in the bucket's notifications, by suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,8 @@ def changed_attributes(has: Mapping[str, str], wanted: Mapping[str, str]) -> dic
         if name == "Policy":
             policy = json.loads(has.get(name) or "{}")
             ours = json.loads(value)
-            theirs = [s for s in listed(policy.get("Statement")) if s.get("Sid") != SID]
-            value = _json({**ours, **policy, "Statement": [*theirs, *ours["Statement"]]})
+            statements = with_statement(listed(policy.get("Statement")), ours["Statement"][0])
+            value = _json({**ours, **policy, "Statement": statements})
         elif name == "RedrivePolicy":
             redrive = json.loads(has.get(name) or "{}")
             value = _json({**json.loads(value), **redrive}) if redrive else value
@@ -129,6 +131,76 @@ def changed_attributes(has: Mapping[str, str], wanted: Mapping[str, str]) -> dic
         if _differ(has.get(name, ""), value):
             new[name] = value
     return new
+
+
+def with_statement(theirs: list[dict[str, Any]], ours: dict[str, Any]) -> list[dict[str, Any]]:
+    """A policy's statements with ours. Of our older ones only that of the same bucket is replaced."""
+    source = _source(ours)
+    statements = [dict(s) for s in theirs]
+    for place, statement in enumerate(statements):
+        sid = str(statement.get("Sid", ""))
+        if sid.startswith(SID) and _source(statement) in (source, None):
+            statements[place] = {**ours, "Sid": sid}
+            return statements
+    return [*statements, {**ours, "Sid": _free_id(SID, source, "", {s.get("Sid") for s in statements})}]
+
+
+def with_notifications(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A bucket's queue notifications with ours. Of our older ones only those of the same queue and prefix go."""
+    places = [_place(entry) for entry in ours]
+    rest = [e for e in theirs if not (_is_ours(e) and _place(e) in places)]
+    taken = {e.get("Id") for e in rest}
+    return [*rest, *({**e, "Id": _free_id(e["Id"], _place(e), "-", taken)} for e in ours)]
+
+
+def overlapping(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a bucket's notifications that announce some of our files to another queue."""
+    mine = {_place(entry) for entry in ours}
+    return [
+        e
+        for e in theirs
+        if _place(e) not in mine
+        and any(str(event).startswith("s3:ObjectCreated:") for event in e.get("Events", ()))
+        and any(_overlap(_rules(e), _rules(entry)) for entry in ours)
+    ]
+
+
+def _is_ours(entry: Mapping[str, Any]) -> bool:
+    return any(str(entry.get("Id", "")).startswith(id) for id in IDS.values())
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(queue, prefix, suffix) of a notification."""
+    return (str(entry.get("QueueArn", "")), *_rules(entry))
+
+
+def _rules(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """(prefix, suffix) of a notification's filter."""
+    rules = entry.get("Filter", {}).get("Key", {}).get("FilterRules", ())
+    values = {str(rule.get("Name", "")).lower(): str(rule.get("Value", "")) for rule in rules}
+    return values.get("prefix", ""), values.get("suffix", "")
+
+
+def _overlap(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    (prefix, suffix), (prefix2, suffix2) = one, other
+    return (prefix.startswith(prefix2) or prefix2.startswith(prefix)) and (
+        suffix.endswith(suffix2) or suffix2.endswith(suffix)
+    )
+
+
+def _source(statement: Mapping[str, Any]) -> Any:
+    """The bucket's ARN that a statement of ours names; None when it names none."""
+    for tests in (statement.get("Condition") or {}).values():
+        for key, value in tests.items():
+            if key.lower() == "aws:sourcearn":
+                return value
+    return None
+
+
+def _free_id(id: str, place: Any, joint: str, taken: set[Any]) -> str:
+    """The id, or with a hash of what it is for when another has it."""
+    digest = hashlib.sha256(repr(place).encode()).hexdigest()[:8]
+    return id if id not in taken else f"{id}{joint}{digest}"
 
 
 def listed(value: Any) -> list[Any]:

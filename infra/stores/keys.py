@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from infra.stores.store import InvalidKey
+from schemas.layout import REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +20,34 @@ MAX_METADATA_BYTES = 1900  # names and values together; S3's limit of 2,048 less
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _VALUE = re.compile(r"([!-~]([ -~]*[!-~])?)?")
+
+
+class BucketKey(str):
+    """A key as a bucket spells it, such as `requests//a.json`, which is not valid in every store.
+
+    What strangers dropped is taken under any key. Only `get`, `head` and `delete` of a bucket accept this type,
+    and only under `requests/`; a listing of a bucket holds it. Nothing is ever written under such a key.
+    """
+
+    __slots__ = ()
+
+    @property
+    def has_dots(self) -> bool:
+        """Whether a segment is "." or "..": some servers resolve it, and then it names another object."""
+        return not {".", ".."}.isdisjoint(self.split("/"))
+
+
+def key_of_bucket(key: str) -> str:
+    """The key, as a `BucketKey` where it is not a valid one and lies under `requests/`."""
+    return key if is_key(key) or not key.startswith(REQUESTS) else BucketKey(key)
+
+
+def is_key(key: str) -> bool:
+    try:
+        check_key(key)
+    except InvalidKey:
+        return False
+    return True
 
 
 def check_key(key: str) -> None:
@@ -49,15 +78,19 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
 
 
 def _check_text(text: str, what: str) -> None:
+    check_size(text, what)
+    if control := _CONTROL.search(text):
+        raise InvalidKey(f"the {what} {text!r} has the control character {control[0]!r}; rename it")
+
+
+def check_size(text: str, what: str = "key") -> None:
+    """Raise `InvalidKey` for what no store can hold: too long, or not Unicode."""
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise InvalidKey(f"the {what} {text!r} is not valid Unicode: it has an unpaired surrogate") from error
     if size > MAX_KEY_BYTES:
         raise InvalidKey(f"the {what} {text[:60]!r}... is {size:,} bytes; the limit is {MAX_KEY_BYTES:,}")
-    control = _CONTROL.search(text)
-    if control:
-        raise InvalidKey(f"the {what} {text!r} has the control character {control[0]!r}; rename it")
 
 
 def _check_segments(text: str, segments: list[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from infra.stores.keys import check_key, check_metadata, check_prefix
-from infra.stores.store import Info, Stored
+from infra.stores.store import Info, Stored, Versions
 from schemas.errors import NotFound, TooLarge
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class MemoryStore:
 
     shows_partial_files = False
     is_remote = False
+    denied_for = 0.0
 
     def __init__(self, *, clock: Callable[[], float] = lambda: 0.0, url: str = "memory://") -> None:
         self.url = url
@@ -30,6 +31,9 @@ class MemoryStore:
 
     async def open(self) -> None:
         """Do nothing; it is here because every store is opened."""
+
+    async def versions(self) -> Versions:
+        return "none"
 
     async def close(self) -> None:
         """Do nothing: the objects stay, so another user of this store still sees them."""

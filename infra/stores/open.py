@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
-from infra.stores.store import Store
+from infra.stores.store import Store, Versions
 from schemas.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -27,6 +27,15 @@ class OpenableStore(Store, Protocol):
 
     async def open(self) -> None:
         """Create what can be created, and report early what is missing. Raises `StoreUnavailable`."""
+        ...
+
+    async def versions(self) -> Versions:
+        """What becomes of old versions of its objects."""
+        ...
+
+    @property
+    def denied_for(self) -> float:
+        """Seconds for which it has denied every call; 0 where it needs no credentials."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from schemas.errors import DreamError, NotFound, Unsupported
+from schemas.errors import DreamError, NotFound, StoreUnavailable, Unsupported
 from schemas.layout import WORKERS
 
 if TYPE_CHECKING:
@@ -47,6 +47,19 @@ async def probe(store: Store, *, racers: int = RACERS, rounds: int = ROUNDS, nam
         Unsupported: the protocol cannot run on this store; the message says why.
         StoreUnavailable: it does not answer, or denies access.
     """
+    try:
+        return await _probe(store, racers, rounds, name)
+    except (Unsupported, StoreUnavailable) as error:
+        look = getattr(store, "versions", None)  # what `open_store` made has it
+        if look is None or await look() == "none":
+            raise
+        raise type(error)(
+            f"{error}. The bucket is versioned, and some servers (Ceph) fail at conditional writes there: "
+            "use a bucket without versioning"
+        ) from error
+
+
+async def _probe(store: Store, racers: int, rounds: int, name: str) -> Verdict:
     stem = f"{WORKERS}.probe-{name or secrets.token_hex(8)}-"
     keys = [f"{stem}{number:03d}" for number in range(rounds + 1)]
     try:

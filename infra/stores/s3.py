@@ -14,8 +14,7 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-from botocore.exceptions import ConnectionError as NotConnected
+from botocore.exceptions import ClientError
 
 from infra.aws import (
     FOREIGN,
@@ -29,17 +28,34 @@ from infra.aws import (
     status_of,
 )
 from infra.backoff import backoff
-from infra.stores.keys import MAX_KEY_BYTES, check_key, check_metadata, check_prefix
-from infra.stores.s3_errors import translated
-from infra.stores.s3_location import S3Location
-from infra.stores.store import Info, InvalidKey, Stored
+from infra.credentials import Access
+from infra.stores.keys import (
+    MAX_KEY_BYTES,
+    BucketKey,
+    check_key,
+    check_metadata,
+    check_prefix,
+    check_size,
+    is_key,
+    key_of_bucket,
+)
+from infra.stores.s3_answers import (
+    NONCE,
+    body_fields,
+    info_of,
+    is_folder,
+    is_surely_unwritten,
+    listed_info,
+    versions_of,
+)
+from infra.stores.s3_errors import is_final, translated, unsupported
+from infra.stores.s3_location import usable_location
+from infra.stores.store import Info, InvalidKey, Stored, Versions
 from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
+from schemas.layout import REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-
-
-NONCE = "dreamdrop-nonce"  # metadata name
 
 
 class S3Store:
@@ -60,21 +76,14 @@ class S3Store:
         rng: random.Random | None = None,
         read_timeout: float = READ_TIMEOUT,
     ) -> None:
-        location = S3Location.of(url)
-        if location is None or not location.bucket:
-            raise Unsupported(f"{url!r} does not name a bucket: write s3://bucket or s3://bucket/prefix")
+        location = usable_location(url)
         self.bucket, self._prefix = location.bucket, location.prefix
-        if self.bucket.endswith("--x-s3"):
-            raise Unsupported(
-                f"{self.bucket} is an S3 directory bucket, which does not list in order; "
-                "use a general purpose bucket"
-            )
-        check_prefix(self._prefix)
         self.url = location.url
         self._patience = patience  # seconds for which a create is tried
         self._read_timeout = read_timeout  # seconds without a byte
         self._rng = rng or random.Random()
-        self._session = cache(new_session)  # both clients share it, and with it the credentials
+        self._access = Access()
+        self._session = cache(lambda: new_session(self._access))  # both clients share the credentials
         self._client = LazyClient(lambda: self._new_client(tries=4))
         self._once = LazyClient(
             lambda: self._new_client(tries=1)
@@ -93,6 +102,13 @@ class S3Store:
                 await self.close()  # here, because `async with` closes only what was opened
                 raise reason from error
 
+    @property
+    def denied_for(self) -> float:
+        return self._access.denied_for
+
+    async def versions(self) -> Versions:
+        return await versions_of(await self._connected(), self.bucket)
+
     async def close(self) -> None:
         await self._once.close()
         await self._client.close()
@@ -109,12 +125,15 @@ class S3Store:
         client = await self._connected()
         for last in (False, False, True):  # the SDK does not retry a body that breaks off
             try:
-                return await self._read(client, key, full, max_bytes)
+                stored = await self._read(client, key, full, max_bytes)
+                if isinstance(key, BucketKey) and key.has_dots:
+                    await self._expect_same(stored.info)
+                return stored
             except FOREIGN as error:
                 if code_of(error) == "NoSuchKey":
                     raise NotFound(key) from error
                 if last or isinstance(error, ClientError):
-                    raise self._translated(error, f"read {key!r}") from error
+                    raise self._translated(error, f"read {key!r}", of_object=True) from error
         raise AssertionError("unreachable")
 
     async def is_being_written(self, key: str) -> bool:
@@ -123,34 +142,40 @@ class S3Store:
     async def head(self, key: str) -> Info | None:
         full = self._full(key)
         client = await self._connected()
+        if isinstance(key, BucketKey) and key.has_dots:
+            return await self._listed(key)
         try:
             answer = await client.head_object(Bucket=self.bucket, Key=full)
         except FOREIGN as error:
             if status_of(error) == 404:
                 return None
-            raise self._translated(error, f"look at {key!r}") from error
-        return _info(key, answer)
+            raise self._translated(error, f"look at {key!r}", of_object=True) from error
+        return info_of(key, answer)
 
     async def create(
         self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
     ) -> bool:
         """See `Store.create`. Each try writes the same nonce, so one that takes effect late counts as ours."""
+        check_key(key)
         full = self._full(key)
         check_metadata(metadata or {})
         client = await self._connected(self._once)
         nonce = secrets.token_hex(16)
-        fields = {"Metadata": {**(metadata or {}), NONCE: nonce}, **_content_type(content_type)}
+        fields = {
+            "Metadata": {**(metadata or {}), NONCE: nonce},
+            **body_fields(body, content_type, on_aws=self._on_aws),
+        }
         give_up = time.monotonic() + self._patience
         waits = backoff(0.05, 2.5, self._rng)
         while True:
             try:
-                await client.put_object(Bucket=self.bucket, Key=full, Body=body, IfNoneMatch="*", **fields)
+                await client.put_object(Bucket=self.bucket, Key=full, IfNoneMatch="*", **fields)
                 return True
             except FOREIGN as error:
                 # First, errors that every further try would meet again: nothing was written.
                 self._raise_if_final(error, key)
                 # Then read back: after any other error the write may have been done, by us or by another.
-                if not _is_surely_unwritten(error):
+                if not is_surely_unwritten(error):
                     ours = await self._is_ours(client, full, nonce)
                     if ours is not None:
                         return ours
@@ -161,10 +186,12 @@ class S3Store:
             await asyncio.sleep(wait)
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
+        check_key(key)
         full = self._full(key)
         client = await self._connected()
         try:
-            await client.put_object(Bucket=self.bucket, Key=full, Body=body, **_content_type(content_type))
+            fields = body_fields(body, content_type, on_aws=self._on_aws)
+            await client.put_object(Bucket=self.bucket, Key=full, **fields)
         except FOREIGN as error:
             raise self._translated(error, f"write {key!r}") from error
 
@@ -176,9 +203,9 @@ class S3Store:
         try:
             async for page in pages.paginate(Bucket=self.bucket, Prefix=self._prefix + prefix, **after):
                 for entry in page.get("Contents", ()):
-                    key = str(entry["Key"])[len(self._prefix) :]
-                    if _is_key(key):  # not a "folder" that a console created, nor another invalid key
-                        yield _listed(key, entry)
+                    key = key_of_bucket(str(entry["Key"])[len(self._prefix) :])
+                    if is_key(key) or (isinstance(key, BucketKey) and not is_folder(entry)):
+                        yield listed_info(key, entry)
         except FOREIGN as error:
             raise self._translated(error, f"list {prefix!r}") from error
 
@@ -223,7 +250,7 @@ class S3Store:
             if max_bytes is not None and size > max_bytes:
                 raise TooLarge(key, size, max_bytes)
             body = await stream.read()
-        return Stored(_info(key, answer), body)
+        return Stored(info_of(key, answer), body)
 
     async def _is_ours(self, client: Any, full: str, nonce: str) -> bool | None:
         """Read a create back: ours, another's, or None when that is not known yet."""
@@ -235,22 +262,37 @@ class S3Store:
 
     def _raise_if_final(self, error: Exception, key: str) -> None:
         """Raise at once if another try would fail in the same way."""
-        status, code = status_of(error), code_of(error)
-        if status == 501 or (
-            status == 400 and code in ("NotImplemented", "InvalidArgument", "InvalidRequest")
-        ):
-            raise Unsupported(
-                f"{self.url} refused a conditional write (If-None-Match: *) with {code or status}: "
-                "without them two workers could take one request. Use a store with conditional writes "
-                "(AWS S3, Ceph, MinIO, R2, ...), or a directory"
-            ) from error
-        if status == 403 or code in ("NoSuchBucket", "ExpiredToken", "InvalidToken"):
-            raise self._translated(error, f"create {key!r}") from error
-        if isinstance(error, BotoCoreError) and not isinstance(error, (HTTPClientError, NotConnected)):
+        if why := unsupported(error, self.url):
+            raise Unsupported(why) from error
+        if is_final(error):
             raise self._translated(error, f"create {key!r}") from error
 
+    async def _listed(self, key: str) -> Info | None:
+        """An object's entry in a listing: a path with dots may name another object, and a prefix does not."""
+        client = await self._connected()
+        try:
+            page = await client.list_objects_v2(Bucket=self.bucket, Prefix=self._full(key), MaxKeys=1)
+        except FOREIGN as error:
+            raise self._translated(error, f"look at {key!r}") from error
+        entries = [e for e in page.get("Contents", ()) if e["Key"] == self._full(key)]
+        return listed_info(key, entries[0]) if entries else None
+
+    async def _expect_same(self, info: Info) -> None:
+        """Raise unless what was read under a key with dots is the object that is listed under it."""
+        listed = await self._listed(info.key)
+        if listed is None:
+            raise NotFound(info.key)
+        if listed.etag != info.etag:
+            raise StoreUnavailable(
+                f"the key {info.key!r} names another object when it is read: this server resolves '.' and '..' "
+                "in keys; rename the object"
+            )
+
     def _full(self, key: str) -> str:
-        check_key(key)
+        if isinstance(key, BucketKey) and key.startswith(REQUESTS):
+            check_size(key)
+        else:
+            check_key(key)
         full = self._prefix + key
         if len(full.encode()) > MAX_KEY_BYTES:
             raise InvalidKey(
@@ -258,37 +300,7 @@ class S3Store:
             )
         return full
 
-    def _translated(self, error: Exception, verb: str) -> StoreUnavailable:
+    def _translated(self, error: Exception, verb: str, *, of_object: bool = False) -> StoreUnavailable:
         endpoint = self._client.endpoint or self._once.endpoint
-        return translated(error, f"cannot {verb} in {self.url}", self.bucket, endpoint)
-
-
-def _is_surely_unwritten(error: Exception) -> bool:
-    """Whether the store said that it did not write; then there is nothing to read back."""
-    return status_of(error) in (409, 429) or code_of(error) in (
-        "SlowDown",
-        "Throttling",
-        "RequestLimitExceeded",
-    )
-
-
-def _content_type(content_type: str) -> dict[str, str]:
-    return {"ContentType": content_type} if content_type else {}
-
-
-def _is_key(key: str) -> bool:
-    try:
-        check_key(key)
-    except InvalidKey:
-        return False
-    return True
-
-
-def _info(key: str, answer: Mapping[str, Any]) -> Info:
-    metadata = {k: v for k, v in answer.get("Metadata", {}).items() if k != NONCE}
-    modified = answer["LastModified"].timestamp()
-    return Info(key, int(answer["ContentLength"]), answer["ETag"].strip('"'), modified, metadata)
-
-
-def _listed(key: str, entry: Mapping[str, Any]) -> Info:
-    return Info(key, int(entry["Size"]), entry["ETag"].strip('"'), entry["LastModified"].timestamp())
+        what = f"cannot {verb} in {self.url}"
+        return translated(error, what, self.bucket, endpoint, of_object=of_object)

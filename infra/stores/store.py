@@ -1,15 +1,16 @@
 """The interface of an object store, and the guarantees that the protocol needs.
 
 A key is UTF-8 text of at most 1,024 bytes: segments joined by `/`, none of them empty, `.` or `..`, and no
-control character. Every method raises `InvalidKey` for any other text. In a directory a key cannot lie below
-another object's key, nor have a segment of more than 255 bytes. The protocol's safety rests on `create`
-alone (see docs/design.md): it never overwrites what it has created.
+control character. Every method raises `InvalidKey` for any other text. (Strangers can drop objects under other
+keys into a bucket. Its listings hold those under `requests/` as `keys.BucketKey`, to be read and deleted.) In a
+directory a key cannot lie below another object's key, nor have a segment of more than 255 bytes. The protocol's
+safety rests on `create` alone (see docs/design.md): it never overwrites what it has created.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from schemas.errors import DreamError
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 _NO_METADATA: dict[str, str] = {}
+
+
+#: What becomes of an object's old versions: there are none, they are all kept, or a lifecycle rule ends them.
+Versions = Literal["none", "kept", "expire"]
 
 
 class InvalidKey(DreamError):

@@ -24,7 +24,7 @@ from infra.stores.s3_location import S3Location
 from producer.overview import heartbeats
 from producer.request_state import ALIVE, MOST, first, read_result
 from schemas.errors import DreamError
-from schemas.layout import RESULTS, WORKERS, parse_result
+from schemas.layout import REQUESTS, RESULTS, WORKERS, is_request, parse_result
 from schemas.result import Result
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LONGEST = 11 * 3600.0  # seconds; a message can be renewed for twelve hours
 TIMED = 20  # results whose timings are read
 SKEW_SEEN, SKEW_HARMFUL = 5.0, 300.0  # seconds; S3 refuses at 900
+NAMED = 5  # keys in a finding
 FOLLOW = "do what the message says"
 SPACE_LITTLE, SPACE_NONE = 5 << 30, 256 << 20  # bytes
 
@@ -51,7 +52,7 @@ async def examine(store_url: str, queues: Sequence[str], *, attempts: int = 3) -
             store = opened
             yield finding
         if store is not None:
-            for check in (promises, clock, space):
+            for check in (promises, clock, space, versions, inbox):
                 if (result := await _finding(check(store), check.__name__)) is not None:
                     yield result
             try:
@@ -140,6 +141,31 @@ async def space(store: Store) -> Finding | None:
     if usage.free < SPACE_NONE:
         return Finding("disk", "fail", why, "free some space; soon results cannot be written")
     return Finding("disk", "warn" if usage.free < SPACE_LITTLE else "pass", why)
+
+
+async def versions(store: Store) -> Finding | None:
+    """Whether a bucket keeps what is overwritten and deleted; None where there are no versions."""
+    look = getattr(store, "versions", None)  # what `open_store` made has it
+    kept = "none" if look is None else await look()
+    if kept == "none":
+        return None
+    if kept == "expire":
+        return Finding("versions", "pass", "the bucket is versioned, and a lifecycle rule ends old versions")
+    why = (
+        "the bucket keeps every version: each worker's heartbeat leaves one every 10 s, and each request some"
+    )
+    fix = "add a lifecycle rule with NoncurrentVersionExpiration; docs/queues.md has one"
+    return Finding("versions", "warn", why, fix)
+
+
+async def inbox(store: Store) -> Finding | None:
+    """Name the files of the inbox that no worker takes; None when there are none."""
+    left = [i.key async for i in first(store.list(REQUESTS), MOST) if not is_request(i.key)]
+    if not left:
+        return None
+    names = ", ".join(map(repr, left[:NAMED])) + (", ..." if len(left) > NAMED else "")
+    why = f"{len(left):,} file{'s' * (len(left) != 1)} under {REQUESTS} that no worker takes: {names}"
+    return Finding("inbox", "warn", why, "name requests .json or .jsonl, without a dot in front")
 
 
 async def _workers(store: Store, store_url: str) -> list[Finding]:

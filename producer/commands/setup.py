@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from infra.queues.setup_check import Finding
     from infra.queues.setup_documents import Wiring
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,75}")  # SQS allows 80; the dead-letter queue adds five
 
 app = typer.Typer(help="Set up a queue for a store.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,7 +56,8 @@ def queue(
     """Let a bucket notify workers through an SQS queue.
 
     Workers then see new requests at once. Without --apply or --check it only prints the commands of the AWS
-    command line that make two queues, their policies, and the bucket's notifications.
+    command line that make two queues, their policies, and the bucket's notifications. --apply ends with
+    --check's look, and fails where something is not in place.
     """
     with reporting_errors(as_json=as_json):
         code = _check(store, name, url, as_json) if check else _apply(store, name, account, apply, as_json)
@@ -74,39 +78,70 @@ def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
         )
     findings = aws.check(url, location.bucket, location.prefix)
     if as_json:
-        print_json({"queue": url, "checks": documents(findings), "ok": ok(findings)})
+        region = {"region": aws.region, "region_source": aws.region_source}
+        print_json({"queue": url, **region, "checks": documents(findings), "ok": ok(findings)})
     else:
-        from rich.console import Console
-
-        from producer.commands import show
-
-        Console().print(show.findings(findings))
+        say(f"region {aws.region}, from {aws.region_source}")
+        _show(findings)
     return OK if ok(findings) else FAILED
 
 
+def _show(findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+
+    from producer.commands import show
+
+    Console().print(show.findings(findings))
+
+
 def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> int:
-    from infra.aws import new_session, region_of
+    from infra.aws import new_session, region_of, region_source
     from infra.queues.setup_documents import Wiring, partition_of
 
     location = _location(store)
-    region = region_of(new_session())
+    _check_name(name)
+    session = new_session()
+    region, source = region_of(session), region_source(session)
     wiring = Wiring(location.bucket, location.prefix, name, account, region, partition_of(region))
+    facts = {"region": region, "region_source": source}
     if not apply:
         if as_json:
-            print_json(_documents(wiring))
+            print_json({**_documents(wiring), **facts})
         else:
-            typer.echo(_commands(wiring))
+            typer.echo(f"# Region {region}, from {source}\n\n{_commands(wiring)}")
         return OK
     from infra.queues.setup import Account
 
-    made = Account().apply(wiring)
+    aws = Account()
+    made = aws.apply(wiring)
+    findings = aws.read_back(made)
     if as_json:
-        print_json({"queue": made.queue, "changed": list(made.changed)})
-        return OK
+        changed = {"changed": list(made.changed), "checks": documents(findings), "ok": ok(findings)}
+        print_json({"queue": made.queue, **facts, **changed})
+        return OK if ok(findings) else FAILED
+    say(f"region {region}, from {source}")
     for line in made.changed or ("everything was there already",):
         say(line)
+    if not ok(findings):
+        _show(findings)
+        say("the server accepted every call, yet not everything is in place: see the checks above")
+        return FAILED
     typer.echo(f"export DREAMDROP_QUEUE={made.queue}")
     return OK
+
+
+def _check_name(name: str) -> None:
+    """Raise `Unsupported` for a name that no queue of ours can have."""
+    from schemas.errors import Unsupported
+
+    if name.endswith(".fifo"):
+        raise Unsupported(
+            f"{name!r} names a FIFO queue, and S3 sends to standard queues only: give a name without .fifo"
+        )
+    if not _NAME.fullmatch(name):
+        raise Unsupported(
+            f"{name!r} is not a queue's name: give at most 75 letters, digits, dashes and underscores"
+        )
 
 
 def documents(findings: Sequence[Finding]) -> list[dict[str, str]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_plus
 
 import boto3
 import pytest
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.servers.s3_front import S3Front
+
+NEW_KEY = {"aws_access_key_id": "new", "aws_secret_access_key": "secret"}
 
 
 @pytest.fixture
@@ -118,3 +123,101 @@ def _outage(front: S3Front, kind: str) -> AbstractContextManager[object]:
     stack = ExitStack()
     stack.callback(front.faults.remove, fault)
     return stack
+
+
+#: Legal in S3, and not valid in a directory: slips in joining paths, control characters, dots, a long name.
+ODD_KEYS = [
+    "requests//a.json",
+    "requests/b//c.json",
+    "requests/./d.json",
+    "requests/e/../f.json",
+    "requests/../g.json",
+    "requests/h\ni.json",
+    "requests/j\x01k.json",
+    "requests/express//l.json",
+    f"requests/{'m' * 1010}.json",
+    "requests//rows.jsonl",
+]
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_request_under_any_key_that_s3_allows_is_answered(
+    bucket: Any, s3_front: S3Front, moto_url: str, monkeypatch: pytest.MonkeyPatch, announced: bool
+):
+    """By listing and by event alike: one result under a safe id, and the object and its message go."""
+    from schemas.layout import request_id
+
+    for check in ("check_key", "check_prefix"):  # the server's own store takes any
+        monkeypatch.setattr(f"infra.stores.memory.{check}", lambda text: None)
+    options: list[str] = []
+    if announced:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", moto_url)
+        sqs = boto3.client("sqs", endpoint_url=moto_url, region_name="us-east-1")
+        queue = sqs.create_queue(QueueName=secrets.token_hex(6))["QueueUrl"]
+        options = ["--queue", queue, "--reconcile", "600"]
+    with worker("s3://bucket", *options):
+        for key in ODD_KEYS:
+            bucket.put_object(Key=key, Body=b'{"prompt": "a cat", "steps": 1}')
+            if announced:
+                event = {"bucket": {"name": "bucket"}, "object": {"key": quote_plus(key)}}
+                record = {"eventVersion": "2.5", "eventName": "ObjectCreated:Put", "s3": event}
+                sqs.send_message(QueueUrl=queue, MessageBody=json.dumps({"Records": [record]}))
+        for key in ODD_KEYS:
+            assert _result(bucket, f"results/{request_id(key)}/result.json")["status"] == "succeeded", key
+    assert [o.key for o in bucket.objects.filter(Prefix="requests/")] == []
+
+
+def test_a_file_that_no_worker_takes_is_named_once(bucket: Any):
+    """A name that is only an extension is a slip, too; the log names it, and it stays."""
+    with worker("s3://bucket") as process:
+        bucket.put_object(Key="requests/.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        bucket.put_object(Key="requests/cat.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        _result(bucket, "results/cat/result.json")
+        process.terminate()
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert log.count("key=requests/.json") == 1
+    assert [o.key for o in bucket.objects.filter(Prefix="requests/")] == ["requests/.json"]
+
+
+def _credentials(path: Path, key: str) -> None:
+    path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = secret\n")
+
+
+@pytest.fixture
+def shared_file(s3_front: S3Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shared credentials file, and a server that takes the key "good" only once told so."""
+    path = tmp_path / "credentials"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    _credentials(path, "old")
+    return path
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "AccessDenied"])
+def test_credentials_that_change_are_used_without_a_restart(s3_front: S3Front, shared_file: Path, code: str):
+    """The server refuses the old key from some moment on; the file then has a new one."""
+    bucket = boto3.resource("s3", endpoint_url=s3_front.url, region_name="us-east-1", **NEW_KEY).Bucket(
+        "bucket"
+    )
+    with worker("s3://bucket") as process:
+        bucket.put_object(Key="requests/first.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        _result(bucket, "results/first/result.json")
+        s3_front.refused_keys["old"] = (400 if code == "ExpiredToken" else 403, code)
+        time.sleep(3)
+        bucket.put_object(Key="requests/second.json", Body=b'{"prompt": "a cat", "steps": 1}')
+        _credentials(shared_file, NEW_KEY["aws_access_key_id"])
+        assert _result(bucket, "results/second/result.json")["status"] == "succeeded"
+        assert process.poll() is None
+
+
+def test_a_worker_that_stays_denied_exits_for_its_supervisor(s3_front: S3Front, shared_file: Path):
+    """With its own exit status, after the time that is set, and it says why."""
+    with worker("s3://bucket", "--denied-patience", "3", "--grace", "1") as process:
+        assert process.stderr is not None
+        while "ready" not in process.stderr.readline():
+            assert process.poll() is None
+        s3_front.refused_keys["old"] = (403, "InvalidAccessKeyId")
+        assert process.wait(60) == 4
+        assert "denied every call for too long" in process.stderr.read()

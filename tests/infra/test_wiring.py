@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from infra.queues.setup_check import Finding, judge_notifications, judge_queue
-from infra.queues.setup_documents import Wiring, changed_attributes, partition_of
+from infra.queues.setup_documents import (
+    Wiring,
+    changed_attributes,
+    overlapping,
+    partition_of,
+    with_notifications,
+    with_statement,
+)
 
 WISH = Wiring("art", "studio/", "dreamdrop", "123456789012", "eu-west-1")
 ARN = "arn:aws:sqs:eu-west-1:123456789012:dreamdrop"
@@ -158,3 +165,31 @@ def test_only_what_is_missing_or_too_small_is_changed():
         ["Backup", "DreamdropBucketNotifications"],
     )
     assert changed_attributes(has | new, WISH.attributes()) == {}
+
+
+def test_only_our_own_older_entries_are_replaced():
+    """The same bucket's statement and the same queue's and prefix's notification; other stores' stay."""
+    old = WISH.statement() | {"Resource": "an older one"}
+    other = replace(WISH, bucket="photos").statement() | {"Sid": "DreamdropBucketNotificationsPhotos"}
+    statements = with_statement([old, other], WISH.statement())
+    assert [s["Resource"] for s in statements] == [WISH.arn("dreamdrop")] * 2
+    assert len({s["Sid"] for s in statements}) == 2
+
+    older = [entry | {"Events": ["s3:ObjectCreated:Put"]} for entry in WISH.notifications()]
+    lab = replace(WISH, prefix="lab/").notifications()
+    entries = with_notifications([*older, *lab], WISH.notifications())
+    assert [entry["Events"] for entry in entries] == [["s3:ObjectCreated:*"]] * 4
+    assert len({entry["Id"] for entry in entries}) == 4
+    assert with_notifications(entries, WISH.notifications()) == entries
+
+
+def test_a_notification_that_overlaps_is_named():
+    """S3 refuses two for one file; one of another prefix or of removals is none of them."""
+    theirs = [
+        {"Id": "all", "QueueArn": "x", "Events": ["s3:ObjectCreated:Put"]},
+        {"Id": "gone", "QueueArn": "x", "Events": ["s3:ObjectRemoved:*"]},
+        replace(WISH, prefix="lab/", queue="x").notifications()[0] | {"Id": "lab"},
+        replace(WISH, queue="x").notifications()[0] | {"Id": "same"},
+        *WISH.notifications(),
+    ]
+    assert [e["Id"] for e in overlapping(theirs, WISH.notifications())] == ["all", "same"]

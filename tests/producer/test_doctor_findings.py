@@ -69,7 +69,7 @@ async def test_models_are_those_that_workers_announce(
     """The default must be one of them, and the same everywhere."""
     (tmp_path / "workers").mkdir()
     for number, facts in enumerate(said):
-        (tmp_path / "workers" / f"w{number}").write_text(json.dumps(facts | {"state": "idle"}))
+        (tmp_path / "workers" / f"w{number}").write_text(json.dumps(facts | {"state": "idle", "seq": 1}))
     found = {f.check: f async for f in doctor.examine(str(tmp_path), [])}
     assert (found["models"].status, words in found["models"].found) == (status, True)
     assert found["workers"].found == f"{len(said)} idle"
@@ -81,7 +81,7 @@ async def test_what_strangers_left_in_a_store_does_not_stop_the_doctor(tmp_path:
     for name in ("results/a/result.json", "workers/odd", "workers/list"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "results/a/result.json").write_text("{")
-    (tmp_path / "workers/odd").write_text('{"models": 5, "default_model": [], "state": {}}')
+    (tmp_path / "workers/odd").write_text('{"seq": 1, "models": 5, "default_model": [], "state": {}}')
     (tmp_path / "workers/list").write_text("[1]")
     checks = [finding.check async for finding in doctor.examine(str(tmp_path), [])]
     assert {"store", "promises", "workers", "models"} <= set(checks)
@@ -98,3 +98,16 @@ async def test_a_store_that_lets_nothing_be_listed_is_a_finding(monkeypatch: pyt
     assert found["workers"].status == "fail"
     assert "AccessDenied" in found["workers"].found or "denied" in found["workers"].found
     assert "clock" in found
+
+
+@pytest.mark.anyio
+async def test_files_that_no_worker_takes_are_named():
+    """A name that is only an extension, or has another one; requests are not named."""
+    store = MemoryStore()
+    await store.create("requests/cat.json", b"{}")
+    assert await doctor.inbox(store) is None
+    await store.create("requests/.json", b"{}")
+    await store.create("requests/cat.txt", b"{}")
+    found = await doctor.inbox(store)
+    assert found is not None
+    assert (found.status, "'requests/.json', 'requests/cat.txt'" in found.found) == ("warn", True)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
+from botocore.client import BaseClient
 
 from tests.cloud import Cloud, wait_for
 
@@ -124,3 +125,71 @@ def test_a_bucket_in_another_region_is_told_before_anything_is_made(setup: Cli, 
         "checks"
     ]
     assert (checks[0]["check"], checks[0]["status"]) == ("region", "fail")
+
+
+def test_a_second_store_or_queue_of_a_bucket_leaves_the_first_in_place(dreamdrop: Cli, cloud: Cloud):
+    """Other prefixes to one queue, another queue for a prefix, another bucket to one queue: all are announced."""
+    other = f"other-{cloud.bucket}"
+    cloud.s3.create_bucket(Bucket=other)
+    places = [
+        (cloud.store, "one"),
+        (f"{cloud.store}/studio", "one"),
+        (f"{cloud.store}/lab", "two"),
+        (f"s3://{other}", "one"),
+    ]
+
+    def run(store: str, name: str, *options: str) -> subprocess.CompletedProcess[str]:
+        where = ["--store", store, "--name", f"{cloud.bucket}-{name}"]
+        return dreamdrop("setup", "queue", *where, *options, **cloud.environment())
+
+    for store, name in places:
+        done = run(store, name, "--apply")
+        assert done.returncode == 0, done.stderr
+    for store, name in places:
+        checks = json.loads(run(store, name, "--check", "--json").stdout)["checks"]
+        assert {c["status"] for c in checks} == {"pass"}, (store, checks)
+        assert json.loads(run(store, name, "--apply", "--json").stdout)["changed"] == []
+    found = cloud.s3.get_bucket_notification_configuration(Bucket=cloud.bucket)["QueueConfigurations"]
+    assert len({entry["Id"] for entry in found}) == len(found) == 6
+
+
+@pytest.mark.parametrize("ignored", ["PutBucketNotificationConfiguration", "SetQueueAttributes"])
+def test_a_server_that_takes_the_call_and_stores_nothing_is_told(
+    setup: Cli, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, ignored: str
+):
+    """--apply ends with the look of --check, and its status is that look's."""
+    cloud.sqs.create_queue(QueueName=cloud.bucket)  # without a policy, so that one is set
+    call = BaseClient._make_api_call
+
+    def ignoring(self: BaseClient, operation: str, arguments: dict[str, object]) -> object:
+        return {} if operation == ignored else call(self, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", ignoring)
+    monkeypatch.setattr("infra.queues.setup.READ_BACK", 0.0)
+    monkeypatch.setattr("infra.queues.setup.PATIENCE", 0.0)
+    done = setup("--apply", "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["ok"]) == (1, False)
+    assert "fail" in {c["status"] for c in told["checks"]}
+    assert "not everything is in place" in setup("--apply").stderr
+
+
+def test_the_region_is_that_of_aws_region_and_its_source_is_said(setup: Cli, monkeypatch: pytest.MonkeyPatch):
+    """AWS_REGION goes before AWS_DEFAULT_REGION, as in every other SDK; botocore alone does not read it."""
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    assert "# Region eu-north-1, from AWS_REGION" in setup().stdout
+    assert "sqs.eu-north-1.amazonaws.com" in setup().stdout
+    monkeypatch.delenv("AWS_REGION")
+    told = json.loads(setup("--json").stdout)
+    assert (told["region"], told["region_source"]) == ("us-east-1", "AWS_DEFAULT_REGION")
+
+
+@pytest.mark.parametrize("name", ["dreamdrop.fifo", "a b", "x" * 76, ""])
+@pytest.mark.parametrize("options", [(), ("--apply",)])
+def test_a_name_that_no_queue_of_ours_can_have_is_refused(
+    dreamdrop: Cli, name: str, options: tuple[str, ...]
+):
+    """A FIFO queue gets no events of S3; no call is made."""
+    done = dreamdrop("setup", "queue", "--store", "s3://bucket", "--name", name, *options)
+    assert done.returncode == 3
+    assert ("FIFO" if name.endswith(".fifo") else "is not a queue's name") in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -275,3 +276,35 @@ def test_more_records_than_anybody_sends_are_not_read():
     assert not any(
         isinstance(item, Unknown) for item in decode(json.dumps({"Records": records[:MAX_RECORDS]}))
     )
+
+
+CAT = '{"prompt": "a cat", "cfg_scale": 7.50, "seed": 12345678901234567890}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[{CAT}]",
+        f'\ufeff [ {CAT} ,\n{{"prompt": "b"}}]',
+        f'{{"source": "my.app", "detail-type": "Wanted", "detail": {CAT}}}',
+        f'[{{"source": "my.app", "detail-type": "Wanted", "detail": {CAT}}}]',
+        f'{{"version": "1.0", "requestContext": {{}}, "requestPayload": {{}}, "responsePayload": {CAT}}}',
+        json.dumps({"requestContext": {}, "httpMethod": "POST", "body": CAT}),
+        json.dumps({"requestContext": {}, "body": b64encode(CAT.encode()).decode(), "isBase64Encoded": True}),
+    ],
+)
+def test_a_manifest_in_a_list_or_in_a_carriers_wrapper_is_read_as_it_is_written(text: str):
+    """Byte for byte, numbers included; a list holds one request an entry."""
+    items = decode(text)
+    assert items[0] == Direct(CAT.encode())
+    assert items[1:] == ([Direct(b'{"prompt": "b"}')] if '"b"' in text else [])
+
+
+def test_a_detail_may_be_a_claim_check_and_a_task_token_is_named():
+    """Nobody here answers a task of Step Functions, so the message says what to send."""
+    event = {"source": "x", "detail-type": "y", "detail": {"reference": "requests/a.json"}}
+    assert decode(json.dumps(event)) == [Reference("requests/a.json")]
+    for task in ({"TaskToken": "t", "Input": json.loads(CAT)}, {"taskToken": "t", "input": {}}):
+        [item] = decode(json.dumps(task))
+        assert isinstance(item, Unknown)
+        assert "waitForTaskToken" in item.reason

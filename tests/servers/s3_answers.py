@@ -36,8 +36,8 @@ def xml(text: str, status: int = 200) -> web.Response:
     return web.Response(text=document, status=status, content_type="application/xml")
 
 
-def error(status: int, code: str) -> web.Response:
-    return xml(f"<Error><Code>{code}</Code><Message>on demand</Message></Error>", status)
+def error(status: int, code: str, text: str = "on demand") -> web.Response:
+    return xml(f"<Error><Code>{code}</Code><Message>{escape(text)}</Message></Error>", status)
 
 
 def cut(request: web.Request) -> web.Response:

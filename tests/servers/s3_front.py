@@ -45,6 +45,8 @@ KINDS = {
     "late": "the connection closes, and it is done `seconds` later",
     "delay": "it is done after `seconds`",
     "denied": "403 AccessDenied",
+    "object_lock": "400 InvalidRequest to a PUT without a checksum",
+    "refused": "`status`, `code` and `text`, nothing done",
     "unsupported": "501 NotImplemented when the request has a condition",
     "ignore_condition": "conditions are ignored",
     "check_then_act": "creates look first and write later, so that two may win",
@@ -61,6 +63,9 @@ class Fault:
     prefix: str = ""
     times: int = 1 << 30
     seconds: float = 0.0
+    status: int = 400
+    code: str = ""
+    text: str = "on demand"
 
     def __post_init__(self) -> None:
         assert self.kind in KINDS, f"{self.kind} is none of {sorted(KINDS)}"
@@ -75,6 +80,8 @@ class S3Front:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)  # (method, bucket/key), as they came
     markers: list[str] = field(default_factory=list)  # "folders" (keys ending in "/") that listings show
+    refused_keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # access key to (status, code)
+    versioned: bool = False
     page: int = 1000  # keys of a listing's page, at most
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
@@ -95,7 +102,7 @@ class S3Front:
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", self._serve)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._serve)
         return app
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
@@ -110,6 +117,9 @@ class S3Front:
             body = await request.read()
         except ConnectionError:  # it broke off: nothing is done
             return answers.cut(request)
+        for access_key, (status, code) in self.refused_keys.items():
+            if f"Credential={access_key}/" in request.headers.get("Authorization", ""):
+                return answers.error(status, code)
         fault = self._fault(request.method, key)
         match fault.kind if fault else "":
             case "slow_down":
@@ -120,6 +130,12 @@ class S3Front:
                 return answers.error(500, "InternalError")
             case "denied":
                 return answers.error(403, "AccessDenied")
+            case "object_lock" if "Content-MD5" not in request.headers:
+                text = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests"
+                return answers.error(400, "InvalidRequest", text)
+            case "refused":
+                assert fault is not None
+                return answers.error(fault.status, fault.code, fault.text)
             case "cut":
                 return answers.cut(request)
             case "unsupported" if answers.conditions(request):
@@ -164,6 +180,11 @@ class S3Front:
     async def _answer(
         self, request: web.Request, bucket: str, key: str, body: bytes, fault: Fault | None
     ) -> web.Response:
+        if request.rel_url.raw_query_string in ("versioning", "lifecycle"):
+            status = "<Status>Enabled</Status>" if self.versioned else ""
+            if "lifecycle" in request.rel_url.raw_query_string:
+                return answers.error(404, "NoSuchLifecycleConfiguration")
+            return answers.xml(f"<VersioningConfiguration>{status}</VersioningConfiguration>")
         if not key:
             return await self._list(
                 bucket, parse_qs(request.rel_url.raw_query_string, keep_blank_values=True)

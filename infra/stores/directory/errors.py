@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from infra.stores.directory.naming import NO_LINKS
 from infra.stores.store import InvalidKey
 from schemas.errors import DreamError, StoreUnavailable, Unsupported
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
+_NO_CREATES = NO_LINKS | {errno.EXDEV, errno.EINVAL}
 _IN_THE_WAY = {errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 _HINTS = {
     errno.ENOSPC: "free some space on its disk",
@@ -30,9 +31,10 @@ def translated(error: OSError, key: str, root: Path) -> DreamError:
         return StoreUnavailable(f"the store directory {root} is not there: create it, or mount its disk")
     if error.errno == errno.ENAMETOOLONG:
         return InvalidKey(f"the key {key!r} is too long for this file system; shorten it")
-    if error.errno in _NO_HARD_LINKS and error.filename2 is not None:
+    if error.errno in _NO_CREATES and error.filename2 is not None:
         return Unsupported(
-            f"the file system of {root} has no hard links ({reason}), so creates cannot be atomic there; "
+            f"the file system of {root} has no hard links ({reason}), nor a rename that replaces nothing, so "
+            "creates cannot be atomic there; "
             "put the store on a local disk or NFS, or use an S3 bucket"
         )
     if error.errno in _IN_THE_WAY:

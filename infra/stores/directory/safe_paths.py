@@ -39,6 +39,8 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 #: Error numbers that mean "there is no such file", also because something else has its name.
 ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
+#: Devices whose file systems have no hard links. Most of those make inode numbers up, and forget them.
+without_links: set[int] = set()
 _warned: set[str] = set()
 
 
@@ -59,6 +61,8 @@ def segments(key: str) -> tuple[str, ...]:
 
 def etag(facts: os.stat_result) -> str:
     """A version's etag: it changes with every replacement (inode) and every edit in place (time, size)."""
+    if facts.st_dev in without_links:
+        return f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
     return f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}"
 
 

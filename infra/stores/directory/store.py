@@ -1,8 +1,8 @@
 """A store in a directory, for many processes at once, with the guarantees of a bucket.
 
 A file is written whole under another name in `.staging/`, and then gets its key by `link(2)`, which fails
-when the key is taken, or by `rename(2)`, which replaces. Both are atomic: nobody ever sees half a file,
-and of many creators exactly one wins.
+when the key is taken (see `naming` for file systems without), or by `rename(2)`, which replaces. Both are
+atomic: nobody ever sees half a file, and of many creators exactly one wins.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import stat
 import time
@@ -18,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from infra.stores.directory import safe_paths
+from infra.stores.directory import naming, safe_paths
 from infra.stores.directory.errors import translated
 from infra.stores.directory.metadata import Sidecars, staging_name
 from infra.stores.directory.safe_paths import ABSENT, STAGING
 from infra.stores.keys import check_metadata, check_prefix
-from infra.stores.store import Info, Stored
+from infra.stores.store import Info, Stored, Versions
 from schemas.errors import NotFound, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 PAGE = 1000  # keys that a listing reads per call in a thread
 THREADS = 8  # writers that wait for the disk at the same time share a flush
@@ -44,10 +41,12 @@ class DirectoryStore:
 
     shows_partial_files = True
     is_remote = False
+    denied_for = 0.0
 
     def __init__(self, root: Path, *, fsync: bool = True) -> None:
         self.root = root.absolute()
         self.url = self.root.as_uri()
+        self._has_links = True  # until `open` has looked
         self._fsync = fsync  # without it a power failure can lose or empty the last writes
         self._sidecars = Sidecars(self.root, fsync=fsync)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory-store")
@@ -58,6 +57,9 @@ class DirectoryStore:
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False)  # calls under way end by themselves; files need no closing
+
+    async def versions(self) -> Versions:
+        return "none"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -113,6 +115,10 @@ class DirectoryStore:
 
     def _open(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
+        with safe_paths.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
+            if not naming.has_links(staging):
+                self._has_links = False
+                safe_paths.without_links.add(os.fstat(staging).st_dev)
         self._sidecars.sweep(time.time())
 
     def _get(self, key: str, max_bytes: int | None) -> Stored:
@@ -182,9 +188,14 @@ class DirectoryStore:
         for attempt in range(safe_paths.PATIENCE):
             with safe_paths.folder(self.root, names, make=True, fsync=self._fsync) as here:
                 try:
-                    os.link(staged, name, src_dir_fd=staging, dst_dir_fd=here, follow_symlinks=False)
+                    if self._has_links:
+                        os.link(staged, name, src_dir_fd=staging, dst_dir_fd=here, follow_symlinks=False)
+                    else:
+                        naming.rename_noreplace(staged, name, src_dir_fd=staging, dst_dir_fd=here)
                 except OSError as error:
-                    if os.fstat(fd).st_nlink < 2:  # else a network file system did it, then tried again
+                    if not self._is_named(
+                        fd, name, here
+                    ):  # else a network file system did it, then tried again
                         if error.errno == errno.EEXIST:
                             _is_taken(name, here, key)
                             return False
@@ -195,6 +206,14 @@ class DirectoryStore:
                     safe_paths.sync_folder(here)
                 return True
         raise AssertionError("unreachable")
+
+    def _is_named(self, fd: int, name: str, here: int) -> bool:
+        """Whether our file has got this key after all."""
+        ours = os.fstat(fd)
+        if self._has_links:
+            return ours.st_nlink >= 2
+        facts = safe_paths.look(name, here)
+        return facts is not None and os.path.samestat(facts, ours)
 
     def _put(self, key: str, body: bytes) -> None:
         *names, name = safe_paths.segments(key)
@@ -257,7 +276,7 @@ class DirectoryStore:
 
     @contextlib.contextmanager
     def _existing(self, key: str, names: Sequence[str]) -> Iterator[int | None]:
-        """The folder; None when it or a parent is not there."""
+        """The folder; None when it is not there."""
         with contextlib.ExitStack() as stack:
             try:
                 here: int | None = stack.enter_context(safe_paths.folder(self.root, names))
