@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from producer.request_state import is_alive, read_progress, read_result
+from producer.liveness import looks_alive
+from producer.request_state import read_progress, read_result
 from schemas.errors import NotFound
 from schemas.layout import (
     CLAIMS,
@@ -89,12 +89,15 @@ def _place(request: Info) -> tuple[bool, float, str]:
     return not request.key.startswith(EXPRESS), request.modified, request.key
 
 
-async def heartbeats(store: Store) -> list[dict[str, Any]]:
-    """The heartbeats of the workers that are alive (by the store's clock)."""
-    now = time.time()
+async def heartbeats(store: Store, is_alive: Callable[[Info], bool] = looks_alive) -> list[dict[str, Any]]:
+    """The heartbeats of the workers that are alive.
+
+    Args:
+        is_alive: judges a listed heartbeat; `Liveness.is_alive` for who looks more than once.
+    """
     beats = []
     async for info in store.list(WORKERS):
-        if not is_alive(info, now):
+        if not is_alive(info):
             continue
         beat: object = None
         with contextlib.suppress(NotFound, ValueError, RecursionError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ from typing import Literal
 from infra.claims.claim import Claim
 from infra.stores.store import Info, InvalidKey, Store
 from producer.errors import Damaged, UnknownRequest
+from producer.liveness import looks_alive
 from schemas.errors import NotFound, TooLarge
 from schemas.layout import (
     BATCH,
@@ -41,7 +41,6 @@ RequestStatus = Literal["queued", "processing"] | Status
 
 _MADE_SAFE = re.compile(r"-[0-9a-f]{8}$")  # see schemas.layout.safe_id
 
-ALIVE = 60.0  # seconds since its last heartbeat for which a worker counts as alive, for people
 MOST = 5000  # keys that are listed for a hint
 MAX_RESULT, MAX_STATUS = 128 << 20, 1 << 20  # bytes of a result manifest and of a status that are read
 MAX_COUNT = 10**9  # steps and images of a status that is believed
@@ -214,14 +213,8 @@ async def namesakes(store: Store, id: str) -> list[str]:
 
 
 async def workers_alive(store: Store) -> int:
-    """About how many workers are alive (by the store's clock, so for people only)."""
-    now = time.time()
-    return sum([is_alive(info, now) async for info in store.list(WORKERS)])
-
-
-def is_alive(beat: Info, now: float) -> bool:
-    """Whether an object under `workers/` is a recent heartbeat."""
-    return now - beat.modified < ALIVE and not beat.key.startswith(f"{WORKERS}.")
+    """About how many workers are alive: one look goes by the heartbeats' dates."""
+    return sum([looks_alive(info) async for info in store.list(WORKERS)])
 
 
 async def first(infos: AsyncIterator[Info], most: int) -> AsyncIterator[Info]:

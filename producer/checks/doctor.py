@@ -21,8 +21,9 @@ from infra.queues.setup_check import Finding
 from infra.stores.open import open_store
 from infra.stores.probe import probe
 from infra.stores.s3_location import S3Location
+from producer.liveness import ALIVE
 from producer.overview import heartbeats
-from producer.request_state import ALIVE, MOST, first, read_result
+from producer.request_state import MOST, first, read_result
 from schemas.errors import DreamError
 from schemas.layout import REQUESTS, RESULTS, WORKERS, is_request, parse_result
 from schemas.result import Result

@@ -256,25 +256,31 @@ async def _announce(
     address = _address(server, host)
     if worker is not None:
         say(f"starting the worker on {settings.store} ...")
-        await _until_alive(settings.store)
+        await _until_ready(settings.store)
     say(f"ready: {address}  (gallery and queue; {address}/docs for programs)  Ctrl-C to stop")
 
 
-async def _until_alive(store: str) -> None:
-    """Wait for a heartbeat, however long it takes. `_serve` notices a worker that has ended."""
+async def _until_ready(store: str) -> None:
+    """Wait for a worker that has loaded its model, however long it takes. `_serve` notices one that has ended."""
     from producer.client import AsyncClient
-    from producer.request_state import workers_alive
+    from producer.liveness import Liveness
+    from producer.overview import heartbeats
     from schemas.errors import Unavailable
 
     loop = asyncio.get_running_loop()
-    late = loop.time() + START
+    began, loading, liveness = loop.time(), False, Liveness()
+    late = began + START
     async with AsyncClient(store) as client:
         while True:
             with contextlib.suppress(Unavailable):  # the next look may succeed
-                if await workers_alive(client.store):
+                workers = await heartbeats(client.store, liveness.is_alive)
+                if any(worker.get("state") != "loading" for worker in workers):
                     return
+                if workers and not loading:
+                    loading = True
+                    say(f"loading the model {workers[0].get('default_model', '')} ...")
             if loop.time() > late:
-                say(f"no heartbeat from the worker after {START:g} s; it may still be loading a model ...")
+                say(f"still not ready after {loop.time() - began:.0f} s; a large model takes minutes ...")
                 late += START
             await asyncio.sleep(0.2)
 

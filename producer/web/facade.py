@@ -19,6 +19,7 @@ from infra.lru import LruCache
 from producer import ids, request_state
 from producer.client import AsyncClient
 from producer.errors import Conflict, StillWorking, UnknownRequest
+from producer.liveness import Liveness
 from producer.overview import heartbeats
 from producer.requests import Ticket, fresh_id
 from producer.result_poller import PollInterval
@@ -111,6 +112,7 @@ class Facade:
         self.client = AsyncClient(
             self.settings.store, limits=self.settings.limits, poll_interval=POLL_INTERVAL
         )
+        self._liveness = Liveness()
         self.workers = CachedCall(self._workers)
         self._listed = CachedCall(self._count_lane)
 
@@ -295,4 +297,4 @@ class Facade:
         return sum([is_request(info.key) async for info in listing])
 
     async def _workers(self) -> list[dict[str, Any]]:
-        return await heartbeats(self.client.store)
+        return await heartbeats(self.client.store, self._liveness.is_alive)

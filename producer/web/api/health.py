@@ -23,20 +23,21 @@ async def livez() -> dict[str, str]:
 @router.get(
     "/readyz",
     summary="Whether requests can be drawn",
-    responses={503: problem("The store does not answer, or no worker is alive.")},
+    responses={503: problem("The store does not answer, or no worker has its model loaded.")},
 )
 async def readyz(facade: FacadeOf, response: Response) -> dict[str, str | int]:
-    """200 when the store answers and a worker is alive."""
+    """200 when the store answers and a worker is alive that has loaded its model."""
     try:
         async with asyncio.timeout(STORE_TIMEOUT):
-            workers = len(await facade.workers())
+            workers = await facade.workers()
     except (DreamError, TimeoutError):
         response.status_code = 503
         return {"status": "the store does not answer"}
-    if not workers:
+    ready = sum(worker.get("state") != "loading" for worker in workers)
+    if not ready:
         response.status_code = 503
-        return {"status": "no worker is alive", "workers": 0}
-    return {"status": "ready", "workers": workers}
+        return {"status": "loading a model" if workers else "no worker is alive", "workers": 0}
+    return {"status": "ready", "workers": ready}
 
 
 @router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")

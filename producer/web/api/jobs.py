@@ -47,7 +47,7 @@ async def overview(
         processing=processing[:limit],
         latest=[responses.job_of_result(result) for result in known.latest[:limit]],
         over=known.over,
-        workers=known.workers,
+        workers=len(await facade.workers()),
     )
 
 

@@ -144,7 +144,7 @@ async def _live_parts(
     more = len(latest) > start + PER_PAGE
     queue = await gallery.queue(overview, caller)
     return {
-        "workers": overview.workers,
+        "workers": len(await gallery.facade.workers()),
         "queue": queue,
         "hidden": sum(map(caller.sees, (*overview.queued, *overview.processing))) - len(queue),
         "items": [item for result in page for item in items_of(result)],
