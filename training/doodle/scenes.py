@@ -107,9 +107,9 @@ def colours_for(background: str) -> list[str]:
 
 
 def sample(rng: random.Random) -> Scene:
-    """Draw lots for one scene: six in ten show one shape, the others two."""
+    """Draw lots for one scene: nine in twenty show one shape, the others two, which are harder."""
     background = rng.choice(list(PALETTE))
-    return _one(rng, background) if rng.random() < 0.6 else _two(rng, background)
+    return _one(rng, background) if rng.random() < 0.45 else _two(rng, background)
 
 
 def _one(rng: random.Random, background: str) -> Scene:
