@@ -50,10 +50,10 @@ def save(
         requires_safety_checker=False,
     )
     copy.deepcopy(pipeline).to(torch.float16).save_pretrained(out)
-    card = out / "vae" / "config.json"  # diffusers notes from which folder of this machine it was loaded
-    facts = json.loads(card.read_text())
-    facts.pop("_name_or_path", None)
-    card.write_text(json.dumps(facts, indent=2) + "\n")
+    for part in ("unet/config.json", "vae/config.json", "tokenizer/tokenizer_config.json"):
+        facts = json.loads((out / part).read_text())  # they note from which folder of this machine they came
+        kept = {k: v for k, v in facts.items() if k not in ("_name_or_path", "is_local", "local_files_only")}
+        (out / part).write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def _start(
