@@ -41,7 +41,7 @@ BUILT_IN = (
         native_width=128,
         native_height=128,
         scheduler="DPM++ 2M",
-        revision="2",
+        revision="3",
         licence="Apache-2.0",
     ),
     ModelCard(  # the community's mirror

@@ -1,6 +1,6 @@
 """The bundled model draws as well as its card says: the same judge and prompts, on a subset.
 
-The floors are the aims, but for colour, where a subset of 60 may by chance hold a few of the hard ones.
+The floors lie just below what this subset measures, so that a few last bits of another processor do not fail it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ def scores() -> dict[str, float]:
     return evaluate(load(FOLDER), singles=60, pairs=30, negatives=20)
 
 
-FLOORS = {"background": 0.95, "colour": 0.92, "shape": 0.9, "two shapes": 0.7, "negative avoided": 0.8}
+FLOORS = {
+    "background": 0.98,
+    "colour": 0.98,
+    "shape": 0.98,
+    "two shapes": 0.9,
+    "two shapes and their colours": 0.9,
+    "negative avoided": 0.8,
+}
 
 
 @pytest.mark.parametrize(("what", "floor"), FLOORS.items())

@@ -21,7 +21,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from training.doodle.judge import Verdict, judge
-from training.doodle.scenes import KINDS, PALETTE, SIDE, colours_for
+from training.doodle.scenes import KINDS, PALETTE, PLACES, SIDE, colours_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -146,6 +146,23 @@ def grid(pictures: Sequence[Image.Image], columns: int = 8, gap: int = 4) -> Ima
     return sheet
 
 
+def showcase() -> list[str]:
+    """The grid's 64 prompts: 32 with one shape, 8 of them with a size or a place, then 32 with two."""
+    rng = random.Random(64)
+    sizes = [*[""] * 24, *["small ", "large "] * 2, *[""] * 4]
+    places = [*[""] * 28, *(f" {place}" for place in PLACES)]
+    prompts = []
+    for i in range(64):
+        ground = rng.choice(list(PALETTE))
+        colours = colours_for(ground)
+        if i < 32:
+            shapes = f"a {sizes[i]}{rng.choice(colours)} {KINDS[i % len(KINDS)]}{places[i]}"
+        else:
+            shapes = " and ".join(f"a {rng.choice(colours)} {rng.choice(KINDS)}" for _ in range(2))
+        prompts.append(f"{shapes} on a {ground} background")
+    return prompts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -164,18 +181,7 @@ def main() -> None:
     if options.report:
         options.report.mkdir(parents=True, exist_ok=True)
         (options.report / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-        prompts = [
-            f"a {c} {k} on a {g} background" for k in KINDS for c, g in (("red", "white"), ("yellow", "blue"))
-        ]
-        prompts += [
-            "a red circle and a blue square on a white background",
-            "a green star and a pink heart on a black background",
-        ]
-        prompts += [
-            "a small white ring on a purple background",
-            "a large orange triangle on a gray background",
-        ]
-        grid(draw(pipeline, prompts, seed=7)).save(options.report / "grid.png")
+        grid(draw(pipeline, showcase(), seed=7, guidance=options.guidance)).save(options.report / "grid.png")
 
 
 if __name__ == "__main__":

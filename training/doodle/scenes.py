@@ -28,6 +28,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "gray": (128, 128, 128),
 }
 KINDS = ("circle", "square", "triangle", "star", "heart", "ring")
+_OFTEN = (2, 2, 2, 3, 2, 3)  # lots of each kind in a pair: thin tips and small holes are hardest
 PLACES = {"on the left": (-28, 0), "on the right": (28, 0), "at the top": (0, -28), "at the bottom": (0, 28)}
 
 #: Pairs that a person takes for each other at a glance; never one on the other.
@@ -107,9 +108,9 @@ def colours_for(background: str) -> list[str]:
 
 
 def sample(rng: random.Random) -> Scene:
-    """Draw lots for one scene: six in ten show one shape, the others two."""
+    """Draw lots for one scene: three in ten show one shape, the others two, which are harder."""
     background = rng.choice(list(PALETTE))
-    return _one(rng, background) if rng.random() < 0.6 else _two(rng, background)
+    return _one(rng, background) if rng.random() < 0.3 else _two(rng, background)
 
 
 def _one(rng: random.Random, background: str) -> Scene:
@@ -151,7 +152,8 @@ def _two(rng: random.Random, background: str) -> Scene:
 
 
 def _companion(rng: random.Random, background: str) -> tuple[str, str]:
-    return rng.choice(KINDS), rng.choice(colours_for(background))
+    (kind,) = rng.choices(KINDS, _OFTEN)
+    return kind, rng.choice(colours_for(background))
 
 
 def _article(rng: random.Random) -> str:

@@ -1,10 +1,12 @@
-"""Train doodle from nothing, on pictures that it draws itself.
+"""Train doodle from nothing, or train it further, on pictures that it draws itself.
 
     python -m training.doodle.train --work ./doodle-work --out consumer/models/doodle
+    python -m training.doodle.train --continue-from consumer/models/doodle --work ./doodle-work --unet-steps 9000
 
 Five stages, each resumed from its checkpoint in `--work`: the text encoder learns what words
 mean (attributes of the scene), the VAE learns to draw sharp edges, 49,152 scenes are encoded
 once, and the UNet and the text encoder learn together to denoise. Seeds are fixed.
+With `--continue-from` all parts start from a trained folder's weights, and the first stage is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training.doodle import modules
 from training.doodle.autoencoder import encode_scenes, sharpen_decoder, train_vae
 from training.doodle.denoiser import train_unet
+from training.doodle.evaluate import load
 from training.doodle.scenes import KINDS, PALETTE
 from training.doodle.words import share_meanings, tokenize, train_words
 
@@ -47,16 +50,30 @@ def save(
         requires_safety_checker=False,
     )
     copy.deepcopy(pipeline).to(torch.float16).save_pretrained(out)
-    card = out / "vae" / "config.json"  # diffusers notes from which folder of this machine it was loaded
-    facts = json.loads(card.read_text())
-    facts.pop("_name_or_path", None)
-    card.write_text(json.dumps(facts, indent=2) + "\n")
+    for part in ("unet/config.json", "vae/config.json", "tokenizer/tokenizer_config.json"):
+        facts = json.loads((out / part).read_text())  # they note from which folder of this machine they came
+        kept = {k: v for k, v in facts.items() if k not in ("_name_or_path", "is_local", "local_files_only")}
+        (out / part).write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def _start(
+    folder: Path | None,
+) -> tuple[CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
+    """Fresh parts, or those of a trained folder in fp32."""
+    if folder is None:
+        tokenizer = modules.make_tokenizer()
+        return tokenizer, modules.make_text_encoder(tokenizer), modules.make_vae(), modules.make_unet()
+    trained = load(folder)
+    return trained.tokenizer, trained.text_encoder, trained.vae, trained.unet
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("doodle-work"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=Path("consumer/models/doodle"))
+    parser.add_argument(
+        "--continue-from", type=Path, metavar="FOLDER", help="a trained pipeline whose weights are the start"
+    )
     parser.add_argument("--scenes", type=int, default=SCENES, help="pictures in the training set")
     parser.add_argument("--word-steps", type=int, default=600)
     parser.add_argument("--vae-steps", type=int, default=3000)
@@ -72,8 +89,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    tokenizer = modules.make_tokenizer()
-    encoder, vae, unet = modules.make_text_encoder(tokenizer), modules.make_vae(), modules.make_unet()
+    tokenizer, encoder, vae, unet = _start(options.continue_from)
     if (work / "vae").exists():
         vae = AutoencoderKL.from_pretrained(work / "vae")
     else:
@@ -90,10 +106,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
         vae.save_pretrained(work / "vae-sharp")
     scale = 1 / float(data["latents"].float().std())
     vae.register_to_config(scaling_factor=scale)
-    if not (work / "words.pt").exists():
-        train_words(tokenizer, encoder, options.word_steps)
-        torch.save(encoder.state_dict(), work / "words.pt")
-    encoder.load_state_dict(torch.load(work / "words.pt", weights_only=True))
+    if options.continue_from is None:
+        if not (work / "words.pt").exists():
+            train_words(tokenizer, encoder, options.word_steps)
+            torch.save(encoder.state_dict(), work / "words.pt")
+        encoder.load_state_dict(torch.load(work / "words.pt", weights_only=True))
     empty = tokenize(tokenizer, [""])[0]
     telling = tokenize(tokenizer, [*PALETTE, *KINDS])[:, 1]
     tensors = (data["latents"] * scale, data["tokens"], empty, telling)
