@@ -127,10 +127,15 @@ def test_what_would_change_the_picture_and_cannot_be_done_is_refused_by_name(
     assert next(iter(field)) in text
 
 
-def test_a_field_that_nobody_knows_is_refused_unless_it_says_nothing(address: str):
-    """A typo is refused; an extension's field that is off is accepted."""
+def test_a_slip_in_a_field_is_refused_and_a_field_that_nobody_knows_is_told(address: str):
+    """An extension's field that is off is accepted without a word; one that is on is told in `info`."""
     ask = {"prompt": "x", **SMALL}
     assert httpx.post(f"{address}/sdapi/v1/txt2img", json={**ask, "some_extension": None}).status_code == 200
+    drawn = httpx.post(
+        f"{address}/sdapi/v1/txt2img", json={**ask, "some_extension": "on"}, timeout=120
+    ).json()
+    [warning] = json.loads(drawn["info"])["dreamdrop"]["warnings"]
+    assert warning["message"] == "some_extension is ignored: it is not a field of A1111"
     refused = httpx.post(f"{address}/sdapi/v1/txt2img", json={**ask, "cfg_scael": 3})
     assert refused.json()["detail"][0]["loc"] == ["body", "cfg_scael"]
 

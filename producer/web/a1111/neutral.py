@@ -1,8 +1,8 @@
 """Fields of A1111's bodies without a counterpart in a manifest.
 
-One that cannot change the picture is ignored, whoever's it is, and a note says so where it asks for something. All
-others are accepted at a value that has no effect, and refused by name otherwise, because a wrong picture is worse
-than an error.
+One that cannot change the picture is ignored, whoever's it is, and a note says so where it asks for something; so
+is a field that A1111 does not know, unless it looks like a slip. All others are accepted at a value that has no
+effect, and refused by name otherwise, because a wrong picture is worse than an error.
 
 Names and defaults: `modules/api/models.py` and `modules/processing.py` of stable-diffusion-webui, and of Forge and
 SD.Next, which add fields of their own.
@@ -10,6 +10,7 @@ SD.Next, which add fields of their own.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -62,6 +63,7 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "init_images": ((), "send it to /sdapi/v1/img2img"),
     "mask": ((), "send it to /sdapi/v1/img2img"),
 }
+_SLIP = 0.88  # how alike two names are (see difflib) that differ by a letter or two
 _NOTHING = (
     "",
     "none",
@@ -76,6 +78,11 @@ _SETTINGS_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "eta_noise_seed_delta": (),
     "ENSD": (),
     "img2img_fix_steps": (),
+    "ddim_discretize": ("uniform",),
+    "sd_hypernetwork": (),
+    "inpainting_mask_weight": (1,),
+    "initial_noise_multiplier": (1,),
+    "comma_padding_backtrack": (20,),
 }
 #: How settings begin that are about files, previews and memory, and not about the picture.
 _SETTINGS_IGNORED = (
@@ -101,8 +108,10 @@ def notes_on(body: Mapping[str, Any], read: Collection[str], *, img2img: bool) -
                 notes.append(_ignored(name))
         elif name == "alwayson_scripts" and isinstance(value, dict):
             notes += _scripts(value)
-        else:
+        elif name in NEUTRAL:
             _check_no_effect(name, value)
+        else:
+            notes.append(_unknown(name, {*read, *NEUTRAL, *told}))
     return notes
 
 
@@ -110,7 +119,7 @@ def setting_note(name: str, value: Any) -> Note | None:
     """The note on a setting of `override_settings` that is ignored. Raises `Rejected` for one that may not be."""
     field = f"override_settings.{name[:60]}"
     known = _SETTINGS_NEUTRAL.get(name)
-    if says_nothing(value) or (known and isinstance(value, str) and value.lower() in known):
+    if says_nothing(value) or (known and (value.lower() if isinstance(value, str) else value) in known):
         return None
     if name.startswith(_SETTINGS_IGNORED):
         return _ignored(field)
@@ -134,8 +143,18 @@ def _ignored(field: str) -> Note:
     return Note(code="ignored", field=field, message=f"{field} is ignored: it has no effect here")
 
 
+def _unknown(name: str, known: Collection[str]) -> Note:
+    """The note on a field that A1111 does not know. Raises `Rejected` for a slip of a letter or two."""
+    field = name[:60]
+    if slip := difflib.get_close_matches(field, known, n=1, cutoff=_SLIP):
+        raise Rejected.of_field(field, f"is not a field of A1111; did you mean {slip[0]}?")
+    near = difflib.get_close_matches(field, known, n=1, cutoff=0.75)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return Note(code="ignored", field=field, message=f"{field} is ignored: it is not a field of A1111{hint}")
+
+
 def _check_no_effect(name: str, value: Any) -> None:
-    values, advice = NEUTRAL.get(name, ((), "the field is not known; leave it out"))
+    values, advice = NEUTRAL[name]
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value in values:
         return
     raise Rejected.of_field(name[:60], f"is {_shown(value)}, which is not supported: {advice}")
