@@ -8,6 +8,25 @@ from xml.sax.saxutils import escape
 
 from aiohttp import web
 
+#: What can go wrong with a request, by the name that a `Fault` has.
+KINDS = {
+    "slow_down": "503 SlowDown, nothing done",
+    "conflict": "409 ConditionalRequestConflict, nothing done",
+    "broken": "500, nothing done",
+    "broken_after": "500, but it was done",
+    "cut": "the connection closes, nothing done",
+    "cut_after": "the connection closes, but it was done",
+    "late": "the connection closes, and it is done `seconds` later",
+    "delay": "it is done after `seconds`",
+    "denied": "403 AccessDenied",
+    "object_lock": "400 InvalidRequest to a PUT without a checksum",
+    "refused": "`status`, `code` and `text`, nothing done",
+    "unsupported": "501 NotImplemented when the request has a condition",
+    "ignore_condition": "conditions are ignored",
+    "check_then_act": "creates look first and write later, so that two may win",
+    "half": "the answer's body breaks off in the middle",
+}
+
 
 def entry(key: str, size: int, tag: str, modified: float) -> str:
     return (
@@ -52,3 +71,25 @@ async def half(request: web.Request, answer: web.Response) -> web.StreamResponse
     await part.prepare(request)
     await part.write(body[: len(body) // 2])
     return cut(request)
+
+
+def setting(name: str, *, versioned: bool) -> web.Response:
+    """A bucket's versioning, or its lifecycle, of which it has none."""
+    if name == "lifecycle":
+        return error(404, "NoSuchLifecycleConfiguration")
+    status = "<Status>Enabled</Status>" if versioned else ""
+    return xml(f"<VersioningConfiguration>{status}</VersioningConfiguration>")
+
+
+def refusal(request: web.Request, keys: dict[str, tuple[int, str]]) -> web.Response | None:
+    """The answer to a refused access key; None for any other."""
+    for key, (status, code) in keys.items():
+        if f"Credential={key}/" in request.headers.get("Authorization", ""):
+            return error(status, code)
+    return None
+
+
+def no_checksum() -> web.Response:
+    """What a bucket with object lock says to a PUT without a checksum."""
+    text = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests"
+    return error(400, "InvalidRequest", text)

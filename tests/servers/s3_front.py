@@ -29,29 +29,12 @@ from infra.stores.memory import MemoryStore
 from schemas.errors import NotFound
 from tests.servers import s3_answers as answers
 from tests.servers.loopback import Doors
+from tests.servers.s3_answers import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from infra.stores.store import Info
-
-KINDS = {
-    "slow_down": "503 SlowDown, nothing done",
-    "conflict": "409 ConditionalRequestConflict, nothing done",
-    "broken": "500, nothing done",
-    "broken_after": "500, but it was done",
-    "cut": "the connection closes, nothing done",
-    "cut_after": "the connection closes, but it was done",
-    "late": "the connection closes, and it is done `seconds` later",
-    "delay": "it is done after `seconds`",
-    "denied": "403 AccessDenied",
-    "object_lock": "400 InvalidRequest to a PUT without a checksum",
-    "refused": "`status`, `code` and `text`, nothing done",
-    "unsupported": "501 NotImplemented when the request has a condition",
-    "ignore_condition": "conditions are ignored",
-    "check_then_act": "creates look first and write later, so that two may win",
-    "half": "the answer's body breaks off in the middle",
-}
 
 
 @dataclass
@@ -117,9 +100,8 @@ class S3Front:
             body = await request.read()
         except ConnectionError:  # it broke off: nothing is done
             return answers.cut(request)
-        for access_key, (status, code) in self.refused_keys.items():
-            if f"Credential={access_key}/" in request.headers.get("Authorization", ""):
-                return answers.error(status, code)
+        if refusal := answers.refusal(request, self.refused_keys):
+            return refusal
         fault = self._fault(request.method, key)
         match fault.kind if fault else "":
             case "slow_down":
@@ -131,8 +113,7 @@ class S3Front:
             case "denied":
                 return answers.error(403, "AccessDenied")
             case "object_lock" if "Content-MD5" not in request.headers:
-                text = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests"
-                return answers.error(400, "InvalidRequest", text)
+                return answers.no_checksum()
             case "refused":
                 assert fault is not None
                 return answers.error(fault.status, fault.code, fault.text)
@@ -180,11 +161,8 @@ class S3Front:
     async def _answer(
         self, request: web.Request, bucket: str, key: str, body: bytes, fault: Fault | None
     ) -> web.Response:
-        if request.rel_url.raw_query_string in ("versioning", "lifecycle"):
-            status = "<Status>Enabled</Status>" if self.versioned else ""
-            if "lifecycle" in request.rel_url.raw_query_string:
-                return answers.error(404, "NoSuchLifecycleConfiguration")
-            return answers.xml(f"<VersioningConfiguration>{status}</VersioningConfiguration>")
+        if (setting := request.rel_url.raw_query_string) in ("versioning", "lifecycle"):
+            return answers.setting(setting, versioned=self.versioned)
         if not key:
             return await self._list(
                 bucket, parse_qs(request.rel_url.raw_query_string, keep_blank_values=True)

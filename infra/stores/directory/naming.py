@@ -12,7 +12,10 @@ import ctypes
 import errno
 import os
 import secrets
+import stat
 import sys
+
+from schemas.errors import StoreUnavailable
 
 _RENAME_NOREPLACE = 1
 #: What link(2) says where it cannot link at all.
@@ -48,3 +51,15 @@ def rename_noreplace(old: str, new: str, *, src_dir_fd: int, dst_dir_fd: int) ->
     if call(src_dir_fd, os.fsencode(old), dst_dir_fd, os.fsencode(new), _RENAME_NOREPLACE):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), old, None, new)
+
+
+def is_taken(name: str, here: int, key: str) -> bool:
+    """Whether a plain file has the name. Raises `StoreUnavailable` when it is something else."""
+    try:
+        facts = os.stat(name, dir_fd=here, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if stat.S_ISREG(facts.st_mode):
+        return True
+    what = "a folder" if stat.S_ISDIR(facts.st_mode) else "something that is not a plain file"
+    raise StoreUnavailable(f"cannot write {key!r}: {what} is in its place; move that away")

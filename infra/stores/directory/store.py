@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -23,7 +22,7 @@ from infra.stores.directory.metadata import Sidecars, staging_name
 from infra.stores.directory.safe_paths import ABSENT, STAGING
 from infra.stores.keys import check_metadata, check_prefix
 from infra.stores.store import Info, Stored, Versions
-from schemas.errors import NotFound, StoreUnavailable
+from schemas.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -161,7 +160,7 @@ class DirectoryStore:
         *names, name = safe_paths.segments(key)
         # First the cheap check: most losers pay for no write and no flush.
         with self._existing(key, names) as here:
-            if here is not None and _is_taken(name, here, key):
+            if here is not None and naming.is_taken(name, here, key):
                 return False
         # The whole file is on the disk before it gets its key.
         with self._staged(key, body) as (staging, staged, fd):
@@ -197,7 +196,7 @@ class DirectoryStore:
                         fd, name, here
                     ):  # else a network file system did it, then tried again
                         if error.errno == errno.EEXIST:
-                            _is_taken(name, here, key)
+                            naming.is_taken(name, here, key)
                             return False
                         if error.errno in (errno.ENOENT, errno.ESTALE) and attempt < safe_paths.PATIENCE - 1:
                             continue  # an empty folder was pruned in between
@@ -310,15 +309,3 @@ class DirectoryStore:
         if not with_metadata:
             return Info(key, facts.st_size, version, facts.st_mtime)
         return Info(key, facts.st_size, version, facts.st_mtime, self._sidecars.read(key, version))
-
-
-def _is_taken(name: str, here: int, key: str) -> bool:
-    """Whether a plain file has the name. Raises `StoreUnavailable` when it is something else."""
-    try:
-        facts = os.stat(name, dir_fd=here, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    if stat.S_ISREG(facts.st_mode):
-        return True
-    what = "a folder" if stat.S_ISDIR(facts.st_mode) else "something that is not a plain file"
-    raise StoreUnavailable(f"cannot write {key!r}: {what} is in its place; move that away")
