@@ -38,6 +38,7 @@ _CLAIM = re.compile(r"claims/(?P<id>.+)/(?P<epoch>\d{6})(?P<released>\.released)
 
 SINGLE, BATCH = ".json", ".jsonl"
 COMMIT = "result.json"
+COMMIT_TYPE = "application/json"
 #: Names of our own files in an id's folders; a segment of an id below another must not match.
 _OWN_FILE = re.compile(r"\d{6}(\.released)?|.+\.(json|jsonl|html|png|jpe?g|webp)", re.IGNORECASE)
 

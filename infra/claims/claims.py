@@ -268,7 +268,7 @@ class Claims:
         for target in _ids(claim.id, claim.fingerprint):
             body = result.model_copy(update={"id": target}).to_json()
             held.sent.append(body)  # before the create: its answer may be lost
-            ours = await self._store.create(layout.result_key(target), body)
+            ours = await self._store.create(layout.result_key(target), body, content_type=layout.COMMIT_TYPE)
             if not ours:
                 winner = await self._ledger.result_body(target)
                 ours = winner in held.sent  # created by an earlier call whose answer was lost

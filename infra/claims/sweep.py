@@ -207,7 +207,9 @@ class Sweep:
 
     async def _give_up(self, last: Claim, release: Release | None) -> None:
         result = given_up(last, release, session=self.ledger.session, finished_at=self.stamp())
-        await self.ledger.store.create(layout.result_key(last.id), result.to_json())
+        await self.ledger.store.create(
+            layout.result_key(last.id), result.to_json(), content_type=layout.COMMIT_TYPE
+        )
         # Read back: another result may have been first, and it says which claims have ended.
         answered = await self.ledger.result_fingerprint(last.id)
         if answered is not None:
