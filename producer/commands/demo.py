@@ -188,7 +188,7 @@ def main(store: Path = STORE, worker_arguments: list[str] | None = None) -> int:
     with contextlib.suppress(ValueError):
         # as it can be typed here, whether or not the environment is active
         command = command.relative_to(Path.cwd())
-    print(f"your own:  {command} worker --store ./{store}  and  cp cat.json {store / 'requests'}/")
+    print(f"your own:  {command} worker --store ./{store}  and  cp examples/cat.json {store / 'requests'}/")
     good = {result.id for result in ended.values() if result.status == "succeeded"}
     return 0 if set(ended) - good == {"broken"} else 1
 
