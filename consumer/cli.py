@@ -188,6 +188,12 @@ def worker(
         previews=previews,
         once=once,
     )
+    log = logging.getLogger("dreamdrop.worker")
+    try:
+        cards = Cards.of(models or (), loras or ())
+    except DreamError as error:
+        log.error("the worker cannot run: %s", error)
+        raise typer.Exit(3) from error
     child = RendererSettings(
         kind=renderer,
         device=devices,
@@ -197,20 +203,20 @@ def worker(
         max_rows=max_rows,
         exact=exact,
         models=_pairs(models),
-        loras=_pairs(loras),
+        loras=tuple((name, str(lora.path)) for name, lora in cards.loras.items()),
         memory_budget=int(model_memory * 2**30) or None,
         patience=patience,
         null=json.loads(null),
     )
     places = Places(store, queue or (), announce or (), input_prefix or ("uploads/",), denied_patience)
     try:
-        raise typer.Exit(serve(places, Cards.of(models or ()), settings, child))
+        raise typer.Exit(serve(places, cards, settings, child))
     except DreamError as error:
-        logging.getLogger("dreamdrop.worker").error("the worker cannot run: %s", error)
+        log.error("the worker cannot run: %s", error)
         raise typer.Exit(3) from error
 
 
 def _pairs(texts: list[str] | None) -> tuple[tuple[str, str], ...]:
-    """`name=value` texts as pairs; `Cards` and the renderer check them."""
+    """`name=value` texts as pairs; `Cards` has checked them."""
     pairs = (text.partition("=") for text in texts or ())
     return tuple((name.strip(), value.strip()) for name, _, value in pairs)

@@ -101,6 +101,15 @@ class _Request(_Body):
             )
         return chosen
 
+    @field_validator("loras")
+    @classmethod
+    def _each_once(cls, loras: tuple[LoraChoice, ...]) -> tuple[LoraChoice, ...]:
+        names = [lora.name for lora in loras]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(names) < 1000 else None
+        if twice is not None:
+            raise ValueError(f"names {twice[:_CUT]!r} twice; give each LoRA once, with one weight")
+        return loras
+
     @field_validator("expires_at")
     @classmethod
     def _has_offset(cls, moment: datetime | None) -> datetime | None:

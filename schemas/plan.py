@@ -6,15 +6,18 @@ pictures stay in the frozen request; the plan has only numbers and names.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas import samplers
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
 from schemas.prompts import foreign_syntax
 from schemas.result import Note, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SEEDS = 2**63  # seeds are below this
 _REFUSAL = "refusal"  # the key by which a refusal differs from a plan
@@ -41,9 +44,11 @@ class Plan(BaseModel):
     seeds: tuple[int, ...]  # one for each image
     output: Output
     notes: tuple[Note, ...] = ()  # what was changed while planning
+    lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
 
     def document(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        """As JSON. Without LoRAs it is what older workers write, so that its hash is the same."""
+        return self.model_dump(mode="json", exclude=None if self.lora_hashes else {"lora_hashes"})
 
     def hash(self) -> str:
         """Equal for two plans that draw the same images."""
@@ -95,6 +100,7 @@ def plan(
     native_size: tuple[int, int],
     scheduler: str,
     random_seed: int,
+    lora_hashes: Mapping[str, str] | None = None,
 ) -> Plan:
     """Resolve every default of a manifest.
 
@@ -102,6 +108,7 @@ def plan(
         model, revision, scheduler: canonical names, looked up by the caller.
         native_size: (width, height) of the model, pixels.
         random_seed: in [0, 2**32), used where the manifest gives no seed.
+        lora_hashes: sha256 of each LoRA's file, by its name.
 
     Raises:
         Rejected: the scheduler cannot do so many steps.
@@ -137,6 +144,7 @@ def plan(
         seeds=tuple((first + k) % SEEDS for k in range(manifest.number_of_images)),
         output=manifest.output,
         notes=notes,
+        lora_hashes=dict(lora_hashes or {}),
     )
 
 

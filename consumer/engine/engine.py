@@ -28,7 +28,7 @@ from consumer.engine.in_flight import Call, InFlight
 from consumer.engine.preview import Previews
 from consumer.engine.registry import ModelRegistry
 from consumer.engine.sampler import Samplers
-from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Stepped, Undrawable
+from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable
 from schemas.errors import Rejected, Unavailable
 
 
@@ -124,7 +124,7 @@ class Engine:
         try:
             with torch.inference_mode(False):  # weights outlive this step: they must be ordinary tensors
                 model = self.registry.get(task.model, in_use=in_use)
-                model.adapters.ensure(task.loras)
+                model.adapters.ensure(task.loras, self._loras_in_use(task.model))
             template = model.template(task.task)
             pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
             warnings = pipelines.warnings_of(task, model.tokenizers)
@@ -144,6 +144,9 @@ class Engine:
         image = InFlight(task, batch_key(task), model, greenlet(pipelines.draw), pipe, warnings=warnings)
         self._in_flight.append(image)
         self._resume(image, pipe, task)
+
+    def _loras_in_use(self, model: str) -> set[Lora]:
+        return {lora for image in self._in_flight if image.task.model == model for lora in image.task.loras}
 
     def _run(self, group: list[InFlight]) -> None:
         """Answer the calls of a group by one device call, or by several where memory is short."""

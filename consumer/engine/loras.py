@@ -1,4 +1,4 @@
-"""LoRAs of one model: loaded at their first use, switched between groups of rows.
+"""LoRAs of one model: loaded at their first use, switched between groups of rows, unloaded by use.
 
 A LoRA changes the weights for everyone who uses the model, so only rows with the same LoRAs, at
 the same strengths, can share a device call.
@@ -6,16 +6,24 @@ the same strengths, can share a device call.
 
 from __future__ import annotations
 
+import itertools
 import re
+import warnings
+from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import Rejected
+from consumer.engine.lora_keys import Misfit, layers, layers_with
+from consumer.models.lora_files import content_hash, shapes_of, weights_in
+from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Collection, Mapping
 
     from consumer.renderer.protocol import Lora
+
+KEPT = 8  # LoRAs of one model that stay loaded; more only while images in flight use them
+_Key = tuple[str, str]  # registered name, and the hash of the file; "" in plans of older workers
 
 
 class Adapters:
@@ -25,19 +33,36 @@ class Adapters:
         """`pipe` holds the real modules; `files` maps registered names to safetensors files or folders."""
         self._pipe = pipe
         self._files = files
-        self._names: dict[str, str] = {}  # registered name: name inside the layers
+        self._names: OrderedDict[_Key, str] = OrderedDict()  # to the name inside the layers; last used last
+        self._numbers = itertools.count()
         self._active: tuple[Lora, ...] | None = ()  # None: unknown
 
-    def ensure(self, loras: tuple[Lora, ...]) -> None:
-        """Load what is not loaded yet. Raises `Rejected` for a LoRA that is unknown or does not fit."""
+    def ensure(self, loras: tuple[Lora, ...], in_use: Collection[Lora] = ()) -> None:
+        """Load what is not loaded yet, and unload what was not used for longest.
+
+        Args:
+            in_use: of images in flight; these stay.
+
+        Raises:
+            Rejected: a LoRA is unknown or does not fit this model.
+            Unavailable: its file is not the one that the request was planned with.
+        """
         for lora in loras:
             if lora.name not in self._files:
                 known = ", ".join(sorted(self._files)) or "none"
                 raise Rejected(
                     "unknown_lora", f"no LoRA is named {lora.name!r}; known are {known}", field="loras"
                 )
-            if lora.name not in self._names:
-                self._load(lora.name)
+            if _key(lora) not in self._names:
+                self._names[_key(lora)] = self._load(lora)
+            self._names.move_to_end(_key(lora))
+        needed = {_key(lora) for lora in (*loras, *in_use)}
+        for key in [key for key in self._names if key not in needed][: max(0, len(self._names) - KEPT)]:
+            self._delete(self._names.pop(key))
+
+    def loaded(self) -> list[str]:
+        """The registered names of the LoRAs in the layers, least recently used first."""
+        return [name for name, _ in self._names]
 
     def switch(self, loras: tuple[Lora, ...]) -> None:
         """Let exactly these act from the next device call on."""
@@ -45,26 +70,58 @@ class Adapters:
             return
         if loras:
             self._pipe.enable_lora()
-            self._pipe.set_adapters([self._names[x.name] for x in loras], [x.weight for x in loras])
+            self._pipe.set_adapters([self._names[_key(x)] for x in loras], [x.weight for x in loras])
         else:
             self._pipe.disable_lora()
         self._active = loras
 
-    def _load(self, name: str) -> None:
-        path = self._files[name]
-        where = {"weight_name": path.name} if path.is_file() else {}
-        inner = f"{re.sub(r'[^A-Za-z0-9_]', '_', name)}_{len(self._names)}"
+    def _load(self, lora: Lora) -> str:
+        name = lora.name
+        path = weights_in(name, Path(self._files[name]))
+        shapes = shapes_of(name, path)
+        if lora.sha256 and content_hash(path) != lora.sha256:
+            text = f"LoRA {name!r}: {path.name} is not the file that the request was planned with"
+            raise Unavailable(f"{text}; start the workers again after a LoRA was replaced")
+        try:
+            expected = layers(shapes, self._pipe)
+        except Misfit as error:
+            raise _misfit(name, path, error) from error
+        inner = f"{re.sub(r'[^A-Za-z0-9_]', '_', name)}_{next(self._numbers)}"
         self._active = None  # loading activates the new one
         try:
-            self._pipe.load_lora_weights(
-                str(path.parent if path.is_file() else path),
-                adapter_name=inner,
-                use_safetensors=True,
-                local_files_only=True,
-                **where,
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise Rejected(
-                "unsupported", f"LoRA {name!r} does not fit this model: {error}", field="loras"
-            ) from error
-        self._names[name] = inner
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # "multiple adapters": meant
+                self._pipe.load_lora_weights(
+                    str(path.parent),
+                    weight_name=path.name,
+                    adapter_name=inner,
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
+            placed = layers_with(inner, self._pipe)
+            if placed != expected:  # diffusers does not say what it leaves out
+                raise ValueError(f"diffusers placed {len(placed)} of its {len(expected)} layers")
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            self._delete(inner)
+            raise _misfit(name, path, error) from error
+        return inner
+
+    def _delete(self, inner: str) -> None:
+        """Free a LoRA's weights; some of its layers may be missing."""
+        for part in ("unet", "text_encoder", "text_encoder_2"):
+            module = getattr(self._pipe, part, None)
+            if module is None or inner not in getattr(module, "peft_config", {}):
+                continue
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that another acts now
+                module.delete_adapters([inner]) if part == "unet" else module.delete_adapter(inner)
+        self._active = None
+
+
+def _key(lora: Lora) -> _Key:
+    return lora.name, lora.sha256
+
+
+def _misfit(name: str, path: Path, why: Exception) -> Rejected:
+    text = " ".join(str(why).split())[:300]
+    return Rejected(
+        "unsupported", f"LoRA {name!r} ({path.name}) does not fit this model: {text}", field="loras"
+    )

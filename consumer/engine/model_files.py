@@ -7,11 +7,12 @@ brings its own Python.
 from __future__ import annotations
 
 import json
-import struct
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer.models.safetensors_header import read_shapes
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
@@ -126,23 +127,11 @@ def _weights(folder: Path, name: str, variant: str | None) -> tuple[list[Path], 
 def _elements(file: Path) -> int:
     """How many numbers a safetensors file holds, read from its header."""
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > 100 << 20:
-                raise ValueError("header too long")
-            header = json.loads(stream.read(length))
-        sizes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        return sum(map(math.prod, read_shapes(file).values()))
+    except (OSError, ValueError) as error:
         raise Rejected(
-            "unsupported", f"{file} is not a safetensors file; is the download complete?", field="model"
+            "unsupported", f"{file} is not a whole safetensors file: {error}", field="model"
         ) from error
-    total = 0
-    for shape in sizes:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
 
 
 def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Path:

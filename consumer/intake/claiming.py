@@ -144,7 +144,7 @@ class RequestClaimer:
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
     def plan(self, manifest: Manifest) -> Plan:
-        """Resolve a manifest's names and defaults. Raises `Rejected` for an unknown model or scheduler."""
+        """Resolve a manifest's names and defaults. Raises `Rejected` for an unknown model, scheduler or LoRA."""
         card = self.cards.get(manifest.model or self.default_model)
         return plan(
             manifest,
@@ -153,6 +153,7 @@ class RequestClaimer:
             native_size=(card.native_width, card.native_height),
             scheduler=samplers.resolve(manifest.scheduler or card.scheduler).name,
             random_seed=self.rng.getrandbits(32),
+            lora_hashes={lora.name: self.cards.lora(lora.name).sha256 for lora in manifest.loras},
         )
 
     async def _leaves(

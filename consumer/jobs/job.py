@@ -138,7 +138,7 @@ class Job:
             scheduler=plan.scheduler,
             strength=plan.strength,
             clip_skip=plan.clip_skip,
-            loras=tuple(Lora(choice.name, choice.weight) for choice in plan.loras),
+            loras=tuple(Lora(x.name, x.weight, plan.lora_hashes.get(x.name, "")) for x in plan.loras),
             image=self.inputs[0],
             mask=self.inputs[1],
             solo=self.suspect,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer.models.lora_files import LoraFile, find_loras
 from schemas import samplers
 from schemas.errors import Rejected
 
@@ -74,15 +75,19 @@ BUILT_IN = (
 
 @dataclass(frozen=True)
 class Cards:
-    """The models that a worker serves."""
+    """The models that a worker serves, and the LoRAs."""
 
     cards: Mapping[str, ModelCard] = field(default_factory=lambda: {card.name: card for card in BUILT_IN})
+    loras: Mapping[str, LoraFile] = field(default_factory=dict)  # by registered name
 
     @classmethod
-    def of(cls, extra: Iterable[str] = ()) -> Cards:
+    def of(cls, extra: Iterable[str] = (), loras: Iterable[str] = ()) -> Cards:
         """The built-in cards and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`.
 
         A folder given under a built-in name is tried before the built-in sources.
+
+        Args:
+            loras: `name=file`; each file is read.
         """
         cards = {card.name: card for card in BUILT_IN}
         for text in extra:
@@ -94,7 +99,7 @@ class Cards:
                     field="model",
                 )
             cards[name.strip()] = _own_card(name.strip(), source.strip(), cards.get(name.strip()))
-        return cls(cards)
+        return cls(cards, find_loras(loras))
 
     def known(self) -> list[str]:
         """The names of all models, sorted."""
@@ -111,6 +116,13 @@ class Cards:
             f"no model named {name!r}; known are {', '.join(self.known())}{hint}",
             field="model",
         )
+
+    def lora(self, name: str) -> LoraFile:
+        """The LoRA of this name. Raises `Rejected`, whose message lists the known names."""
+        if name not in self.loras:
+            known = ", ".join(sorted(self.loras)) or "none"
+            raise Rejected("unknown_lora", f"no LoRA is named {name!r}; known are {known}", field="loras")
+        return self.loras[name]
 
 
 def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:

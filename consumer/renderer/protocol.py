@@ -36,6 +36,7 @@ class Lora(msgspec.Struct, frozen=True):
 
     name: str
     weight: float
+    sha256: str = ""  # of its file when the request was planned; "" in plans of older workers
 
 
 # From the parent ------------------------------------------------------------------------------

@@ -26,8 +26,11 @@ SMALL = {"steps": 2, "width": 64, "height": 48, "sampler_name": "Euler a"}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a worker that takes its time."""
-    place = tmp_path_factory.mktemp("a1111") / "store"
-    with worker(place, "--null", json.dumps({"seconds_per_step": 0.02})):
+    folder = tmp_path_factory.mktemp("a1111")
+    place, header = folder / "store", b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    (folder / "style.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    loras = ("--loras", f"style={folder / 'style.safetensors'}")
+    with worker(place, *loras, "--null", json.dumps({"seconds_per_step": 0.02})):
         yield place
 
 
