@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from greenlet import greenlet
 
-from consumer.engine import device_errors, pipelines, text_encoder
+from consumer.engine import device_errors, pipelines
 from consumer.engine.admission import AdmissionQueue, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
-from consumer.engine.device_call import Counters, DeviceCaller, Failure, finite_picture
+from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.in_flight import Call, InFlight
 from consumer.engine.preview import Previews
 from consumer.engine.registry import ModelRegistry
@@ -156,7 +156,7 @@ class Engine:
         now, calls_before = self._clock(), self.counters.calls
         ready = partial(self._make_ready, group[0])
         if kind == "text":
-            answers = text_encoder.encode(self.caller, self.registry.embeddings, calls, key, ready)
+            answers = encode_texts(self.caller, self.registry.embeddings, calls, key, ready)
         else:
             answers = self.caller.run(calls, key, ready)
         if self.counters.calls > calls_before:  # not when every prompt was in the cache
