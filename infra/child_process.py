@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 
 #: Threads that wait for one another sleep instead of spinning: where other programs use the cores, spinning
-#: makes a small model many times slower (see docs/performance.md). libgomp's documentation has both names.
+#: makes a small model many times slower. libgomp's documentation has both names.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
