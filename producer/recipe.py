@@ -1,6 +1,7 @@
 """From a picture back to the request that drew it.
 
-The picture's own JSON is used where it is there, else the text that A1111's web UI writes.
+The picture's own JSON is used where it is there, else the recipe of another program, else the text that
+A1111's web UI writes.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from infra.pictures import PARAMETERS, RECIPE, recipe_texts
-from schemas import infotext
+from infra.recipes import PARAMETERS, RECIPE, recipe_texts
+from schemas import foreign_recipes, infotext
 from schemas.errors import Rejected
-from schemas.manifest import Img2Img, Inpainting, Text2Img
+from schemas.manifest import Img2Img, Inpainting, Text2Img, validate_manifest
 from schemas.strictjson import path_of_infinity
 
 _NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images"}
@@ -39,6 +40,8 @@ def read_recipe(path: Path) -> Replay:
     texts = recipe_texts(path, repr(str(path)))
     if RECIPE in texts:
         return _request_of(_parsed(path, texts[RECIPE]))
+    if (foreign := foreign_recipes.read(texts)) is not None:
+        return _request_of(foreign)
     if texts.get(PARAMETERS, "").strip():
         return _request_of(infotext.read(texts[PARAMETERS]))
     raise Rejected(
@@ -69,10 +72,27 @@ def _request_of(recipe: dict[str, Any]) -> Replay:
     manifest = {k: v for k, v in recipe.items() if k in fields and v is not None}
     if not manifest.get("loras"):
         manifest.pop("loras", None)
+    notes: list[str] = []
+    if recipe.get("cut"):
+        notes.append("its prompts were too long for this kind of file; only their beginnings are there")
     if task is None and "strength" in manifest:  # other programs do not tell the task
-        return Replay(manifest, ["it may have started from an image; if so, give it with --image"])
-    if body is Text2Img:
+        notes.append("it may have started from an image; if so, give it with --image")
+    elif body is Text2Img:
         manifest.pop("strength", None)
-        return Replay(manifest)
-    what = "--image and --mask" if body is Inpainting else "--image"
-    return Replay(manifest, [f"the image that it started from is not in the picture; give it with {what}"])
+    else:
+        what = "--image and --mask" if body is Inpainting else "--image"
+        notes.append(f"the image that it started from is not in the picture; give it with {what}")
+    if fault := _fault(manifest, body):
+        notes.append(f"as it stands a worker would refuse it: {fault}")
+    return Replay(manifest, notes)
+
+
+def _fault(manifest: dict[str, Any], body: type[BaseModel]) -> str:
+    """What is wrong with a request apart from the pictures that it lacks, or an empty text."""
+    lacking = {name: "..." for name in ("image", "mask_image") if name in body.model_fields}
+    known = {k: v for k, v in manifest.items() if k in body.model_fields}  # text2img has no strength
+    try:
+        validate_manifest(known | lacking)
+    except Rejected as error:
+        return error.message
+    return ""

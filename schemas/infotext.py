@@ -18,6 +18,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+PARAMETERS, RECIPE = "parameters", "dreamdrop"  # keywords of this text, and of our own JSON, in a picture
+GRAPHS = ("prompt", "workflow")  # ComfyUI's keywords
+OTHERS = ("invokeai_metadata", "sd-metadata", "Dream", "Software", "Description", "Comment", "fooocus_scheme")
+KEYWORDS = (PARAMETERS, RECIPE, *GRAPHS, *OTHERS)  # of all texts that are read
 _NEGATIVE = "Negative prompt:"
 #: A name's length is bounded: else a long text without a colon is searched again from each of its letters.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -27,27 +31,29 @@ _SIDE = re.compile(r"\d{1,9}", re.ASCII)
 _FEWEST = 3  # pairs in a last line that is of parameters, not of the prompt
 
 
-def write(recipe: Mapping[str, Any]) -> str:
+def write(recipe: Mapping[str, Any], *, drawn_here: bool = True) -> str:
     """The text for one image.
 
     Args:
         recipe: manifest fields, with `seed`, `width` and `height` of this image.
+        drawn_here: whether Dreamdrop drew it, and so the noise was drawn on the CPU.
     """
     strength = recipe.get("strength")
     skip = recipe.get("clip_skip")
+    width, height = recipe.get("width"), recipe.get("height")
     pairs = {
         "Steps": recipe.get("steps"),
         "Sampler": recipe.get("scheduler"),
         "CFG scale": _number(recipe.get("cfg_scale")),
         "Seed": recipe.get("seed"),
-        "Size": f"{recipe.get('width')}x{recipe.get('height')}",
+        "Size": f"{width}x{height}" if width and height else None,
         "Model": recipe.get("model"),
         "Model revision": recipe.get("model_revision") or None,
         "Denoising strength": _number(strength),
         "Clip skip": skip if skip and skip > 1 else None,
-        "RNG": "CPU",
-        "Version": "Dreamdrop",
     }
+    if drawn_here:
+        pairs |= {"RNG": "CPU", "Version": "Dreamdrop"}
     lines = [str(recipe.get("prompt") or "") + _tags(recipe.get("loras") or ())]
     if recipe.get("negative_prompt"):
         lines.append(f"{_NEGATIVE} {recipe['negative_prompt']}")

@@ -1,6 +1,6 @@
 """Pictures as pixels: input files become raw pixels of a size that can be drawn, drawn pixels become files.
 
-`infra.pictures` opens files safely and writes the recipe. This module adds what drawing needs.
+`infra.pictures` opens files safely, and `infra.recipes` writes the recipe. This module adds what drawing needs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps
 
 from consumer.renderer.protocol import RawPicture
-from infra import pictures
+from infra import pictures, recipes
 from schemas.errors import Rejected
 from schemas.result import Note
 
@@ -137,12 +137,13 @@ def encode(picture: RawPicture, output: Output, recipe: Mapping[str, Any]) -> tu
     """
     content_type, extension = _TYPES[output.format]
     if output.format == "png":
-        return pictures.add_recipe(_png(picture), recipe), content_type, extension
-    image, buffer, exif = _image(picture), io.BytesIO(), pictures.recipe_exif(recipe)
+        return recipes.add_to_png(_png(picture), recipe), content_type, extension
+    image, buffer = _image(picture), io.BytesIO()
+    exif, xmp = recipes.exif(recipe, image.width, image.height), recipes.xmp(recipe)
     if output.format == "jpeg":
-        image.save(buffer, "JPEG", quality=output.quality, subsampling=0, exif=exif)
+        image.save(buffer, "JPEG", quality=output.quality, subsampling=0, exif=exif, xmp=xmp)
     else:
-        image.save(buffer, "WEBP", quality=output.quality, method=2, exif=exif)
+        image.save(buffer, "WEBP", quality=output.quality, method=2, exif=exif, xmp=xmp)
     return buffer.getvalue(), content_type, extension
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
+import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,9 @@ def test_a_png_holds_the_exact_pixels_and_both_texts(
     assert (content_type, extension) == ("image/png", "png")
     assert encode(drawn, Output(), RECIPE)[0] == data
     with Image.open(io.BytesIO(data)) as image:
+        assert {"parameters", "dreamdrop"} <= set(image.info), (
+            "before the pixels, as readers do not load them"
+        )
         image.load()
         assert (image.size, image.tobytes()) == (size, drawn.data)
         assert image.info["parameters"].startswith("a red circle, 赤い円\nSteps: 20, ")
@@ -177,3 +183,52 @@ def test_a_mask_that_asks_for_nothing_or_in_grey_is_told(white: int, grey: int, 
     tone = 150 if white else 100
     mask = RawPicture(32, 16, 1, bytes([255] * white + [tone] * grey + [0] * (512 - white - grey)))
     assert [note.code for note in mask_notes(mask)] == codes
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_fields_have_the_types_of_the_standard(kind: str):
+    """UserComment is UNDEFINED, and its text is in the block's byte order: piexif refuses anything else."""
+    data, _, _ = encode(raw(24, 16), Output(format=kind), RECIPE)  # type: ignore[arg-type]
+    block = data[data.index(b"MM\0*") :]
+    length = len(b"UNICODE\0" + infotext.write(RECIPE).encode("utf-16-be"))
+    assert struct.pack(">HHI", 0x9286, 7, length) in block
+
+
+@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("prompt", ["a red circle", "a <b> & \"c\" 'd' 赤い円 \uffff", "赤い円 " * 1999])
+def test_exiftool_finds_nothing_wrong(tmp_path: Path, kind: str, prompt: str):
+    """Its validation passes; and what it writes anew still holds the recipe, the task included."""
+    recipe = RECIPE | {"prompt": prompt, "negative_prompt": prompt, "task": "inpainting", "strength": 0.5}
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(encode(raw(24, 16), Output(format=kind), recipe)[0])  # type: ignore[arg-type]
+    command = ["exiftool", "-validate", "-warning", "-error", "-a", "-s3", str(path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "OK\n"
+    before = read_recipe(path)
+    assert before.manifest["prompt"] == prompt
+    subprocess.run(["exiftool", "-q", "-Artist=me", "-XMP-dc:Title=mine", str(path)], check=True)
+    assert read_recipe(path) == before
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+@pytest.mark.parametrize("prompt", ["😀&" * 4000, "&" * 8000])
+def test_prompts_that_do_not_fit_are_cut_and_told(tmp_path: Path, kind: str, prompt: str):
+    """The rest of the recipe stays, the task first of all."""
+    recipe = RECIPE | {"prompt": prompt, "negative_prompt": prompt, "task": "img2img", "strength": 0.5}
+    (tmp_path / "a").write_bytes(encode(raw(24, 16), Output(format=kind), recipe)[0])  # type: ignore[arg-type]
+    found = read_recipe(tmp_path / "a")
+    assert (found.manifest["task"], found.manifest["seed"]) == ("img2img", 5)
+    assert prompt.startswith(found.manifest["prompt"])
+    assert "too long" in found.notes[0]
+
+
+def test_the_recipes_of_older_versions_are_read(tmp_path: Path):
+    """They held our JSON in a MakerNote."""
+    exif = Image.Exif()
+    block = exif.get_ifd(0x8769)
+    block[0x9286], block[0x927C] = (
+        b"UNICODE\0" + "a cat".encode("utf-16-be"),
+        b'dreamdrop\0{"prompt": "a dog"}',
+    )
+    Image.new("RGB", (24, 16)).save(tmp_path / "a", "JPEG", exif=exif)
+    assert read_recipe(tmp_path / "a").manifest["prompt"] == "a dog"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from infra.pictures import EXIF_IFD, USER_COMMENT
+from infra.recipes import EXIF_IFD, USER_COMMENT
 from producer.recipe import read_recipe
 from schemas.manifest import validate_manifest
 

@@ -14,14 +14,15 @@ from typing import Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from infra.pictures import PARAMETERS, decode_base64, recipe_texts
+from infra.pictures import decode_base64
+from infra.recipes import PARAMETERS, RECIPE, recipe_texts
 from producer.web import pictures, responses
 from producer.web.a1111 import fields
 from producer.web.a1111.lists import chosen_model
 from producer.web.caller import Caller, FacadeOf, document, draw
 from producer.web.naming import in_their_words, notes_in_their_words
 from producer.web.openapi import errors, examples, request_body
-from schemas import infotext
+from schemas import foreign_recipes, infotext
 from schemas.errors import Rejected
 from schemas.result import Note, Result
 
@@ -246,5 +247,6 @@ async def png_info(request: Request, facade: FacadeOf, caller: Caller) -> PngInf
         return recipe_texts(io.BytesIO(raw), "image")
 
     items = await asyncio.to_thread(read)
-    text = items.get(PARAMETERS, "")
+    foreign = foreign_recipes.read(items) if RECIPE not in items else None
+    text = infotext.write(foreign, drawn_here=False) if foreign else items.get(PARAMETERS, "")
     return PngInfo(info=text, items=items, parameters=infotext.pairs(text) if text else {})
