@@ -11,7 +11,7 @@ import binascii
 import io
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -19,12 +19,14 @@ from schemas.errors import Rejected, TooLarge
 from schemas.result import Note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from schemas.limits import Limits
 
 INVALID = "invalid_image"  # the code of every refusal here
 FORMATS = ("PNG", "JPEG", "WEBP")
+_SRGB_GAMMA, _SAME_GAMMA = 1 / 2.2, 0.05  # a file's gamma, and how far another may be from it
+_BY_GAMMA = ("L", "LA", "RGB", "RGBA")
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -50,8 +52,8 @@ def open_picture(data: bytes, field: str, limits: Limits) -> Iterator[tuple[Imag
     """Decode a PNG, JPEG or WebP file. Inside the `with`, too, whatever a decoder raises becomes a `Rejected`.
 
     Yields:
-        The picture, upright, with eight bits a channel and otherwise in its own mode; and a note if
-        it has more frames than one.
+        The picture, upright, in sRGB, with eight bits a channel and otherwise in its own mode; and notes
+        of what was changed or left out.
 
     Raises:
         Rejected: `invalid_image`, naming the field.
@@ -66,7 +68,8 @@ def open_picture(data: bytes, field: str, limits: Limits) -> Iterator[tuple[Imag
                 text = f"{field}: only its first frame is used"
                 notes.append(Note(code="first_frame", message=text, field=field))
             picture.load()
-            yield _eight_bits(ImageOps.exif_transpose(picture)), notes
+            upright = _eight_bits(ImageOps.exif_transpose(picture))
+            yield _srgb(upright, picture.info, field, notes), notes
     except (Rejected, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -85,3 +88,52 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits a channel
         return picture.convert("I").point(lambda value: value / 256).convert("L")
     return picture
+
+
+def _srgb(picture: Image.Image, info: Mapping[Any, Any], field: str, notes: list[Note]) -> Image.Image:
+    """The picture's colours in sRGB, where the file says that they are others: by a profile or a gamma."""
+    profile, gamma = info.get("icc_profile"), info.get("gamma")
+    converted, name = picture, ""
+    if isinstance(profile, bytes) and profile:
+        try:
+            converted, name = _by_profile(picture, profile)
+        except Exception:  # a profile is as hostile as a picture, and the picture can be drawn without it
+            text = f"{field}: its colour profile cannot be used; its colours were taken for sRGB"
+            notes.append(Note(code="profile_ignored", message=text, field=field))
+    elif isinstance(gamma, float) and gamma > 0 and "srgb" not in info and picture.mode in _BY_GAMMA:
+        converted, name = _by_gamma(picture, gamma), f"gamma {gamma:.4g}"
+    if converted is not picture:
+        text = f"{field}: its colours were converted to sRGB from {name or 'another profile'}"
+        notes.append(Note(code="converted_to_srgb", message=text, field=field))
+    return converted
+
+
+def _by_profile(picture: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
+    """The picture in sRGB, and the profile's name. The same picture if the profile is sRGB."""
+    from PIL import ImageCms  # few pictures need it
+
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    name = "".join(c for c in ImageCms.getProfileDescription(source).strip()[:60] if c.isprintable())
+    if "srgb" in name.lower():
+        return picture, name  # a conversion would only round
+    alpha = None
+    if "A" in picture.mode or "transparency" in picture.info:
+        layered = picture.convert("LA" if picture.mode in ("L", "LA") else "RGBA")
+        picture, alpha = layered.convert(layered.mode[:-1]), layered.getchannel("A")
+    elif picture.mode in ("1", "P"):
+        picture = picture.convert("RGB" if picture.mode == "P" else "L")
+    converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None, "None is the answer of a conversion in place only"
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted, name
+
+
+def _by_gamma(picture: Image.Image, gamma: float) -> Image.Image:
+    """The picture with the samples light ** (1 / 2.2), which sRGB nearly has (PNG, third edition, 13.13)."""
+    power = _SRGB_GAMMA / gamma
+    if abs(power - 1) < _SAME_GAMMA:
+        return picture
+    curve = [round(255 * (value / 255) ** power) for value in range(256)]
+    same = list(range(256))
+    return picture.point([v for band in picture.getbands() for v in (same if band == "A" else curve)])

@@ -9,7 +9,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from consumer.renderer.protocol import RawPicture
 from infra import pictures, recipes
@@ -31,6 +31,8 @@ warnings.filterwarnings(
     "error", category=Image.DecompressionBombWarning
 )  # once, as all threads share filters
 
+_BRIGHT = 128  # a channel from here on is rather white, and an alpha rather opaque
+_COLOURED = 64  # how far the channels of a pixel are apart that is not grey
 _MULTIPLE = 8  # pixels; the VAE's downscaling
 _TYPES = {"png": ("image/png", "png"), "jpeg": ("image/jpeg", "jpg"), "webp": ("image/webp", "webp")}
 
@@ -54,12 +56,33 @@ def _flatten(picture: Image.Image, field: str, mask: bool, notes: list[Note]) ->
     """The picture without its alpha channel, in RGB (a mask: L)."""
     if "A" in picture.getbands() or "transparency" in picture.info:
         layered = picture.convert("RGBA")
+        if mask:
+            _expect_white_paint(layered, field)
         if layered.getchannel("A").getextrema() != (255, 255):
             text = f"{field}: transparent parts were put on {'black' if mask else 'white'}"
             notes.append(Note(code="flattened", message=text, field=field))
         ground = Image.new("RGBA", layered.size, "black" if mask else "white")
         picture = Image.alpha_composite(ground, layered)
     return picture.convert("L" if mask else "RGB")
+
+
+def _expect_white_paint(mask: Image.Image, field: str) -> None:
+    """Refuse a mask whose transparency says what to repaint: a guess would draw something else.
+
+    It is one if what is opaque in it is coloured, as in a photograph with a hole, or is nowhere white.
+    """
+    alpha = mask.getchannel("A").point(lambda value: 255 * (value >= _BRIGHT))
+    if alpha.getextrema() != (0, 255):
+        return
+    opaque = alpha.convert("1")
+    red, green, blue = (mask.getchannel(band) for band in "RGB")
+    high = ImageChops.lighter(red, ImageChops.lighter(green, blue))
+    low = ImageChops.darker(red, ImageChops.darker(green, blue))
+    coloured = sum(ImageChops.subtract(high, low).histogram(opaque)[_COLOURED:])
+    white = sum(mask.convert("L").histogram(opaque)[_BRIGHT:])
+    if coloured or not white:
+        text = "seems to say by its transparency what to repaint; give one that is white there, and black elsewhere"
+        raise Rejected.of_field(field, text, pictures.INVALID)
 
 
 def fit(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from consumer.jobs.picture import decode_picture
@@ -225,3 +225,89 @@ def test_our_own_texts_pass_as_input():
     info = PngInfo()
     info.add_text("parameters", "x" * 9000)
     assert decode_picture(file(red(), pnginfo=info), "image", LIMITS)[1] == []
+
+
+# Colour that a file describes in its own way -------------------------------------------------
+
+
+def swapped_profile() -> bytes:
+    """A profile whose red and green are sRGB's green and red: the primaries' tags exchanged."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, green = data.index(b"rXYZ"), data.index(b"gXYZ")
+    data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
+    for name in (b"s\0R\0G\0B", b"sRGB b"):
+        while name in data:
+            place = data.index(name)
+            data[place : place + len(name)] = name.replace(b"s", b"t").replace(b"R", b"S")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_colours_are_converted_by_the_files_profile(mode: str, kind: str):
+    """A red that the profile calls green becomes green, and the result says so."""
+    picture = red(mode) if kind == "PNG" else red("RGB")
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = file(picture, kind, icc_profile=swapped_profile(), **options)
+    pixels, notes = decode_picture(data, "image", LIMITS)
+    r, g, b = pixels.data[:3]
+    assert (r < 16, g > 240, b < 16) == (True, True, True)
+    assert [note.code for note in notes] == ["converted_to_srgb"]
+
+
+def test_srgb_is_left_as_it_is():
+    """No pixel is rounded, and nothing is noted."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert decode_picture(file(red(), icc_profile=profile), "image", LIMITS) == decode_picture(
+        file(red()), "image", LIMITS
+    )
+
+
+@pytest.mark.parametrize("profile", [b"junk", swapped_profile()[:300], b"\0" * 5000])
+def test_a_damaged_profile_costs_a_note(profile: bytes):
+    """The picture is drawn as if it were sRGB."""
+    pixels, notes = decode_picture(file(red(), icc_profile=profile), "image", LIMITS)
+    assert pixels.data[:3] == b"\xff\0\0"
+    assert [note.code for note in notes] == ["profile_ignored"]
+
+
+def test_a_png_with_linear_light_is_brightened():
+    """A gAMA chunk of 1.0: a sample of 55 is a quarter of the light, which sRGB writes as 127."""
+    plain = file(Image.new("RGB", (8, 8), (55, 55, 55)))
+    chunk = b"gAMA" + (100_000).to_bytes(4, "big")
+    data = plain[:33] + b"\0\0\0\4" + chunk + zlib.crc32(chunk).to_bytes(4, "big") + plain[33:]
+    pixels, notes = decode_picture(data, "image", LIMITS)
+    assert abs(pixels.data[0] - 127) < 3
+    assert [note.code for note in notes] == ["converted_to_srgb"]
+
+
+# Masks that speak by their transparency ------------------------------------------------------
+
+
+def layer(ground: object, paint: object) -> bytes:
+    picture = Image.new("RGBA", (16, 16), ground)  # type: ignore[arg-type]
+    picture.paste(paint, (4, 4, 12, 12))  # type: ignore[arg-type]
+    return file(picture)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        layer((0, 0, 0, 255), (0, 0, 0, 0)),  # OpenAI's: a hole in black
+        layer((200, 60, 20, 255), (0, 0, 0, 0)),  # a hole in a photograph
+        layer((0, 0, 0, 0), (0, 0, 0, 255)),  # black paint on a layer
+        layer((0, 0, 0, 0), (255, 0, 0, 255)),  # red paint on a layer
+    ],
+    ids=["hole", "photograph", "black", "red"],
+)
+def test_a_mask_by_transparency_is_refused(data: bytes):
+    """The same file means opposite things in different programs, so nothing is guessed."""
+    with pytest.raises(Rejected, match="mask_image seems to say by its transparency"):
+        decode_picture(data, "mask_image", LIMITS, mask=True)
+
+
+def test_white_paint_on_a_layer_is_a_mask():
+    """As paint programs save it; a soft edge and opaque black are fine."""
+    for paint in ((255, 255, 255, 255), (255, 255, 255, 160)):
+        pixels, _ = decode_picture(layer((0, 0, 0, 0), paint), "mask_image", LIMITS, mask=True)
+        assert (pixels.data[0], pixels.data[16 * 8 + 8] > 127) == (0, True)
