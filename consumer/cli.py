@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,6 +21,22 @@ app = typer.Typer(
 )
 
 _LIMITS = Limits()  # the defaults; `infra.limits_env` reads the same variables for clients
+
+
+def _log_level(text: str) -> str:
+    if text.upper() not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(f"{text!r} is none of debug, info and warning")
+    return text
+
+
+def _json_object(text: str) -> str:
+    try:
+        valid = isinstance(json.loads(text), dict)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise typer.BadParameter("it should be a JSON object")
+    return text
 
 
 @app.callback(invoke_without_command=True)
@@ -159,10 +178,13 @@ def worker(
         Literal["diffusers", "null"],
         typer.Option(envvar="DREAMDROP_RENDERER", help="null draws flat pictures, for tests."),
     ] = "diffusers",
-    null: Annotated[str, typer.Option(hidden=True, help="JSON for the null renderer.")] = "{}",
+    null: Annotated[
+        str, typer.Option(hidden=True, callback=_json_object, help="JSON for the null renderer.")
+    ] = "{}",
     once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
     log_level: Annotated[
-        str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")
+        str,
+        typer.Option(envvar="DREAMDROP_LOG_LEVEL", callback=_log_level, help="debug, info or warning."),
     ] = "info",
 ) -> None:
     """Take requests from a store, render them in batches, and write images and results back."""
@@ -210,10 +232,24 @@ def worker(
     )
     places = Places(store, queue or (), announce or (), input_prefix or ("uploads/",), denied_patience)
     try:
+        _check_temporary_folder(log)
         raise typer.Exit(serve(places, cards, settings, child))
-    except DreamError as error:
+    except (DreamError, OSError) as error:
         log.error("the worker cannot run: %s", error)
         raise typer.Exit(3) from error
+
+
+def _check_temporary_folder(log: logging.Logger) -> None:
+    """Say where temporary files go if it is not where TMPDIR says. Raises `DreamError` if there is no place."""
+    wanted = os.environ.get("TMPDIR")
+    try:
+        used = tempfile.gettempdir()
+    except OSError as error:
+        raise DreamError(
+            "there is no folder for temporary files: set TMPDIR to one that can be written to"
+        ) from error
+    if wanted and Path(used).resolve() != Path(wanted).resolve():
+        log.warning("TMPDIR is %s, which cannot be written to; temporary files go to %s", wanted, used)
 
 
 def _pairs(texts: list[str] | None) -> tuple[tuple[str, str], ...]:

@@ -7,9 +7,21 @@ import sys
 import traceback
 from pathlib import PurePath
 
+#: Libraries whose tracebacks are worth printing at the level debug.
+LIBRARIES = ("asyncio", "botocore", "aiobotocore", "urllib3", "uvicorn", "watchfiles")
+
 
 class Line(logging.Formatter):
-    """`12:00:01 info  request ended id=cat status=succeeded`: an event and its facts."""
+    """`12:00:01 info  request ended id=cat status=succeeded`: an event and its facts.
+
+    Args:
+        own: loggers whose tracebacks are printed. Libraries log errors that are handled elsewhere, too, so of
+            theirs there is only `error=ValueError at pipelines.py:71 in draw`.
+    """
+
+    def __init__(self, own: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self._own = own
 
     def format(self, record: logging.LogRecord) -> str:
         usual = logging.makeLogRecord({}).__dict__.keys() | {"message", "asctime", "taskName"}
@@ -17,7 +29,12 @@ class Line(logging.Formatter):
         when, level = self.formatTime(record, "%H:%M:%S"), record.levelname.lower()
         text = f"{when} {level:<7} {_plain(record.getMessage(), 2000)}"
         line = f"{text} {facts}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if not record.exc_info:
+            return line
+        if record.name.partition(".")[0] in self._own:
+            return f"{line}\n{self.formatException(record.exc_info)}"
+        error = record.exc_info[1]
+        return f"{line} error={redacted(error)}" if error is not None else line
 
 
 def _plain(value: object, longest: int = 300) -> str:
@@ -29,7 +46,8 @@ def _plain(value: object, longest: int = 300) -> str:
 def log_lines(level: str, *names: str) -> None:
     """Log these loggers to stderr from a level on; of all others, warnings and errors only."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Line())
+    every = level.upper() == "DEBUG"
+    handler.setFormatter(Line(names if not every else (*names, *LIBRARIES)))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in names:
         logging.getLogger(name).setLevel(level.upper())

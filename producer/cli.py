@@ -7,6 +7,7 @@ not installed stays in the list, and says what to install.
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -14,8 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
+from infra.logs import log_lines
 from producer.commands import doctor, look, mend, replay, serve, setup, submit
-from producer.commands.session import WRONG, say
+from producer.commands.session import WRONG, code_of, say, sentence_of
+from schemas.errors import DreamError
 
 GROUP = "dreamdrop.commands"
 EXTRAS = {
@@ -113,9 +116,17 @@ def mount_all() -> None:
 
 def main() -> None:
     """The console script."""
+    if not logging.getLogger().handlers:
+        log_lines("warning", "producer", "infra", "consumer")
     mount_all()
     try:
         app(prog_name="dreamdrop")
+    except DreamError as error:
+        say(f"dreamdrop: {error}")
+        raise SystemExit(code_of(error)) from None
+    except OSError as error:
+        say(f"dreamdrop: {sentence_of(error)}")
+        raise SystemExit(WRONG) from None
     except ModuleNotFoundError as error:
         name = next((word for word in sys.argv[1:] if not word.startswith("-")), "this command")
         if (error.name or "").partition(".")[0] in {"producer", "consumer", "training", "infra", "schemas"}:

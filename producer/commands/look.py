@@ -14,6 +14,7 @@ from producer.commands.session import (
     StoreUrl,
     print_json,
     reporting_errors,
+    require_folder,
     require_store,
     run,
     say,
@@ -73,6 +74,7 @@ def fetch(
 
     async def work(client: AsyncClient) -> int:
         result = await client.result(id)
+        require_folder(out)
         paths = await client.fetch(id, out)
         if as_json:
             print_json({"id": id, "status": result.status, "saved": [str(path) for path in paths]})

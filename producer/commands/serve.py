@@ -7,12 +7,15 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from infra.child_process import child_environment, python_command
+from producer.commands.listening import address_of, bind, check_store
 from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,
@@ -118,8 +121,15 @@ def serve(
 
     There are synchronous endpoints, jobs, and a gallery for the browser.
     """
-    settings = _settings(store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys)
-    asyncio.run(_serve(settings, host, port))
+    import uvicorn  # noqa: F401 - before the first line is printed: it may not be installed
+
+    with reporting_errors(as_json=False):
+        settings = _settings(
+            store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys
+        )
+        asyncio.run(check_store(store))
+        sockets = bind(host, port)
+        asyncio.run(_serve(settings, host, sockets))
 
 
 def up(
@@ -137,7 +147,16 @@ def up(
 
     Ctrl-C stops both. The worker takes its settings from the environment, as `dreamdrop worker` does.
     """
-    settings = _settings(store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys)
+    import uvicorn  # noqa: F401 - before the first line is printed: it may not be installed
+
+    if os.environ.get("DREAMDROP_RENDERER") != "null" and find_spec("torch") is None:
+        raise ModuleNotFoundError("torch", name="torch")
+    with reporting_errors(as_json=False):
+        settings = _settings(
+            store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys
+        )
+        asyncio.run(check_store(store))
+        sockets = bind(host, port)
     environment = os.environ | {"DREAMDROP_STORE": store, "DREAMDROP_QUEUE": " ".join(queue or ())}
     environment.setdefault("DREAMDROP_LOG_LEVEL", "warning")
     if not queue:
@@ -148,7 +167,7 @@ def up(
         python_command("producer.cli", "worker"), env=child_environment(environment), start_new_session=True
     )
     try:
-        worker_ended = asyncio.run(_serve(settings, host, port, worker))
+        worker_ended = asyncio.run(_serve(settings, host, sockets, worker))
     finally:
         _drain(worker)  # after the facade: its open calls wait for pictures that this worker draws
     if worker_ended:
@@ -197,7 +216,10 @@ def _settings(
 
 
 async def _serve(
-    settings: FacadeSettings, host: str, port: int, worker: subprocess.Popen[bytes] | None = None
+    settings: FacadeSettings,
+    host: str,
+    sockets: list[socket.socket],
+    worker: subprocess.Popen[bytes] | None = None,
 ) -> bool:
     """Serve until a signal comes. Returns whether the worker ended first."""
     import uvicorn
@@ -220,16 +242,14 @@ async def _serve(
         uvicorn.Config(
             app,
             http=HalfCloseProtocol,
-            host=host,
-            port=port,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=round(GRACE),
             log_level="warning",
         )
     )
-    serving = asyncio.create_task(server.serve())
-    announcing = asyncio.create_task(_announce(server, settings, host, worker))
+    serving = asyncio.create_task(server.serve(sockets=sockets))
+    announcing = asyncio.create_task(_announce(server, settings, address_of(sockets, host), worker))
     try:
         while not serving.done():
             await asyncio.wait({serving}, timeout=0.5)
@@ -248,12 +268,11 @@ async def _serve(
 
 
 async def _announce(
-    server: uvicorn.Server, settings: FacadeSettings, host: str, worker: subprocess.Popen[bytes] | None
+    server: uvicorn.Server, settings: FacadeSettings, address: str, worker: subprocess.Popen[bytes] | None
 ) -> None:
     """Print the address once the server has started and, if there is one, the worker is alive."""
     while not server.started:
         await asyncio.sleep(0.05)
-    address = _address(server, host)
     if worker is not None:
         say(f"starting the worker on {settings.store} ...")
         await _until_ready(settings.store)
@@ -283,13 +302,6 @@ async def _until_ready(store: str) -> None:
                 say(f"still not ready after {loop.time() - began:.0f} s; a large model takes minutes ...")
                 late += START
             await asyncio.sleep(0.2)
-
-
-def _address(server: uvicorn.Server, host: str) -> str:
-    """The server's URL, with the port that it got."""
-    port = server.servers[0].sockets[0].getsockname()[1]
-    name = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
-    return f"http://{name}" + ("" if port == 80 else f":{port}")
 
 
 def _drain(worker: subprocess.Popen[bytes]) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -66,6 +68,46 @@ def reporting_errors(*, as_json: bool) -> Iterator[None]:
     except DreamError as error:
         print_error(error, as_json=as_json)
         raise typer.Exit(code_of(error)) from None
+    except BrokenPipeError:
+        raise  # whoever read our output has gone; `main` ends without a word
+    except OSError as error:
+        print_error(DreamError(sentence_of(error)), as_json=as_json)
+        raise typer.Exit(WRONG) from None
+
+
+def sentence_of(error: OSError) -> str:
+    """An error of the operating system as a sentence with a remedy."""
+    remedies = {
+        errno.EACCES: "choose another place, or change its permissions",
+        errno.EPERM: "choose another place, or change its permissions",
+        errno.EROFS: "choose a place that can be written to",
+        errno.ENOSPC: "the disk is full: make room, or choose another place",
+        errno.EDQUOT: "your quota is used up: make room, or choose another place",
+        errno.ENOTDIR: "a file is where a folder should be: choose another name",
+        errno.EEXIST: "a file is where a folder should be: choose another name",
+        errno.EISDIR: "it is a folder: give a file",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EMFILE: "too many files are open: raise the limit with `ulimit -n`",
+    }
+    where = f"cannot use {str(error.filename)!r}: " if error.filename is not None else ""
+    why = error.strerror or str(error) or type(error).__name__
+    return (
+        f"{where}{why}; {remedies.get(error.errno or 0, 'check the path, and the disk or network behind it')}"
+    )
+
+
+def require_folder(out: Path) -> None:
+    """Make the folder that pictures will be saved in, before anything is sent.
+
+    Raises:
+        OSError: it cannot be made, or not be written to.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(out)) from error
 
 
 def code_of(error: DreamError) -> int:

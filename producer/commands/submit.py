@@ -21,6 +21,7 @@ from producer.commands.session import (
     print_error,
     print_json,
     reporting_errors,
+    require_folder,
     run,
 )
 
@@ -99,6 +100,8 @@ class Submission:
         """Run it. Returns the exit code."""
         from producer.client import AsyncClient
 
+        if self.out is not None:
+            require_folder(self.out)
         async with AsyncClient(self.store) as client:
             tickets = await self._send(client)
             if not self.wait:
