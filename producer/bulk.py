@@ -55,9 +55,10 @@ def from_csv(body: bytes, *, folder: Path = Path(), limits: Limits = DEFAULT_LIM
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(header)
-        rows = []
+        rows: list[dict[str, Any] | None] = []
         for cells in reader:
             if any(cell.strip() for cell in cells):
+                rows += [None] * (reader.line_num - len(rows) - 1)  # so that line numbers stay the table's
                 rows.append(_row(header, cells, reader.line_num, folder, limits))
     except csv.Error as error:
         raise _wrong(reader.line_num, f"this is not CSV: {error}") from error

@@ -1,7 +1,7 @@
 """Batches: many requests in one file, one JSON document per line.
 
-A row is a manifest, with `custom_id` or `id` as its name within the batch. Blank lines are skipped. A name
-that is used twice is refused with both line numbers, because results are matched by name.
+A row is a manifest, with `custom_id` or `id` as its name within the batch: any text. Blank lines are skipped.
+A name that is used twice is refused with both line numbers, because results are matched by name.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from schemas.errors import Rejected, TooLarge
-from schemas.layout import CHOSEN_ID, row_id
+from schemas.layout import row_id
 from schemas.limits import Limits
 from schemas.strictjson import load_object
+
+MAX_NAME_CHARS = 500  # of a row's custom_id
+_DOCUMENT_MAX = 32 << 20  # bytes in which a JSON document over several lines is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +25,8 @@ class Row:
     """One line of a batch, as a request of its own."""
 
     line: int  # from 1
-    custom_id: str | None
-    id: str  # below the batch's
+    custom_id: str | None  # the caller's own text
+    id: str  # below the batch's; with a safe name in the place of a custom_id that cannot be part of a key
     body: bytes  # the manifest without the row's name; a line that is not an object stays as it is
 
 
@@ -35,6 +38,40 @@ def numbered(body: bytes) -> Iterator[tuple[int, bytes]]:
     for line, raw in enumerate(io.BytesIO(body.removeprefix(b"\xef\xbb\xbf")), start=1):
         if stripped := raw.strip():
             yield line, stripped
+
+
+def expect_lines(body: bytes, first: bytes) -> None:
+    """Refuse one JSON document over several lines, whose lines would all fail.
+
+    Args:
+        first: the first line that is not blank.
+
+    Raises:
+        Rejected: `invalid_json`.
+    """
+    if first[:1] not in (b"{", b"[") or len(first) > _DOCUMENT_MAX:
+        return
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return
+    text = body[:_DOCUMENT_MAX].decode("utf-8-sig", "replace").lstrip()
+    try:
+        end = json.JSONDecoder().raw_decode(text)[1]
+        looks_so = "\n" in text[:end]
+    except (ValueError, RecursionError):
+        looks_so = first in (b"{", b"[", b"[{")  # as a pretty-printed document begins, also one with a fault
+    if not looks_so:
+        return
+    raise Rejected(
+        "invalid_json",
+        "this looks like one JSON document over several lines; write each request on a line of its own, or name a "
+        "file that holds a single request .json",
+        line=1,
+        column=1,
+    )
 
 
 def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
@@ -52,6 +89,8 @@ def split_rows(batch: str, body: bytes, limits: Limits) -> list[Row]:
     for line, raw in numbered(body):
         if len(rows) == limits.max_batch_rows:
             raise Rejected("too_large", f"the batch has more than {limits.max_batch_rows:,} rows; split it")
+        if not rows:
+            expect_lines(body, raw)
         row = _row(batch, line, raw)
         if row.id in seen:
             name = row.custom_id or row.id.rsplit("/", 1)[-1]
@@ -77,11 +116,10 @@ def _row(batch: str, line: int, raw: bytes) -> Row:
         return Row(line, None, row_id(batch, None, line), raw)
     names = [document[key] for key in ("custom_id", "id") if document.get(key) is not None]
     name = names[0] if names else None
-    if name is not None and not (isinstance(name, str) and CHOSEN_ID.fullmatch(name)):
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS):
         raise Rejected(
             "invalid_manifest",
-            f"line {line}: the name {str(name)[:60]!r} may contain only letters, digits, '.', '_' and '-', must begin "
-            "with a letter or digit, and may have at most 100 characters",
+            f"line {line}: the name {str(name)[:60]!r} should be a text of 1 to {MAX_NAME_CHARS} characters",
             field="custom_id",
             line=line,
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from schemas.batch import MAX_NAME_CHARS
 from schemas.completion import Completion
 from schemas.manifest import Img2Img, Inpainting, Manifest, Text2Img
 from schemas.result import Progress, Result
@@ -19,8 +20,9 @@ FOLDER = Path(__file__).with_name("json")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
 _NAME = {
-    "description": "Names the row within its batch; letters, digits, '.', '_' and '-', at most 100.",
-    "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+    "description": "Names the row within its batch: any text, which its results repeat.",
+    "maxLength": MAX_NAME_CHARS,
+    "minLength": 1,
     "type": "string",
 }
 

@@ -114,7 +114,8 @@ def other_body_id(request: str, fingerprint: str) -> str:
 def row_id(batch: str, custom_id: str | None, line: int) -> str:
     """A batch row's id: below its batch, with its own name or its line number (from 1)."""
     name = f"line-{line:06d}" if custom_id is None else custom_id
-    return safe_id(f"{batch}/{safe_id(name.replace('/', '_'), name)}")
+    # A slash becomes a letter that no id has, so that a hash keeps the names `a/b` and `a_b` apart.
+    return safe_id(f"{batch}/{safe_id(name.replace('/', ' '), name)}")
 
 
 def request_key(request: str, extension: str = SINGLE) -> str:

@@ -56,7 +56,11 @@ class Batches:
         ended = await self._ended_ids(claim.id)  # by an earlier attempt, which may have dropped all rows
         fresh = [row for row in rows if row.id not in ended]
         await gather_bounded(
-            fresh, _IN_FLIGHT, lambda row: self.store.create(layout.request_key(row.id), row.body)
+            fresh,
+            _IN_FLIGHT,
+            lambda row: self.store.create(
+                layout.request_key(row.id), row.body, content_type=layout.COMMIT_TYPE
+            ),
         )
         log.info("batch dropped", extra={"id": claim.id, "rows": len(rows), "new": len(fresh)})
         results = await self._wait(claim.id, rows)
@@ -183,12 +187,17 @@ def _lines(rows: list[Row], results: dict[int, Result]) -> bytes:
     return b"".join(_line(row, results[row.line]) for row in rows)
 
 
+def _in_the_file(failure: Failure, line: int) -> str:
+    """A failure's message with the line number of the batch's file; a row's own JSON has a single line."""
+    return failure.message.replace(f"line {failure.line}, column", f"line {line}, column")
+
+
 def _line(row: Row, result: Result) -> bytes:
     error: dict[str, Any] | None = None
     if result.failure is not None:
         error = {
             "code": result.failure.code,
-            "message": result.failure.message,
+            "message": _in_the_file(result.failure, row.line),
             "field": result.failure.field,
         }
         error |= {"line": row.line}
