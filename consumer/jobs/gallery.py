@@ -1,7 +1,7 @@
 """The gallery of a batch: one HTML page with every picture, and a contact sheet.
 
-The page is self-contained: thumbnails are embedded, full pictures are linked, and nothing is
-fetched or executed. Every text from a request is escaped.
+The page is self-contained: thumbnails are embedded, and a click enlarges one. Full pictures are linked,
+relative to the page: they open beside it and where it is served. Nothing is fetched or executed. Every text from a request is escaped.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.45 system-ui
 header{padding:2.2rem clamp(1rem,4vw,3rem) 1rem}
 h1{margin:0;font-size:1.5rem;font-weight:650;letter-spacing:-.01em;overflow-wrap:anywhere}
 header p{margin:.3rem 0 0;color:var(--soft)}
-main{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));padding:.5rem clamp(1rem,4vw,3rem) 3rem}
+main{display:grid;gap:1rem;align-items:start;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));padding:.5rem clamp(1rem,4vw,3rem) 3rem}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;flex-direction:column;transition:border-color .15s}
 figure:hover{border-color:var(--soft)}
-figure a{display:block;line-height:0}
+figure a.large{display:block;line-height:0}
 figure a:focus-visible{outline:3px solid Highlight;outline-offset:-3px}
 img{width:100%;aspect-ratio:1;object-fit:contain;background:var(--ground)}
 img.small{image-rendering:pixelated}
@@ -54,6 +54,12 @@ figcaption{padding:.7rem .85rem .85rem}
 .facts{margin-top:.3rem;color:var(--soft);font-size:.8rem;overflow-wrap:anywhere}
 .why{aspect-ratio:1;display:grid;place-items:center;padding:1.2rem;overflow:auto;color:var(--bad);background:color-mix(in srgb,var(--bad) 8%,var(--card));font-size:.9rem;text-align:center;overflow-wrap:anywhere}
 .facts+.why{aspect-ratio:auto;margin-top:.5rem;padding:.5rem;border-radius:8px;font-size:.8rem}
+figure:target{position:fixed;inset:0;z-index:1;border-radius:0;overflow:auto}
+figure:target img{aspect-ratio:auto;height:80vh}
+figure:target .large{pointer-events:none}
+figure:target .prompt{display:block}
+.close{display:none}
+figure:target .close{display:inline;margin-left:1rem}
 details{font-size:.8rem;color:var(--soft);margin-top:.35rem}
 summary{cursor:pointer}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.4rem 0 0;font-size:.75rem}
@@ -91,17 +97,18 @@ def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None
             '<meta name="viewport" content="width=device-width,initial-scale=1">',
             f"<title>{safe_title} · Dreamdrop</title><style>{_STYLE}</style></head><body>",
             f"<header><h1>{safe_title}</h1><p>{html.escape(' · '.join(parts))}</p></header><main>",
-            *map(_figure, items),
+            *(_figure(item, number) for number, item in enumerate(items)),
             "</main></body></html>\n",
         ]
     ).encode(errors="replace")
 
 
-def _figure(item: GalleryItem) -> str:
+def _figure(item: GalleryItem, number: int) -> str:
+    """One picture. A click enlarges what the page holds, which works in a copy of the page, too."""
     prompt = html.escape(item.prompt or item.id)
     if item.image_href:
         source = _data_uri(item.thumbnail) if item.thumbnail else _relative(item.image_href)
-        top = f'<a href="{html.escape(_relative(item.image_href))}"><img src="{source}" alt="{prompt}"{_small(item.thumbnail)} loading="lazy"></a>'
+        top = f'<a class="large" href="#p{number}"><img src="{source}" alt="{prompt}"{_small(item.thumbnail)} loading="lazy"></a>'
     else:
         top = f'<div class="why">{html.escape(item.failure or item.status)}</div>'
     facts = [item.id] + ([f"seed {item.seed}"] if item.seed is not None else [])
@@ -112,11 +119,14 @@ def _figure(item: GalleryItem) -> str:
     )
     if item.image_href and item.failure:
         lines += f'<div class="why">{html.escape(item.failure)}</div>'
+    if item.image_href:
+        href = html.escape(_relative(item.image_href))
+        lines += f'<div class="facts"><a href="{href}">full picture</a><a class="close" href="#c{number}">close</a></div>'
     recipe = html.escape(json.dumps(dict(parameters), indent=1, ensure_ascii=False))
     more = f"<details><summary>recipe</summary><pre>{recipe}</pre></details>" if parameters else ""
     return (
-        f'<figure>{top}<figcaption><div class="prompt" dir="auto">{prompt}</div>'
-        f"{lines}{more}</figcaption></figure>"
+        f'<div id="c{number}"><figure id="p{number}">{top}<figcaption><div class="prompt" dir="auto">{prompt}</div>'
+        f"{lines}{more}</figcaption></figure></div>"
     )
 
 

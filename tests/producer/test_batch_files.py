@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urljoin
 
+import httpx
 import pytest
 
 from producer import bulk
@@ -15,6 +18,7 @@ from schemas.batch import MAX_NAME_CHARS, split_rows
 from schemas.errors import Rejected
 from schemas.layout import is_id
 from schemas.limits import Limits
+from tests.producer.facade import facade
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = [
@@ -110,3 +114,32 @@ def test_the_lines_of_a_table_are_the_lines_of_its_batch():
     table = b'custom_id,prompt\na,one\n\nb,"two\nlines"\nc,three\n'
     rows = split_rows("b", bulk.from_csv(table), Limits())
     assert [(row.custom_id, row.line) for row in rows] == [("a", 2), ("b", 5), ("c", 6)]
+
+
+def test_a_batchs_grid_and_gallery_are_in_the_order_of_its_file(tmp_path: Path, dreamdrop_process: Cli):
+    """Not in the order of its names; and every link of the gallery leads to a picture where it is served."""
+    names = ["10", "9", "s4-cfg3", "s8 cfg3", "a"]
+    rows = [{"custom_id": name, "prompt": name, "steps": 2, "width": 64, "height": 64} for name in names]
+    (tmp_path / "store/requests").mkdir(parents=True)
+    (tmp_path / "store/requests/sweep.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = dreamdrop_process("worker", "--store", "store", "--renderer", "null", "--once")
+    assert done.returncode == 0, done.stderr
+    prompts = re.compile(r'alt="([^"]*)"')
+    folder = tmp_path / "store/results/sweep"
+    page = (folder / "gallery.html").read_text()
+    assert prompts.findall(page) == names
+    links = re.findall(r'href="([^"#]+)"', page)
+    assert [(folder / unquote(link)).is_file() for link in links] == [True] * len(names)
+    places = set(re.findall(r'id="([^"]+)"', page))
+    assert {link for link in re.findall(r'href="#([^"]+)"', page)} <= places, "these work in a mailed copy"
+    with facade(tmp_path / "store") as address:
+        grid = httpx.get(f"{address}/b/sweep", headers={"Accept": "text/html"}).text
+        assert [name for name in prompts.findall(grid) if name in names] == names
+        at = f"{address}/batches/sweep/files/gallery"
+        assert httpx.get(at).text == page
+        for link in links:
+            answer = httpx.get(urljoin(at, link))
+            assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
+            assert answer.content == (folder / unquote(link)).read_bytes()
+        for other in ("files/%2e%2e/0.png", "files/10/result.json", "files/11/0.png"):
+            assert httpx.get(f"{address}/batches/sweep/{other}").status_code == 404

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from pydantic import BaseModel
 
-from infra.stores.store import Store
+from infra.stores.store import Store, Stored
 from producer import collect
 from producer.request_state import State
 from producer.requests import fresh_id
@@ -15,6 +16,8 @@ from producer.web import responses
 from producer.web.caller import Caller, FacadeOf, body, new_id, own_id, refuse_form
 from producer.web.openapi import errors, request_body
 from producer.web.responses import Job
+from schemas.errors import NotFound
+from schemas.layout import is_id, result_folder
 from schemas.result import BatchCounts
 
 router = APIRouter(tags=["Batches"])
@@ -24,6 +27,8 @@ FILES = {
     "gallery": "text/html",
     "contact_sheet": "image/png",
 }
+PICTURE = re.compile(r"[0-9]{1,6}\.(png|jpg|webp)")
+TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 #: A gallery is one self-contained page: its pictures and style are inline, and it has no scripts.
 GALLERY_POLICY = "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'; sandbox"
 
@@ -84,9 +89,32 @@ async def file(id: str, name: str, facade: FacadeOf, caller: Caller) -> Response
     key = getattr(batch, name, "") if name in FILES else ""
     if not key:
         raise HTTPException(404, f"{id} has no {name}; a finished batch has {', '.join(FILES)}")
-    stored = await facade.client.store.get(key)
+    stored = await _stored(facade.client.store, key)
     headers = {"Content-Security-Policy": GALLERY_POLICY} if name == "gallery" else {}
     return Response(stored.body, media_type=FILES[name], headers=headers)
+
+
+async def _stored(store: Store, key: str) -> Stored:
+    """An object of a finished batch; somebody may have removed it."""
+    try:
+        return await store.get(key)
+    except NotFound as error:
+        raise HTTPException(404, f"{key} is not there, or no longer") from error
+
+
+@router.get(
+    "/batches/{id:path}/files/{row}/{picture}",
+    response_class=Response,
+    responses=errors(404),
+    summary="Get a picture by the link that the gallery has",
+)
+async def linked_picture(id: str, row: str, picture: str, facade: FacadeOf, caller: Caller) -> Response:
+    name = f"{own_id(caller, id)}/{row}"
+    found = PICTURE.fullmatch(picture)
+    if found is None or not is_id(name):
+        raise HTTPException(404, f"{id} has no picture {row}/{picture}")
+    stored = await _stored(facade.client.store, result_folder(name) + picture)
+    return Response(stored.body, media_type=TYPES[found[1]])
 
 
 @router.get("/batches/{id:path}", responses=errors(401, 404), summary="Get the state of a batch")

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from infra.claims.claim import Claim
 from infra.lru import LruCache
 from infra.stores.store import InvalidKey
 from producer import overview, request_state
@@ -21,7 +22,7 @@ from producer.errors import Damaged
 from producer.web.cache import CachedCall
 from producer.web.facade import LATEST
 from producer.web.pages.items import GalleryItem, items_of
-from schemas.batch import numbered
+from schemas.batch import numbered, split_rows
 from schemas.errors import NotFound, Rejected
 from schemas.layout import RESULTS, claims_prefix, is_batch, parse_claim, parse_result, result_folder
 from schemas.result import Frozen, Progress, Result
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from producer.web.facade import Facade
 
 SHOWN = 12  # queued requests that are shown, and as many in progress
+BATCHES_IN_ORDER = 20  # batches whose lines are remembered
 ROWS = 500  # rows in a batch's grid
 BATCHES = 50  # in the list
 HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
@@ -75,6 +77,7 @@ class Gallery:
     #: id to prompt, and is it a batch
     _prompts: LruCache[str, tuple[str, bool]] = field(default_factory=lambda: LruCache(KEPT))
     _rows: LruCache[str, int] = field(default_factory=lambda: LruCache(KEPT))  # batch to its number of rows
+    _lines: LruCache[str, dict[str, int]] = field(default_factory=lambda: LruCache(BATCHES_IN_ORDER))
     #: by key and etag
     _items: LruCache[tuple[str, str], list[GalleryItem]] = field(default_factory=lambda: LruCache(KEPT))
     _results: LruCache[tuple[str, str], Result] = field(default_factory=lambda: LruCache(10 * LATEST))
@@ -172,13 +175,37 @@ class Gallery:
         return self._rows.get(batch, 0)
 
     async def rows(self, batch: str) -> list[GalleryItem]:
-        """The items of a batch's finished rows, ordered by row name."""
+        """The items of a batch's finished rows, in the order of its file."""
         folder = result_folder(batch)
         listing = request_state.first(self.facade.client.store.list(folder), 20 * ROWS)
         infos = {id: info async for info in listing if (id := parse_result(info.key)) and id != batch}
-        shown = sorted(infos, key=lambda id: _natural(infos[id].key))[:ROWS]
+        order = await self._file_order(batch)
+
+        def place(id: str) -> tuple[int, list[tuple[bool, int, str]]]:
+            line = order.get(id, order.get(id.rpartition("~")[0], len(order)))  # `<id>~<hash>`: another body
+            return line, _natural(infos[id].key)
+
+        shown = sorted(infos, key=place)[:ROWS]
         rows = await asyncio.gather(*(self._items_of_row(id, infos[id]) for id in shown))
         return [item for items in rows for item in items]
+
+    async def _file_order(self, batch: str) -> dict[str, int]:
+        """The lines of a batch's rows by id; none if the file cannot be read any more."""
+        known = self._lines.get(batch)
+        if known is not None:
+            return known
+        order: dict[str, int] = {}
+        with contextlib.suppress(Rejected, ValueError):
+            owner = await request_state.owner(self.facade.client.store, batch)
+            frozen = (
+                owner.frozen if isinstance(owner, Claim) else owner.request if owner is not None else None
+            )
+            if frozen is not None and not frozen.cut:
+                rows = await asyncio.to_thread(split_rows, batch, frozen.body(), self.facade.settings.limits)
+                order = {row.id: row.line for row in rows}
+        if order:
+            self._lines[batch] = order
+        return order
 
     async def _items_of_row(self, id: str, info: Info) -> list[GalleryItem]:
         known = self._items.get((info.key, info.etag))
