@@ -187,7 +187,10 @@ def worker(
         typer.Option(envvar="DREAMDROP_LOG_LEVEL", callback=_log_level, help="debug, info or warning."),
     ] = "info",
 ) -> None:
-    """Take requests from a store, render them in batches, and write images and results back."""
+    """Draw the requests of a store.
+
+    It takes requests, renders them in batches, and writes images and results back.
+    """
     from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
     from consumer.serve import Places, serve

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.logs import log_lines
-from producer.commands import doctor, look, mend, replay, serve, setup, submit
+from producer.commands import doctor, keys, look, mend, replay, serve, setup, submit
 from producer.commands.session import WRONG, code_of, say, sentence_of
 from schemas.errors import DreamError
 
@@ -34,24 +34,25 @@ app = typer.Typer(
     epilog="Exit codes: 0 success; 1 a request did not succeed; 2 wrong input, nothing was sent; "
     "3 the store or queue cannot be used; 4 not finished in time.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts hold brackets, and plain help is twice as fast
 )
-app.command()(submit.submit)
+app.command(context_settings=serve.PASSED_ON)(serve.up)
 app.command()(submit.imagine)
+app.command()(submit.submit)
 app.command()(look.status)
 app.command()(look.watch)
 app.command()(look.fetch)
 app.command()(look.cancel)
 app.command()(look.models)
 app.command()(mend.retry)
-app.command()(serve.up)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(replay.replay)
 app.add_typer(mend.dead_letters, name="dead-letters")
 app.add_typer(setup.app, name="setup")
-app.add_typer(serve.keys, name="keys")
+app.add_typer(keys.keys, name="keys")
 
 
 def _print_version(wanted: bool) -> None:

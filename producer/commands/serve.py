@@ -1,4 +1,4 @@
-"""`serve` runs the facade, `up` runs it with a worker, and `keys` makes API keys."""
+"""`serve` runs the facade, and `up` runs it with a worker."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,
     WRONG,
-    AsJson,
     QueueUrl,
     StoreUrl,
-    print_json,
     reporting_errors,
     say,
 )
@@ -70,40 +68,8 @@ Room = Annotated[
     int, typer.Option(envvar="DREAMDROP_ROOM", min=1, help="Requests that may wait; further callers get 429.")
 ]
 
-keys = typer.Typer(help="Make API keys for `serve`.", no_args_is_help=True)
-
-
-@keys.callback()
-def _keys() -> None:
-    """Make API keys for `serve`."""
-
-
-@keys.command("new")
-def new(
-    name: Annotated[str, typer.Argument(help="Who will use the key.")],
-    prefix: Annotated[
-        str, typer.Option(help="Ids of this key begin with it and a dot; the key sees no others.")
-    ] = "",
-    room: Annotated[
-        int, typer.Option(min=0, help="Synchronous requests at the same time; 0 for no limit.")
-    ] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Make an API key.
-
-    The key is shown once. The settings keep only its hash.
-    """
-    from producer.web.api_keys import new_key
-
-    with reporting_errors(as_json=as_json):
-        key, line = new_key(name, prefix=prefix, room=room)
-    if as_json:
-        print_json({"key": key, "setting": line})
-        return
-    typer.echo(key)
-    say(
-        f"\nGive the key above to {name}; it is not shown again. Add this to DREAMDROP_API_KEYS, in quotes:\n{line}"
-    )
+#: What `up` does not know, the worker may; else that says so.
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def serve(
@@ -133,6 +99,7 @@ def serve(
 
 
 def up(
+    context: typer.Context,
     store: StoreUrl = DEFAULT_STORE,
     queue: QueueUrl = None,
     host: Host = "127.0.0.1",
@@ -145,11 +112,13 @@ def up(
 ) -> None:
     """Start a worker and serve the store over HTTP.
 
-    Ctrl-C stops both. The worker takes its settings from the environment, as `dreamdrop worker` does.
+    Ctrl-C stops both. Options of `dreamdrop worker`, such as --model and --exact, are passed on to it; it reads
+    its environment variables, too.
     """
     import uvicorn  # noqa: F401 - before the first line is printed: it may not be installed
 
-    if os.environ.get("DREAMDROP_RENDERER") != "null" and find_spec("torch") is None:
+    draws = "null" not in (os.environ.get("DREAMDROP_RENDERER"), *context.args)
+    if draws and find_spec("torch") is None:
         raise ModuleNotFoundError("torch", name="torch")
     with reporting_errors(as_json=False):
         settings = _settings(
@@ -164,7 +133,9 @@ def up(
     # The worker first: it loads its model while the facade starts. In a session of its own, so that Ctrl-C
     # reaches only us, and we choose when it stops.
     worker = subprocess.Popen(
-        python_command("producer.cli", "worker"), env=child_environment(environment), start_new_session=True
+        python_command("producer.cli", "worker", *context.args),
+        env=child_environment(environment),
+        start_new_session=True,
     )
     try:
         worker_ended = asyncio.run(_serve(settings, host, sockets, worker))

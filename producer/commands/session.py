@@ -34,6 +34,7 @@ StoreUrl = Annotated[
     str,
     typer.Option(
         "--store",
+        metavar="URL",
         envvar="DREAMDROP_STORE",
         help="A directory, s3://bucket or s3://bucket/prefix (with the credentials that AWS tools use).",
         show_default=True,
@@ -43,6 +44,7 @@ QueueUrl = Annotated[
     list[str] | None,
     typer.Option(
         "--queue",
+        metavar="URL",
         envvar="DREAMDROP_QUEUE",
         help="URL of an SQS queue; of two, the first is the express lane.",
     ),
@@ -50,7 +52,9 @@ QueueUrl = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 Timeout = Annotated[
     float | None,
-    typer.Option(min=0, help="Seconds to wait; then exit with code 4, while the work goes on."),
+    typer.Option(
+        metavar="SECONDS", min=0, help="Seconds to wait; then exit with code 4, while the work goes on."
+    ),
 ]
 
 

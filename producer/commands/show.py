@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from producer.commands.session import say
 from producer.errors import StillWorking
 from producer.request_state import State, read_progress, workers_alive
 from schemas.errors import Unavailable
@@ -41,7 +43,10 @@ COLOURS = {
 _SIGNAL = {"pass": "green", "warn": "yellow", "fail": "red"}
 HINT_AFTER = 3.0  # seconds without a worker before a hint is printed
 LOOK, LOOK_S3 = 0.5, 2.0  # seconds between two reads of the progress of single requests
-FEW = 8  # requests whose steps are shown
+FEW = 8  # requests whose steps are looked at
+SHOWN = 2  # and written out: more would leave no room for the bar
+PROMPT = 40  # characters of a prompt in a table
+SAY_EVERY = 30.0  # seconds between two lines without a terminal
 
 people = Console(stderr=True)
 
@@ -65,14 +70,14 @@ async def follow(
     left = {str(ticket): ticket for ticket in tickets}
     left |= {row: row for ids in rows.values() for row in ids}
     ended: dict[str, Result] = {}
-    with _bar(len(left), quiet) as (move, describe):
-        narrator = asyncio.create_task(_narrate(client, left, describe, quiet))
+    with _bar(len(left), quiet) as bar:
+        narrator = asyncio.create_task(_narrate(client, left, bar, quiet))
         try:
             async with contextlib.aclosing(client.results(list(left.values()), timeout)) as results:
                 async for result in results:
                     ended[result.id] = result
                     done = [result.id, *(rows.get(result.id, ()))]  # a batch ends after all of its rows
-                    move(sum(_take(left, id) for id in done))
+                    bar.end(sum(_take(left, id) for id in done))
                     if not left:
                         break
         except StillWorking as error:
@@ -88,40 +93,64 @@ def _take(left: dict[str, Ticket | str], id: str) -> bool:
     return (left.pop(id, None) or left.pop(id.partition("~")[0], None)) is not None
 
 
+class _Bar:
+    """How far all requests are: on a terminal a bar that moves by steps, else a line now and then."""
+
+    def __init__(self, total: int, progress: Progress | None, quiet: bool) -> None:
+        self._total, self._ended, self._progress, self._quiet = total, 0, progress, quiet
+        self._task = progress.add_task("drawing", total=total, count="", doing="") if progress else None
+        self._said = 0.0
+
+    def end(self, count: int) -> None:
+        """So many requests more have ended."""
+        self._ended += count
+        self._show(0.0, "")
+
+    def describe(self, fraction: float, doing: str, now: float) -> None:
+        """Show what is being drawn.
+
+        Args:
+            fraction: how much of the open requests is done, in requests.
+            doing: the same in words.
+            now: seconds, by any clock.
+        """
+        self._show(fraction, doing)
+        self._said = self._said or now
+        if self._progress is None and not self._quiet and now - self._said >= SAY_EVERY:
+            self._said = now
+            say(f"{self._ended} of {self._total} ended" + (f"; {doing}" if doing else ""))
+
+    def _show(self, fraction: float, doing: str) -> None:
+        if self._progress is not None and self._task is not None:
+            count = f"{self._ended}/{self._total}" if self._total > 1 else ""
+            done = min(self._total, self._ended + fraction)
+            self._progress.update(self._task, completed=done, count=count, doing=escape(doing))
+
+
 @contextlib.contextmanager
-def _bar(total: int, quiet: bool):  # type: ignore[no-untyped-def]
-    if quiet:
-        yield (lambda count: None), (lambda text: None)
+def _bar(total: int, quiet: bool) -> Iterator[_Bar]:
+    if quiet or not people.is_terminal:
+        yield _Bar(total, None, quiet)
         return
     columns = (
-        TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[doing]}"),
     )
     with Progress(*columns, console=people, transient=True) as progress:
-        task: TaskID = progress.add_task("drawing", total=total, doing="")
-
-        def move(count: int) -> None:
-            progress.advance(task, count)
-
-        def describe(text: str) -> None:
-            progress.update(task, doing=escape(text))
-
-        yield move, describe
+        yield _Bar(total, progress, quiet)
 
 
-async def _narrate(
-    client: AsyncClient, left: Mapping[str, object], describe: Callable[[str], None], quiet: bool
-) -> None:
+async def _narrate(client: AsyncClient, left: Mapping[str, object], bar: _Bar, quiet: bool) -> None:
     """Show the steps of the first few requests, and say when no worker is running."""
     loop = asyncio.get_running_loop()
     start, hinted = loop.time(), quiet
     while True:
         with contextlib.suppress(Unavailable):
             if not quiet:
-                describe(await _doing(client, list(left)[:FEW]))
+                bar.describe(*await _doing(client, list(left)[:FEW]), loop.time())
             if not hinted and loop.time() - start > HINT_AFTER:
                 hinted = True
                 if not await workers_alive(client.store):
@@ -133,10 +162,15 @@ async def _narrate(
         await asyncio.sleep(LOOK_S3 if client.store.is_remote else LOOK)
 
 
-async def _doing(client: AsyncClient, ids: Sequence[str]) -> str:
+async def _doing(client: AsyncClient, ids: Sequence[str]) -> tuple[float, str]:
+    """How much of these requests is done, in requests; and the steps of the first, in words."""
     reports = await asyncio.gather(*(read_progress(client.store, id) for id in ids))
-    steps = [f"{p.id} {p.steps_done}/{p.steps_total}{_left(p)}" for p in reports if p and p.steps_total]
-    return ", ".join(steps[:3]) or ("waiting for a worker" if not any(reports) else "")
+    drawn = [report for report in reports if report and report.steps_total]
+    fraction = sum(report.steps_done / report.steps_total for report in drawn)
+    names = len(ids) > 1  # of a single request, the user knows which it is
+    steps = [f"{p.id + ' ' if names else ''}{p.steps_done}/{p.steps_total}{_left(p)}" for p in drawn]
+    more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
+    return fraction, ", ".join(steps[:SHOWN]) + more or ("waiting for a worker" if not any(reports) else "")
 
 
 def _left(progress: RequestProgress) -> str:
@@ -206,11 +240,44 @@ def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
 
 
 def states(rows: Iterable[State]) -> Table:
-    """A table of single requests."""
-    table = Table("request", "status", "about", box=None, padding=(0, 2, 0, 0))
-    for state in rows:
-        table.add_row(escape(state.id), _coloured(state.status), escape(about(state)))
+    """A table of single requests; the columns that none of them fills are left out."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    names = ("request", "status", "prompt", "ended", "took", "about")
+    lines = [
+        (state.id, state.status, _prompt(state), _age(state.result), _took(state.result), about(state))
+        for state in rows
+    ]
+    used = [i for i, name in enumerate(names) if name == "about" or any(line[i] for line in lines)]
+    for i in used:
+        table.add_column(
+            names[i], overflow="fold" if names[i] == "request" else "ellipsis", no_wrap=names[i] != "about"
+        )
+    for line in lines:
+        table.add_row(*(_coloured(line[i]) if names[i] == "status" else escape(line[i]) for i in used))
     return table
+
+
+def _prompt(state: State) -> str:
+    text = " ".join(str(state.result.parameters.get("prompt") or "").split()) if state.result else ""
+    return text if len(text) <= PROMPT else text[: PROMPT - 1] + "…"
+
+
+def _age(result: Result | None) -> str:
+    """How long ago a request ended, by this machine's clock."""
+    if result is None or not result.finished_at:
+        return ""
+    try:
+        ended = datetime.fromisoformat(result.finished_at)
+    except ValueError:
+        return ""
+    seconds = (datetime.now(UTC) - (ended if ended.tzinfo else ended.replace(tzinfo=UTC))).total_seconds()
+    units = ((86400, "d"), (3600, "h"), (60, "min"))
+    size, unit = next(((s, u) for s, u in units if seconds >= s), (1, "s"))
+    return f"{max(0, seconds) // size:.0f} {unit} ago"
+
+
+def _took(result: Result | None) -> str:
+    return f"{result.timings.total:.1f} s" if result is not None and result.timings is not None else ""
 
 
 def about(state: State) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from producer.commands.session import (
     reporting_errors,
     require_folder,
     run,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -36,9 +38,9 @@ def submit(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILES...",
+            metavar="FILE",
             help="Requests (.json), batches (.jsonl), tables (.csv), prompts (.txt, one a line), folders, "
-            "patterns, or - for standard input.",
+            "patterns, or - for standard input. The header of a table names fields: prompt, steps, seed, ...",
         ),
     ],
     store: StoreUrl = DEFAULT_STORE,
@@ -109,7 +111,20 @@ class Submission:
                 return OK
             if self.out is None and not self.as_json:
                 self._print_ids(tickets)  # before waiting, so that they are known if the user presses Ctrl-C
-            return await self._collect(client, tickets)
+            try:
+                return await self._collect(client, tickets)
+            except asyncio.CancelledError:  # Ctrl-C
+                self._say_what_goes_on(tickets)
+                raise
+
+    def _say_what_goes_on(self, tickets: list[Ticket]) -> None:
+        ids = [ticket.id for ticket in tickets]
+        what = ids[0] if len(ids) == 1 else f"{len(ids)} requests, {ids[0]} to {ids[-1]}"
+        store = "" if self.store == DEFAULT_STORE else f" --store {self.store}"
+        say(
+            f"\nleft running as {what}; `dreamdrop cancel ID{store}` ends one, "
+            f"`dreamdrop fetch ID{store}` saves its pictures"
+        )
 
     async def _send(self, client: AsyncClient) -> list[Ticket]:
         if self.queue is not None:
@@ -155,8 +170,11 @@ class Submission:
         else:
             for path in [path for paths in saved.values() for path in paths]:
                 typer.echo(path)
-            names = {t.id: i.name for i, t in zip(self.items, tickets, strict=True)}
+            names = {} if self.flat else {t.id: i.name for i, t in zip(self.items, tickets, strict=True)}
             show.summary([r for r in ended.values() if not _is_summed_up_by_rows(r, rows)], names)
+            if self.out is None and any(result is not None for result in results):
+                place = f"{self.store.rstrip('/')}/results/"
+                say(f"the pictures are in {place}; `dreamdrop fetch ID -o FOLDER` saves those of one id")
         if late is None:
             return OK if all(r is not None and r.status == "succeeded" for r in results) else FAILED
         if not self.as_json:
@@ -209,24 +227,34 @@ def _outcome(result: Result | None, saved: dict[str, list[Path]]) -> dict[str, A
 
 
 def imagine(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="PROMPT", help="What to draw; quotes are not needed.")
+    ],
     store: StoreUrl = DEFAULT_STORE,
     number: Annotated[
-        int, typer.Option("--number", "-n", min=1, help="How many images; image k has seed + k.")
+        int, typer.Option("--number", "-n", metavar="N", min=1, help="How many images; image k has seed + k.")
     ] = 1,
-    size: Annotated[str | None, typer.Option(help="Size in pixels, such as 512 or 768x512.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    cfg: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="By default random, and recorded.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model's name; see `dreamdrop models`.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="A sampler, such as DDIM or 'Euler a'.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="PIXELS", help="Size in pixels, such as 512 or 768x512.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps.")] = None,
+    cfg: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="How closely to follow the prompt.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="By default random, and recorded.")] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to avoid.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A model's name; see `dreamdrop models`.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A sampler, such as DDIM or 'Euler a'.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="With --image: the mask; its white part is redrawn.")
+        Path | None, typer.Option(metavar="FILE", help="With --image: the mask; its white part is redrawn.")
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="With --image: how much to change it, from 0 to 1.")
+        float | None, typer.Option(metavar="NUMBER", help="With --image: how much to change it, from 0 to 1.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to save in.")] = Path(),
     express: Annotated[bool, typer.Option(help="Use the express lane, which workers look at first.")] = True,
@@ -239,7 +267,7 @@ def imagine(
     """
     from producer.input_files import Item
 
-    document: dict[str, Any] = {"prompt": prompt, "number_of_images": number}
+    document: dict[str, Any] = {"prompt": " ".join(words), "number_of_images": number}
     optional = {
         "negative_prompt": negative,
         "cfg_scale": cfg,
