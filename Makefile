@@ -4,6 +4,7 @@
 #   make lint    style, types, import directions
 #   make bench   measurements, printed as ratios
 #   make chaos   the long proof that nothing is lost, doubled or torn: hours; see docs/reliability.md
+#   make interop other programs' clients (awscli, rclone, s3cmd, exiftool, ...) against ours: a quarter of an hour
 #   make clean   remove what the above made
 #
 # No CUDA? TORCH_INDEX=<url of a CPU index> saves gigabytes where your index has no CPU build of torch.
@@ -20,7 +21,7 @@ install := $(bin)/python -m pip install -q --disable-pip-version-check -c constr
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 sizes := about 300 MB are downloaded with a CPU build of torch, gigabytes with CUDA. It takes minutes ...
 
-.PHONY: demo test lint chaos bench clean
+.PHONY: demo test lint chaos bench interop clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
@@ -50,6 +51,12 @@ chaos: $(VENV)/.for-development
 	$(bin)/python -m tests.chaos.figures
 	$(bin)/python -m tests.chaos.run $(CHAOS_ARGS)
 
+# The clients have an environment of their own: awscli wants one exact botocore.
+interop: $(VENV)/clients/.installed
+	INTEROP=$(VENV)/clients $(bin)/python -m pytest -q -ra -n 0 tests/interop tests/producer/test_recorded_bodies.py \
+		tests/producer/test_a1111.py tests/producer/test_openai.py tests/producer/test_openai_batches.py \
+		tests/producer/test_clients_page.py tests/producer/test_clients_draw.py $(PYTEST_ARGS)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info dreamdrop-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
@@ -63,6 +70,15 @@ $(bin)/python:
 $(VENV)/.for-use: $(bin)/python pyproject.toml constraints.txt
 	@echo "Installing torch, diffusers and what they need into $(VENV): $(sizes)"
 	$(install) -e '.[consumer,web]'
+	@touch $@
+
+$(VENV)/clients/.installed: $(VENV)/.for-development tests/interop/requirements.txt
+	@echo "Installing other programs' clients into $(VENV)/clients: about 130 MB are downloaded ..."
+	$(bin)/python -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install -q --disable-pip-version-check -r tests/interop/requirements.txt
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends libimage-exiftool-perl rsync s3fs; \
+	else echo "Not root, or no apt-get: exiftool, rsync and s3fs are tried where they are installed."; fi
 	@touch $@
 
 $(VENV)/.for-development: $(bin)/python pyproject.toml constraints.txt

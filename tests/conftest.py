@@ -28,6 +28,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the tests themselves run side by side
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Other programs' clients are installed and tried by `make interop`, which names their environment.
+collect_ignore = [] if "INTEROP" in os.environ else ["interop"]
+
 settings.register_profile("patient", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("patient")
 
