@@ -25,6 +25,7 @@ from consumer.engine.admission import AdmissionQueue, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.in_flight import Call, InFlight
+from consumer.engine.model_files import ModelUnavailable
 from consumer.engine.preview import Previews
 from consumer.engine.registry import ModelRegistry
 from consumer.engine.sampler import Samplers
@@ -133,7 +134,8 @@ class Engine:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return
         except Unavailable as error:
-            self._emit(Undrawable(task.request, task.index, "model_unavailable", str(error), True, "model"))
+            again = not isinstance(error, ModelUnavailable)  # what is not here now will not be in a moment
+            self._emit(Undrawable(task.request, task.index, "model_unavailable", str(error), again, "model"))
             return
         except Exception as error:
             if device_errors.is_sticky(error):
