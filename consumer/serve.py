@@ -96,7 +96,8 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         worker = _make_worker(places, store, queues, cards, settings, renderers)
         _drain_on_signals(worker)
         access = asyncio.create_task(_watch_access(store, worker, places.denied_patience))
-        await _run(worker, {"state": "loading", "models": cards.known(), "default_model": model})
+        facts = {"state": "loading", "models": cards.known(), "available": worker.available()}
+        await _run(worker, {**facts, "default_model": model})
         denied = access.done()
         access.cancel()
         log.info("stopped", extra={"session": worker.claims.session})

@@ -269,6 +269,7 @@ class Worker:
         facts = {
             "state": "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle",
             **self._fleet.own.facts(),
+            "available": self.available(),
             "default_model": self.settings.default_model,
             "devices": [r.device for r in ready],
         }
@@ -279,6 +280,11 @@ class Worker:
             log.warning("the heartbeat was not written", extra={"why": str(error)})
         except TimeoutError:  # one lost answer must not cost the lease
             log.warning("the heartbeat was not written", extra={"why": "the store does not answer"})
+
+    def available(self) -> list[str]:
+        """The models that can be drawn without a download."""
+        null = all(renderer.settings.kind == "null" for renderer in self.renderers)
+        return self._cards.known() if null else self._cards.here()
 
     async def _watches(self) -> None:
         while True:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class ModelName:
     name: str
     workers: int  # live ones that announce it
     versions: tuple[str, ...]  # in the store
+    here: int = 0  # live workers that need not download it first
 
 
 async def overview(
@@ -109,15 +111,25 @@ async def heartbeats(store: Store, is_alive: Callable[[Info], bool] = looks_aliv
 
 async def models(store: Store) -> list[ModelName]:
     """The models that live workers announce, and those in the store."""
-    announced: dict[str, int] = {}
-    for beat in await heartbeats(store):
-        names = beat.get("models")
-        for name in {n for n in names if isinstance(n, str)} if isinstance(names, list) else ():
-            announced[name] = announced.get(name, 0) + 1
+    beats = await heartbeats(store)
+    announced = Counter(name for beat in beats for name in _names(beat, "models"))
+    here = Counter(name for beat in beats for name in models_here(beat))
     stored: dict[str, set[str]] = {}
     async for info in store.list(MODELS):
         name, _, rest = info.key.removeprefix(MODELS).partition("/")
         if "/" in rest:
             stored.setdefault(name, set()).add(rest.partition("/")[0])
     names = sorted(announced.keys() | stored.keys())
-    return [ModelName(name, announced.get(name, 0), tuple(sorted(stored.get(name, ())))) for name in names]
+    return [
+        ModelName(name, announced[name], tuple(sorted(stored.get(name, ()))), here[name]) for name in names
+    ]
+
+
+def models_here(beat: Mapping[str, Any]) -> set[str]:
+    """The models whose weights a worker has; all of them where an older one does not say."""
+    return _names(beat, "available" if "available" in beat else "models")
+
+
+def _names(beat: Mapping[str, Any], field: str) -> set[str]:
+    names = beat.get(field)
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from schemas import samplers
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
@@ -289,6 +290,7 @@ def _check_limits(manifest: Manifest, limits: Limits) -> None:
         if value > most:
             shown = f"{value:g}" if isinstance(value, float) else _shown(value)  # :g fails at 400 digits
             raise Rejected.of_field(field, f"is {shown}; this worker allows at most {most:g}")
+    samplers.check_request(manifest.scheduler, manifest.steps)
     if isinstance(manifest, Text2Img) and (manifest.width or 0) * (manifest.height or 0) > limits.max_pixels:
         raise Rejected.of_field(
             "width", f"x height is more than {limits.max_pixels:,} pixels; ask for a smaller picture"

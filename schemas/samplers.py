@@ -161,6 +161,12 @@ def check_steps(name: str, steps: int) -> None:
         raise Rejected.of_field("steps", f"is {steps}; the scheduler {name} can do at most {most}")
 
 
+def check_request(scheduler: str | None, steps: int) -> None:
+    """As `check_steps`, for a name as a caller spells it; one that is not known here is left to the workers."""
+    if scheduler is not None and (found := _find(_plain(scheduler))) is not None:
+        check_steps(found, steps)
+
+
 def _plain(name: str) -> str:
     text = "".join(c for c in name.lower() if c.isalnum() or c == "+")
     return text.replace("dpmpp", "dpm++").replace("ancestral", "a")

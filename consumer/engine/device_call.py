@@ -32,6 +32,7 @@ class Failure:
     code: str
     message: str
     retry: bool
+    field: str | None = None  # of the manifest
 
 
 @dataclass

@@ -25,6 +25,7 @@ from consumer.engine.admission import AdmissionQueue, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.in_flight import Call, InFlight
+from consumer.engine.model_files import ModelUnavailable
 from consumer.engine.preview import Previews
 from consumer.engine.registry import ModelRegistry
 from consumer.engine.sampler import Samplers
@@ -126,13 +127,15 @@ class Engine:
                 model = self.registry.get(task.model, in_use=in_use)
                 model.adapters.ensure(task.loras, self._loras_in_use(task.model))
             template = model.template(task.task)
+            pipelines.check_limits(template, task, model.scheduler_config)
             pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
             warnings = pipelines.warnings_of(task, model.tokenizers)
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return
         except Unavailable as error:
-            self._emit(Undrawable(task.request, task.index, "model_unavailable", str(error), True, "model"))
+            again = not isinstance(error, ModelUnavailable)  # what is not here now will not be in a moment
+            self._emit(Undrawable(task.request, task.index, "model_unavailable", str(error), again, "model"))
             return
         except Exception as error:
             if device_errors.is_sticky(error):
@@ -199,6 +202,8 @@ class Engine:
                 f"the pipeline failed: {device_errors.describe(error)}",
                 retry=memory,
             )
+            if pipelines.scheduler_failed(error):
+                failure = _impossible(image.task, error)
         if failure is not None:  # outside `except`, where no traceback holds tensors
             self._fail(image, failure)
             return
@@ -220,8 +225,9 @@ class Engine:
 
     def _fail(self, image: InFlight, failure: Failure) -> None:
         self._end(image)
+        task = image.task
         self._emit(
-            Undrawable(image.task.request, image.task.index, failure.code, failure.message, failure.retry)
+            Undrawable(task.request, task.index, failure.code, failure.message, failure.retry, failure.field)
         )
 
     def _unwind(self, images: list[InFlight]) -> None:
@@ -244,3 +250,14 @@ class Engine:
             self._reported_at = now
             steps = {image.name: image.steps() for image in self._in_flight}
             self._emit(Stepped(steps, self._previews.due(self._in_flight)))
+
+
+def _impossible(task: ImageTask, error: Exception) -> Failure:
+    """A scheduler that cannot do this number of steps with the training of this model."""
+    text = f"scheduler {task.scheduler!r} cannot do {task.steps} steps with model {task.model!r}"
+    return Failure(
+        "unsupported",
+        f"{text}; choose another scheduler, or fewer steps ({device_errors.describe(error)})",
+        retry=False,
+        field="scheduler",
+    )

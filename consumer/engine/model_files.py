@@ -75,7 +75,7 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
         pinned = source.startswith("hub:") or not any(s.startswith("hub:") for s in card.sources)
         return check(folder, source=source, revision=card.revision if pinned else "")
     raise ModelUnavailable(
-        f"model {card.name!r} is not available here. Tried {'; '.join(tried)}. Give the worker a diffusers "
+        f"model {card.name!r} is not here. Tried {'; '.join(tried)}. Give the worker a diffusers "
         f"folder with it, as {card.name}=/path/to/folder, or access to the hub"
     )
 

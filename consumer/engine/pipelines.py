@@ -61,6 +61,41 @@ def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any])
         raise Rejected("unsupported", reason, field="scheduler") from error
 
 
+def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]) -> None:
+    """Refuse what this model cannot do, before it fails inside diffusers. Raises `Rejected` with field and bound.
+
+    Args:
+        pipe: any of the model's pipelines.
+    """
+    encoders = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
+    layers = min(encoder.config.num_hidden_layers for encoder in encoders if encoder is not None)
+    trained = scheduler_config.get("num_train_timesteps", 1000)
+    bounds = [
+        ("clip_skip", task.clip_skip or 1, layers, f"has a text encoder of {layers} layers"),
+        ("steps", task.steps, trained, f"was trained with {trained} steps"),
+    ]
+    for field, value, most, why in bounds:
+        if value > most:
+            text = f"is {value}; at most {most} is possible, because model {task.model!r} {why}"
+            raise Rejected.of_field(field, text)
+    factor = pipe.vae_scale_factor
+    for field, value in (("width", task.width), ("height", task.height)):
+        if value % factor:
+            text = f"is {value}; model {task.model!r} draws multiples of {factor}"
+            raise Rejected.of_field(field if task.task == "text2img" else "image", text)
+
+
+def scheduler_failed(error: BaseException) -> bool:
+    """Whether an error comes from diffusers' scheduler: then these steps are not possible with it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    wrong = isinstance(
+        error, IndexError | ValueError | TypeError | KeyError | AssertionError | ZeroDivisionError
+    )
+    return wrong and trace is not None and ".schedulers." in trace.tb_frame.f_globals.get("__name__", "")
+
+
 def prepare(
     template: Any,
     task: ImageTask,

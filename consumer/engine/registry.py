@@ -8,6 +8,7 @@ image in flight needs.
 from __future__ import annotations
 
 import importlib
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
+_LOOK_AGAIN = 60.0  # seconds after which a model that was not available is looked for again
 _MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")  # in the order in which they run
 
 
@@ -81,11 +83,13 @@ class ModelRegistry:
     offline: bool = False
     cache: Path | None = None  # of downloads; None: the hub library's own
     emit: Callable[[Loading | Loaded], None] = lambda _message: None
+    clock: Callable[[], float] = time.monotonic
     embeddings: Embeddings = field(default_factory=Embeddings)
     loads: int = 0  # models loaded since the start
     offloading: Offload = field(default_factory=Offload)
     _loaded: OrderedDict[str, LoadedModel] = field(default_factory=OrderedDict)  # least recently used first
     _folders: dict[str, ModelFolder] = field(default_factory=dict)
+    _missing: dict[str, tuple[float, ModelUnavailable]] = field(default_factory=dict)  # until when, and why
 
     def fits(self, name: str, in_use: Collection[str]) -> bool:
         """Whether the model is loaded, or can be once every model not in use is evicted."""
@@ -123,8 +127,15 @@ class ModelRegistry:
     def _find(self, name: str) -> ModelFolder:
         if name not in self._folders:
             card = self.cards.get(name)
+            until, missing = self._missing.get(name, (0.0, None))
+            if missing is not None and self.clock() < until:  # everybody waits while the hub is asked
+                raise missing
             self.emit(Loading(name, " or ".join(map(_public, card.sources))))
-            self._folders[name] = find(card, offline=self.offline, cache=self.cache)
+            try:
+                self._folders[name] = find(card, offline=self.offline, cache=self.cache)
+            except ModelUnavailable as error:
+                self._missing[name] = (self.clock() + _LOOK_AGAIN, error.with_traceback(None))
+                raise
         return self._folders[name]
 
     def _dtype(self, card: ModelCard) -> torch.dtype:

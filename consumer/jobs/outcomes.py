@@ -101,7 +101,8 @@ class Outcomes:
         failure = Failure.model_validate(facts)
         if event.retry and job.attempt < self._max_attempts:
             self.forget(job)
-            log.warning("given back for another attempt", extra={"id": job.id, "code": event.code})
+            why = {"id": job.id, "code": event.code, "why": event.message}
+            log.warning("given back for another attempt", extra=why)
             await self._delivery.retry(job.held, failure)
             return
         job.failures[event.index] = failure

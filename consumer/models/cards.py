@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,10 @@ class Cards:
         """The names of all models, sorted."""
         return sorted(self.cards)
 
+    def here(self) -> list[str]:
+        """The names of the models whose weights are on this machine, sorted; others must be downloaded first."""
+        return sorted(name for name, card in self.cards.items() if is_here(card))
+
     def get(self, name: str) -> ModelCard:
         """The card of this name. Raises `Rejected`, whose message lists the known names."""
         if name in self.cards:
@@ -123,6 +128,26 @@ class Cards:
             known = ", ".join(sorted(self.loras)) or "none"
             raise Rejected("unknown_lora", f"no LoRA is named {name!r}; known are {known}", field="loras")
         return self.loras[name]
+
+
+def is_here(card: ModelCard) -> bool:
+    """Whether a source of the model is a folder on this machine, or in the hub library's cache."""
+    return any(_has_weights(source, card.revision) for source in card.sources)
+
+
+def _has_weights(source: str, revision: str) -> bool:
+    if not source.startswith("hub:"):
+        return (Path(source).expanduser() / "model_index.json").is_file()
+    owner_name = source.removeprefix("hub:").replace("/", "--")
+    snapshots = (_hub_cache() / f"models--{owner_name}" / "snapshots").glob(revision or "*")
+    return any(any(folder.glob("unet/*.safetensors")) for folder in snapshots)
+
+
+def _hub_cache() -> Path:
+    """Where the hub's library keeps downloads; it has the same rules."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    hub = os.environ.get("HF_HOME") or f"{home}/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{hub}/hub").expanduser()
 
 
 def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:

@@ -117,11 +117,15 @@ def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     async def work(client: AsyncClient) -> None:
         known = await client.models()
         if as_json:
-            rows = [{"name": m.name, "workers": m.workers, "versions": list(m.versions)} for m in known]
+            rows = [
+                {"name": m.name, "workers": m.workers, "versions": list(m.versions), "here": m.here}
+                for m in known
+            ]
             print_json({"models": rows})
             return
         for model in known:
             where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
+            where += ["not here: no worker has its weights"] if model.workers and not model.here else []
             where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
             typer.echo(f"{model.name}\t{'; '.join(where)}")
         if not any(model.workers for model in known):

@@ -180,6 +180,16 @@ async def test_models_are_those_of_live_workers_and_of_the_store(home: AsyncClie
     assert found == [("doodle", 2, ()), ("sd21", 1, ()), ("tom", 0, ("v1", "v2"))]
 
 
+async def test_models_whose_weights_no_worker_has_are_marked(home: AsyncClient):
+    """An older worker does not say what it has: then all of its models count."""
+    await home.store.put(
+        worker_key("new"), b'{"seq": 1, "models": ["doodle", "sd21"], "available": ["doodle"]}'
+    )
+    assert [(m.name, m.here) for m in await home.models()] == [("doodle", 1), ("sd21", 0)]
+    await home.store.put(worker_key("old"), b'{"seq": 1, "models": ["doodle", "sd21"]}')
+    assert [(m.name, m.here) for m in await home.models()] == [("doodle", 2), ("sd21", 1)]
+
+
 async def test_a_store_at_a_glance(home: AsyncClient, worker: Worker):
     """What waits, what is being drawn and what ended are told apart."""
     await home.submit(CAT, id="waits")

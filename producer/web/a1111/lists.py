@@ -56,7 +56,7 @@ async def schedulers(caller: Caller) -> list[dict[str, Any]]:
 async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
     return [
         {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
-        for name in await _names(facade)
+        for name in await _names(facade, here=True)
     ]
 
 
@@ -106,8 +106,9 @@ async def refresh_checkpoints(caller: Caller) -> dict[str, Any]:
     return {}
 
 
-async def _names(facade: Facade) -> list[str]:
-    return [model.name for model in await facade.client.models()]
+async def _names(facade: Facade, *, here: bool = False) -> list[str]:
+    """The models that may be named; with `here`, without those that no worker has the weights of."""
+    return [m.name for m in await facade.client.models() if m.here or m.versions or not here]
 
 
 def _mount(name: str, make: Callable[[], Any]) -> None:

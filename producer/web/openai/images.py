@@ -149,7 +149,7 @@ async def _draw(translation: Translation, request: Request, facade: FacadeOf, ca
 
 @router.get("/models", responses=READ_ERRORS, summary="List models")
 async def models(facade: FacadeOf, caller: Caller) -> Models:
-    return Models(data=[Model(id=model.name) for model in await facade.client.models()])
+    return Models(data=[Model(id=m.name) for m in await facade.client.models() if m.here or m.versions])
 
 
 @router.get("/models/{id:path}", responses=READ_ERRORS, summary="Get one model")

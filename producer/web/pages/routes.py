@@ -20,6 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.types import Scope
 
+from producer.overview import models_here
 from producer.request_state import read_result
 from producer.web import responses
 from producer.web.caller import Caller, FacadeOf, own_id, result_of
@@ -169,6 +170,7 @@ async def home(
         request,
         "home.html",
         models=sorted(models),
+        here={name for heartbeat in heartbeats for name in models_here(heartbeat)},
         default_model=", ".join(sorted(defaults)),
         schedulers=samplers.names(),
         limits=facade.settings.limits,
