@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from consumer.jobs.inputs import Inputs
+from consumer.renderer.stderr import last_words
 from consumer.worker import Worker, WorkerSettings
 from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
@@ -262,12 +263,14 @@ def _devices(renderer: RendererSettings) -> list[str]:
     if renderer.kind == "null" or wanted == "cpu" or (not driver and unasked):
         return ["cpu"]
     command = python_command("consumer.engine.devices", wanted)
-    child = subprocess.run(
-        command, env=child_environment(), capture_output=True, text=True, timeout=120, check=False
-    )
+    try:
+        child = subprocess.run(
+            command, env=child_environment(), capture_output=True, text=True, timeout=120, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DreamError(f"devices {wanted!r}: no answer: {error}") from error
     if child.returncode:  # such as torch that cannot be imported
-        reason = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
-        raise DreamError(f"devices {wanted!r}: {reason}")
+        raise DreamError(f"devices {wanted!r}: {last_words(child.stderr.splitlines(), child.returncode)}")
     answer: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     if "error" in answer:
         raise DreamError(f"devices {wanted!r}: {answer['error']}")

@@ -33,9 +33,6 @@ def main() -> None:
     threading.Thread(target=_listen, args=(source, messages), daemon=True).start()
     try:
         _draw(settings, messages, out)
-    except ModuleNotFoundError as error:  # such as a client's installation, which has no torch
-        print(error.msg, file=sys.stderr)
-        sys.exit(f"{error.name} is not installed; a worker needs: pip install 'dreamdrop[consumer]'")
     except BrokenPipeError:
         os._exit(0)  # the parent is gone
 

@@ -118,11 +118,13 @@ def _pixels(task: ImageTask, grain: bool) -> bytes:
 
 
 def main() -> None:
-    settings = frames.read(sys.stdin.buffer)
+    # Not `sys.stdin`: Python closes that at its exit and aborts while the thread below still reads from it.
+    source = os.fdopen(os.dup(0), "rb")
+    settings = frames.read(source)
     if not isinstance(settings, RendererSettings):
         return  # the parent is gone
     renderer = NullRenderer(msgspec.convert(settings.null, NullSettings), sys.stdout.buffer)
-    threading.Thread(target=renderer.listen, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=renderer.listen, args=(source,), daemon=True).start()
     renderer.send(Ready(device="null", dtype="none", versions={}))
     renderer.run()
 

@@ -90,6 +90,7 @@ class Renderer:
         self._gaps: deque[float] = deque(maxlen=50)  # seconds between two signs of progress
         self._stderr = StderrTail()
         self._loads = LoadProgress(settings.device)
+        self._status: int | None = None  # of the child that ended last
         self._failed_starts = 0
         self._hung = False
         self._loading = False  # a model, since the last message: slow, but not hung
@@ -168,7 +169,7 @@ class Renderer:
             why, has_drawn = await self._run_child()
             stderr = self._stderr  # the next child gets a new one
             if self._first_ready is not None and not self._first_ready.done():
-                reason = f"the renderer did not start: {stderr.last or why}"
+                reason = f"the renderer did not start: {stderr.last_words(self._status) or why}"
                 self._first_ready.set_exception(NotStarted(reason))
                 return
             self._failed_starts += self.ready is None
@@ -217,6 +218,7 @@ class Renderer:
             await asyncio.gather(watchdog, tail, return_exceptions=True)
         why: Why
         why = "hung" if self._hung else "lost its device" if process.returncode == DEVICE_LOST else "crashed"
+        self._status = process.returncode
         self._stderr.note(f"exit status {process.returncode}")
         return why, has_drawn
 

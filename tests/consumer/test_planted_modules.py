@@ -103,7 +103,8 @@ def test_up_runs_nothing_of_its_folder(tmp_path: Path):
         ),
         (
             "raise OSError('libcudart.so.13: cannot open shared object file')",
-            "OSError: libcudart.so.13: cannot open shared object file",
+            "OSError: libcudart.so.13: cannot open shared object file; install the package or the GPU driver that has "
+            "it, or use --devices cpu",
         ),
     ],
 )

@@ -126,7 +126,7 @@ async def test_last_words_name_the_last_error_of_a_chain():
     tail.note("exit status 1")
     assert tail.redacted == "StoreUnavailable at two.py:7 in <module>; exit status 1"
     assert "a prompt" in tail.whole
-    assert tail.last == "schemas.errors.StoreUnavailable: a prompt"
+    assert tail.last_words(1) == "StoreUnavailable: a prompt"
 
 
 def test_an_error_without_a_traceback_has_a_kind():
