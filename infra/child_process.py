@@ -7,12 +7,18 @@ A plain `python -m` looks for modules in the working directory first, and client
 from __future__ import annotations
 
 import os
+import site
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # the folder that holds `consumer`, `producer` and the others
 
 #: Threads that wait for one another sleep instead of spinning: where other programs use the cores, spinning
 #: makes a small model many times slower. libgomp's documentation has both names.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+_NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # either one is the user's word on the number of threads
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -21,5 +27,40 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """An environment for `python_command`: the given one, whose own settings win over our defaults."""
-    return {**_WAITING, **environment, "PYTHONSAFEPATH": "1"}
+    """An environment for `python_command`: the given one, whose own settings win over our defaults.
+
+    Entries of PYTHONPATH that depend on the working directory are left out. Where the packages lie in a plain
+    checkout, its folder is added, which `python -m` had found through the working directory.
+    """
+    entries = [e for e in environment.get("PYTHONPATH", "").split(os.pathsep) if Path(e).is_absolute()]
+    if str(ROOT) not in (*site.getsitepackages(), site.getusersitepackages()):
+        entries = [str(ROOT), *(entry for entry in entries if Path(entry) != ROOT)]
+    child = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    if entries:
+        child["PYTHONPATH"] = os.pathsep.join(entries)
+    return {**thread_settings(environment), **child, "PYTHONSAFEPATH": "1"}
+
+
+def thread_settings(environment: Mapping[str, str], cgroup: Path = _CGROUP) -> dict[str, str]:
+    """Variables for a process that imports torch: how OpenMP's threads wait, and how many there are.
+
+    They are read once, when torch is imported. Nothing that the user has set is changed or mixed with ours.
+    """
+    settings = {} if _WAITING.keys() & environment.keys() else dict(_WAITING)
+    if not any(name in environment for name in _NUMBERS):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if (quota := _quota(cgroup)) < cores:
+            settings["OMP_NUM_THREADS"] = str(max(1, int(quota)))
+    return settings
+
+
+def _quota(cgroup: Path) -> float:
+    """How many cores this container may use, which torch does not look up; infinite without a limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        try:
+            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
+            if float(quota) > 0 < float(period):
+                return float(quota) / float(period)
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+    return float("inf")

@@ -22,7 +22,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[0] = str(Path(__file__).parents[2])
 
-BENCHMARKS = ("throughput", "latency", "protocol", "queue", "facade", "peers")
+BENCHMARKS = ("throughput", "latency", "protocol", "queue", "facade", "peers", "threads")
 MODELS = ("launch", "mixed", "doodle")
 
 
@@ -53,6 +53,10 @@ def main() -> None:
             from tests.benchmarks import queue
 
             queue.measure(Path(folder), table, options.quick)
+        if "threads" in names:
+            from tests.benchmarks import threads
+
+            threads.measure(table, options.quick)
     facts["load at the end"] = _load()
     print(f"\nload at the end: {facts['load at the end']}")
     if options.json:
@@ -102,7 +106,7 @@ def _facts() -> dict[str, str]:
             [f"python {platform.python_version()}", *(f"{p} {version(p)}" for p in packages)]
         ),
         "hardware": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "threads": "1 for torch in every process",
+        "threads": "1 for torch in every process, except for the figures of threads",
         "load at the start": _load(),
     }
 
