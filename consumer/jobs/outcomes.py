@@ -101,8 +101,9 @@ class Outcomes:
         failure = Failure.model_validate(facts)
         if event.retry and job.attempt < self._max_attempts:
             self.forget(job)
-            why = {"id": job.id, "code": event.code, "why": event.message}
-            log.warning("given back for another attempt", extra=why)
+            # Only this message is ours alone; a pipeline's own may quote the prompt, which no log may hold.
+            why = {"why": event.message} if event.code == "model_unavailable" else {}
+            log.warning("given back for another attempt", extra={"id": job.id, "code": event.code, **why})
             await self._delivery.retry(job.held, failure)
             return
         job.failures[event.index] = failure
