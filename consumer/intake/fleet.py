@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from infra.stores.store import Info, Store
 
 PATIENCE = 600.0  # seconds that a request is left to a worker that can draw it; then it is refused
-TAKEOVER_PATIENCE = (
-    120.0  # seconds that a claim whose plan nobody alive can draw waits for its worker to return
-)
+TAKEOVER_PATIENCE = 120.0  # seconds that a claim whose plan nobody alive can draw waits for its worker
 _READS = 8  # heartbeats read at a time
 _REMEMBERED = 10_000  # requests that are left to others
 
@@ -64,7 +62,7 @@ class Capabilities:
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Self:
-        """From a heartbeat; what an older worker does not say counts as what all workers can do."""
+        """From a heartbeat. An older worker that does not say its limits counts as having the default ones."""
         names = ("models", "loras", "schedulers", "fields", "tasks")
         sets = {name: frozenset(map(str, _list(facts.get(name)))) for name in names}
         known = {f.name for f in dataclasses.fields(Limits)}
@@ -72,7 +70,9 @@ class Capabilities:
         bounds = {k: v for k, v in (limits or {}).items() if k in known and type(v) in (int, float)}
         return cls(**sets, limits=Limits(**bounds))
 
-    def can_draw(self, error: Rejected, body: bytes, size: int, *, batch: bool) -> bool:
+    def can_draw(
+        self, error: Rejected, body: bytes, size: int, *, batch: bool, refused_by: Capabilities
+    ) -> bool:
         """Whether a worker with these capabilities may draw what another one refused with `error`."""
         if error.code == "too_large":
             return size <= (self.limits.max_batch_bytes if batch else self.limits.max_body_bytes)
@@ -90,11 +90,11 @@ class Capabilities:
             } <= self.loras
         if error.code != "invalid_manifest":
             return False
-        ours = Capabilities.own((), (), self.limits)
-        unknown_to_us = (
-            error.field in self.fields - ours.fields or document.get("task") in self.tasks - ours.tasks
-        )
-        return unknown_to_us or _fits(body, self.limits)
+        newer = self.fields - refused_by.fields, self.tasks - refused_by.tasks
+        if error.field in newer[0] or document.get("task") in newer[1]:
+            return True
+        # With equal limits it is refused there too; a long body need not be parsed once more to know that.
+        return self.limits != refused_by.limits and _fits(body, self.limits)
 
 
 class Fleet:
@@ -122,9 +122,11 @@ class Fleet:
         Args:
             name: the request's key with its version, or its message's id.
         """
-        if not any(other.can_draw(error, body, size, batch=batch) for other in await self._others()):
-            return False
-        return self._waited(name) < PATIENCE
+        able = any(
+            other.can_draw(error, body, size, batch=batch, refused_by=self.own)
+            for other in await self._others()
+        )
+        return able and self._waited(name) < PATIENCE
 
     async def may_take_over(self, claim: Claim) -> bool:
         """Whether to take over a claim: we can draw its plan, or nobody else will."""
