@@ -22,7 +22,7 @@ from typing import Any
 
 from infra.child_process import child_environment, python_command
 from producer.client import AsyncClient
-from producer.commands import show
+from producer.commands import progress, show
 from schemas.layout import request_id
 from schemas.result import Result
 
@@ -147,7 +147,7 @@ async def wait(store: Path, ids: list[str], process: subprocess.Popen[bytes]) ->
     """Follow all requests until they end. Exits when the worker stops early."""
     async with AsyncClient(store) as client:
         rows = {"wall": [f"wall/{row['custom_id']}" for row in ROWS]}
-        following = asyncio.create_task(show.follow(client, ids, rows, timeout=PATIENCE, quiet=False))
+        following = asyncio.create_task(progress.follow(client, ids, rows, timeout=PATIENCE, quiet=False))
         ending = asyncio.create_task(_ended(process))
         await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()

@@ -1,4 +1,4 @@
-"""Output for people: a progress bar while they wait, and tables of results and findings.
+"""Tables for people: results, findings, dead letters, and an overview of a store.
 
 Everything here goes to standard error, except the table that a command was asked for. Standard output is
 for paths, ids and JSON, so that commands can be chained.
@@ -6,32 +6,23 @@ for paths, ids and JSON, so that commands can be chained.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from producer.commands.session import say
-from producer.errors import StillWorking
-from producer.request_state import State, read_progress, workers_alive
-from schemas.errors import Unavailable
+from producer.request_state import State
 
 if TYPE_CHECKING:
     from infra.queues.setup_check import Finding
     from producer.checks.dead_letters import DeadLetter
-    from producer.client import AsyncClient
     from producer.overview import Overview
-    from producer.requests import Ticket
-    from schemas.result import Failure, Result
-    from schemas.result import Progress as RequestProgress
+    from schemas.result import Failure, Progress, Result
 
 COLOURS = {
     "succeeded": "green",
@@ -41,141 +32,8 @@ COLOURS = {
     "expired": "magenta",
 }
 _SIGNAL = {"pass": "green", "warn": "yellow", "fail": "red"}
-HINT_AFTER = 3.0  # seconds without a worker before a hint is printed
-LOOK, LOOK_S3 = 0.5, 2.0  # seconds between two reads of the progress of single requests
-FEW = 8  # requests whose steps are looked at
-SHOWN = 2  # and written out: more would leave no room for the bar
-PROMPT = 40  # characters of a prompt in a table
-SAY_EVERY = 30.0  # seconds between two lines without a terminal
 
 people = Console(stderr=True)
-
-
-async def follow(
-    client: AsyncClient,
-    tickets: Sequence[Ticket | str],
-    rows: Mapping[str, Sequence[str]],
-    *,
-    timeout: float | None,
-    quiet: bool,
-) -> tuple[dict[str, Result], StillWorking | None]:
-    """Wait for requests and the rows of batches, with a progress bar.
-
-    Args:
-        rows: batch id to the ids of its rows.
-
-    Returns:
-        The results by id, those of a batch's rows included; and the error if the time ran out.
-    """
-    left = {str(ticket): ticket for ticket in tickets}
-    left |= {row: row for ids in rows.values() for row in ids}
-    ended: dict[str, Result] = {}
-    with _bar(len(left), quiet) as bar:
-        narrator = asyncio.create_task(_narrate(client, left, bar, quiet))
-        try:
-            async with contextlib.aclosing(client.results(list(left.values()), timeout)) as results:
-                async for result in results:
-                    ended[result.id] = result
-                    done = [result.id, *(rows.get(result.id, ()))]  # a batch ends after all of its rows
-                    bar.end(sum(_take(left, id) for id in done))
-                    if not left:
-                        break
-        except StillWorking as error:
-            return ended, StillWorking(sorted(left), timeout or 0) if left else error
-        finally:
-            narrator.cancel()
-            await asyncio.gather(narrator, return_exceptions=True)
-    return ended, None
-
-
-def _take(left: dict[str, Ticket | str], id: str) -> bool:
-    """Remove an id from those left; the result may have the id `<id>~<hash>`."""
-    return (left.pop(id, None) or left.pop(id.partition("~")[0], None)) is not None
-
-
-class _Bar:
-    """How far all requests are: on a terminal a bar that moves by steps, else a line now and then."""
-
-    def __init__(self, total: int, progress: Progress | None, quiet: bool) -> None:
-        self._total, self._ended, self._progress, self._quiet = total, 0, progress, quiet
-        self._task = progress.add_task("drawing", total=total, count="", doing="") if progress else None
-        self._said = 0.0
-
-    def end(self, count: int) -> None:
-        """So many requests more have ended."""
-        self._ended += count
-        self._show(0.0, "")
-
-    def describe(self, fraction: float, doing: str, now: float) -> None:
-        """Show what is being drawn.
-
-        Args:
-            fraction: how much of the open requests is done, in requests.
-            doing: the same in words.
-            now: seconds, by any clock.
-        """
-        self._show(fraction, doing)
-        self._said = self._said or now
-        if self._progress is None and not self._quiet and now - self._said >= SAY_EVERY:
-            self._said = now
-            say(f"{self._ended} of {self._total} ended" + (f"; {doing}" if doing else ""))
-
-    def _show(self, fraction: float, doing: str) -> None:
-        if self._progress is not None and self._task is not None:
-            count = f"{self._ended}/{self._total}" if self._total > 1 else ""
-            done = min(self._total, self._ended + fraction)
-            self._progress.update(self._task, completed=done, count=count, doing=escape(doing))
-
-
-@contextlib.contextmanager
-def _bar(total: int, quiet: bool) -> Iterator[_Bar]:
-    if quiet or not people.is_terminal:
-        yield _Bar(total, None, quiet)
-        return
-    columns = (
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[doing]}"),
-    )
-    with Progress(*columns, console=people, transient=True) as progress:
-        yield _Bar(total, progress, quiet)
-
-
-async def _narrate(client: AsyncClient, left: Mapping[str, object], bar: _Bar, quiet: bool) -> None:
-    """Show the steps of the first few requests, and say when no worker is running."""
-    loop = asyncio.get_running_loop()
-    start, hinted = loop.time(), quiet
-    while True:
-        with contextlib.suppress(Unavailable):
-            if not quiet:
-                bar.describe(*await _doing(client, list(left)[:FEW]), loop.time())
-            if not hinted and loop.time() - start > HINT_AFTER:
-                hinted = True
-                if not await workers_alive(client.store):
-                    people.print(
-                        "[yellow]no worker is running; start one with:[/] "
-                        f"dreamdrop worker --store {escape(client.name)}",
-                        soft_wrap=True,
-                    )
-        await asyncio.sleep(LOOK_S3 if client.store.is_remote else LOOK)
-
-
-async def _doing(client: AsyncClient, ids: Sequence[str]) -> tuple[float, str]:
-    """How much of these requests is done, in requests; and the steps of the first, in words."""
-    reports = await asyncio.gather(*(read_progress(client.store, id) for id in ids))
-    drawn = [report for report in reports if report and report.steps_total]
-    fraction = sum(report.steps_done / report.steps_total for report in drawn)
-    names = len(ids) > 1  # of a single request, the user knows which it is
-    steps = [f"{p.id + ' ' if names else ''}{p.steps_done}/{p.steps_total}{_left(p)}" for p in drawn]
-    more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
-    return fraction, ", ".join(steps[:SHOWN]) + more or ("waiting for a worker" if not any(reports) else "")
-
-
-def _left(progress: RequestProgress) -> str:
-    """The time that remains, if the worker has reported it."""
-    return f", about {math.ceil(progress.eta)} s left" if progress.eta else ""
 
 
 def why(failure: Failure | None) -> str:
@@ -248,9 +106,12 @@ def states(rows: Iterable[State]) -> Table:
         for state in rows
     ]
     used = [i for i, name in enumerate(names) if name == "about" or any(line[i] for line in lines)]
+    table.expand = 2 in used
     for i in used:
+        # In a narrow terminal prompts are cut and `about` is wrapped; statuses and times are what people look for.
+        ratio, folded = {"prompt": 2, "about": 1}.get(names[i]), names[i] == "request"
         table.add_column(
-            names[i], overflow="fold" if names[i] == "request" else "ellipsis", no_wrap=names[i] != "about"
+            names[i], ratio=ratio, no_wrap=i in (2, 3, 4), overflow="fold" if folded else "ellipsis"
         )
     for line in lines:
         table.add_row(*(_coloured(line[i]) if names[i] == "status" else escape(line[i]) for i in used))
@@ -258,8 +119,8 @@ def states(rows: Iterable[State]) -> Table:
 
 
 def _prompt(state: State) -> str:
-    text = " ".join(str(state.result.parameters.get("prompt") or "").split()) if state.result else ""
-    return text if len(text) <= PROMPT else text[: PROMPT - 1] + "…"
+    """The beginning of its prompt, in one line; the table cuts it to its width."""
+    return " ".join(str(state.result.parameters.get("prompt") or "")[:300].split()) if state.result else ""
 
 
 def _age(result: Result | None) -> str:
@@ -290,13 +151,17 @@ def about(state: State) -> str:
         return f"{len(result.images)} image{'s' * (len(result.images) != 1)}" + _also(why(result.failure))
     if state.progress is not None and state.progress.steps_total:
         progress = state.progress
-        return (
-            f"step {progress.steps_done} of {progress.steps_total}, "
-            f"image {min(progress.images_done + 1, progress.images_total)} of {progress.images_total}{_left(progress)}"
-        )
+        image = min(progress.images_done + 1, progress.images_total)
+        steps = f"step {progress.steps_done} of {progress.steps_total}"
+        return f"{steps}, image {image} of {progress.images_total}{remaining(progress)}"
     if state.position is not None:
         return f"{state.position} ahead of it"
     return ""
+
+
+def remaining(progress: Progress) -> str:
+    """The time that remains, if the worker has reported it."""
+    return f", about {math.ceil(progress.eta)} s left" if progress.eta else ""
 
 
 def overview(store: Overview) -> Group:

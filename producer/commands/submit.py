@@ -157,11 +157,11 @@ class Submission:
 
     async def _collect(self, client: AsyncClient, tickets: list[Ticket]) -> int:
         """Wait for the requests, save their images and print what came of them. Returns the exit code."""
-        from producer.commands import show
+        from producer.commands import progress, show
         from producer.input_files import row_ids
 
         rows = {t.id: row_ids(i, t.id) for i, t in zip(self.items, tickets, strict=True) if i.batch}
-        ended, late = await show.follow(client, tickets, rows, timeout=self.timeout, quiet=self.as_json)
+        ended, late = await progress.follow(client, tickets, rows, timeout=self.timeout, quiet=self.as_json)
         results = [_result_of(ticket.id, ended) for ticket in tickets]
         saved = await self._save(client, [result for result in results if result is not None])
         if self.as_json:

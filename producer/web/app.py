@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
         if request.method in ("GET", "HEAD") and wants_page(request) and request.url.path in PAGES:
             return RedirectResponse(PAGES[request.url.path], 303)
     if wants_page(request):
-        return pages.error_page(request, error.status_code, str(error.detail), dict(error.headers or {}))
+        text = str(error.detail)
+        if text == HTTPStatus(error.status_code).phrase:  # the framework's own: no route has this address
+            text = (
+                f"There is no page at {request.url.path[:200]}." if error.status_code == 404 else f"{text}."
+            )
+        return pages.error_page(request, error.status_code, text, dict(error.headers or {}))
     return await openai_errors.http_error(request, error)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from producer.commands import show
+from producer.commands import progress, show
 from tests.producer.facade import worker
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -81,7 +81,7 @@ def test_ctrl_c_says_what_goes_on(tmp_path: Path, slow: str):
 
 def test_a_line_now_and_then_without_a_terminal(dreamdrop: Cli, slow: str, monkeypatch: pytest.MonkeyPatch):
     """Steps, in words; and no empty line before them."""
-    monkeypatch.setattr(show, "SAY_EVERY", 0.5)
+    monkeypatch.setattr(progress, "SAY_EVERY", 0.5)
     done = dreamdrop("imagine", "x", "--steps", "60", "--size", "64", "--store", slow)
     lines = done.stderr.splitlines()
     assert any(re.match(r"0 of 1 ended; \d+/60", line) for line in lines)

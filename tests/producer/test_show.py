@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from producer.commands.show import about
+import io
+
+from rich.console import Console
+
+from producer.commands.show import about, states
 from producer.request_state import State
-from schemas.result import Progress
+from schemas.result import Frozen, Progress, Result, Timings
 
 
 def test_the_time_that_remains_is_said_once_it_is_known():
@@ -16,3 +20,20 @@ def test_the_time_that_remains_is_said_once_it_is_known():
     assert about(State("a", "processing", progress=said)) == "step 3 of 20, image 1 of 1, about 13 s left"
     unknown = said.model_copy(update={"eta": None})
     assert about(State("a", "processing", progress=unknown)) == "step 3 of 20, image 1 of 1"
+
+
+def test_a_narrow_terminal_cuts_prompts_and_never_statuses_or_times():
+    """At 80 columns a person still reads what became of each request, and when."""
+    result = Result.ended(
+        "a-request-with-a-name", "succeeded", None, request=Frozen.of(b"{}"), fingerprint="",
+        parameters={"prompt": "a large yellow star and a small pink heart on a dark blue background"},
+        timings=Timings(total=12.3),
+    )  # fmt: skip
+    console = Console(width=80, file=io.StringIO())
+    console.print(states([State("a-request-with-a-name", "succeeded", result=result)]))
+    text = console.file.getvalue()
+
+    assert "succeeded" in text
+    assert "0 s ago" in text
+    assert "12.3 s" in text
+    assert max(map(len, text.splitlines())) <= 80
