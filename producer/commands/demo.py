@@ -48,7 +48,7 @@ ROWS: list[dict[str, Any]] = [
     {
         "custom_id": prompt.replace(" ", "-"),
         "prompt": f"{_article(prompt)} {prompt} on a {ground} background",
-        "seed": 20 + k,
+        "seed": 30 + k,
     }
     for k, (prompt, ground) in enumerate(
         (
