@@ -9,6 +9,10 @@
     results/cats/a/result.json      the result manifest: the commit
     uploads/openai/...              a facade's files and batches of OpenAI clients
 
+    trainings/my-dog.json           a training, dropped by a client
+    training-claims/..., training-results/..., training-status/..., trainers/<session>
+                                    the same protocol for trainings; see `infra/claims/trainings.py`
+
 An *id* names a request: segments of `[A-Za-z0-9._~-]`, joined by `/`, each at most 100 bytes and not
 starting with a dot. A segment below another one never looks like one of our own files (`000001`, `0.png`,
 `result.json`): in a directory `claims/a/000001` cannot be both a claim of `a` and a folder.
@@ -27,6 +31,13 @@ STATUS = "status/"
 RESULTS = "results/"
 MODELS = "models/"
 UPLOADS = "uploads/"  # what a facade keeps for its callers; not part of the protocol
+
+#: Trainings have prefixes of their own, because a worker's sweep takes all that lies under `claims/`.
+TRAININGS = "trainings/"
+TRAINING_CLAIMS = "training-claims/"
+TRAINING_RESULTS = "training-results/"
+TRAINING_STATUS = "training-status/"
+TRAINERS = "trainers/"
 
 MAX_ID_BYTES = 400
 MAX_SEGMENT_BYTES = 100

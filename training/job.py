@@ -1,0 +1,287 @@
+"""One attempt at a training, by a process that holds its claim.
+
+It fetches the inputs and the newest checkpoint, lets a child train, stores each checkpoint as it comes, and
+publishes the product. Where it is cut off, the next attempt goes on from the newest stored checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from infra.claims.claims import Claims, Held
+from infra.claims.trainings import TrainingStore
+from infra.stores.store import Store
+from schemas import layout
+from schemas.errors import NotFound, Rejected, StoreUnavailable
+from schemas.plan import Refusal, read_plan
+from schemas.result import Failure, ModelUsed, Result, utc_now
+from schemas.training import Training, TrainingFolder, TrainingProgress, parse_training
+from training import saved
+from training.child import TrainingChild
+from training.inputs import Inputs
+from training.publish import publish
+
+log = logging.getLogger("dreamdrop.trainer")
+
+STOP = "stop.json"  # a client creates it in the training's result folder: keep what has been learned so far
+_STATUS_EVERY = 2.0  # seconds between two writes of the status
+_CLASS = "class"  # folder of the class pictures, in the work folder and in the store
+Ended = Literal["committed", "released", "lost"]
+
+
+@dataclass
+class Job:
+    """A training in hand."""
+
+    held: Held
+    claims: Claims
+    view: TrainingStore
+    inputs: Inputs
+    folder: Path  # empty; ours alone
+    session: str
+    versions: dict[str, str]
+    on_event: Callable[[dict[str, Any]], None] = lambda _event: None
+    processes: int = 1
+    draining: bool = False
+    progress_at: float = field(default_factory=time.monotonic)  # when the child last reported, or we did
+    _child: TrainingChild | None = None
+    _stopping: bool = False  # the client wants what there is
+    _abandoned: bool = False  # canceled, or another worker's: nothing is kept
+    _began: float = field(default_factory=time.monotonic)
+    _progress: TrainingProgress | None = None
+    _status_at: float = 0.0
+    _saving: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.held.claim.id
+
+    @property
+    def store(self) -> Store:
+        return self.view.whole
+
+    # What others tell it -------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Save a checkpoint and give the training back."""
+        self.draining = True
+        if self._child is not None:
+            self._child.save_and_stop()
+
+    async def abandon(self) -> None:
+        """End at once: the training has ended, or is another worker's."""
+        self._abandoned = True
+        if self._child is not None:
+            await self._child.kill()
+
+    async def hang(self) -> None:
+        """End the child, which makes no progress; the training is given back, and counts as an attempt."""
+        self.progress_at = time.monotonic()
+        if self._child is not None:
+            await self._child.kill()
+
+    async def look(self) -> None:
+        """Notice that the training was canceled, taken over, or is to stop. Raises `StoreUnavailable`."""
+        if self.held.taken_over or await self.claims.is_over(self.id):
+            await self.abandon()
+        elif not self._stopping and await self.view.head(layout.result_folder(self.id) + STOP):
+            log.info("stopping early, as asked", extra={"id": self.id})
+            self._stopping = True
+            if self._child is not None:
+                self._child.save_and_stop()
+
+    # The attempt ---------------------------------------------------------------------------------
+
+    async def run(self) -> Ended:
+        """Train until there is a result, or until the training is given back.
+
+        Raises:
+            StoreUnavailable: the claim is still held; the caller lets the lease run out.
+        """
+        try:
+            return await self._run()
+        except Rejected as error:
+            return await self._fail(Failure.of(error))
+        finally:
+            if self._child is not None:
+                await self._child.kill()
+            if self._saving is not None:
+                with contextlib.suppress(StoreUnavailable):
+                    await self._saving
+
+    async def _run(self) -> Ended:
+        plan = read_plan({"refusal": self.held.claim.plan["refusal"]} if _is_refused(self.held) else None)
+        if isinstance(plan, Refusal):
+            raise plan.error()
+        training = parse_training(self.held.claim.frozen.body())
+        await self._report(phase="fetching")
+        work = await self.inputs.fetch(self.id, training, self.folder)
+        await self._fetch_progress()
+        (self.folder / "training.json").write_text(work.model_dump_json())
+        while True:
+            last = {} if self.draining else await self._train(training, finish=self._stopping)
+            if self._abandoned:
+                return "lost"
+            if self.draining and last.get("event") not in ("done", "failed"):
+                return await self._release("drain", None)
+            kind = last.get("event")
+            if kind == "done":
+                return await self._publish(training, work)
+            if kind == "stopped" and self._stopping:
+                continue  # once more, to make a product of the checkpoint
+            if kind == "failed":
+                facts = {key: last.get(key) for key in ("code", "message", "field")}
+                return await self._fail(Failure.model_validate(facts))
+            assert self._child is not None
+            why = Failure(code="worker_crashed", message=f"the training stopped: {self._child.last_words()}")
+            return await self._release("retry", why)
+
+    async def _fetch_progress(self) -> None:
+        """Fetch what earlier attempts stored: the newest checkpoint and the class pictures."""
+        for checkpoint in reversed(await saved.checkpoints(self.store, self.id)):
+            target = self.folder / "checkpoints" / f"{checkpoint.step:09d}"
+            try:
+                await saved.load_checkpoint(self.store, self.id, checkpoint, target)
+            except NotFound:  # the attempt before ours still lives, and has just deleted it
+                shutil.rmtree(target, ignore_errors=True)
+                continue
+            log.info("going on from a checkpoint", extra={"id": self.id, "step": checkpoint.step})
+            break
+        await saved.load_folder(self.store, f"{saved.folder_of(self.id)}{_CLASS}/", self.folder / _CLASS)
+
+    async def _train(self, training: Training, *, finish: bool) -> dict[str, Any]:
+        """Run the child once; returns the last thing that it reported."""
+        self._child = TrainingChild(self.folder, processes=self.processes)
+        await self._child.start(finish=finish)
+        if self.draining or (self._stopping and not finish):  # it was told before there was a child
+            self._child.save_and_stop()
+        last: dict[str, Any] = {}
+        async for event in self._child.events():
+            last = event
+            self.progress_at = time.monotonic()
+            await self._on_report(event, training)
+        return last
+
+    async def _on_report(self, event: dict[str, Any], training: Training) -> None:
+        self.on_event(event)
+        kind = event.get("event")
+        if kind == "step":
+            await self._report(
+                phase="training",
+                steps_done=event["step"],
+                steps_total=event["steps"],
+                loss=event.get("loss"),
+                eta=event.get("eta"),
+            )
+        elif kind == "checkpoint":
+            await self._save(Path(event["folder"]), int(event["step"]), training.keep)
+        elif kind == "class_pictures":
+            await self._keep(self.folder / _CLASS, f"{_CLASS}/", last="manifest.json")
+        elif kind == "validation":
+            await self._keep(Path(event["folder"]), f"validation/{int(event['step']):09d}/")
+        elif kind == "phase":
+            await self._report(phase=str(event["phase"]))
+
+    async def _save(self, folder: Path, step: int, keep: int) -> None:
+        """Store a checkpoint beside the training; a checkpoint that comes meanwhile waits for it."""
+        if self._saving is not None:
+            await self._saving
+        checkpoint = saved.Checkpoint(step, self.held.claim.epoch)
+
+        async def save() -> None:
+            await saved.save_checkpoint(self.store, self.id, folder, checkpoint, keep)
+            log.info("checkpoint stored", extra={"id": self.id, "step": step})
+
+        self._saving = asyncio.create_task(self._trying(save))
+
+    async def _trying(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A store that is away for a while costs a checkpoint, not the training: the next one is tried anew."""
+        try:
+            await work()
+        except StoreUnavailable as error:
+            log.warning("a checkpoint was not stored", extra={"id": self.id, "why": str(error)})
+
+    async def _keep(self, folder: Path, where: str, last: str = "") -> None:
+        await self._trying(
+            lambda: saved.save_folder(self.store, folder, saved.folder_of(self.id) + where, last=last)
+        )
+
+    async def _report(self, **facts: Any) -> None:
+        """Tell people how far it is, at most every two seconds within a phase."""
+        before = self._progress or TrainingProgress(
+            id=self.id, worker=self.session, attempts=self.held.claim.attempt
+        )
+        self._progress = before.model_copy(update=facts)
+        self.held.has_status = True
+        now = time.monotonic()
+        if self._progress.phase == before.phase and now - self._status_at < _STATUS_EVERY:
+            return
+        self._status_at = now
+        with contextlib.suppress(StoreUnavailable):
+            await self.view.put(layout.status_key(self.id), self._progress.model_dump_json().encode())
+
+    # How it ends ---------------------------------------------------------------------------------
+
+    async def _publish(self, training: Training, work: TrainingFolder) -> Ended:
+        await self._report(phase="publishing")
+        product = json.loads((self.folder / "product.json").read_text())
+        card = await publish(self.store, self.folder / "product", training, product, training_id=self.id)
+        await self._keep(self.folder / "report", "", last="report.html")
+        if self._saving is not None:
+            await self._saving
+        result = Result.ended(
+            self.id,
+            "succeeded",
+            None,
+            request=self.held.claim.frozen,
+            fingerprint=self.held.claim.fingerprint,
+            task="train",
+            parameters={**product.get("options", {}), "base": training.base},
+            model=ModelUsed(name=card.name, revision=str(card.version), licence=card.licence),
+            versions=self.versions,
+            worker=self.session,
+            attempts=self.held.claim.attempt,
+            metadata={},
+        )
+        await self._commit(result)
+        log.info("published", extra={"id": self.id, "model": f"{card.name}@{card.version}"})
+        return "committed"
+
+    async def _fail(self, failure: Failure) -> Ended:
+        claim = self.held.claim
+        log.warning("a training failed", extra={"id": self.id, "code": failure.code, "field": failure.field})
+        await self._commit(
+            claim.ended("failed", failure, worker=self.session, finished_at=utc_now(), task="train", metadata={})
+        )
+        return "committed"
+
+    async def _commit(self, result: Result) -> None:
+        while True:  # the work of hours must not be lost to a store that is away for a minute
+            try:
+                await self.claims.commit(self.held, result)
+                return
+            except StoreUnavailable as error:
+                log.warning("the result is not stored yet", extra={"id": self.id, "why": str(error)})
+                if self.draining:
+                    raise
+                await asyncio.sleep(self.claims.timing.beat)
+
+    async def _release(self, reason: Literal["drain", "retry"], why: Failure | None) -> Ended:
+        if self._saving is not None:
+            await self._saving  # what was learned last; the next attempt goes on from there
+        log.info("given back", extra={"id": self.id, "reason": reason})
+        await self.claims.release(self.held, reason, why)
+        return "released"
+
+
+def _is_refused(held: Held) -> bool:
+    return held.claim.plan is not None and "refusal" in held.claim.plan
