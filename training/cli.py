@@ -1,0 +1,124 @@
+"""`dreamdrop train` and `dreamdrop trainer`. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.errors import DreamError
+from training.options import dreambooth_command
+
+train = typer.Typer(
+    help="Teach a model a new concept, from a few pictures.", no_args_is_help=True, rich_markup_mode=None
+)
+trainer = typer.Typer(help="Run the trainings of a store.", add_completion=False, rich_markup_mode=None)
+
+DEFAULT_STORE = "./dreamdrop-data"
+StoreUrl = Annotated[
+    str,
+    typer.Option("--store", metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."),
+]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The training's id: the path of its file below trainings/.")]
+
+train.command("dreambooth")(dreambooth_command)
+
+
+@train.command()
+def stop(id: Id, store: StoreUrl = DEFAULT_STORE) -> None:
+    """Stop a training early, and publish what it has learned so far."""
+    from training.control import ask_to_stop
+
+    typer.echo(_run(ask_to_stop(store, id)))
+
+
+@train.command("continue")
+def go_on(
+    id: Id,
+    steps: Annotated[int, typer.Option(min=1, help="How many steps to add.")],
+    store: StoreUrl = DEFAULT_STORE,
+) -> None:
+    """Go on with a training that has ended: drop one that begins at its last checkpoint."""
+    from training.control import go_on_with
+
+    typer.echo(_run(go_on_with(store, id, steps)))
+
+
+@train.command()
+def report(
+    id: Id,
+    store: StoreUrl = DEFAULT_STORE,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to save it in.")] = Path(),
+) -> None:
+    """Save a training's report page with its validation pictures."""
+    from training.control import save_report
+
+    typer.echo(_run(save_report(store, id, out)))
+
+
+@trainer.callback(invoke_without_command=True)
+def run_trainer(
+    store: StoreUrl = DEFAULT_STORE,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(envvar="DREAMDROP_MODELS", help="name=folder of a base model; repeatable."),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(envvar="DREAMDROP_PROCESSES", min=1, help="Processes that train together, one a device."),
+    ] = 1,
+    work: Annotated[
+        Path | None,
+        typer.Option(envvar="DREAMDROP_WORK", help="Folder for inputs and checkpoints; default a temporary one."),
+    ] = None,
+    lease: Annotated[
+        float,
+        typer.Option(
+            envvar="DREAMDROP_LEASE", min=0.5, help="Seconds without a heartbeat until a trainer counts as dead."
+        ),
+    ] = 30.0,
+    max_attempts: Annotated[
+        int, typer.Option(envvar="DREAMDROP_MAX_ATTEMPTS", min=1, help="Attempts after which a training has failed.")
+    ] = 3,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds without progress after which an attempt is ended.")
+    ] = 1800.0,
+    grace: Annotated[
+        float, typer.Option(envvar="DREAMDROP_GRACE", help="Seconds to save a checkpoint after SIGTERM.")
+    ] = 100.0,
+    once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
+    log_level: Annotated[str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")] = "info",
+) -> None:
+    """Run the trainings that are dropped into a store as trainings/<id>.json, one at a time."""
+    if log_level.upper() not in logging.getLevelNamesMapping():
+        raise typer.BadParameter(f"{log_level!r} is none of debug, info and warning", param_hint="--log-level")
+    from infra.claims.claims import Timing
+    from infra.logs import log_lines
+    from training.serve import serve
+    from training.trainer import TrainerSettings
+
+    log_lines(log_level, "training", "infra", "dreamdrop")
+    beat = lease / 3
+    settings = TrainerSettings(
+        timing=Timing(beat=beat, lease=lease, sweep=(beat, 2 * beat), max_attempts=max_attempts),
+        work=work or Path(tempfile.gettempdir()),
+        patience=patience,
+        grace=grace,
+        processes=processes,
+        once=once,
+    )
+    try:
+        status = asyncio.run(serve(store, models or (), settings))
+    except (DreamError, OSError) as error:
+        logging.getLogger("dreamdrop.trainer").error("the trainer cannot run: %s", error)
+        raise typer.Exit(3) from error
+    raise typer.Exit(status)
+
+
+def _run(work: object) -> object:
+    """Run a command's work; an error of this project ends as one line, by the root of the command line."""
+    return asyncio.run(work)  # type: ignore[arg-type]

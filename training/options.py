@@ -1,0 +1,148 @@
+"""`dreamdrop train dreambooth`: every field of the training manifest is an option."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from schemas.errors import Rejected
+from schemas.training import Training
+
+_LEFT_OUT = {"pictures", "archive", "method", "resume_from"}  # given in other ways
+_OWN: dict[str, tuple[Any, Any]] = {
+    "instance_images": (
+        Annotated[
+            Path | None,
+            typer.Option(metavar="PATH", help="A folder of pictures, or a .zip of one.", rich_help_panel="Pictures"),
+        ],
+        None,
+    ),
+    "lora": (Annotated[bool, typer.Option("--lora/--full", help="A LoRA beside the base, or all weights.")], True),
+    "options": (
+        Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Fields as JSON; options on the command line win.")
+        ],
+        None,
+    ),
+    "store": (
+        Annotated[
+            str,
+            typer.Option(metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."),
+        ],
+        "./dreamdrop-data",
+    ),
+    "models": (
+        Annotated[
+            list[str] | None,
+            typer.Option(envvar="DREAMDROP_MODELS", help="name=folder of a base model; repeatable."),
+        ],
+        None,
+    ),
+    "processes": (
+        Annotated[int, typer.Option(min=1, help="Processes that train together, one a device.")],
+        1,
+    ),
+    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")], False),
+    "detach": (
+        Annotated[bool, typer.Option("--detach", help="Drop the training into the store for a trainer, and leave.")],
+        False,
+    ),
+}
+
+
+def _option(name: str, field: FieldInfo) -> tuple[Any, Any]:
+    """The option of a field: not given means that the manifest leaves it open."""
+    flag = "--" + (field.alias or name).replace("_", "-")
+    kind = _plain(field.annotation)
+    flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    help_text = (field.description or "").rstrip(".")
+    if field.default not in (None, ()) and not field.is_required():
+        help_text = f"{help_text} [{_shown(field.default)}]".strip()
+    return Annotated[kind | None, typer.Option(*flags, help=help_text, show_default=False)], None
+
+
+def _shown(default: Any) -> str:
+    return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
+
+
+def _plain(annotation: Any) -> Any:
+    """A field's type as typer knows it: without None, and lists for tuples."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        (annotation,) = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if get_origin(annotation) is tuple:
+        return list[get_args(annotation)[0]]  # type: ignore[misc]
+    if get_origin(annotation) is Literal:
+        return annotation
+    return annotation
+
+
+def _with_options() -> Any:
+    """Give `dreambooth_command` a parameter for each field, for typer to read."""
+    hints = typing.get_type_hints(Training, include_extras=True)
+    chosen = {
+        name: _option(name, field)
+        for name, field in Training.model_fields.items()
+        if name not in _LEFT_OUT and hints[name] is not None
+    }
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in {**chosen, **_OWN}.items()
+    ]
+
+    def decorate(function: Any) -> Any:
+        function.__signature__ = inspect.Signature(parameters)
+        function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return function
+
+    return decorate
+
+
+@_with_options()
+def dreambooth_command(**given: Any) -> None:
+    """Teach a model a new concept from a few pictures (DreamBooth).
+
+    The same command again goes on where the last one was stopped. The new model can be named in the next
+    request: "model": "my-dog".
+    """
+    from training.run_here import run_here
+
+    own = {name: given.pop(name) for name in _OWN}
+    document = _from_file(own["options"])
+    for name, value in given.items():
+        if value is not None:
+            document[Training.model_fields[name].alias or name] = value
+    if "method" not in document or not own["lora"]:
+        document["method"] = "lora" if own["lora"] else "full"
+    raise typer.Exit(
+        asyncio.run(
+            run_here(
+                document,
+                own["instance_images"],
+                store=own["store"],
+                models=own["models"] or (),
+                processes=own["processes"],
+                dry_run=own["dry_run"],
+                detach=own["detach"],
+            )
+        )
+    )
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise Rejected("invalid_json", f"--options {path}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise Rejected("invalid_json", f"--options {path}: should be a JSON object with a training's fields")
+    return document
