@@ -1,0 +1,128 @@
+"""Runs one training on this machine, with its plan, a progress bar and its product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from infra.claims.trainings import TrainingStore
+from infra.stores.open import open_store
+from infra.stores.store import Store
+from schemas import layout
+from schemas.errors import NotFound, Rejected
+from schemas.result import Result
+from schemas.training import validate_training
+from training import local, recipe, saved
+from training.base_models import BaseModels
+from training.bases import Base
+from training.pictures import read_folder
+from training.serve import make_trainer
+from training.trainer import TrainerSettings
+
+people = Console(stderr=True)
+
+
+async def run_here(
+    document: dict[str, Any],
+    images: Path | None,
+    *,
+    store: str,
+    models: Sequence[str],
+    processes: int,
+    dry_run: bool,
+    detach: bool,
+) -> int:
+    """Plan a training, and unless it is a dry run carry it out; returns the exit code.
+
+    Args:
+        document: the manifest's fields, without pictures.
+        detach: only drop it into the store, for a trainer.
+
+    Raises:
+        DreamError: it cannot run as it is written, or on this store.
+    """
+    if images is None:
+        raise Rejected.of_field("--instance-images", "is missing; give a folder of pictures, or a .zip of one")
+    training = validate_training(document)
+    bases = BaseModels.of(models)
+    async with open_store(store) as opened:
+        with local.LocalPictures(images.expanduser()) as folder:
+            found = read_folder(folder, training.instance_prompt)
+            fetched = await bases.on(opened).fetch(training.base, None)
+            plan = recipe.resolve(training, Base.read(fetched.folder, training.base), found)
+            for line in plan.lines():
+                people.print(line, markup=False, highlight=False)
+            if dry_run:
+                return 0
+            training = local.with_pictures(training, found)
+            body = local.body_of(training)
+            id = local.id_of(training, body)
+            view = TrainingStore(opened)
+            if await view.head(layout.result_key(id)) is None:
+                await local.drop(opened, id, body, training, folder)
+        if detach:
+            people.print(f"dropped {id}; `dreamdrop trainer --store {store}` runs it", markup=False)
+            print(id)
+            return 0
+        settings = TrainerSettings(only=id, processes=processes)
+        return await _train(opened, store, bases, id, settings)
+
+
+async def _train(opened: Store, url: str, bases: BaseModels, id: str, settings: TrainerSettings) -> int:
+    view = TrainingStore(opened)
+    if await view.head(layout.result_key(id)) is None:
+        with _bar() as bar:
+            task = bar.add_task("waiting", total=None, loss="")
+            trainer = make_trainer(opened, bases, settings, lambda event: _show(bar, task, event))
+            await trainer.run()
+        if trainer.failed:
+            return 1
+    else:
+        people.print("this very training has ended before; another --seed makes it a new one", markup=False)
+    try:
+        result = Result.model_validate_json((await view.get(layout.result_key(id))).body)
+    except NotFound:
+        people.print(
+            "stopped, and saved; the same command again goes on from the last checkpoint", markup=False
+        )
+        return 4
+    if result.status != "succeeded" or result.model is None:
+        failure = result.failure
+        people.print(f"{result.status}: {failure.message if failure else ''}", markup=False, highlight=False)
+        return 1
+    name = result.model.name
+    people.print(f"published {name}@{result.model.revision}; draw with it: --model {name}", markup=False)
+    people.print(f"report: {url.rstrip('/')}/{saved.folder_of(id)}report.html", markup=False, highlight=False)
+    print(f"{name}@{result.model.revision}")
+    return 0
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=people,
+    )
+
+
+def _show(bar: Progress, task: Any, event: dict[str, Any]) -> None:
+    if event.get("event") == "step":
+        loss = event.get("loss")
+        bar.update(
+            task,
+            description="training",
+            completed=event["step"],
+            total=event["steps"],
+            loss=f"loss {loss:.4f}" if isinstance(loss, float) else "",
+        )
+    elif event.get("event") == "phase":
+        bar.update(task, description=str(event["phase"]))
+
+
