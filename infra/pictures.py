@@ -48,8 +48,13 @@ def decode_base64(value: object, field: str, limits: Limits) -> bytes:
 
 
 @contextmanager
-def open_picture(data: bytes, field: str, limits: Limits) -> Iterator[tuple[Image.Image, list[Note]]]:
-    """Decode a PNG, JPEG or WebP file. Inside the `with`, too, whatever a decoder raises becomes a `Rejected`.
+def open_picture(
+    data: bytes, field: str, limits: Limits, *, formats: tuple[str, ...] = FORMATS
+) -> Iterator[tuple[Image.Image, list[Note]]]:
+    """Decode a picture file. Inside the `with`, too, whatever a decoder raises becomes a `Rejected`.
+
+    Args:
+        formats: by Pillow's names; a file of another format is refused.
 
     Yields:
         The picture, upright, in sRGB, with eight bits a channel and otherwise in its own mode; and notes
@@ -60,9 +65,11 @@ def open_picture(data: bytes, field: str, limits: Limits) -> Iterator[tuple[Imag
     """
     too_many = f"has more than {limits.max_input_pixels:,} pixels; send it smaller"
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(data), formats=formats) as picture:
             if picture.width * picture.height > limits.max_input_pixels:
                 raise _refusal(field, too_many)
+            if picture.mode == "F":  # TIFF only; nothing says which number is white
+                raise _refusal(field, "has floating-point pixels; save it with 8 or 16 bits a channel")
             notes: list[Note] = []
             if getattr(picture, "n_frames", 1) > 1:
                 text = f"{field}: only its first frame is used"
@@ -85,7 +92,7 @@ def _refusal(field: str, text: str) -> Rejected:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits a channel
+    if picture.mode.startswith("I"):  # 16 bits a channel
         return picture.convert("I").point(lambda value: value / 256).convert("L")
     return picture
 
