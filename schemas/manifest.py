@@ -195,7 +195,7 @@ def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMI
     try:
         manifest = _BODIES[task].model_validate(dict(document))
     except ValidationError as error:
-        raise _rejected(error, _BODIES[task]) from error
+        raise rejection(error, _BODIES[task]) from error
     _check_limits(manifest, limits)
     return manifest
 
@@ -209,7 +209,7 @@ def chosen_id(body: bytes) -> str | None:
     return None
 
 
-def _rejected(error: ValidationError, body: type[BaseModel]) -> Rejected:
+def rejection(error: ValidationError, body: type[BaseModel]) -> Rejected:
     """The first fault, followed by the others, so that a client can correct all of them at once."""
     errors = error.errors(include_url=False)[:_FAULTS]
     faults = [(".".join(str(part)[:_CUT] for part in e["loc"]), _sentence(e, body)) for e in errors]

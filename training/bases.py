@@ -1,0 +1,160 @@
+"""The model that a training starts from, as its folder's files describe it. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from schemas.errors import Rejected
+
+_PIPELINES = {"StableDiffusionPipeline": 1, "StableDiffusionXLPipeline": 2}  # how many text encoders each has
+_WIDTHS = {768: "sd1", 1024: "sd2"}  # of the text that the UNet attends to
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A diffusers folder of Stable Diffusion 1.x, 2.x or XL, or a small model of the same architecture."""
+
+    folder: Path
+    name: str  # as the manifest calls it
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Base:
+        """Look at a folder. Raises `Rejected` for what cannot be trained, and says why."""
+        base = cls(folder, name)
+        if not (folder / "model_index.json").is_file():
+            raise _refused(name, f"has no model_index.json in {folder}; give a diffusers folder")
+        kind = base.index.get("_class_name")
+        if kind not in _PIPELINES:
+            raise _refused(name, f"is a {kind}; {' and '.join(_PIPELINES)} can be trained")
+        if base.unet["in_channels"] != base.vae["latent_channels"]:
+            raise _refused(name, "has a UNet for inpainting; start from the model that draws from text")
+        if base.prediction_type not in PREDICTIONS:
+            raise _refused(
+                name,
+                f"predicts {base.prediction_type!r}; known are {', '.join(PREDICTIONS)} (scheduler's config)",
+            )
+        for part in base.parts:
+            if not base.weights(part):
+                raise _refused(name, f"has no .safetensors file in {folder / part}")
+        return base
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        return self._json("model_index.json")
+
+    @cached_property
+    def unet(self) -> dict[str, Any]:
+        return {"in_channels": 4, **self._json("unet/config.json")}
+
+    @cached_property
+    def vae(self) -> dict[str, Any]:
+        return {"latent_channels": 4, **self._json("vae/config.json")}
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The folders of the text encoders."""
+        return ("text_encoder", "text_encoder_2")[: _PIPELINES[self.index["_class_name"]]]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders that have weights which training reads."""
+        return ("unet", "vae", *self.text_encoders)
+
+    @property
+    def family(self) -> str:
+        """sd1, sd2, sdxl, or small: a model of that architecture with a width of its own."""
+        if len(self.text_encoders) == 2:
+            return "sdxl"
+        return _WIDTHS.get(self.unet.get("cross_attention_dim", 0), "small")
+
+    @property
+    def prediction_type(self) -> str:
+        return str(self._json("scheduler/scheduler_config.json").get("prediction_type", "epsilon"))
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a latent is wide."""
+        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """Sizes in pixels that the UNet halves evenly at every level are multiples of this."""
+        return int(self.factor * 2 ** (len(self.unet["block_out_channels"]) - 1))
+
+    @property
+    def native(self) -> int:
+        """The side in pixels of the pictures that the model was made for."""
+        return int(self.unet["sample_size"]) * self.factor
+
+    def weights(self, part: str) -> list[Path]:
+        """The safetensors files of a part that diffusers loads: those without a variant in their names."""
+        files = sorted((self.folder / part).glob("*.safetensors"))
+        return [f for f in files if len(f.name.split(".")) == 2]
+
+    @cached_property
+    def shapes(self) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
+        """For each part, each tensor's shape and type (F32, F16, ...). Raises `Rejected` for a damaged file."""
+        found: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {}
+        for part in self.parts:
+            found[part] = {}
+            for file in self.weights(part):
+                try:
+                    with safe_open(file, framework="np") as tensors:
+                        for key in tensors.keys():  # noqa: SIM118 - no mapping
+                            piece = tensors.get_slice(key)
+                            found[part][key] = (tuple(piece.get_shape()), piece.get_dtype())
+                except (OSError, SafetensorError) as error:
+                    raise _refused(self.name, f"has a damaged file {file}: {error}") from error
+        return found
+
+    def size(self, part: str) -> int:
+        """How many weights a part has."""
+        return sum(math.prod(shape) for shape, _ in self.shapes[part].values())
+
+    def dtype(self, part: str) -> str:
+        """The type in which a part is stored: float32, float16 or bfloat16."""
+        kinds = {kind for shape, kind in self.shapes[part].values() if _BYTES.get(kind)}
+        names = {"F16": "float16", "BF16": "bfloat16"}
+        return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+
+    def stored_bytes(self) -> int:
+        """The size of all weights on disk."""
+        return sum(file.stat().st_size for part in self.parts for file in self.weights(part))
+
+    @cached_property
+    def sha256(self) -> str:
+        """One hash of all weights and configs, by name; reads every file once."""
+        total = hashlib.sha256()
+        configs = [f for f in sorted(self.folder.rglob("*config.json")) if f.is_file()]
+        for file in [*configs, *(f for part in self.parts for f in self.weights(part))]:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            total.update(f"{file.relative_to(self.folder)} {digest}\n".encode())
+        return total.hexdigest()
+
+    @cached_property
+    def config_sha256(self) -> str:
+        """A hash of what decides whether a LoRA fits: the shapes of UNet and text encoders."""
+        shapes = {part: sorted((k, s) for k, (s, _) in self.shapes[part].items()) for part in self.parts}
+        return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
+
+    def _json(self, path: str) -> dict[str, Any]:
+        try:
+            document = json.loads((self.folder / path).read_text())
+        except (OSError, ValueError) as error:
+            raise _refused(self.name, f"has no readable {path}: {error}") from error
+        return dict(document)
+
+
+def _refused(name: str, text: str) -> Rejected:
+    return Rejected("unsupported", f"base {name!r} {text}", field="base")
