@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID
 from schemas.manifest import rejection
+from schemas.result import Progress
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class Training(_Body):
         examples=["a photo of sks dog"],
     )
     pictures: tuple[TrainingPicture, ...] = Field((), strict=False, max_length=10_000)
+    resume_from: str | None = Field(
+        None, max_length=400, description="The id of a training that has ended, to begin at its last checkpoint."
+    )
     archive: str | None = Field(
         None,
         max_length=1024,
@@ -169,6 +173,13 @@ class Training(_Body):
         if self.pictures and self.archive is not None:
             raise ValueError("pictures and archive are both given; give one of them")
         return self
+
+
+class TrainingProgress(Progress):
+    """`training-status/<id>.json`: how far a training is. Advisory, for people and progress bars."""
+
+    phase: str = Field("", description="fetching, class pictures, training or publishing.")
+    loss: float | None = Field(None, description="Of the latest step.")
 
 
 class TrainingFolder(_Body):

@@ -11,20 +11,22 @@ import contextlib
 import json
 import logging
 import shutil
+import statistics
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from infra.claims.claims import Claims, Held
 from infra.claims.trainings import TrainingStore
 from infra.stores.store import Store
 from schemas import layout
-from schemas.errors import NotFound, Rejected, StoreUnavailable
+from schemas.errors import NotFound, Rejected, StoreUnavailable, Unavailable
 from schemas.plan import Refusal, read_plan
-from schemas.result import Failure, ModelUsed, Result, utc_now
-from schemas.training import Training, TrainingFolder, TrainingProgress, parse_training
+from schemas.result import Failure, FailureCode, ModelUsed, Result, utc_now
+from schemas.training import Training, TrainingProgress, parse_training
 from training import saved
 from training.child import TrainingChild
 from training.inputs import Inputs
@@ -34,7 +36,9 @@ log = logging.getLogger("dreamdrop.trainer")
 
 STOP = "stop.json"  # a client creates it in the training's result folder: keep what has been learned so far
 _STATUS_EVERY = 2.0  # seconds between two writes of the status
-_CLASS = "class"  # folder of the class pictures, in the work folder and in the store
+_CLASS, _VALIDATION = "class", "validation"  # folders of pictures, in the work folder and in the store
+#: Codes of the child that end a training; any other trouble may be this machine's, and another one tries again.
+_FINAL = frozenset(get_args(FailureCode))
 Ended = Literal["committed", "released", "lost"]
 
 
@@ -59,6 +63,7 @@ class Job:
     _began: float = field(default_factory=time.monotonic)
     _progress: TrainingProgress | None = None
     _status_at: float = 0.0
+    _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))  # of the latest steps
     _saving: asyncio.Task[None] | None = None
 
     @property
@@ -115,8 +120,7 @@ class Job:
             if self._child is not None:
                 await self._child.kill()
             if self._saving is not None:
-                with contextlib.suppress(StoreUnavailable):
-                    await self._saving
+                await self._saving
 
     async def _run(self) -> Ended:
         plan = read_plan({"refusal": self.held.claim.plan["refusal"]} if _is_refused(self.held) else None)
@@ -125,7 +129,7 @@ class Job:
         training = parse_training(self.held.claim.frozen.body())
         await self._report(phase="fetching")
         work = await self.inputs.fetch(self.id, training, self.folder)
-        await self._fetch_progress()
+        await self._fetch_progress(training)
         (self.folder / "training.json").write_text(work.model_dump_json())
         while True:
             last = {} if self.draining else await self._train(training, finish=self._stopping)
@@ -135,28 +139,37 @@ class Job:
                 return await self._release("drain", None)
             kind = last.get("event")
             if kind == "done":
-                return await self._publish(training, work)
+                return await self._publish(training)
             if kind == "stopped" and self._stopping:
                 continue  # once more, to make a product of the checkpoint
-            if kind == "failed":
+            if kind in ("refused", "failed") and last["code"] in _FINAL:
                 facts = {key: last.get(key) for key in ("code", "message", "field")}
                 return await self._fail(Failure.model_validate(facts))
             assert self._child is not None
-            why = Failure(code="worker_crashed", message=f"the training stopped: {self._child.last_words()}")
+            words = last["message"] if kind == "failed" else self._child.last_words()
+            why = Failure(code="worker_crashed", message=f"the training stopped: {words}")
             return await self._release("retry", why)
 
-    async def _fetch_progress(self) -> None:
+    async def _fetch_progress(self, training: Training) -> None:
         """Fetch what earlier attempts stored: the newest checkpoint and the class pictures."""
-        for checkpoint in reversed(await saved.checkpoints(self.store, self.id)):
-            target = self.folder / "checkpoints" / f"{checkpoint.step:09d}"
+        id = self.id
+        if training.resume_from and not await saved.checkpoints(self.store, id):
+            id = training.resume_from
+            if not await saved.checkpoints(self.store, id):
+                raise Rejected.of_field("resume_from", f"names {id!r}, which has no checkpoint in this store")
+        for checkpoint in reversed(await saved.checkpoints(self.store, id)):
+            target = self.folder / "checkpoints" / f"{checkpoint.step:06d}"
             try:
-                await saved.load_checkpoint(self.store, self.id, checkpoint, target)
+                await saved.load_checkpoint(self.store, id, checkpoint, target)
             except NotFound:  # the attempt before ours still lives, and has just deleted it
                 shutil.rmtree(target, ignore_errors=True)
                 continue
             log.info("going on from a checkpoint", extra={"id": self.id, "step": checkpoint.step})
             break
-        await saved.load_folder(self.store, f"{saved.folder_of(self.id)}{_CLASS}/", self.folder / _CLASS)
+        for name in (_CLASS, _VALIDATION):
+            await saved.load_folder(
+                self.store, f"{saved.folder_of(id)}{name}/", self.folder / name
+            )
 
     async def _train(self, training: Training, *, finish: bool) -> dict[str, Any]:
         """Run the child once; returns the last thing that it reported."""
@@ -175,21 +188,27 @@ class Job:
         self.on_event(event)
         kind = event.get("event")
         if kind == "step":
+            self._seconds.append(event["seconds"])
+            left = event["steps"] - event["step"]
             await self._report(
                 phase="training",
                 steps_done=event["step"],
                 steps_total=event["steps"],
-                loss=event.get("loss"),
-                eta=event.get("eta"),
+                loss=event["loss"],
+                eta=left * statistics.median(self._seconds),
             )
+        elif kind == "class pictures":
+            await self._report(phase="class pictures", steps_done=event["done"], steps_total=event["count"])
+        elif kind == "start":
+            await self._report(phase="training", steps_done=event["step"], steps_total=event["steps"])
+            if (self.folder / _CLASS).is_dir():
+                await self._keep(self.folder / _CLASS, f"{_CLASS}/")
         elif kind == "checkpoint":
-            await self._save(Path(event["folder"]), int(event["step"]), training.keep)
-        elif kind == "class_pictures":
-            await self._keep(self.folder / _CLASS, f"{_CLASS}/", last="manifest.json")
+            await self._save(self.folder / event["folder"], event["step"], training.keep)
         elif kind == "validation":
-            await self._keep(Path(event["folder"]), f"validation/{int(event['step']):09d}/")
-        elif kind == "phase":
-            await self._report(phase=str(event["phase"]))
+            await self._keep(self.folder / _VALIDATION, f"{_VALIDATION}/")
+        elif kind == "warning":
+            log.warning(event["message"], extra={"id": self.id})
 
     async def _save(self, folder: Path, step: int, keep: int) -> None:
         """Store a checkpoint beside the training; a checkpoint that comes meanwhile waits for it."""
@@ -207,8 +226,8 @@ class Job:
         """A store that is away for a while costs a checkpoint, not the training: the next one is tried anew."""
         try:
             await work()
-        except StoreUnavailable as error:
-            log.warning("a checkpoint was not stored", extra={"id": self.id, "why": str(error)})
+        except Unavailable as error:
+            log.warning("a file was not stored", extra={"id": self.id, "why": str(error)})
 
     async def _keep(self, folder: Path, where: str, last: str = "") -> None:
         await self._trying(
@@ -231,11 +250,14 @@ class Job:
 
     # How it ends ---------------------------------------------------------------------------------
 
-    async def _publish(self, training: Training, work: TrainingFolder) -> Ended:
+    async def _publish(self, training: Training) -> Ended:
         await self._report(phase="publishing")
         product = json.loads((self.folder / "product.json").read_text())
-        card = await publish(self.store, self.folder / "product", training, product, training_id=self.id)
-        await self._keep(self.folder / "report", "", last="report.html")
+        card = await publish(self.store, self.folder, product, training_id=self.id)
+        for name in ("loss.jsonl", "report.html"):
+            await self._trying(
+                lambda name=name: saved.save_file(self.store, self.folder / name, saved.folder_of(self.id) + name)
+            )
         if self._saving is not None:
             await self._saving
         result = Result.ended(
@@ -245,7 +267,7 @@ class Job:
             request=self.held.claim.frozen,
             fingerprint=self.held.claim.fingerprint,
             task="train",
-            parameters={**product.get("options", {}), "base": training.base},
+            parameters=product["options"],
             model=ModelUsed(name=card.name, revision=str(card.version), licence=card.licence),
             versions=self.versions,
             worker=self.session,

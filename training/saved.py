@@ -82,8 +82,12 @@ async def save_folder(store: Store, folder: Path, prefix: str, *, last: str = ""
     """Store every file of a folder under a prefix, `last` last. What is there already stays."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in sorted(files, key=lambda path: path.name == last):
-        sha256 = await asyncio.to_thread(_sha256, path)
-        await store.create_file(prefix + path.relative_to(folder).as_posix(), path, sha256=sha256)
+        await save_file(store, path, prefix + path.relative_to(folder).as_posix())
+
+
+async def save_file(store: Store, path: Path, key: str) -> None:
+    """Store a file, unless the key is taken."""
+    await store.create_file(key, path, sha256=await asyncio.to_thread(_sha256, path))
 
 
 async def load_folder(store: Store, prefix: str, folder: Path) -> None:

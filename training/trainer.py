@@ -22,7 +22,7 @@ from infra.claims.trainings import TrainingStore
 from infra.stores.changes import changes
 from infra.stores.store import Info
 from schemas import layout
-from schemas.errors import NotFound, Rejected, StoreUnavailable, TooLarge
+from schemas.errors import NotFound, Rejected, StoreUnavailable, TooLarge, Unavailable
 from schemas.plan import Refusal
 from schemas.training import parse_training
 from training.inputs import Inputs
@@ -207,7 +207,7 @@ class Trainer:
         )
         try:
             await self.job.run()
-        except StoreUnavailable as error:
+        except Unavailable as error:
             # Nothing can be said to the store: the lease runs out, and the training goes on elsewhere.
             log.warning("a training is given up here", extra={"id": held.claim.id, "why": str(error)})
         finally:

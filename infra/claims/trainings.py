@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from infra.stores.store import Info, Store, Stored
+from infra.stores.store import Info, Progress, Store, Stored
 from schemas.errors import NotFound
 from schemas.layout import (
     CLAIMS,
@@ -80,6 +81,17 @@ class TrainingStore(Store):
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
         await self.whole.put(in_store(key), body, content_type=content_type)
+
+    async def create_file(
+        self, key: str, path: Path, *, sha256: str, progress: Progress | None = None
+    ) -> bool:
+        return await self.whole.create_file(in_store(key), path, sha256=sha256, progress=progress)
+
+    async def fetch_file(self, key: str, path: Path, *, progress: Progress | None = None) -> str:
+        try:
+            return await self.whole.fetch_file(in_store(key), path, progress=progress)
+        except NotFound:
+            raise NotFound(key) from None
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
         after = in_store(start_after) if start_after else ""
