@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -156,10 +157,12 @@ def resolve(training: Training, base: Base, pictures: PictureSet, *, device: str
     fields["resolution"] = side
     if fields["precision"] is None:
         fields["precision"] = "bf16" if cuda else "no"
-    rows = fields["batch_size"] * fields["accumulation"]
-    if fields["steps"] is None:
-        fields["steps"] = -(-fields["epochs"] * len(pictures.pictures) // rows)
-        fields["warmup_steps"] = training.warmup_steps or min(fields["warmup_steps"], fields["steps"] // 10)
+    if training.epochs is not None:
+        rows = fields["batch_size"] * fields["accumulation"]
+        steps = math.ceil(training.epochs * len(pictures.pictures) / rows)
+        fields["steps"] = steps
+        if training.warmup_steps is None:
+            fields["warmup_steps"] = min(fields["warmup_steps"], steps // 10)
     if fields["validate_prompts"] is None:
         own = dict.fromkeys([training.instance_prompt, *(p.caption for p in pictures.pictures)])
         fields["validate_prompts"] = (*list(own)[:2], *training.class_prompts[:2])
