@@ -249,13 +249,22 @@ async def batches(request: Request, gallery: GalleryOf, caller: Caller) -> Respo
 
 
 @router.get("/b/{id:path}")
-async def batch(id: str, request: Request, facade: FacadeOf, gallery: GalleryOf, caller: Caller) -> Response:
-    """One batch, with its pictures in a grid."""
+async def batch(
+    id: str,
+    request: Request,
+    facade: FacadeOf,
+    gallery: GalleryOf,
+    caller: Caller,
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+) -> Response:
+    """One batch, with its pictures in a grid, a page of rows at a time."""
     id = own_id(caller, id)
     state = await facade.state(id)
     result = state.result
     if result is not None and result.batch is None and result.task is not None:
         return Response(status_code=307, headers={"Location": picture_path(id)})
+    items, pages = await gallery.rows(id, page) if state.status != "queued" else ([], 1)
+    grid = Grid(items)
     return _page(
         request,
         "batch.html",
@@ -264,8 +273,11 @@ async def batch(id: str, request: Request, facade: FacadeOf, gallery: GalleryOf,
         result=result,
         counts=_counts(result),
         total=0 if result else await gallery.row_count(id),
-        grid=Grid(await gallery.rows(id) if state.status != "queued" else []),
-        limit=ROWS,
+        finished=grid.finished if result or pages == 1 else await gallery.finished_rows(id),
+        grid=grid,
+        number=page,
+        pages=pages,
+        first=(page - 1) * ROWS + 1,
     )
 
 
