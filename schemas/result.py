@@ -146,8 +146,19 @@ class Frozen(_Part):
     text: str | None = None
     base64: str | None = None
     cut: bool = Field(
-        False, description="True if the body was over the size limit: only its beginning is kept."
+        False,
+        description="True if only the beginning of the body is here: it is too long, or was over the limit.",
     )
+    key: str | None = Field(
+        None,
+        description="Key of the object that holds the whole body, where it is kept beside the result; else left out.",
+        exclude_if=lambda key: key is None,
+    )
+
+    @property
+    def length(self) -> int:
+        """About how many bytes it takes as JSON."""
+        return len(self.text if self.text is not None else self.base64 or "")
 
     @classmethod
     def of(cls, body: bytes, *, keep: int | None = None) -> Frozen:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from infra.claims import kept_request
 from infra.claims.claim import Claim, Held, Release, answers, given_up
 from infra.claims.ledger import Group, Ledger
 from infra.claims.liveness import Watch
@@ -207,9 +208,10 @@ class Sweep:
 
     async def _give_up(self, last: Claim, release: Release | None) -> None:
         result = given_up(last, release, session=self.ledger.session, finished_at=self.stamp())
-        await self.ledger.store.create(
-            layout.result_key(last.id), result.to_json(), content_type=layout.COMMIT_TYPE
-        )
+        store, print_ = self.ledger.store, last.fingerprint
+        kept = await kept_request.keep(store, last.id, last.frozen, print_, batch=last.batch)
+        result = result.model_copy(update={"request": kept})
+        await store.create(layout.result_key(last.id), result.to_json(), content_type=layout.COMMIT_TYPE)
         # Read back: another result may have been first, and it says which claims have ended.
         answered = await self.ledger.result_fingerprint(last.id)
         if answered is not None:

@@ -33,26 +33,13 @@ def main() -> None:
     parser.add_argument("--sum-up", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sum_up:
-        asyncio.run(_sum_up(options.sum_up))
+        asyncio.run(_sum_up(options.sum_up, _file(options.rows)))
         return
     with tempfile.TemporaryDirectory(prefix="dreamdrop-bench-") as folder:
         root = options.place or Path(folder)
         inbox = root / "requests"
         inbox.mkdir(parents=True, exist_ok=True)
-        lines = [
-            json.dumps(
-                {
-                    "custom_id": f"row-{number}",
-                    "prompt": f"a red circle on a blue background, number {number}",
-                    "width": 64,
-                    "height": 64,
-                    "steps": 1,
-                    "seed": number,
-                }
-            )
-            for number in range(options.rows)
-        ]
-        (inbox / "b.jsonl").write_text("\n".join(lines))
+        (inbox / "b.jsonl").write_bytes(_file(options.rows))
         environment = {**os.environ, "PYTHONPATH": sys.path[0]}
         command = [sys.executable, "-m", "consumer", "--store", str(root), "--renderer", "null", "--once"]
         began = time.perf_counter()
@@ -61,8 +48,28 @@ def main() -> None:
         print(f"worker: {time.perf_counter() - began:.0f} s, peak of the parent {_mib(_children())} MiB")
         files = root / "results" / "b"
         for file in sorted(path for pattern in _SUMMARY for path in files.glob(pattern)):
-            print(f"  {file.name}: {file.stat().st_size:,} bytes")
-        subprocess.run([sys.executable, __file__, "--sum-up", str(root)], env=environment, check=True)
+            if "gallery-" not in file.name:
+                print(f"  {file.name}: {file.stat().st_size:,} bytes")
+        subprocess.run(
+            [sys.executable, __file__, "--rows", str(options.rows), "--sum-up", str(root)],
+            env=environment,
+            check=True,
+        )
+
+
+def _file(rows: int) -> bytes:
+    lines = [
+        {
+            "custom_id": f"row-{number}",
+            "prompt": f"a red circle on a blue background, number {number}",
+            "width": 64,
+            "height": 64,
+            "steps": 1,
+            "seed": number,
+        }
+        for number in range(rows)
+    ]
+    return "\n".join(map(json.dumps, lines)).encode()
 
 
 def _children() -> int:
@@ -73,18 +80,16 @@ def _mib(kib: int) -> int:
     return round(kib / 1024)
 
 
-async def _sum_up(root: Path) -> None:
+async def _sum_up(root: Path, body: bytes) -> None:
     from consumer.jobs.batches import Batches
     from infra.claims.claim import Claim, Held
     from infra.stores.directory.store import DirectoryStore
     from schemas import layout
     from schemas.limits import Limits
-    from schemas.result import Frozen, Result
+    from schemas.result import Frozen
 
     for pattern in _SUMMARY:
         for file in (root / "results" / "b").glob(pattern):
-            if file.name == "result.json":
-                frozen: Frozen = Result.model_validate_json(file.read_bytes()).request
             file.unlink()
     calls: Counter[str] = Counter()
 
@@ -95,7 +100,7 @@ async def _sum_up(root: Path) -> None:
 
     async with Counting(root) as store:
         claim = Claim(
-            id="b", fingerprint=layout.fingerprint(frozen.body()), frozen=frozen, plan=None, session="s",
+            id="b", fingerprint=layout.fingerprint(body), frozen=Frozen.of(body), plan=None, session="s",
             nonce="n", epoch=1, attempt=1, batch=True,
         )  # fmt: skip
         calls.clear()
@@ -105,10 +110,8 @@ async def _sum_up(root: Path) -> None:
         took = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"roll-up: {took:.1f} s, peak {_mib(peak)} MiB ({_mib(before)} before), {dict(calls)}")
-    for file in sorted((root / "results" / "b").iterdir()):
-        if file.is_file():
-            print(f"  {file.name}: {file.stat().st_size:,} bytes")
-    print(f"  result: {result.status}, {len(result.to_json()):,} bytes of result.json")
+    pages = [file.stat().st_size for file in (root / "results" / "b").glob("gallery*.html")]
+    print(f"  {result.status}; {len(pages)} pages of the gallery, the largest has {max(pages):,} bytes")
 
 
 if __name__ == "__main__":

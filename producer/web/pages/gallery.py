@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from infra.claims.claim import Claim
+from infra.claims.kept_request import with_request
 from infra.lru import LruCache
 from infra.stores.store import InvalidKey
 from producer import overview, request_state
@@ -242,6 +243,8 @@ class Gallery:
         order: dict[str, int] = {}
         with contextlib.suppress(Rejected, ValueError):
             owner = await request_state.owner(self.facade.client.store, batch)
+            if isinstance(owner, Result):
+                owner = await with_request(self.facade.client.store, owner)
             frozen = (
                 owner.frozen if isinstance(owner, Claim) else owner.request if owner is not None else None
             )
