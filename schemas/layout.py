@@ -149,6 +149,11 @@ def status_key(request: str) -> str:
     return f"{STATUS}{request}.json"
 
 
+def parse_status(key: str) -> str:
+    """The id of a key under `status/`."""
+    return key.removeprefix(STATUS).removesuffix(".json")
+
+
 def result_folder(request: str) -> str:
     return f"{RESULTS}{request}/"
 

@@ -49,7 +49,7 @@ ROWS = 200  # rows on a page of a batch's grid
 LISTED = 10_000  # keys that are listed for a page at most
 BATCHES = 50  # in the list
 HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
-LIGHT = 64 << 10  # bytes up to which a cached result keeps its request
+LIGHT = 8 << 10  # bytes up to which a cached result keeps its request
 KEPT = 20_000  # prompts and rows in the caches
 AT_ONCE = 16  # objects read at the same time
 
