@@ -25,7 +25,7 @@ from consumer.jobs.jobs import Jobs
 from consumer.jobs.outcomes import Outcomes
 from consumer.jobs.prepare import Preparation
 from infra.claims.claims import Claims, Timing
-from infra.stores.changes import IDLE, changes
+from infra.stores.changes import IDLE, changes, tidying
 from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
 
@@ -180,7 +180,7 @@ class Worker:
 
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the main loop."""
-        loops = [self._beats(), self._sweeps(), self._watches()]
+        loops = [self._beats(), self._sweeps(), self._watches(), tidying(self.store)]
         if self.settings.spot:
             loops.append(spot.watch(self.stop))
         if self._announcer is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from infra.claims import kept_request
 from producer import ids, request_state
 from producer.errors import UnknownRequest
 from schemas.batch import split_rows
@@ -61,7 +62,9 @@ async def cancel(store: Store, name: str, limits: Limits) -> request_state.State
             break
     else:
         raise StoreUnavailable(f"{name!r} moved on each time before it could be canceled; try again")
-    won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
+    frozen = await kept_request.keep(store, id, body.frozen, body.fingerprint, batch=body.batch)
+    result = _canceled(id, body).model_copy(update={"request": frozen})
+    won = await store.create(result_key(id), result.to_json(), content_type="application/json")
     # Only after the result exists: until then the request object is all that remembers the request. And in
     # the version that was read: another body under this key is another request. If we lost, the winner deletes it.
     if won and body.source is not None:
@@ -136,7 +139,7 @@ async def _cancel_rows(store: Store, batch: str, limits: Limits) -> None:
             continue  # it ended while we looked
 
 
-def _canceled(id: str, body: Body) -> bytes:
+def _canceled(id: str, body: Body) -> Result:
     return Result.ended(
         id,
         "canceled",
@@ -144,4 +147,4 @@ def _canceled(id: str, body: Body) -> bytes:
         request=body.frozen,
         fingerprint=body.fingerprint,
         metadata={} if body.batch else None,
-    ).to_json()
+    )

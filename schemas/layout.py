@@ -7,6 +7,7 @@
     status/cats/a.json              how far the request is; advisory
     results/cats/a/0.png            an image, written once
     results/cats/a/result.json      the result manifest: the commit
+    results/cats/a/request-<h>.json the request, where it is too long for the result manifest
     uploads/openai/...              a facade's files and batches of OpenAI clients
 
 An *id* names a request: segments of `[A-Za-z0-9._~-]`, joined by `/`, each at most 100 bytes and not
@@ -148,12 +149,22 @@ def status_key(request: str) -> str:
     return f"{STATUS}{request}.json"
 
 
+def parse_status(key: str) -> str:
+    """The id of a key under `status/`."""
+    return key.removeprefix(STATUS).removesuffix(".json")
+
+
 def result_folder(request: str) -> str:
     return f"{RESULTS}{request}/"
 
 
 def result_key(request: str) -> str:
     return f"{RESULTS}{request}/{COMMIT}"
+
+
+def kept_request_key(request: str, fingerprint: str, *, batch: bool = False) -> str:
+    """The key of a request that is too long for its result; two bodies never have the same."""
+    return f"{RESULTS}{request}/request-{fingerprint[:16]}{BATCH if batch else SINGLE}"
 
 
 def parse_result(key: str) -> str | None:

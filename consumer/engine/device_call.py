@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer.engine import device_errors, rows
-from consumer.engine.batch_size import BatchSizer
+from consumer.engine.batch_size import KINDS, BatchSizer
+from infra.lru import LruCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -69,7 +70,8 @@ class DeviceCaller:
     clock: Callable[[], float]
     sizer: BatchSizer | None = None  # None: as many rows as allowed
     counters: Counters = field(default_factory=Counters)
-    safe_rows: dict[Hashable, int] = field(default_factory=dict)  # by key: what was left when memory ran out
+    #: By key: what was left when memory ran out.
+    safe_rows: LruCache[Hashable, int] = field(default_factory=lambda: LruCache(KINDS))
     _ended: float | None = None  # when the last device call returned; None: there was nothing to do since
 
     def idle(self) -> None:

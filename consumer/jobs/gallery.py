@@ -1,6 +1,6 @@
-"""The gallery of a batch: one HTML page with every picture, and a contact sheet.
+"""The gallery of a batch: HTML pages with every picture, a few hundred each, and a contact sheet.
 
-The page is self-contained: thumbnails are embedded, and a click enlarges one. Full pictures are linked,
+A page is self-contained: thumbnails are embedded, and a click enlarges one. Full pictures are linked,
 relative to the page: they open beside it and where it is served. Nothing is fetched or executed. Every text from a request is escaped.
 """
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _SHEET_COLUMNS = 8
 _GAP = 6  # pixels
 _FEW_PIXELS = 128  # on a side; a small picture
+#: What Pillow raises for a file that is no picture, or a hostile one.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _LABELS = {  # how the page shows each parameter
     "model": "{}",
     "scheduler": "{}",
@@ -42,6 +44,7 @@ body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.45 system-ui
 header{padding:2.2rem clamp(1rem,4vw,3rem) 1rem}
 h1{margin:0;font-size:1.5rem;font-weight:650;letter-spacing:-.01em;overflow-wrap:anywhere}
 header p{margin:.3rem 0 0;color:var(--soft)}
+nav{display:flex;flex-wrap:wrap;gap:1rem;padding:.5rem clamp(1rem,4vw,3rem)}
 main{display:grid;gap:1rem;align-items:start;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));padding:.5rem clamp(1rem,4vw,3rem) 3rem}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;flex-direction:column;transition:border-color .15s}
 figure:hover{border-color:var(--soft)}
@@ -80,13 +83,37 @@ class GalleryItem:
     thumbnail: bytes | None = None
 
 
-def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None = None) -> bytes:
-    """One self-contained HTML page."""
-    shown = sum(1 for item in items if item.image_href)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which page of a gallery."""
+
+    number: int  # from 1
+    pages: int
+    pictures: int  # on all pages
+
+
+def page_name(number: int) -> str:
+    """The name of a page's file, from number 1."""
+    return "gallery.html" if number == 1 else f"gallery-{number}.html"
+
+
+def page(
+    title: str,
+    items: Sequence[GalleryItem],
+    *,
+    counts: BatchCounts | None = None,
+    place: Place | None = None,
+) -> bytes:
+    """One self-contained HTML page. `place`: None for a gallery with one page."""
+    place = place or Place(1, 1, sum(1 for item in items if item.image_href))
+    shown = place.pictures
     parts = [f"{shown} {'picture' if shown == 1 else 'pictures'}"]
     if counts is not None:
         ended = {k: v for k, v in counts.model_dump().items() if v and k != "total"}
         parts.append(f"{counts.total} requests: " + ", ".join(f"{v} {k}" for k, v in ended.items()))
+    if place.pages > 1:
+        parts.append(f"page {place.number} of {place.pages}")
+    turn = _turning(place)
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data: 'self'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     safe_title = html.escape(title)
@@ -96,11 +123,25 @@ def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width,initial-scale=1">',
             f"<title>{safe_title} · Dreamdrop</title><style>{_STYLE}</style></head><body>",
-            f"<header><h1>{safe_title}</h1><p>{html.escape(' · '.join(parts))}</p></header><main>",
+            f"<header><h1>{safe_title}</h1><p>{html.escape(' · '.join(parts))}</p></header>{turn}<main>",
             *(_figure(item, number) for number, item in enumerate(items)),
-            "</main></body></html>\n",
+            f"</main>{turn}</body></html>\n",
         ]
     ).encode(errors="replace")
+
+
+def _turning(place: Place) -> str:
+    """Links to the other pages: the first, the ones beside this one, the last."""
+    if place.pages == 1:
+        return ""
+    links = [
+        ("First", 1 if place.number > 2 else 0),
+        ("← Previous", place.number - 1),
+        ("Next →", place.number + 1 if place.number < place.pages else 0),
+        ("Last", place.pages if place.number < place.pages - 1 else 0),
+    ]
+    shown = "".join(f'<a href="{page_name(number)}">{name}</a>' for name, number in links if number)
+    return f'<nav aria-label="Pages">{shown}</nav>'
 
 
 def _figure(item: GalleryItem, number: int) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from infra.claims import stored_image
 from infra.claims.claim import Claim, Held, Reason, Release, Timing, answers
+from infra.claims.kept_request import keep
 from infra.claims.ledger import Ledger, fingerprint_in
 from infra.claims.liveness import Watch
 from infra.claims.sweep import Sweep
@@ -251,10 +252,7 @@ class Claims:
         raise StoreUnavailable(f"image {index} of {claim.id!r} cannot be stored: other images have its keys")
 
     async def commit(self, held: Held, result: Result) -> bool:
-        """B8: create the result. B9: delete the claims.
-
-        Returns:
-            False when another result was first. The request has ended in either case.
+        """B8: create the result. B9: delete the claims. False when another result was first; it is over in either case.
 
         Raises:
             ValueError: the result names an image that this claim neither stored nor adopted.
@@ -266,7 +264,8 @@ class Claims:
                     f"image {image.index} of {claim.id!r} is not known to be stored; store it, then commit"
                 )
         for target in _ids(claim.id, claim.fingerprint):
-            body = result.model_copy(update={"id": target}).to_json()
+            request = await keep(self._store, target, result.request, claim.fingerprint, batch=claim.batch)
+            body = result.model_copy(update={"id": target, "request": request}).to_json()
             held.sent.append(body)  # before the create: its answer may be lost
             ours = await self._store.create(layout.result_key(target), body, content_type=layout.COMMIT_TYPE)
             if not ours:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from infra.claims import kept_request
 from infra.claims.claim import Claim, Held, Release, answers, given_up
 from infra.claims.ledger import Group, Ledger
 from infra.claims.liveness import Watch
@@ -47,6 +49,7 @@ class Sweep:
     clock: Callable[[], float]
     stamp: Callable[[], str]
     wanted: Wanted | None = None
+    _statuses_at: float = -math.inf  # when `status/` was last listed, by our clock
 
     async def __call__(self, limit: int | None, wanted: Wanted | None = None) -> list[Held]:
         ledger, self.wanted = self.ledger, wanted
@@ -56,6 +59,7 @@ class Sweep:
         beats = {
             info.key.removeprefix(layout.WORKERS): info async for info in ledger.store.list(layout.WORKERS)
         }
+        statuses = await self._statuses(asked)  # before the claims: whoever wrote a status had a claim
         groups = await ledger.groups()  # S2
         candidates = await self._candidates(groups, {s: info.etag for s, info in beats.items()}, asked)
         ledger.rng.shuffle(candidates)  # so that two sweepers seldom race for the same id
@@ -67,6 +71,7 @@ class Sweep:
         # Also without room for more: what has ended must go, however busy this worker is.
         await gather_bounded(candidates[:TIDY_ONLY], AT_ONCE, self._tidy_only)
         await self._forget_workers(beats, asked)
+        await self._forget_statuses([info for id, info in statuses.items() if id not in groups])
         ledger.held.update({held.claim.id: held for held in taken})
         return taken
 
@@ -207,13 +212,28 @@ class Sweep:
 
     async def _give_up(self, last: Claim, release: Release | None) -> None:
         result = given_up(last, release, session=self.ledger.session, finished_at=self.stamp())
-        await self.ledger.store.create(
-            layout.result_key(last.id), result.to_json(), content_type=layout.COMMIT_TYPE
-        )
+        store, print_ = self.ledger.store, last.fingerprint
+        kept = await kept_request.keep(store, last.id, last.frozen, print_, batch=last.batch)
+        result = result.model_copy(update={"request": kept})
+        await store.create(layout.result_key(last.id), result.to_json(), content_type=layout.COMMIT_TYPE)
         # Read back: another result may have been first, and it says which claims have ended.
         answered = await self.ledger.result_fingerprint(last.id)
         if answered is not None:
             await self.ledger.tidy(last.id, answered)
+
+    async def _statuses(self, now: float) -> dict[str, Info]:
+        """The status objects by id, now and then: few are ever left behind, and a listing costs a call."""
+        if now - self._statuses_at < self.ledger.timing.forget:
+            return {}
+        self._statuses_at = now
+        listing = self.ledger.store.list(layout.STATUS)
+        return {layout.parse_status(info.key): info async for info in listing}
+
+    async def _forget_statuses(self, left: list[Info]) -> None:
+        """Delete the status objects of requests that nobody has: a worker died between its last two writes."""
+        for info in left:
+            with contextlib.suppress(StoreUnavailable):
+                await self.ledger.store.delete(info.key, etag=info.etag)
 
     async def _forget_workers(self, beats: dict[str, Info], asked: float) -> None:
         """Delete the heartbeats of workers that have been dead for long."""

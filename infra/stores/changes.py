@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUSY = 0.5  # seconds between two listings while there is work
+TIDY = 60.0  # seconds between two looks for empty folders
 IDLE = 15.0  # seconds between two listings when nothing has come for long
 
 
@@ -34,6 +35,17 @@ async def make_inbox(store: Store) -> None:
             await store.make_folder(EXPRESS)
         except DreamError as error:  # such as a file of that name, which must not stop a worker
             log.warning("the folders for requests cannot be made", extra={"reason": str(error)})
+
+
+async def tidying(store: Store) -> None:
+    """Remove the folders that the past left empty in a directory store, now and then, until cancelled."""
+    while isinstance(store, DirectoryStore):
+        try:
+            removed = await store.remove_empty_folders()
+            log.debug("empty folders removed", extra={"folders": removed})
+        except DreamError as error:  # they cost time only
+            log.debug("empty folders stay for now", extra={"reason": str(error)})
+        await asyncio.sleep(TIDY)
 
 
 async def changes(

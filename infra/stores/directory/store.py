@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from infra.stores.directory import naming, safe_paths
+from infra.stores.directory.empty_folders import remove_empty_folders
 from infra.stores.directory.errors import translated
 from infra.stores.directory.metadata import Sidecars, staging_name
 from infra.stores.directory.safe_paths import ABSENT, STAGING
@@ -100,6 +101,10 @@ class DirectoryStore:
         """Make the folder of a prefix ending in "/", and those above it; no key needs it to be there."""
         check_prefix(prefix)
         await self._in_thread(prefix, lambda: (self.root / prefix).mkdir(parents=True, exist_ok=True))
+
+    async def remove_empty_folders(self) -> int:
+        """Remove folders that requests, claims and statuses of the past have left. Returns how many."""
+        return await self._in_thread(str(self.root), lambda: remove_empty_folders(self.root))
 
     async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
         def guarded() -> T:

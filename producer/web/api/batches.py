@@ -81,12 +81,15 @@ async def post(
     "/batches/{id:path}/files/{name}",
     response_class=Response,
     responses=errors(404),
-    summary="Get a summary file: results, errors, gallery or contact_sheet",
+    summary="Get a summary file: results, errors, gallery (or gallery-2.html, ...) or contact_sheet",
 )
 async def file(id: str, name: str, facade: FacadeOf, caller: Caller) -> Response:
     state = await facade.state(own_id(caller, id))
     batch = state.result.batch if state.result else None
     key = getattr(batch, name, "") if name in FILES else ""
+    if batch is not None and not key:  # the pages of a gallery link to each other by their files' names
+        key = next((page for page in batch.gallery_keys() if page.endswith(f"/{name}")), "")
+        name = "gallery"
     if not key:
         raise HTTPException(404, f"{id} has no {name}; a finished batch has {', '.join(FILES)}")
     stored = await _stored(facade.client.store, key)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from infra.claims.kept_request import with_request
 from producer import collect
 from producer.errors import UnknownRequest
 from producer.web import responses
@@ -120,7 +121,7 @@ async def image(id: str, index: int, request: Request, facade: FacadeOf, caller:
     summary="Get the manifest of a finished request, byte for byte",
 )
 async def manifest(id: str, facade: FacadeOf, caller: Caller) -> Response:
-    result = await result_of(own_id(caller, id), facade)
+    result = await with_request(facade.client.store, await result_of(own_id(caller, id), facade))
     return Response(result.request.body(), media_type="application/json")
 
 

@@ -168,7 +168,7 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
 def can_repeat(result: Result) -> bool:
     """Whether a result has a valid `repeating_manifest`; one without a plan is checked."""
     if result.parameters:
-        return not result.request.cut
+        return not result.request.cut or result.request.key is not None
     try:
         validate_manifest(repeating_manifest(result))
     except Rejected:

@@ -20,6 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.types import Scope
 
+from infra.claims.kept_request import with_request
 from producer.overview import models_here
 from producer.request_state import read_result
 from producer.web import responses
@@ -198,6 +199,10 @@ async def picture(
     result = state.result
     if result is not None and result.batch is not None:
         return Response(status_code=307, headers={"Location": f"/b/{quote(id)}"})
+    if (
+        result is not None and not result.parameters
+    ):  # it ended before it had a plan: only its request says more
+        result = await with_request(facade.client.store, result)
     shown = items_of(result) if result else []
     newer, older = items.neighbours(await _latest(gallery, caller, id), id)
     batch = id.rpartition("/")[0]
@@ -231,7 +236,7 @@ def _recipe(result: Result) -> dict[str, Any]:
 @router.get("/recipe/{id:path}")
 async def recipe(id: str, facade: FacadeOf, caller: Caller) -> Response:
     """A manifest that draws the same again, as a download."""
-    result = await result_of(own_id(caller, id), facade)
+    result = await with_request(facade.client.store, await result_of(own_id(caller, id), facade))
     manifest = items.repeating_manifest(result)
     name = quote(result.id.replace("/", "-"))
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}.json"}
@@ -249,13 +254,22 @@ async def batches(request: Request, gallery: GalleryOf, caller: Caller) -> Respo
 
 
 @router.get("/b/{id:path}")
-async def batch(id: str, request: Request, facade: FacadeOf, gallery: GalleryOf, caller: Caller) -> Response:
-    """One batch, with its pictures in a grid."""
+async def batch(
+    id: str,
+    request: Request,
+    facade: FacadeOf,
+    gallery: GalleryOf,
+    caller: Caller,
+    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+) -> Response:
+    """One batch, with its pictures in a grid, a page of rows at a time."""
     id = own_id(caller, id)
     state = await facade.state(id)
     result = state.result
     if result is not None and result.batch is None and result.task is not None:
         return Response(status_code=307, headers={"Location": picture_path(id)})
+    items, pages = await gallery.rows(id, page) if state.status != "queued" else ([], 1)
+    grid = Grid(items)
     return _page(
         request,
         "batch.html",
@@ -264,8 +278,11 @@ async def batch(id: str, request: Request, facade: FacadeOf, gallery: GalleryOf,
         result=result,
         counts=_counts(result),
         total=0 if result else await gallery.row_count(id),
-        grid=Grid(await gallery.rows(id) if state.status != "queued" else []),
-        limit=ROWS,
+        finished=grid.finished if result or pages == 1 else await gallery.finished_rows(id),
+        grid=grid,
+        number=page,
+        pages=pages,
+        first=(page - 1) * ROWS + 1,
     )
 
 

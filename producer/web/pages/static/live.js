@@ -18,7 +18,7 @@ export async function refresh() {
   clearTimeout(timer);
   if (fetching) return;
   fetching = true;
-  const url = root.dataset.live + (changed ? "?now=1" : "");
+  const url = root.dataset.live + (changed ? (root.dataset.live.includes("?") ? "&now=1" : "?now=1") : "");
   changed = false;
   try {
     const response = await request(url, { headers: { Accept: "text/html" }, timeout: 20_000 });
