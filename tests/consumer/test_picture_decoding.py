@@ -15,12 +15,25 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from consumer.jobs.picture import decode_picture
+from infra.decoding import drawing
+from infra.decoding.process import Pixels
 from infra.pictures import decode_base64
 from schemas.errors import Rejected
 from schemas.limits import Limits
+from schemas.result import Note
 
 LIMITS = Limits()
+
+
+def decode_picture(
+    data: bytes, field: str, limits: Limits, *, mask: bool = False
+) -> tuple[Pixels, list[Note]]:
+    """What the decoder's child makes of a file, made here."""
+    if mask:
+        picture, notes = drawing.decode_mask(data, field, limits)
+    else:
+        picture, _, notes = drawing.decode_image(data, field, limits)
+    return Pixels(picture.mode, picture.width, picture.height, picture.tobytes()), notes
 
 
 def file(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -153,7 +166,7 @@ def test_damage_ends_in_a_picture_or_a_refusal(data: bytes, flips: list[tuple[in
 def test_every_kind_of_picture_becomes_rgb(data: bytes, code: str | None):
     """Red stays red; what is left out is noted."""
     pixels, notes = decode_picture(data, "image", LIMITS)
-    assert (pixels.width, pixels.height, pixels.channels) == (24, 16, 3)
+    assert (pixels.width, pixels.height, pixels.mode) == (24, 16, "RGB")
     r, g, b = pixels.data[:3]
     assert (r > 250, g < 5, b < 5) == (True, True, True)
     assert [note.code for note in notes] == ([code] if code else [])
@@ -190,7 +203,7 @@ def test_a_photograph_is_turned_upright(kind: str):
 def test_a_mask_is_grey():
     """One channel: white is repainted; transparent is not."""
     pixels, _ = decode_picture(file(Image.new("RGB", (8, 8), "white")), "mask_image", LIMITS, mask=True)
-    assert (pixels.channels, pixels.data) == (1, b"\xff" * 64)
+    assert (pixels.mode, pixels.data) == ("L", b"\xff" * 64)
     clear, notes = decode_picture(file(Image.new("RGBA", (8, 8))), "mask_image", LIMITS, mask=True)
     assert (clear.data, notes[0].field) == (bytes(64), "mask_image")
 
