@@ -58,6 +58,7 @@ class WorkerSettings:
     grace: float = 25.0  # seconds to finish what is being drawn after SIGTERM
     ahead: int = 32  # images that a renderer may hold
     picture_memory: int = 256 << 20  # bytes of pixels, for each renderer
+    decode_seconds: float = 30.0  # of processor time to decode the pictures of one request
     reconcile: float = (
         60.0  # with a queue: seconds in the inbox after which a request's message counts as lost
     )
@@ -130,7 +131,7 @@ class Worker:
             claims=self.claims,
             delivery=delivery,
             batches=Batches(self.store, settings.limits, clock, self.claims.session),
-            preparation=Preparation(delivery, inputs, settings.limits, clock, half),
+            preparation=Preparation(delivery, inputs, settings.limits, clock, half, settings.decode_seconds),
             stop=self.stop,
             clock=clock,
             previews=settings.previews,

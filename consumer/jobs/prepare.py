@@ -31,18 +31,25 @@ class Preparation:
     """Prepares the jobs of one worker. For one event loop."""
 
     def __init__(
-        self, delivery: Delivery, inputs: Inputs, limits: Limits, clock: Callable[[], float], memory: int
+        self,
+        delivery: Delivery,
+        inputs: Inputs,
+        limits: Limits,
+        clock: Callable[[], float],
+        memory: int,
+        decode_seconds: float,
     ) -> None:
         """
         Args:
             memory: bytes of pixels for the input pictures of all jobs that are not drawn yet.
+            decode_seconds: of processor time for the pictures of one request.
         """
         self.room = Budget(memory)
         self._delivery = delivery
         self._inputs = inputs
         self._limits = limits
         self._clock = clock
-        self._decoders = Decoders()
+        self._decoders = Decoders(seconds=decode_seconds)
         self._turns = Budget(self._decoders.children)  # so that no thread waits for a child
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The child: decodes one request after another until its parent closes the pipe.
 
 It begins by giving up what a fault in a codec could use: from then on it may open no file and no connection,
-start no process, and have no more memory than a picture within the limits needs.
+start no process, and have no more memory than its parent says.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ if TYPE_CHECKING:
 
     from schemas.result import Note
 
-_BASE = 512 << 20  # bytes of address space: Python, Pillow, the files themselves
-_PER_PIXEL = 40  # bytes: a few copies of a picture with four channels
-_SECONDS = 30.0  # of processor time for one request; the largest picture with the largest mask needs a sixth
+_LONGEST = 4 << 20  # characters of all the recipe texts in a picture
 
 
 def main() -> None:
     """Read requests from standard input, and write answers to standard output."""
     source, out = sys.stdin.buffer, sys.stdout.buffer
+    memory, seconds = int(sys.argv[1]), float(sys.argv[2])
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     _load_everything()
-    _give_up_rights(_BASE + _PER_PIXEL * int(sys.argv[1]))
+    _give_up_rights(memory)
     frames.write(out, {"ready": True})
     while True:
         try:
             head, files = frames.read(source, sys.maxsize)  # the parent is trusted
         except frames.BadFrame:  # it has closed the pipe
             return
-        signal.setitimer(signal.ITIMER_PROF, _SECONDS)  # its signal ends the process
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
         try:
             head, blobs = _answer(head, files, lambda field: frames.write(out, {"at": field}))
         except MemoryError:
@@ -99,6 +98,8 @@ def _answer(
             case "texts":
                 _open(files[0], field, limits)
                 texts = recipes.recipe_texts(io.BytesIO(files[0]), field)
+                if sum(map(len, texts.values())) > _LONGEST:
+                    raise Rejected.of_field(field, "carries more than 4 MiB of text", pictures.INVALID)
             case other:
                 raise ValueError(f"{other!r} is nothing that a decoder does")
     except Rejected as error:

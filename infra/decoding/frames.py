@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_HEAD = 4 << 20  # bytes of the JSON object; a longer one is noise on the pipe
+MAX_HEAD = 64 << 20  # bytes of the JSON object; a longer one is noise on the pipe
 _LENGTH = struct.Struct(">I")
 
 

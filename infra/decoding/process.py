@@ -21,7 +21,7 @@ from infra.child_process import child_environment, python_command
 from infra.decoding import frames
 from infra.decoding.frames import BadFrame
 from infra.pictures import INVALID
-from schemas.errors import DreamError, Rejected
+from schemas.errors import Rejected, Unavailable
 from schemas.limits import Limits
 from schemas.result import Note
 
@@ -40,8 +40,11 @@ _VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "PYTHONHOME", 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
-class DecoderDown(DreamError):
+class DecoderDown(Unavailable):
     """No decoder child can be started, or all were closed. It says nothing about the picture."""
+
+    def __init__(self) -> None:
+        super().__init__("no picture can be decoded at the moment; try again later")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +69,22 @@ class Drawable:
 class Decoders:
     """Decoder children of this process. May be called from several threads, and blocks its caller."""
 
-    def __init__(self, children: int = 2, patience: float = 300.0) -> None:
+    def __init__(
+        self, children: int = 2, memory: int = 1280 << 20, seconds: float = 30.0, patience: float = 300.0
+    ) -> None:
         """
         Args:
             children: so many requests are decoded at once; others wait.
-            patience: seconds for one request, then its child is killed. It is for a child that hangs: one that
-                works ends by itself after so much processor time, however busy the machine is.
+            memory: bytes of address space for a child. The largest picture within the default limits, an RGBA
+                WebP with a mask of the same size, needs half of it.
+            seconds: of processor time for one request. The largest picture with the largest mask needs a sixth.
+            patience: seconds by the clock for one request, for a child that hangs.
         """
         self.children = children
         self._patience = patience
         self._closed = False
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()  # the last one used is running already
-        self._all = [_Child() for _ in range(children)]
+        self._all = [_Child(memory, seconds) for _ in range(children)]
         for child in self._all:
             self._idle.put(child)
 
@@ -92,14 +99,14 @@ class Decoders:
         answer = self._ask({"do": "draw", "field": "image"}, files, limits, 4 * limits.max_pixels)
         pictures = answer.pictures
         if [picture.mode for picture in pictures] != ["RGB", "L"][: len(files)]:
-            raise DecoderDown("the decoder answered something else than it was asked")
+            raise DecoderDown
         return Drawable(pictures[0], pictures[1] if mask is not None else None, answer.notes)
 
     def open(self, data: bytes, field: str, limits: Limits) -> Pixels:
         """A picture in its own size: L, RGB or RGBA. Raises as `drawable`."""
         answer = self._ask({"do": "open", "field": field}, [data], limits, 4 * limits.max_input_pixels)
         if len(answer.pictures) != 1:
-            raise DecoderDown("the decoder answered something else than it was asked")
+            raise DecoderDown
         return answer.pictures[0]
 
     def texts(self, data: bytes, field: str, limits: Limits) -> dict[str, str]:
@@ -125,7 +132,7 @@ class Decoders:
                     if not self._closed:
                         log.warning("a picture cost its decoder", extra={"why": ended.why})
             if self._closed:
-                raise DecoderDown("the decoders were closed")
+                raise DecoderDown
             text = f"{ended.why} when it is decoded, in two tries; save it anew as a plain PNG or JPEG, or smaller"
             raise Rejected.of_field(ended.field, text, INVALID)
         finally:
@@ -151,7 +158,8 @@ class _Ended(Exception):
 class _Child:
     """One child process after another, used by one thread at a time; only `end` may be called by others."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int, seconds: float) -> None:
+        self._settings = (str(memory), str(seconds))
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, head: dict[str, Any], files: Sequence[bytes], max_bytes: int, patience: float) -> _Answer:
@@ -162,7 +170,7 @@ class _Child:
             _Ended: the child did not survive it, or took too long.
             DecoderDown: it could not be started.
         """
-        process = self._process if self._process and self._process.poll() is None else self._start(head)
+        process = self._process if self._process and self._process.poll() is None else self._start()
         assert process.stdin is not None
         assert process.stdout is not None
         field, late = str(head["field"]), threading.Event()
@@ -192,7 +200,7 @@ class _Child:
         finally:
             timer.cancel()
 
-    def _start(self, head: dict[str, Any]) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         """A child that is ready for its first picture. Raises `DecoderDown`."""
         self.end()
         environment = child_environment({k: v for k, v in os.environ.items() if k in _VARIABLES})
@@ -200,7 +208,7 @@ class _Child:
         with tempfile.TemporaryFile() as said:
             try:
                 process = self._process = subprocess.Popen(
-                    python_command("infra.decoding", str(head["limits"]["max_input_pixels"])),
+                    python_command("infra.decoding", *self._settings),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,
@@ -213,7 +221,8 @@ class _Child:
                 self.end()
                 said.seek(0)
                 words = said.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-                raise DecoderDown(f"no decoder can be started: {(words or [str(error)])[0][:300]}") from error
+                log.error("no decoder can be started", extra={"why": (words or [str(error)])[0][:300]})
+                raise DecoderDown from error
         log.debug("a decoder has started", extra={"pid": process.pid})
         return process
 
@@ -245,7 +254,8 @@ def _understand(answer: dict[str, Any], blobs: list[bytes]) -> _Answer:
             for (mode, width, height), data in zip(answer["pictures"], blobs, strict=True)
         ]
         for picture in pictures:
-            if len(picture.data) != picture.width * picture.height * len(picture.mode):
+            size = picture.width * picture.height * len(picture.mode)
+            if picture.mode not in ("L", "RGB", "RGBA") or len(picture.data) != size:
                 raise BadFrame("pixels that do not fill their picture")
         notes = [Note.model_validate(note) for note in answer["notes"]]
         return _Answer(pictures, notes, {str(k): str(v) for k, v in answer["texts"].items()})
