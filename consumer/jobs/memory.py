@@ -30,24 +30,26 @@ class Budget:
 
     async def take(self, size: int, *, express: bool) -> Share:
         """Wait for room; give the share back by `Share.release`."""
-        ready = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter = _Waiter((not express, next(self._numbers)), size, ready)
         insort(self._waiting, waiter, key=lambda one: one.order)
         self._admit()
         try:
-            await waiter.ready
+            await ready
         except asyncio.CancelledError:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            if ready.cancelled():
                 self._admit()  # it may have been in front of a smaller one
             else:
-                self._give_back(size)
+                self._give_back(size)  # it was admitted in the same moment
             raise
         return Share(self, size)
 
     def _admit(self) -> None:
         while self._waiting:
             first = self._waiting[0]
+            if first.ready.cancelled():
+                self._waiting.pop(0)
+                continue
             room = self._size - (self._size // 4 if first.order[0] else 0)
             if self.held and self.held + first.size > room:
                 return  # those behind it wait, too: else small ones would overtake a large one for ever

@@ -21,6 +21,8 @@ from tests.hostile_pictures import many_scans
 from tests.worker_inside import make_worker, running, until
 from tests.worker_process import drop, files, result, worker
 
+pytestmark = pytest.mark.anyio
+
 MIB = 1 << 20
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
@@ -193,13 +195,15 @@ async def test_a_picture_that_costs_its_decoder_costs_nobody_else(
         async with running(made):
             ids = [f"good{i}" for i in range(6)] + ["guilty", "other"]
             await until(lambda: all((tmp_path / f"results/{id}/result.json").exists() for id in ids), 600)
+            drop(tmp_path, "good6.json", good)  # by a new decoder
+            await until((tmp_path / "results/good6/result.json").exists)
             assert made.jobs._preparation.room.held == 0
             decoders = children(os.getpid())
             assert decoders
             for child in decoders:
                 assert b"AWS_" not in (child / "environ").read_bytes()
         assert not children(os.getpid()), "they end with their worker"
-    for i in range(6):
+    for i in range(7):
         answer = result(tmp_path, f"good{i}")
         assert (answer["status"], answer["attempts"]) == ("succeeded", 1)
     for id, field in (("guilty", "image"), ("other", "mask_image")):
