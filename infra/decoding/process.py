@@ -136,6 +136,8 @@ class Decoders:
             text = f"{ended.why} when it is decoded, in two tries; save it anew as a plain PNG or JPEG, or smaller"
             raise Rejected.of_field(ended.field, text, INVALID)
         finally:
+            if self._closed:  # it may have been started after `close`
+                child.end()
             self._idle.put(child)
 
 
@@ -188,7 +190,7 @@ class _Child:
                 if "at" not in answer:
                     return _understand(answer, blobs)
                 field = "mask_image" if answer["at"] == "mask_image" else field
-        except (OSError, BadFrame):
+        except (OSError, ValueError, BadFrame):  # ValueError: `close` has closed the pipes meanwhile
             self.end()
             if late.is_set() or process.returncode == -signal.SIGPROF:
                 why = "takes too long"

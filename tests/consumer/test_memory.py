@@ -17,7 +17,7 @@ from PIL import Image
 
 from consumer.jobs.memory import Budget
 from infra.stores.open import open_store
-from tests.hostile_pictures import many_scans
+from tests.decoding import decoder_children, many_scans
 from tests.worker_inside import make_worker, running, until
 from tests.worker_process import drop, files, result, worker
 
@@ -35,19 +35,6 @@ def file(mode: str, side: int, kind: str) -> str:
     buffer = io.BytesIO()
     Image.new(mode, (side, side), 1 if mode == "1" else "red").save(buffer, kind)
     return text(buffer.getvalue())
-
-
-def children(parent: int) -> list[Path]:
-    """The folders in /proc of a process's decoder children."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"infra.decoding" in words and f"PPid:\t{parent}\n" in (entry / "status").read_text():
-                found.append(entry)
-        except OSError:  # it ended meanwhile
-            continue
-    return found
 
 
 def peak(pid: int) -> int:
@@ -135,15 +122,14 @@ def test_large_inputs_do_not_fill_the_parent(tmp_path: Path):
     }
     for i in range(64):
         drop(tmp_path, f"r{i}.json", body)
-    options = ("--picture-memory", "128")
-    with worker(tmp_path, *options, null={"seconds_per_step": 3600.0}) as first:
+    with worker(tmp_path, null={"seconds_per_step": 3600.0}) as first:
         ends = time.monotonic() + 600
         while len(files(tmp_path / "claims", "000001")) < 20 and time.monotonic() < ends:
             time.sleep(0.1)
         time.sleep(2.0)
         peaks = [peak(first.pid)]
         first.kill()
-    with worker(tmp_path, *options) as second:
+    with worker(tmp_path) as second:
         answers = [result(tmp_path, f"r{i}", timeout=800) for i in range(64)]
         peaks.append(peak(second.pid))
     assert {answer["status"] for answer in answers} == {"succeeded"}
@@ -151,7 +137,7 @@ def test_large_inputs_do_not_fill_the_parent(tmp_path: Path):
     codes = {tuple(warning["code"] for warning in answer["warnings"]) for answer in answers}
     assert codes == {("image_resized",)}
     assert max(answer["attempts"] for answer in answers) == 2, "the second worker took over from the first"
-    assert max(peaks) < 450 * MIB, [size // MIB for size in peaks]
+    assert max(peaks) < 400 * MIB, [size // MIB for size in peaks]
 
 
 async def test_images_on_their_way_are_bounded_in_bytes(tmp_path: Path):
@@ -198,11 +184,11 @@ async def test_a_picture_that_costs_its_decoder_costs_nobody_else(
             drop(tmp_path, "good6.json", good)  # by a new decoder
             await until((tmp_path / "results/good6/result.json").exists)
             assert made.jobs._preparation.room.held == 0
-            decoders = children(os.getpid())
+            decoders = decoder_children(os.getpid())
             assert decoders
             for child in decoders:
                 assert b"AWS_" not in (child / "environ").read_bytes()
-        assert not children(os.getpid()), "they end with their worker"
+        assert not decoder_children(os.getpid()), "they end with their worker"
     for i in range(7):
         answer = result(tmp_path, f"good{i}")
         assert (answer["status"], answer["attempts"]) == ("succeeded", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 import struct
@@ -17,7 +16,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from infra.decoding import drawing
 from infra.decoding.process import Pixels
-from infra.pictures import decode_base64
 from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.result import Note
@@ -206,31 +204,6 @@ def test_a_mask_is_grey():
     assert (pixels.mode, pixels.data) == ("L", b"\xff" * 64)
     clear, notes = decode_picture(file(Image.new("RGBA", (8, 8))), "mask_image", LIMITS, mask=True)
     assert (clear.data, notes[0].field) == (bytes(64), "mask_image")
-
-
-@pytest.mark.parametrize("before", ["", "data:image/png;base64,", "DATA:image/png;Base64,", "data:;base64,"])
-def test_base64_is_read_bare_and_as_a_data_uri(before: str):
-    """Line breaks are fine, as many programs write them."""
-    data = bytes(range(256))
-    text = base64.encodebytes(data).decode()
-    assert decode_base64(before + text, "image", LIMITS) == data
-
-
-@pytest.mark.parametrize(
-    "value", ["!!!!", "abc", "abc_", "data:image/png,abc", "data:", "zażółć", "AAAA=AAA"]
-)
-def test_wrong_base64_is_refused_in_words(value: str):
-    """The field is named, the value is not repeated."""
-    with pytest.raises(Rejected, match="base64") as caught:
-        decode_base64(value, "mask_image", LIMITS)
-    assert (caught.value.code, caught.value.field) == ("invalid_image", "mask_image")
-
-
-def test_base64_over_the_limit_is_refused():
-    """Before it is decoded."""
-    with pytest.raises(Rejected) as caught:
-        decode_base64("A" * 4000, "image", Limits(max_body_bytes=100))
-    assert caught.value.code == "too_large"
 
 
 def test_our_own_texts_pass_as_input():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import signal
@@ -17,9 +18,10 @@ from PIL import Image, ImageCms
 from infra import pictures
 from infra.decoding import drawing
 from infra.decoding.process import DecoderDown, Decoders
+from infra.pictures import decode_base64
 from schemas.errors import Rejected
 from schemas.limits import Limits
-from tests.hostile_pictures import many_scans
+from tests.decoding import decoder_children, many_scans
 
 LIMITS = Limits()
 
@@ -117,28 +119,14 @@ def test_the_child_has_no_credentials_and_no_rights(decoders: Decoders, monkeypa
     for name in secrets:
         monkeypatch.setenv(name, "secret")
     decoders.drawable(file(noise()), None, LIMITS)
-    [pid] = _children()
-    environment = Path(f"/proc/{pid}/environ").read_text()
+    [child] = decoder_children(os.getpid())
+    environment = (child / "environ").read_text()
     assert "secret" not in environment
     assert not [name for name in secrets if f"\0{name}=" in f"\0{environment}"]
-    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    lines = (child / "limits").read_text().splitlines()
     limits = {line[:26].strip(): line[26:].split()[0] for line in lines[1:]}
     assert (limits["Max open files"], limits["Max processes"], limits["Max file size"]) == ("3", "0", "0")
     assert int(limits["Max address space"]) < 2 << 30
-
-
-def _children() -> list[int]:
-    """The decoder children of this process that run."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-        except OSError:
-            continue
-        if b"infra.decoding" in words and int(parent) == os.getpid():
-            found.append(int(entry.name))
-    return found
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -146,13 +134,14 @@ def test_a_child_that_is_killed_while_it_decodes_costs_no_request(decoders: Deco
     """The picture is tried again in a new child: whoever killed the first one, it was not the picture."""
     data = file(noise())
     expected = decoders.drawable(data, None, LIMITS)
-    [pid] = _children()
+    [child] = decoder_children(os.getpid())
+    pid = int(child.name)
     os.kill(pid, signal.SIGSTOP)  # so that it dies with the request in hand, and not before
     killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
     killer.start()
     assert decoders.drawable(data, None, LIMITS) == expected
     killer.join()
-    assert pid not in _children()
+    assert child not in decoder_children(os.getpid())
 
 
 def test_a_picture_that_takes_too_long_is_refused_by_its_field(caplog: pytest.LogCaptureFixture):
@@ -211,3 +200,31 @@ def test_recipe_texts_come_from_the_child(decoders: Decoders):
     info.add_text("prompt", "x" * (5 << 20))
     with pytest.raises(Rejected, match="more than 4 MiB of text"):
         decoders.texts(file(noise(), pnginfo=info), "image", LIMITS)
+
+
+# Files as base64 ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", ["", "data:image/png;base64,", "DATA:image/png;Base64,", "data:;base64,"])
+def test_base64_is_read_bare_and_as_a_data_uri(before: str):
+    """Line breaks are fine, as many programs write them."""
+    data = bytes(range(256))
+    text = base64.encodebytes(data).decode()
+    assert decode_base64(before + text, "image", LIMITS) == data
+
+
+@pytest.mark.parametrize(
+    "value", ["!!!!", "abc", "abc_", "data:image/png,abc", "data:", "zażółć", "AAAA=AAA"]
+)
+def test_wrong_base64_is_refused_in_words(value: str):
+    """The field is named, the value is not repeated."""
+    with pytest.raises(Rejected, match="base64") as caught:
+        decode_base64(value, "mask_image", LIMITS)
+    assert (caught.value.code, caught.value.field) == ("invalid_image", "mask_image")
+
+
+def test_base64_over_the_limit_is_refused():
+    """Before it is decoded."""
+    with pytest.raises(Rejected) as caught:
+        decode_base64("A" * 4000, "image", Limits(max_body_bytes=100))
+    assert caught.value.code == "too_large"
