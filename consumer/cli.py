@@ -103,6 +103,14 @@ def worker(
     model_memory: Annotated[
         float, typer.Option(envvar="DREAMDROP_MODEL_MEMORY", help="GiB for loaded models; 0: no limit.")
     ] = 0,
+    picture_memory: Annotated[
+        int,
+        typer.Option(
+            envvar="DREAMDROP_PICTURE_MEMORY",
+            min=1,
+            help="MiB of decoded pictures in memory for each renderer: half for inputs, half for what is drawn.",
+        ),
+    ] = 256,
     lease: Annotated[
         float,
         typer.Option(
@@ -208,6 +216,7 @@ def worker(
         ),
         grace=grace,
         ahead=2 * max_rows,
+        picture_memory=picture_memory << 20,
         reconcile=reconcile,
         spot=spot,
         previews=previews,

@@ -57,6 +57,8 @@ class WorkerSettings:
     limits: Limits = field(default_factory=Limits)
     grace: float = 25.0  # seconds to finish what is being drawn after SIGTERM
     ahead: int = 32  # images that a renderer may hold
+    picture_memory: int = 256 << 20  # bytes of pixels, for each renderer
+    decode_seconds: float = 30.0  # of processor time to decode the pictures of one request
     reconcile: float = (
         60.0  # with a queue: seconds in the inbox after which a request's message counts as lost
     )
@@ -112,12 +114,14 @@ class Worker:
 
     def _make_jobs(self, renderers: Sequence[RendererSettings], inputs: Inputs, delivery: Delivery) -> Jobs:
         settings, clock = self.settings, self._clock
+        half = settings.picture_memory * len(renderers) // 2  # for inputs; the other is for what is drawn
         outcomes = Outcomes(
             store=self.store,
             claims=self.claims,
             delivery=delivery,
             renderers=renderers,
             ahead=settings.ahead,
+            memory=half,
             max_attempts=settings.timing.max_attempts,
             clock=clock,
         )
@@ -127,7 +131,7 @@ class Worker:
             claims=self.claims,
             delivery=delivery,
             batches=Batches(self.store, settings.limits, clock, self.claims.session),
-            preparation=Preparation(delivery, inputs, settings.limits, clock),
+            preparation=Preparation(delivery, inputs, settings.limits, clock, half, settings.decode_seconds),
             stop=self.stop,
             clock=clock,
             previews=settings.previews,

@@ -5,7 +5,8 @@ becomes a *suspect* and is drawn alone; a suspect whose renderer dies again is k
 The other requests wait for a moment, and lose nothing.
 
 Images are handed out one by one, and fewer while pictures wait for a slow store: images that are
-being drawn and images that are not yet stored share one *allowance*, so their memory is bounded.
+being drawn and images that are not yet stored share one *allowance*, in number and in bytes, so their
+memory is bounded.
 """
 
 from __future__ import annotations
@@ -41,15 +42,19 @@ class DeviceSlot:
 class Dispatch:
     """Feeds the renderers of one worker."""
 
-    def __init__(self, renderers: Sequence[Renderer], ahead: int) -> None:
+    def __init__(self, renderers: Sequence[Renderer], ahead: int, memory: int) -> None:
         """
         Args:
             ahead: images that a renderer may hold; enough for two device calls, so that it never
                 waits. As many again may wait for the store.
+            memory: bytes of pixels for all images that are being drawn or wait for the store. One that is
+                larger is drawn alone.
         """
         self.slots = [DeviceSlot(renderer) for renderer in renderers]
         self.unstored = 0  # pictures that are drawn and not yet in the store
+        self.unstored_bytes = 0
         self._ahead = ahead
+        self._memory = memory
         self._waiting: deque[Job] = deque()
 
     @property
@@ -64,13 +69,15 @@ class Dispatch:
         """The jobs that no renderer was given yet."""
         return list(self._waiting)
 
-    def drawn(self) -> None:
-        """Count a picture that is in memory from now on."""
+    def drawn(self, size: int) -> None:
+        """Count a picture of so many bytes that is in memory from now on."""
         self.unstored += 1
+        self.unstored_bytes += size
 
-    def stored(self) -> None:
+    def stored(self, size: int) -> None:
         """Count a picture that is stored, or given up: there may be room for another."""
         self.unstored -= 1
+        self.unstored_bytes -= size
         self.feed()
 
     def add(self, job: Job) -> None:
@@ -99,7 +106,9 @@ class Dispatch:
         """Whether a renderer may be given another image, by its own bound and by the allowance of all."""
         drawing = sum(other.renderer.pending for other in self.slots)
         allowance = 2 * self._ahead * len(self.slots)
-        return slot.renderer.pending < self._ahead and drawing + self.unstored < allowance
+        taken = self.unstored_bytes + sum(other.renderer.pending_bytes for other in self.slots)
+        within = drawing + self.unstored < allowance and taken < self._memory
+        return slot.renderer.pending < self._ahead and within
 
     def _begin(self, slot: DeviceSlot, job: Job) -> None:
         self._waiting.remove(job)
@@ -118,7 +127,8 @@ class Dispatch:
                 slot.renderer.submit(job.task(index))
 
     def drop(self, job: Job) -> None:
-        """Draw no more of a job that has ended or is given back."""
+        """Draw no more of a job that is drawn, has ended or is given back."""
+        job.let_go()
         if job in self._waiting:
             self._waiting.remove(job)
         for slot in self.slots:

@@ -16,6 +16,7 @@ from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Resu
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from consumer.jobs.memory import Share
     from infra.claims.claims import Held
     from schemas.manifest import Manifest
     from schemas.plan import Plan
@@ -57,7 +58,9 @@ class Job:
     notes: list[Note] = field(default_factory=list)
     images: dict[int, ImageResult] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    inputs: tuple[RawPicture | None, RawPicture | None] = (None, None)
+    inputs: tuple[RawPicture | None, RawPicture | None] = (None, None)  # picture and mask, until all is drawn
+    input_size: tuple[int, int] | None = None  # (width, height) of the input picture, pixels
+    share: Share | None = None  # of the worker's memory for inputs
     model: ModelUsed | None = None
     progress: dict[int, tuple[int, int]] = field(default_factory=dict)  # image to (steps done, steps in all)
     losses: int = 0  # renderers of this worker that died while they drew it
@@ -115,10 +118,18 @@ class Job:
 
     def size(self) -> tuple[int, int]:
         """(width, height) of its images, in pixels."""
-        picture = self.inputs[0]
-        if picture is not None:
-            return picture.width, picture.height
-        return self.plan.width or 0, self.plan.height or 0
+        return self.input_size or (self.plan.width or 0, self.plan.height or 0)
+
+    def hold(self, image: RawPicture, mask: RawPicture | None, share: Share) -> None:
+        """Keep input pictures until `let_go`, and of the share what they need."""
+        share.shrink(len(image.data) + len(mask.data if mask else b""))
+        self.inputs, self.input_size, self.share = (image, mask), (image.width, image.height), share
+
+    def let_go(self) -> None:
+        """Drop the input pictures: no image of this job will be drawn here any more."""
+        self.inputs = (None, None)
+        if self.share is not None:
+            self.share.release()
 
     def task(self, index: int) -> ImageTask:
         """The renderer's task for one image."""

@@ -106,9 +106,12 @@ class Jobs:
             self._outcomes.forget(earlier)  # another worker had taken it over, and we have it again
         job.previews = self._previews == "all" or (self._previews == "express" and job.express)
         self.active[job.id] = job  # before the first wait: a cancellation or a takeover must find it
-        await self._preparation.make_ready(job)
+        await self._preparation.make_ready(
+            job, wanted=lambda: self.active.get(job.id) is job and not self._stop.is_set()
+        )
         if self.active.get(job.id) is not job:
-            return  # it was cancelled, or another worker took it over
+            job.let_go()  # it was cancelled, or another worker took it over
+            return
         if job.complete:
             await self._outcomes.finish(job)
         elif self._stop.is_set():
@@ -188,6 +191,7 @@ class Jobs:
         rest = self._tasks()  # again: one that ended may have started another
         for task in rest:
             task.cancel()
+        self._preparation.close()  # a thread that waits for a decoder ends, too
         await asyncio.gather(*rest, return_exceptions=True)
 
     def _tasks(self) -> set[asyncio.Task[None]]:

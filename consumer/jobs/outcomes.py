@@ -41,19 +41,21 @@ class Outcomes:
         delivery: Delivery,
         renderers: Sequence[RendererSettings],
         ahead: int,
+        memory: int,
         max_attempts: int,
         clock: Callable[[], float],
     ) -> None:
         """
         Args:
             ahead: images that a renderer may hold.
+            memory: bytes of pixels for images that are being drawn or wait for the store.
             max_attempts: renderers may die while they draw a request as often as this.
         """
         self.active: dict[str, Job] = {}  # by id
         self.tasks: set[asyncio.Task[None]] = set()
         self.progress = ProgressReporter(store, claims.session, clock, self.active)
         self.renderers = [self._renderer(settings) for settings in renderers]
-        self.dispatch = Dispatch(self.renderers, ahead)
+        self.dispatch = Dispatch(self.renderers, ahead, memory)
         self._claims = claims
         self._delivery = delivery
         self._max_attempts = max_attempts
@@ -83,9 +85,10 @@ class Outcomes:
         elif (job := self.active.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
-                self.dispatch.drawn()  # before anything else is fed: the picture takes memory from now on
+                size = len(event.picture.data)
+                self.dispatch.drawn(size)  # before anything else is fed: it takes memory from now on
                 task = self.spawn(job.held, self._deliver(job, event))
-                task.add_done_callback(lambda _: self.dispatch.stored())
+                task.add_done_callback(lambda _: self.dispatch.stored(size))
             else:
                 self.spawn(job.held, self._fail(job, event))
 

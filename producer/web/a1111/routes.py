@@ -7,7 +7,6 @@ by name. Lists and settings are in `lists`.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from typing import Any
 
@@ -15,7 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from infra.pictures import decode_base64
-from infra.recipes import PARAMETERS, RECIPE, recipe_texts
+from infra.recipes import PARAMETERS, RECIPE
 from producer.web import pictures, responses
 from producer.web.a1111 import fields
 from producer.web.a1111.lists import chosen_model
@@ -241,12 +240,7 @@ async def png_info(request: Request, facade: FacadeOf, caller: Caller) -> PngInf
     if unknown := set(body) - {"image"}:
         raise Rejected.of_field(min(unknown)[:60], "is an unknown field; send `image`")
     raw = decode_base64(body.get("image"), "image", limits)
-
-    def read() -> dict[str, str]:
-        pictures.decode_picture(raw, "image", limits)
-        return recipe_texts(io.BytesIO(raw), "image")
-
-    items = await asyncio.to_thread(read)
+    items = await asyncio.to_thread(pictures.recipe_texts, raw, "image", limits)
     foreign = foreign_recipes.read(items) if RECIPE not in items else None
     text = infotext.write(foreign, drawn_here=False) if foreign else items.get(PARAMETERS, "")
     return PngInfo(info=text, items=items, parameters=infotext.pairs(text) if text else {})
