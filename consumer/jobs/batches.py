@@ -110,21 +110,21 @@ class Batches:
         good = [row for row in rows if results[row.line].images]
         bad = [row for row in rows if not results[row.line].images]
         items = await self._items(batch, rows, results)
-        thumbnails = [item.thumbnail for item in items if item.thumbnail]
+        has_sheet = any(item.thumbnail for item in items)
         files = {
             "results.jsonl": (_lines(good, results), "application/jsonl"),
             "errors.jsonl": (_lines(bad, results), "application/jsonl"),
             "gallery.html": (await asyncio.to_thread(gallery.page, batch, items, counts=counts), "text/html"),
         }
-        if thumbnails:
-            sheet = await asyncio.to_thread(gallery.contact_sheet, thumbnails)
+        if has_sheet:
+            sheet = await asyncio.to_thread(gallery.contact_sheet, items)
             files["contact-sheet.png"] = (sheet, "image/png")
         summary = BatchResult(
             counts=counts,
             results=folder + "results.jsonl",
             errors=folder + "errors.jsonl",
             gallery=folder + "gallery.html",
-            contact_sheet=folder + "contact-sheet.png" if thumbnails else "",
+            contact_sheet=folder + "contact-sheet.png" if has_sheet else "",
         )
         files["batch.json"] = (summary.model_dump_json(indent=2).encode() + b"\n", "application/json")
         for name, (body, content_type) in files.items():  # batch.json last, as it names the others
