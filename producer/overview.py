@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from producer.liveness import looks_alive
-from producer.request_state import read_progress, read_result
-from schemas.errors import NotFound
+from producer.request_state import find_request, read_claim, read_progress, read_result
+from schemas.batch import numbered
+from schemas.errors import NotFound, Rejected
 from schemas.layout import (
     CLAIMS,
     EXPRESS,
@@ -20,17 +21,21 @@ from schemas.layout import (
     REQUESTS,
     RESULTS,
     WORKERS,
+    claims_prefix,
+    is_batch,
     is_request,
     parse_claim,
     parse_result,
     request_id,
 )
+from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info, Store
     from schemas.result import Progress, Result
 
 LATEST = 20  # results that an overview reads
+HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,16 @@ class Overview:
     over: int  # requests that have ended
     latest: tuple[Result, ...]  # the newest of them, newest first
     workers: int  # with a recent heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request that has not ended asks for."""
+
+    prompt: str  # "" for a batch, and where it cannot be read
+    batch: bool
+    since: float  # when it was dropped or claimed: seconds since 1970 by the store's clock, for people
+    rows: int = 0  # of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +104,42 @@ async def overview(
 
 def _place(request: Info) -> tuple[bool, float, str]:
     return not request.key.startswith(EXPRESS), request.modified, request.key
+
+
+async def asked(store: Store, id: str) -> Asked | None:
+    """What an open request asks for, from its claim, else from its object. None when it has neither any more.
+
+    Raises:
+        Damaged: its claim cannot be read.
+    """
+    claims = [i async for i in store.list(claims_prefix(id)) if (c := parse_claim(i.key)) and c[0] == id]
+    if claims:
+        since = min(info.modified for info in claims)
+        if max(info.size for info in claims) >= HEAVY:
+            return Asked("", False, since)
+        claim = await read_claim(store, id)
+        if claim is None:
+            return None
+        rows = _rows(claim.frozen.body()) if claim.batch else 0
+        return Asked(str((claim.plan or {}).get("prompt") or ""), claim.batch, since, rows)
+    request = await find_request(store, id)
+    if request is None:
+        return None
+    batch = is_batch(request.key)
+    if request.size >= HEAVY:
+        return Asked("", batch, request.modified)
+    body = b""
+    with contextlib.suppress(NotFound):
+        body = (await store.get(request.key)).body
+    if batch:
+        return Asked("", True, request.modified, _rows(body))
+    with contextlib.suppress(Rejected):
+        return Asked(str(load_object(body).get("prompt") or ""), False, request.modified)
+    return Asked("", False, request.modified)
+
+
+def _rows(body: bytes) -> int:
+    return sum(1 for _ in numbered(body))
 
 
 async def heartbeats(store: Store, is_alive: Callable[[Info], bool] = looks_alive) -> list[dict[str, Any]]:

@@ -15,15 +15,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from schemas.result import BatchCounts
 
 _SHEET_COLUMNS = 8
 _GAP = 6  # pixels
+_TEXT, _LINE = 11, 15  # pixels; the height of the contact sheet's letters and lines
+_MOST_LETTERS = 80  # more do not fit into a cell
+_PAPER, _INK, _SOFT = (246, 245, 242), (34, 33, 31), (109, 106, 100)
 _FEW_PIXELS = 128  # on a side; a small picture
 #: What Pillow raises for a file that is no picture, or a hostile one.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -154,7 +157,7 @@ def _figure(item: GalleryItem, number: int) -> str:
         top = f'<div class="why">{html.escape(item.failure or item.status)}</div>'
     facts = [item.id] + ([f"seed {item.seed}"] if item.seed is not None else [])
     parameters = item.parameters
-    settings = [label.format(parameters[name]) for name, label in _LABELS.items() if parameters.get(name)]
+    settings = _settings(item, _LABELS)
     lines = "".join(
         f'<div class="facts">{html.escape(" · ".join(line))}</div>' for line in (facts, settings) if line
     )
@@ -169,6 +172,23 @@ def _figure(item: GalleryItem, number: int) -> str:
         f'<div id="c{number}"><figure id="p{number}">{top}<figcaption><div class="prompt" dir="auto">{prompt}</div>'
         f"{lines}{more}</figcaption></figure></div>"
     )
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of a text as fits into a line of a width in pixels."""
+    text = " ".join(text.encode(errors="replace").decode().split())[:_MOST_LETTERS]
+    cut = text
+    while text and font.getlength(cut) > width:
+        text = text[:-1]
+        cut = text.rstrip() + "…"
+    return cut if text else ""
+
+
+def _settings(item: GalleryItem, names: Iterable[str]) -> list[str]:
+    """Parameters of a picture, in words."""
+    return [
+        _LABELS[name].format(item.parameters[name]) for name in names if item.parameters.get(name) is not None
+    ]
 
 
 def _relative(href: str) -> str:
@@ -199,19 +219,26 @@ def thumbnail(data: bytes, side: int = 256) -> bytes:
         return buffer.getvalue()
 
 
-def contact_sheet(thumbnails: Sequence[bytes], cell: int = 128) -> bytes:
-    """All thumbnails on one PNG, in order, at most eight in a row."""
-    columns = min(_SHEET_COLUMNS, len(thumbnails)) or 1
-    rows = -(-len(thumbnails) // columns) or 1
-    step = cell + _GAP
-    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), (246, 245, 242))
-    for i, data in enumerate(thumbnails):
+def contact_sheet(items: Sequence[GalleryItem], cell: int = 128) -> bytes:
+    """All thumbnails on one PNG, in order, at most eight in a row; below each its row's name and what differs."""
+    shown = [(item.thumbnail, item) for item in items if item.thumbnail]
+    columns = min(_SHEET_COLUMNS, len(shown)) or 1
+    rows = -(-len(shown) // columns) or 1
+    across, down = cell + _GAP, cell + 2 * _LINE + _GAP
+    sheet = Image.new("RGB", (columns * across + _GAP, rows * down + _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
+    differing = [
+        name for name in reversed(_LABELS) if len({str(item.parameters.get(name)) for _, item in shown}) > 1
+    ]
+    for i, (data, item) in enumerate(shown):
+        left, top = _GAP + i % columns * across, _GAP + i // columns * down
         with Image.open(io.BytesIO(data)) as picture:
             small = picture.convert("RGB")
             small.thumbnail((cell, cell))
-            x = _GAP + i % columns * step + (cell - small.width) // 2
-            y = _GAP + i // columns * step + (cell - small.height) // 2
-            sheet.paste(small, (x, y))
+            sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+        facts = " · ".join(_settings(item, differing)).replace("\u00a0", " ")
+        for line, (text, ink) in enumerate(((item.id, _INK), (facts, _SOFT))):
+            draw.text((left, top + cell + line * _LINE), _cut(text, cell, font), ink, font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()

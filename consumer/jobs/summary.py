@@ -82,17 +82,18 @@ async def write(
             await store.create(folder + name, body, content_type="application/jsonl")
             del body
     pages = -(-totals.items // PER_PAGE) or 1
-    items, thumbnails = _items(batch, lines, spool), []
+    items = _items(batch, lines, spool)
+    on_sheet: list[gallery.GalleryItem] = []
     for number in range(1, pages + 1):
         shown = await asyncio.to_thread(lambda: [*islice(items, PER_PAGE)])
         if (number - 1) * PER_PAGE < _EMBEDDED:
             shown = await gather_bounded(shown, _IN_FLIGHT, lambda item: _with_thumbnail(store, folder, item))
-            thumbnails += [item.thumbnail for item in shown if item.thumbnail]
+            on_sheet += [item for item in shown if item.thumbnail]
         place = gallery.Place(number, pages, totals.pictures)
         page = await asyncio.to_thread(gallery.page, batch, shown, counts=totals.counts, place=place)
         await store.create(folder + gallery.page_name(number), page, content_type="text/html")
-    if thumbnails:
-        sheet = await asyncio.to_thread(gallery.contact_sheet, thumbnails)
+    if on_sheet:
+        sheet = await asyncio.to_thread(gallery.contact_sheet, on_sheet)
         await store.create(folder + "contact-sheet.png", sheet, content_type="image/png")
     result = BatchResult(
         counts=totals.counts,
@@ -100,7 +101,7 @@ async def write(
         errors=folder + "errors.jsonl",
         gallery=folder + gallery.page_name(1),
         gallery_pages=pages,
-        contact_sheet=folder + "contact-sheet.png" if thumbnails else "",
+        contact_sheet=folder + "contact-sheet.png" if on_sheet else "",
     )
     body = result.model_dump_json(indent=2).encode() + b"\n"
     await store.create(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,25 @@ async def follow(
 def _take(left: dict[str, Ticket | str], id: str) -> bool:
     """Remove an id from those left; the result may have the id `<id>~<hash>`."""
     return (left.pop(id, None) or left.pop(id.partition("~")[0], None)) is not None
+
+
+class NowAndThen:
+    """Says lines where there is no terminal: those with news at once, others every half a minute if they changed."""
+
+    def __init__(self) -> None:
+        self._news: str | None = None
+        self._text, self._at = "", 0.0
+
+    def say(self, text: str, news: str) -> None:
+        """Say a line, or not.
+
+        Args:
+            news: what is said at once when it changes.
+        """
+        now = time.monotonic()
+        if news != self._news or (text != self._text and now - self._at >= SAY_EVERY):
+            say(text)
+            self._news, self._text, self._at = news, text, now
 
 
 class _Bar:

@@ -26,6 +26,7 @@ from producer.web.a1111 import routes as a1111
 from producer.web.accept import wants_page
 from producer.web.addresses import Addresses
 from producer.web.api import batches, generate, health, jobs
+from producer.web.compression import Compression
 from producer.web.facade import Facade
 from producer.web.guard import Guard
 from producer.web.metrics import MetricsMiddleware
@@ -75,6 +76,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=openapi.operation_id,
     )
     app.state.facade, app.state.gallery = facade, Gallery(facade)
     app.state.checkpoints = {}  # key's name to the model that it set, see `a1111_lists`
@@ -95,6 +97,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
             expose_headers=["Location", "Retry-After"],
         )
     # The last one added is the outermost.
+    app.add_middleware(Compression)
     app.add_middleware(Addresses, with_slash={path for route in ROUTES if (path := route.path).endswith("/")})
     app.add_middleware(ShutdownMiddleware)  # inside the guard, so that its 503 has the security headers too
     app.add_middleware(Guard, hosts=settings.hosts, origins=settings.origins)
@@ -160,10 +163,18 @@ async def _invalid_parameter(request: Request, error: Exception) -> Response:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=openapi.TAGS,
         )
         openai_errors.drop_422(document)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        facade: Facade = app.state.facade
+        if facade.settings.keys:
+            document["components"]["securitySchemes"] = openapi.SECURITY
+            document["security"] = [{name: []} for name in openapi.SECURITY]
+        schemas = document["components"]["schemas"]
         for name, schema in openapi.components().items():
             schemas.setdefault(name, schema)
         app.openapi_schema = document

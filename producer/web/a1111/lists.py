@@ -39,7 +39,7 @@ def chosen_model(request: Request, caller: Key) -> str | None:
 
 
 @router.get("/samplers", responses=READ_ERRORS, summary="List samplers")
-async def all_samplers(caller: Caller) -> list[dict[str, Any]]:
+async def list_samplers(caller: Caller) -> list[dict[str, Any]]:
     """A sampler with Karras in its name can also be chosen by `scheduler: karras`."""
     return [{"name": name, "aliases": samplers.aliases(name), "options": {}} for name in samplers.names()]
 
@@ -120,7 +120,7 @@ def _mount(name: str, make: Callable[[], Any]) -> None:
         empty,
         methods=["GET"],
         responses=READ_ERRORS,
-        summary="Always empty",
+        include_in_schema=False,
         name=f"a1111 {name}",
     )
 

@@ -30,7 +30,7 @@ HIDDEN = ("init_images", "mask")  # not repeated in responses
 DRAW_ERRORS = errors(401, 409, 410, 413, 422, 429, 503, 504)
 
 
-class Pictures(BaseModel):
+class A1111Pictures(BaseModel):
     """A1111's response to a drawing request."""
 
     images: list[str] = Field(description="The pictures in base64.")
@@ -52,7 +52,7 @@ class ProgressState(BaseModel):
     stopping_generation: bool = False
 
 
-class Progress(BaseModel):
+class A1111Progress(BaseModel):
     """The progress of the synchronous requests that the caller waits for at this server."""
 
     progress: float = Field(0.0, ge=0, le=1)
@@ -92,7 +92,7 @@ _IMG2IMG = {
 
 @router.post(
     "/txt2img",
-    response_model=Pictures,
+    response_model=A1111Pictures,
     responses=DRAW_ERRORS,
     openapi_extra=_body(_TXT2IMG, "A1111's fields; docs/clients.md lists those that are not supported."),
     summary="Draw from a prompt",
@@ -103,7 +103,7 @@ async def txt2img(request: Request, facade: FacadeOf, caller: Caller) -> Respons
 
 @router.post(
     "/img2img",
-    response_model=Pictures,
+    response_model=A1111Pictures,
     responses=DRAW_ERRORS,
     openapi_extra=_body(_IMG2IMG, "A1111's fields; with `mask`, its white part is repainted."),
     summary="Redraw a picture, or repaint the white part of a mask",
@@ -125,7 +125,7 @@ async def _draw(request: Request, facade: FacadeOf, caller: Caller, *, img2img: 
     if not result.images:
         raise responses.NoPictures(_in_a1111_words(result, body))
     images = [] if body.get("send_images") is False else await responses.pictures(facade.client.store, result)
-    response = Pictures(
+    response = A1111Pictures(
         images=[],
         parameters={name: value for name, value in body.items() if name not in HIDDEN},
         info=json.dumps(_info(result, body, translation.notes), ensure_ascii=False),
@@ -189,19 +189,19 @@ async def progress(
     facade: FacadeOf,
     caller: Caller,
     skip_current_image: bool = Query(False, description="Omit the preview."),
-) -> Progress:
+) -> A1111Progress:
     """Covers the synchronous requests that this caller waits for at this server."""
     ids = facade.waits_of(caller)
     if not ids:
-        return Progress()
+        return A1111Progress()
     states = await asyncio.gather(*map(facade.state, ids), return_exceptions=True)
     reports = [state.progress for state in states if not isinstance(state, BaseException) and state.progress]
     done = sum(min(1.0, one.steps_done / one.steps_total) for one in reports if one.steps_total)
     if not reports:
-        return Progress(state=ProgressState(job_count=len(ids)), textinfo="waiting")
+        return A1111Progress(state=ProgressState(job_count=len(ids)), textinfo="waiting")
     first = reports[0]
     preview = "" if skip_current_image else first.preview.partition(",")[2]
-    return Progress(
+    return A1111Progress(
         progress=min(1.0, done / len(ids)),
         eta_relative=max((one.eta or 0.0 for one in reports), default=0.0),
         state=ProgressState(

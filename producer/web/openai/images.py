@@ -20,7 +20,7 @@ from producer.web.caller import Caller, FacadeOf, body, document, draw
 from producer.web.openai import fields as openai_fields
 from producer.web.openai.errors import READ_ERRORS, errors
 from producer.web.openai.fields import Translation
-from producer.web.openai.results import Pictures, response_of
+from producer.web.openai.results import OpenAIPictures, response_of
 from producer.web.openapi import request_body
 from schemas.errors import Rejected
 from schemas.strictjson import load_object
@@ -59,7 +59,7 @@ _EDIT_FIELDS = {
 
 @router.post(
     "/images/generations",
-    response_model=Pictures,
+    response_model=OpenAIPictures,
     responses=DRAW_ERRORS,
     openapi_extra=request_body(
         {"type": "object", "description": "OpenAI's fields, and any other field of a manifest."},
@@ -73,7 +73,7 @@ async def generations(request: Request, facade: FacadeOf, caller: Caller) -> Res
 
 @router.post(
     "/images/edits",
-    response_model=Pictures,
+    response_model=OpenAIPictures,
     responses=DRAW_ERRORS,
     openapi_extra=request_body(
         {"type": "object", "required": ["image", "prompt"], "properties": _EDIT_FIELDS},
@@ -148,12 +148,12 @@ async def _draw(translation: Translation, request: Request, facade: FacadeOf, ca
 
 
 @router.get("/models", responses=READ_ERRORS, summary="List models")
-async def models(facade: FacadeOf, caller: Caller) -> Models:
+async def list_models(facade: FacadeOf, caller: Caller) -> Models:
     return Models(data=[Model(id=m.name) for m in await facade.client.models() if m.here or m.versions])
 
 
 @router.get("/models/{id:path}", responses=READ_ERRORS, summary="Get one model")
-async def model(id: str, facade: FacadeOf, caller: Caller) -> Model:
+async def get_model(id: str, facade: FacadeOf, caller: Caller) -> Model:
     known = [model.name for model in await facade.client.models()]
     if id not in known:
         raise HTTPException(

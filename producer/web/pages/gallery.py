@@ -23,19 +23,10 @@ from producer.errors import Damaged
 from producer.web.cache import CachedCall
 from producer.web.facade import LATEST
 from producer.web.pages.items import GalleryItem, items_of
-from schemas.batch import numbered, split_rows
-from schemas.errors import NotFound, Rejected
-from schemas.layout import (
-    RESULTS,
-    claims_prefix,
-    is_batch,
-    parse_claim,
-    parse_result,
-    result_folder,
-    result_key,
-)
+from schemas.batch import split_rows
+from schemas.errors import Rejected
+from schemas.layout import RESULTS, parse_result, result_folder, result_key
 from schemas.result import Frozen, Progress, Result
-from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info
@@ -48,7 +39,6 @@ BATCHES_IN_ORDER = 4  # batches whose lines are remembered: some megabytes for e
 ROWS = 200  # rows on a page of a batch's grid
 LISTED = 10_000  # keys that are listed for a page at most
 BATCHES = 50  # in the list
-HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
 LIGHT = 8 << 10  # bytes up to which a cached result keeps its request
 KEPT = 20_000  # prompts and rows in the caches
 AT_ONCE = 16  # objects read at the same time
@@ -141,42 +131,16 @@ class Gallery:
     async def prompt_of(self, id: str) -> tuple[str, bool]:
         """The prompt of a request that is not finished, and whether it is a batch. Cached."""
         if id not in self._prompts:
-            prompt: tuple[str, bool] | None = None
+            asked = None
             async with self._gate:
                 with contextlib.suppress(Damaged, InvalidKey, ValueError):  # its own page says what is wrong
-                    prompt = await self._read_prompt(id)
-            if prompt is None:
+                    asked = await overview.asked(self.facade.client.store, id)
+            if asked is None:
                 return "", False
-            self._prompts[id] = prompt
+            if asked.batch:
+                self._rows[id] = asked.rows
+            self._prompts[id] = asked.prompt, asked.batch
         return self._prompts[id]
-
-    async def _read_prompt(self, id: str) -> tuple[str, bool] | None:
-        """From the claim, else from the request object. None if there is neither any more."""
-        store = self.facade.client.store
-        async for info in store.list(claims_prefix(id)):
-            claimed = parse_claim(info.key)
-            if claimed and claimed[0] == id and info.size < HEAVY:
-                claim = await request_state.read_claim(store, id)
-                if claim is None:
-                    return None
-                if claim.batch:
-                    self._count_rows(id, claim.frozen.body())
-                return str((claim.plan or {}).get("prompt") or ""), claim.batch
-        request = await request_state.find_request(store, id)
-        if request is None:
-            return None
-        if request.size >= HEAVY:
-            return "", is_batch(request.key)
-        with contextlib.suppress(NotFound, Rejected):
-            body = (await store.get(request.key)).body
-            if is_batch(request.key):
-                self._count_rows(id, body)
-                return "", True
-            return str(load_object(body).get("prompt") or ""), False
-        return None
-
-    def _count_rows(self, batch: str, body: bytes) -> None:
-        self._rows[batch] = sum(1 for _ in numbered(body))
 
     async def row_count(self, batch: str) -> int:
         """How many rows an unfinished batch has; 0 if not known."""
