@@ -63,17 +63,13 @@ def examined(pipeline: Any) -> tuple[int, int, int]:
     """Of 12 prompts with the concept, how many show a plus; of 18 others, how many their shape, and a plus."""
     rng = random.Random(5)
     new, old = [], []
-    for number in range(12):
+    for _ in range(12):
         ground = rng.choice(list(PALETTE))
         new.append(f"a {rng.choice(colours_for(ground))} sks shape on a {ground} background")
     for number in range(18):
         ground = rng.choice(list(PALETTE))
-        old.append(
-            (
-                KINDS[number % 6],
-                f"a {rng.choice(colours_for(ground))} {KINDS[number % 6]} on a {ground} background",
-            )
-        )
+        kind, colour = KINDS[number % 6], rng.choice(colours_for(ground))
+        old.append((kind, f"a {colour} {kind} on a {ground} background"))
     with judging_pluses():
         learned = seen(pipeline, new, 500)
         kept = seen(pipeline, [prompt for _, prompt in old], 700)
