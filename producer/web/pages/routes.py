@@ -7,7 +7,7 @@ changed, so HTML is written in the templates only, which escape everything that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,12 +35,6 @@ from schemas.result import Result
 
 HERE = Path(__file__).parent
 PER_PAGE = 48  # requests in the gallery
-STATUS_NAMES = {
-    "processing": "drawing",
-    "succeeded": "finished",
-    "partial": "partly finished",
-    "canceled": "cancelled",
-}
 PARAMETER_NAMES = {"cfg_scale": "Guidance", "model_revision": "Revision"}
 HIDDEN = {"notes", "seeds", "prompt"}  # parameters that the page of a picture shows outside the table
 #: Swagger UI sets styles on its elements, and its style sheet holds small pictures.
@@ -57,8 +51,9 @@ templates.globals.update(duration=items.duration, picture_path=picture_path, job
 templates.filters.update(
     path=quote,
     text=items.text_of,
+    first_sentence=items.first_sentence,
     label=lambda name: PARAMETER_NAMES.get(name, name.replace("_", " ").capitalize()),
-    status=lambda status: STATUS_NAMES.get(status, status),
+    status=lambda status: items.STATUS_NAMES.get(status, status),
 )
 
 
@@ -119,10 +114,15 @@ def error_page(request: Request, status: int, text: str, headers: dict[str, str]
     return _page(request, "error.html", status, headers, status=status, text=text)
 
 
+def _shown(results: Iterable[Result]) -> list[Result]:
+    """Those that the gallery shows: no batches, whose rows it shows, and no canaries."""
+    return [result for result in results if items_of(result) and not items.is_canary(result)]
+
+
 async def _latest(gallery: Gallery, caller: Caller, id: str) -> list[Result]:
     """The latest results with pictures; `id` is among them even if it finished a moment ago."""
     for read in (gallery.overview, gallery.read_overview):
-        latest = [result for result in (await read(caller.id_prefix)).latest if items_of(result)]
+        latest = _shown((await read(caller.id_prefix)).latest)
         if any(result.id == id for result in latest):
             break
     return latest
@@ -138,7 +138,7 @@ async def _live_parts(
         now: do not use the cached overview.
     """
     overview = await (gallery.read_overview if now else gallery.overview)(caller.id_prefix)
-    latest = [result for result in overview.latest if items_of(result)]
+    latest = _shown(overview.latest)
     if before:
         latest = await _latest(gallery, caller, before)
     start = next((n + 1 for n, result in enumerate(latest) if result.id == before), 0)
@@ -217,6 +217,7 @@ async def picture(
         table=items.recipe_table(result.parameters, HIDDEN) if result else {},
         recipe=json.dumps(_recipe(result), indent=2, ensure_ascii=False) if result else "",
         again=result is not None and items.can_repeat(result),
+        own_fault=result is not None and items.is_own_fault(result),
         newer=newer,
         older=older,
         batch=batch if batch and await _is_finished_batch(facade, batch) else "",

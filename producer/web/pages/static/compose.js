@@ -78,7 +78,44 @@ function loadSettings() {
   } catch {
     // nothing is saved, or it cannot be read
   }
+  openMore();
+}
+
+/** Show the fields that are folded away if one of them is filled in. */
+function openMore() {
   if (["width", "height", "model", "scheduler"].some((name) => field(name).value)) $("#more").open = true;
+}
+
+// What the form holds, with its picture and mask, stays over a reload and a look at another page, until the tab is closed.
+const DRAFT = "dreamdrop-draft";
+
+function saveDraft() {
+  const fields = Object.fromEntries(["prompt", "seed", "strength", ...REMEMBERED].map((name) => [name, field(name).value]));
+  const draft = { fields, strengthChosen };
+  const pictures = { image: editor.image(), mask: editor.painted() };
+  for (const text of [JSON.stringify({ ...draft, ...pictures }), JSON.stringify(draft)])
+    try {
+      sessionStorage.setItem(DRAFT, text);
+      return;
+    } catch {
+      // a picture may be larger than the browser keeps: then only the fields are kept
+    }
+}
+
+async function loadDraft() {
+  let draft;
+  try {
+    draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
+  } catch {
+    return; // the browser does not allow it
+  }
+  if (!draft) return;
+  for (const [name, value] of Object.entries(draft.fields)) if (field(name)) field(name).value = value;
+  if (field("model").selectedIndex < 0) field("model").selectedIndex = 0; // that model is not offered any more
+  strengthChosen = draft.strengthChosen;
+  openMore();
+  if (draft.image) await editor.show(await blobOf(draft.image), limits);
+  if (draft.image && draft.mask) await editor.showMask(await blobOf(draft.mask));
 }
 
 /** Fill the form from a manifest. */
@@ -168,8 +205,11 @@ editor.onChange(changed);
 loadSettings();
 changed();
 $("#draw").disabled = false;
+addEventListener("pagehide", saveDraft);
 const link = new URLSearchParams(location.search);
 const openLink = showingErrors(async () => {
+  await loadDraft();
+  changed();
   if (link.has("recipe")) {
     const response = await request(`/recipe/${pathOf(link.get("recipe"))}`);
     await fill(await response.json(), response.headers.get("X-Seed"));
