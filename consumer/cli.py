@@ -64,7 +64,9 @@ def worker(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="DREAMDROP_MODELS", help="name=folder or name=hub:owner/name[@revision]; repeatable."
+            envvar="DREAMDROP_MODELS",
+            help="name=folder or name=hub:owner/name[@revision]; repeatable. Options may follow, "
+            "which fill what requests leave open: ,steps=9,cfg=0,scheduler=Euler,size=512x768,multiple=16.",
         ),
     ] = None,
     loras: Annotated[

@@ -90,6 +90,8 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         level = logging.DEBUG if verdict.is_atomic else logging.WARNING
         log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})
         log.info("model", extra={"default": model, "why": why, "serves": ",".join(cards.known())})
+        for card in cards.own():
+            log.info("model card", extra={"model": card.name, "defaults": card.defaults.text()})
         for queue in queues:
             log.info("queue", extra={"url": queue.url})
         log.info("drop .json and .jsonl files into %s/requests/", places.store.rstrip("/"))
@@ -98,7 +100,7 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         _drain_on_signals(worker)
         access = asyncio.create_task(_watch_access(store, worker, places.denied_patience))
         facts = {"state": "loading", "models": cards.known(), "available": worker.available()}
-        await _run(worker, {**facts, "default_model": model})
+        await _run(worker, {**facts, "defaults": cards.defaults(), "default_model": model})
         denied = access.done()
         access.cancel()
         log.info("stopped", extra={"session": worker.claims.session})

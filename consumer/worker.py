@@ -274,6 +274,7 @@ class Worker:
             "state": "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle",
             **self._fleet.own.facts(),
             "available": self.available(),
+            "defaults": self._cards.defaults(),
             "default_model": self.settings.default_model,
             "devices": [r.device for r in ready],
         }

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from producer.liveness import looks_alive
 from producer.request_state import find_request, read_claim, read_progress, read_result
 from schemas.batch import numbered
+from schemas.defaults import ModelDefaults
 from schemas.errors import NotFound, Rejected
 from schemas.layout import (
     CLAIMS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 LATEST = 20  # results that an overview reads
 HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
+_UNKNOWN = ModelDefaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class ModelName:
     workers: int  # live ones that announce it
     versions: tuple[str, ...]  # in the store
     here: int = 0  # live workers that need not download it first
+    defaults: ModelDefaults = _UNKNOWN  # what fills the fields that a request leaves open
 
 
 async def overview(
@@ -172,8 +175,19 @@ async def models(store: Store) -> list[ModelName]:
             stored.setdefault(name, set()).add(rest.partition("/")[0])
     names = sorted(announced.keys() | stored.keys())
     return [
-        ModelName(name, announced[name], tuple(sorted(stored.get(name, ()))), here[name]) for name in names
+        ModelName(
+            name, announced[name], tuple(sorted(stored.get(name, ()))), here[name], defaults_of(beats, name)
+        )
+        for name in names
     ]
+
+
+def defaults_of(beats: Iterable[Mapping[str, Any]], model: str) -> ModelDefaults:
+    """What fills the fields that a request for a model leaves open; null where live workers differ or do not say."""
+    told = [beat.get("defaults") for beat in beats if model in _names(beat, "models")]
+    return ModelDefaults.common(
+        ModelDefaults.read(each.get(model) if isinstance(each, dict) else None) for each in told
+    )
 
 
 def models_here(beat: Mapping[str, Any]) -> set[str]:

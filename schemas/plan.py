@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas import samplers
+from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
 from schemas.prompts import foreign_syntax
@@ -100,6 +101,9 @@ def plan(
     native_size: tuple[int, int],
     scheduler: str,
     random_seed: int,
+    steps: int = STEPS,
+    cfg_scale: float = CFG_SCALE,
+    size_multiple: int = SIZE_MULTIPLE,
     lora_hashes: Mapping[str, str] | None = None,
 ) -> Plan:
     """Resolve every default of a manifest.
@@ -108,12 +112,16 @@ def plan(
         model, revision, scheduler: canonical names, looked up by the caller.
         native_size: (width, height) of the model, pixels.
         random_seed: in [0, 2**32), used where the manifest gives no seed.
+        steps, cfg_scale: of the model's card, used where the manifest leaves them open.
+        size_multiple: pixels; the model can draw no other widths and heights.
         lora_hashes: sha256 of each LoRA's file, by its name.
 
     Raises:
-        Rejected: the scheduler cannot do so many steps.
+        Rejected: the scheduler cannot do so many steps, or the model no such size.
     """
-    samplers.check_steps(scheduler, manifest.steps)
+    steps = steps if (chosen := manifest.chosen("steps")) is None else chosen
+    cfg_scale = cfg_scale if (chosen := manifest.chosen("cfg_scale")) is None else chosen
+    samplers.check_steps(scheduler, steps)
     notes = _notes_on_words(manifest)
     first = manifest.drawn_seed if manifest.drawn_seed is not None else random_seed
     if first + manifest.number_of_images > SEEDS:
@@ -122,6 +130,7 @@ def plan(
     width = height = strength = None
     if manifest.task == "text2img":
         width, height = manifest.width or native_size[0], manifest.height or native_size[1]
+        _check_size(model, {"width": width, "height": height}, size_multiple)
         if manifest.strength is not None:
             text = "strength is ignored: text2img starts from noise"
             notes += (Note(code="ignored", message=text, field="strength"),)
@@ -135,8 +144,8 @@ def plan(
         model_revision=revision,
         width=width,
         height=height,
-        steps=manifest.steps,
-        cfg_scale=float(manifest.cfg_scale),
+        steps=steps,
+        cfg_scale=float(cfg_scale),
         scheduler=scheduler,
         strength=strength,
         clip_skip=manifest.clip_skip,
@@ -146,6 +155,16 @@ def plan(
         notes=notes,
         lora_hashes=dict(lora_hashes or {}),
     )
+
+
+def _check_size(model: str, size: Mapping[str, int], multiple: int) -> None:
+    """Refuse what would be drawn in another size. Raises `Rejected`, with the nearest two."""
+    for field, value in size.items():
+        if value % multiple:
+            below = value // multiple * multiple
+            near = f"such as {below} or {below + multiple}" if below else f"at least {multiple}"
+            text = f"is {value}; model {model!r} draws multiples of {multiple}, {near}"
+            raise Rejected.of_field(field, text)
 
 
 def _notes_on_words(manifest: Manifest) -> tuple[Note, ...]:

@@ -20,6 +20,7 @@ from schemas.batch import Row, split_rows
 from schemas.errors import DreamError, NotFound, Rejected, TooLarge
 from schemas.limits import Limits
 from schemas.manifest import Manifest, chosen_id, has_expired, parse_manifest
+from schemas.manifest_limits import check_numbers
 from schemas.plan import Plan, Refusal, plan
 from schemas.strictjson import load_object
 
@@ -144,17 +145,26 @@ class RequestClaimer:
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
     def plan(self, manifest: Manifest) -> Plan:
-        """Resolve a manifest's names and defaults. Raises `Rejected` for an unknown model, scheduler or LoRA."""
+        """Resolve a manifest's names and defaults.
+
+        Raises:
+            Rejected: a name is not known, or a default of the model is over our limits.
+        """
         card = self.cards.get(manifest.model or self.default_model)
-        return plan(
+        planned = plan(
             manifest,
             model=card.name,
             revision=card.revision,
             native_size=(card.native_width, card.native_height),
             scheduler=samplers.resolve(manifest.scheduler or card.scheduler).name,
             random_seed=self.rng.getrandbits(32),
+            steps=card.steps,
+            cfg_scale=card.cfg_scale,
+            size_multiple=card.size_multiple,
             lora_hashes={lora.name: self.cards.lora(lora.name).sha256 for lora in manifest.loras},
         )
+        check_numbers(planned.steps, planned.cfg_scale, self.limits)
+        return planned
 
     async def _leaves(
         self, source: Info | None, id: str, error: Rejected, body: bytes, size: int, *, batch: bool

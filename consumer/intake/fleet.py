@@ -19,7 +19,8 @@ from schemas import layout, samplers
 from schemas.errors import NotFound, Rejected, StoreUnavailable
 from schemas.limits import Limits
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
-from schemas.plan import Refusal, read_plan
+from schemas.manifest_limits import check_numbers
+from schemas.plan import Plan, Refusal, read_plan
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Fleet:
             return True
         loras = {lora.name for lora in plan.loras}
         known = plan.model in worker.models and loras <= worker.loras
-        return known and _fits(claim.frozen.body(), worker.limits)
+        return known and _fits(claim.frozen.body(), worker.limits, plan)
 
     def _waited(self, name: str) -> float:
         now = self._clock()
@@ -178,9 +179,12 @@ class Fleet:
         self._beats[session] = (info.etag, self._clock(), can)
 
 
-def _fits(body: bytes, limits: Limits) -> bool:
+def _fits(body: bytes, limits: Limits, plan: Plan | None = None) -> bool:
+    """Whether a request, and what its plan fills in, is within limits."""
     try:
         parse_manifest(body, limits)
+        if plan is not None:
+            check_numbers(plan.steps, plan.cfg_scale, limits)
     except Rejected:
         return False
     return True

@@ -16,6 +16,7 @@ from consumer.renderer.protocol import RawPicture
 from infra.decoding.process import Decoders
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, has_expired, parse_manifest
+from schemas.manifest_limits import check_numbers
 from schemas.plan import Refusal, read_plan
 from schemas.result import Failure, Result, Status
 
@@ -70,6 +71,7 @@ class Preparation:
             raise ValueError("the claim of a single request has no plan")
         began = self._clock()
         manifest = parse_manifest(held.claim.frozen.body(), self._limits)
+        check_numbers(plan.steps, plan.cfg_scale, self._limits)  # the manifest may leave them open
         held.has_status = held.has_status or held.claim.epoch > 1  # its last worker may have left a status
         return Job(held, manifest, plan, began, notes=list(plan.notes))
 

@@ -114,13 +114,19 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
 
 
 def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the models of live workers and of the store."""
+    """List the models of live workers and of the store, and what fills the fields that a request leaves open."""
 
     async def work(client: AsyncClient) -> None:
         known = await client.models()
         if as_json:
             rows = [
-                {"name": m.name, "workers": m.workers, "versions": list(m.versions), "here": m.here}
+                {
+                    "name": m.name,
+                    "workers": m.workers,
+                    "versions": list(m.versions),
+                    "here": m.here,
+                    "defaults": m.defaults.model_dump(),
+                }
                 for m in known
             ]
             print_json({"models": rows})
@@ -129,6 +135,7 @@ def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
             where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
             where += ["not here: no worker has its weights"] if model.workers and not model.here else []
             where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
+            where += [f"by default {text}"] if (text := model.defaults.text()) else []
             typer.echo(f"{model.name}\t{'; '.join(where)}")
         if not any(model.workers for model in known):
             say(f"no worker is running; start one with: dreamdrop worker --store {store}")

@@ -125,7 +125,7 @@ def manifest_body(*tasks: str) -> dict[str, Any]:
 def examples() -> dict[str, Any]:
     """Complete examples of each body, by name."""
     picture, mask = _pictures()
-    base = {"steps": 20, "seed": 5}
+    base = {"seed": 5}
     return {
         "text": {
             "summary": "From a prompt",
@@ -140,6 +140,7 @@ def examples() -> dict[str, Any]:
                 "width": 128,
                 "height": 128,
                 "cfg_scale": 7,
+                "steps": 20,
                 "number_of_images": 2,
             }
             | base,

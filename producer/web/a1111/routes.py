@@ -76,7 +76,6 @@ def _body(example: dict[str, Any], text: str) -> dict[str, Any]:
 
 _TXT2IMG = {
     "prompt": "a red circle on a blue background",
-    "steps": 20,
     "seed": 5,
     "width": 128,
     "height": 128,

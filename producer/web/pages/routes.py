@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.types import Scope
 
 from infra.claims.kept_request import with_request
-from producer.overview import models_here
+from producer.overview import defaults_of, models_here
 from producer.request_state import read_result
 from producer.web import responses
 from producer.web.caller import Caller, FacadeOf, own_id, result_of
@@ -30,6 +30,7 @@ from producer.web.pages import items
 from producer.web.pages.gallery import BATCHES, ROWS, Gallery
 from producer.web.pages.items import Grid, items_of, picture_path
 from schemas import samplers
+from schemas.defaults import ModelDefaults
 from schemas.errors import DreamError
 from schemas.result import Result
 
@@ -166,13 +167,15 @@ async def home(
     """The form, the queue and the latest pictures; with `before`, a page of older pictures."""
     heartbeats = await facade.workers()
     models = {name for heartbeat in heartbeats for name in _strings(heartbeat.get("models"))}
-    defaults = {str(name) for heartbeat in heartbeats if (name := heartbeat.get("default_model"))}
+    default = {str(name) for heartbeat in heartbeats if (name := heartbeat.get("default_model"))}
+    defaults = {name: defaults_of(heartbeats, name) for name in models}
     return _page(
         request,
         "home.html",
         models=sorted(models),
         here={name for heartbeat in heartbeats for name in models_here(heartbeat)},
-        default_model=", ".join(sorted(defaults)),
+        default_model=", ".join(sorted(default)),
+        defaults=defaults | {"": ModelDefaults.common(defaults_of(heartbeats, name) for name in default)},
         schedulers=samplers.names(),
         limits=facade.settings.limits,
         **await _live_parts(gallery, caller, before),

@@ -8,7 +8,9 @@ const form = $("#compose");
 const field = (name) => form.elements.namedItem(name);
 const NUMBERS = ["steps", "cfg_scale", "number_of_images", "width", "height"];
 const TEXTS = ["negative_prompt", "model", "scheduler"];
+const OPEN = ["steps", "cfg_scale", "width", "height", "scheduler"]; // what is left empty, the model's card fills
 const REMEMBERED = ["negative_prompt", "steps", "cfg_scale", "number_of_images", "width", "height", "model", "scheduler"];
+const SAVED = "dreamdrop-form"; // not "dreamdrop": there older pages saved steps and guidance that nobody had chosen
 const limits = { side: +form.dataset.side, pixels: +form.dataset.pixels, bytes: +form.dataset.bytes };
 let strengthChosen = false;
 
@@ -61,10 +63,19 @@ async function submit() {
   }
 }
 
+/** Show in the empty fields what the chosen model draws with. */
+function showDefaults() {
+  const defaults = JSON.parse(field("model").selectedOptions[0]?.dataset.defaults ?? "{}");
+  for (const name of OPEN) field(name).placeholder = defaults[name] ?? (name === "scheduler" ? "the model's default" : "auto");
+  const multiple = defaults.size_multiple ?? 8;
+  for (const name of ["width", "height"]) field(name).step = field(name).min = multiple;
+}
+field("model").addEventListener("change", showDefaults);
+
 // Settings are saved for the next visit; prompts and pictures are not.
 function saveSettings() {
   try {
-    localStorage.setItem("dreamdrop", JSON.stringify(Object.fromEntries(REMEMBERED.map((name) => [name, field(name).value]))));
+    localStorage.setItem(SAVED, JSON.stringify(Object.fromEntries(REMEMBERED.map((name) => [name, field(name).value]))));
   } catch {
     // the browser may not allow it
   }
@@ -72,7 +83,7 @@ function saveSettings() {
 
 function loadSettings() {
   try {
-    const saved = JSON.parse(localStorage.getItem("dreamdrop") ?? "{}");
+    const saved = JSON.parse(localStorage.getItem(SAVED) ?? "{}");
     for (const name of REMEMBERED) if (saved[name]) field(name).value = saved[name];
     if (field("model").selectedIndex < 0) field("model").selectedIndex = 0;
   } catch {
@@ -123,7 +134,7 @@ async function fill(manifest, seed) {
   for (const name of [...TEXTS, "prompt", ...NUMBERS]) {
     if (name === "model" && manifest.model && ![...field("model").options].some((o) => o.value === manifest.model))
       field("model").add(new Option(manifest.model));
-    if (manifest[name] !== undefined || TEXTS.includes(name)) field(name).value = manifest[name] ?? "";
+    if (manifest[name] !== undefined || TEXTS.includes(name) || OPEN.includes(name)) field(name).value = manifest[name] ?? "";
   }
   field("seed").value = seed ?? manifest.seed ?? "";
   if (manifest.image) {
@@ -146,6 +157,7 @@ async function blobOf(text) {
 
 // A picture sets the size; a mask sets the task, and with it the default strength.
 function changed() {
+  showDefaults();
   const hasPicture = editor.hasPicture();
   for (const name of ["width", "height"]) field(name).disabled = hasPicture;
   const masked = hasPicture && editor.painted() !== "";

@@ -1,0 +1,101 @@
+"""What a diffusers folder says of itself: its native size, sampler and, where it is distilled, steps and guidance.
+
+Only its JSON is read, never weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from schemas import samplers
+from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
+from schemas.errors import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_FALLBACK = "DPM++ 2M"  # works well with every Stable Diffusion
+_FEW = 4  # steps of distilled models: their cards say 1 to 9, and 4 suits most
+#: How models that were distilled to few steps without guidance (ADD and its like) are called.
+_TURBO = re.compile(r"(?<![a-z])(turbo|lightning)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a card takes from a model's own files and name."""
+
+    width: int = 512  # pixels
+    height: int = 512
+    size_multiple: int = SIZE_MULTIPLE
+    scheduler: str = _FALLBACK
+    steps: int = STEPS
+    cfg_scale: float = CFG_SCALE
+
+
+def read_folder(folder: Path, *names: str) -> Reading:
+    """Read a diffusers folder; what it does not say has the defaults of Stable Diffusion 1.
+
+    Args:
+        names: what else the model is called, such as its hub id.
+    """
+    index = _load(folder / "model_index.json")
+    unet, vae = _load(folder / "unet" / "config.json"), _load(folder / "vae" / "config.json")
+    scheduler = _load(folder / "scheduler" / "scheduler_config.json")
+    factor = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+    sample = unet.get("sample_size", 64)
+    high, wide = (sample, sample) if isinstance(sample, int) else (sample[0], sample[1])
+    called = (*names, folder.name, *(str(one.get("_name_or_path", "")) for one in (index, unet)))
+    steps, cfg_scale = _numbers(index, unet, scheduler, called)
+    return Reading(
+        width=wide * factor,
+        height=high * factor,
+        size_multiple=max(SIZE_MULTIPLE, factor),
+        scheduler=_canonical(str(scheduler.get("_class_name", ""))),
+        steps=steps,
+        cfg_scale=cfg_scale,
+    )
+
+
+def read_name(*names: str) -> Reading:
+    """What the names of a model tell whose files are not here yet."""
+    return Reading(steps=_FEW, cfg_scale=0) if _is_turbo(names) else Reading()
+
+
+def _numbers(
+    index: dict[str, Any], unet: dict[str, Any], scheduler: dict[str, Any], called: Iterable[str]
+) -> tuple[int, float]:
+    """Steps and guidance: the documented ones, unless the files say that the model is distilled."""
+    kind = scheduler.get("_class_name")
+    if (
+        unet.get("time_cond_proj_dim") is not None
+    ):  # an LCM that takes guidance as a number; 7 is right for it
+        return _FEW, CFG_SCALE
+    if index.get("is_distilled") is True or kind in ("LCMScheduler", "TCDScheduler"):
+        return _FEW, 0
+    # A name alone may lie; the schedule of such models ends at the last timestep.
+    if scheduler.get("timestep_spacing") == "trailing" and _is_turbo(called):
+        return _FEW, 0
+    return STEPS, CFG_SCALE
+
+
+def _is_turbo(names: Iterable[str]) -> bool:
+    return any(_TURBO.search(name) for name in names)
+
+
+def _canonical(scheduler: str) -> str:
+    try:
+        return samplers.resolve(scheduler).name
+    except Rejected:
+        return _FALLBACK
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
