@@ -6,12 +6,12 @@ No torch here: the parent looks models up to validate requests, the child to loa
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer.models.json_files import read_object
 from consumer.models.lora_files import LoraFile, find_loras
 from schemas import samplers
 from schemas.errors import Rejected
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 BUNDLED = Path(__file__).parent
+
+_MOST_BLOCKS, _LARGEST_SAMPLE = 10, 4096  # of a VAE; latents of a UNet's side
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,22 +186,28 @@ def _canonical(scheduler: str) -> str:
 
 
 def _read_folder(folder: Path) -> tuple[int, int, str]:
-    """A folder's native width and height (the UNet's sample size times the VAE's scale), and scheduler class."""
-    unet, vae = _config(folder / "unet"), _config(folder / "vae")
-    scale = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    sample = unet.get("sample_size", 64)
-    high, wide = (sample, sample) if isinstance(sample, int) else (sample[0], sample[1])
-    scheduler = _load(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
-    return wide * scale, high * scale, scheduler
+    """A folder's native width and height (the UNet's sample size times the VAE's scale), and scheduler class.
+
+    Raises:
+        Rejected: a file cannot be read, or holds a value that no pipeline has.
+    """
+    unet, vae, scheduler = (_config(folder, name) for name in ("unet", "vae", "scheduler"))
+    blocks, sample = vae.get("block_out_channels", [0] * 4), unet.get("sample_size", 64)
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= _MOST_BLOCKS:
+        raise _odd(folder / "vae", "block_out_channels")
+    sides = sample if isinstance(sample, list) else [sample, sample]
+    if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= _LARGEST_SAMPLE for side in sides):
+        raise _odd(folder / "unet", "sample_size")
+    name, scale = scheduler.get("_class_name", ""), 2 ** (len(blocks) - 1)
+    return sides[1] * scale, sides[0] * scale, name if isinstance(name, str) else ""
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    return _load(folder / "config.json")
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    """A component's settings; {} when it has none."""
+    path = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    return read_object(path) if path.exists() else {}
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
+def _odd(folder: Path, field: str) -> Rejected:
+    text = f"{folder / 'config.json'} has a {field} that no pipeline has; is it a diffusers folder?"
+    return Rejected("unsupported", text, field="model")
