@@ -60,6 +60,15 @@ def is_request(key: str) -> bool:
     return key.startswith(REQUESTS) and not name.startswith(".") and name.endswith((SINGLE, BATCH))
 
 
+def store_of_request(key: str) -> str | None:
+    """The prefix of the store whose request a bucket's key may name, "" or with its slash; None when it names none.
+
+    Several stores may lie in one bucket, each below a prefix of its own.
+    """
+    place = f"/{key}".find(f"/{REQUESTS}")
+    return key[:place] if place >= 0 and is_request(key[place:]) else None
+
+
 def is_batch(key: str) -> bool:
     """Whether the object of a request key is a batch: one request per line."""
     return key.lower().endswith(BATCH)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SEEDS = 2**63  # seeds are below this
+#: What every version of this worker writes into a plan and reads there, with the fields of `output`.
+_FROM_THE_BEGINNING = {
+    *(
+        "task",
+        "prompt",
+        "negative_prompt",
+        "model",
+        "model_revision",
+        "width",
+        "height",
+        "steps",
+        "cfg_scale",
+    ),
+    *("scheduler", "strength", "clip_skip", "loras", "seeds", "output", "notes", "format", "quality"),
+}
 _REFUSAL = "refusal"  # the key by which a refusal differs from a plan
 
 
@@ -48,8 +63,12 @@ class Plan(BaseModel):
     lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
 
     def document(self) -> dict[str, Any]:
-        """As JSON. Without LoRAs it is what older workers write, so that its hash is the same."""
-        return self.model_dump(mode="json", exclude=None if self.lora_hashes else {"lora_hashes"})
+        """As JSON. A field that came later is left out where it has its default.
+
+        So older workers can read the plan, and its hash is the one that they compute.
+        """
+        document = _without_later_defaults(self)
+        return document | {"output": _without_later_defaults(self.output)}
 
     def hash(self) -> str:
         """Equal for two plans that draw the same images."""
@@ -84,13 +103,28 @@ def read_plan(document: dict[str, Any] | None) -> Plan | Refusal | None:
     """The plan or the refusal in a claim; None for a batch.
 
     Raises:
-        ValueError: the plan was written by a version that this one cannot read.
+        ValueError: the plan was written by a version that this one cannot read; it says so to the author.
     """
     if document is None:
         return None
     if _REFUSAL in document:
         return Refusal.model_validate(document[_REFUSAL])
-    return Plan.model_validate(document)
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:  # its own text may quote the prompt
+        fields = sorted({".".join(map(str, fault["loc"]))[:60] for fault in error.errors()})[:3]
+        raise ValueError(
+            "the worker that began this request is of another version, and this one cannot go on with its plan "
+            f"({', '.join(fields)}); send the request again, or run that version"
+        ) from None
+
+
+def _without_later_defaults(model: BaseModel) -> dict[str, Any]:
+    """As JSON, without fields that came later and have their default."""
+    changed = model.model_dump(mode="json", exclude_defaults=True)
+    return {
+        k: v for k, v in model.model_dump(mode="json").items() if k in _FROM_THE_BEGINNING or k in changed
+    }
 
 
 def plan(

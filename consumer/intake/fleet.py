@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from pydantic import BaseModel
 
 from infra.gather import gather_bounded
 from infra.lru import LruCache
@@ -40,13 +42,13 @@ class Capabilities:
     models: frozenset[str] = frozenset()
     loras: frozenset[str] = frozenset()
     schedulers: frozenset[str] = frozenset()
-    fields: frozenset[str] = frozenset()  # of a manifest
+    fields: frozenset[str] = frozenset()  # of a manifest, as `_fields_of` writes them
     tasks: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def own(cls, models: Iterable[str], loras: Iterable[str], limits: Limits) -> Self:
-        fields = {name for body in (Text2Img, Img2Img, Inpainting) for name in body.model_fields}
+        fields = {name for body in (Text2Img, Img2Img, Inpainting) for name in _fields_of(body)}
         return cls(
             frozenset(models),
             frozenset(loras),
@@ -91,8 +93,11 @@ class Capabilities:
             } <= self.loras
         if error.code != "invalid_manifest":
             return False
-        newer = self.fields - refused_by.fields, self.tasks - refused_by.tasks
-        if error.field in newer[0] or document.get("task") in newer[1]:
+        if document.get("task") in self.tasks - refused_by.tasks:
+            return True
+        # Without places in a list: loras.0.weight is the field loras.weight.
+        name = ".".join(part for part in (error.field or "").split(".") if not part.isdecimal())
+        if any(field == name or field.startswith(f"{name}=") for field in self.fields - refused_by.fields):
             return True
         # With equal limits it is refused there too; a long body need not be parsed once more to know that.
         return self.limits != refused_by.limits and _fits(body, self.limits)
@@ -177,6 +182,17 @@ class Fleet:
             return
         can = Capabilities.read(facts if isinstance(facts, dict) else {})
         self._beats[session] = (info.etag, self._clock(), can)
+
+
+def _fields_of(body: type[BaseModel], path: str = "") -> Iterator[str]:
+    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png"."""
+    for name, info in body.model_fields.items():
+        yield path + name
+        for part in (info.annotation, *get_args(info.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _fields_of(part, f"{path}{name}.")
+            elif isinstance(part, str):  # of a `Literal`
+                yield f"{path}{name}={part}"
 
 
 def _fits(body: bytes, limits: Limits, plan: Plan | None = None) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumer.models import options
-from consumer.models.folders import read_folder, read_name
+from consumer.models.folders import Reading, read_folder, read_name
 from consumer.models.lora_files import LoraFile, find_loras
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected
@@ -199,7 +199,7 @@ def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
         if built_in is None and not (folder / "model_index.json").is_file():
             text = f"{folder} is not a diffusers folder (it has no model_index.json)"
             raise Rejected("model_unavailable", text, field="model")
-        read = read_folder(folder, name)
+        read = read_folder(folder, name) if built_in is None else Reading()
     if built_in is not None:  # the same model from elsewhere: what its card says holds
         card = replace(built_in, sources=(source, *built_in.sources))
     else:

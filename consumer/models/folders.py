@@ -5,11 +5,11 @@ Only its JSON is read, never weights.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from consumer.models.json_files import read_object
 from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
 from schemas.errors import Rejected
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FALLBACK = "DPM++ 2M"  # works well with every Stable Diffusion
+_MOST_LEVELS, _LARGEST_SAMPLE = 10, 4096  # of a VAE; latents of a UNet's side
 _FEW = 4  # steps of distilled models: their cards say 1 to 9, and 4 suits most
 #: How models that were distilled to few steps without guidance (ADD and its like) are called.
 _TURBO = re.compile(r"(?<![a-z])(turbo|lightning)(?![a-z])", re.IGNORECASE)
@@ -41,18 +42,25 @@ def read_folder(folder: Path, *names: str) -> Reading:
 
     Args:
         names: what else the model is called, such as its hub id.
+
+    Raises:
+        Rejected: a file cannot be read, or holds a value that no pipeline has.
     """
-    index = _load(folder / "model_index.json")
-    unet, vae = _load(folder / "unet" / "config.json"), _load(folder / "vae" / "config.json")
-    scheduler = _load(folder / "scheduler" / "scheduler_config.json")
-    factor = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    sample = unet.get("sample_size", 64)
-    high, wide = (sample, sample) if isinstance(sample, int) else (sample[0], sample[1])
+    index = read_object(folder / "model_index.json")
+    unet, vae = _settings(folder / "unet" / "config.json"), _settings(folder / "vae" / "config.json")
+    scheduler = _settings(folder / "scheduler" / "scheduler_config.json")
+    levels, sample = vae.get("block_out_channels", [0] * 4), unet.get("sample_size", 64)
+    if not isinstance(levels, list) or not 1 <= len(levels) <= _MOST_LEVELS:
+        raise _odd(folder / "vae", "block_out_channels")
+    sides = sample if isinstance(sample, list) else [sample, sample]
+    if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= _LARGEST_SAMPLE for side in sides):
+        raise _odd(folder / "unet", "sample_size")
+    factor = 2 ** (len(levels) - 1)
     called = (*names, folder.name, *(str(one.get("_name_or_path", "")) for one in (index, unet)))
     steps, cfg_scale = _numbers(index, unet, scheduler, called)
     return Reading(
-        width=wide * factor,
-        height=high * factor,
+        width=sides[1] * factor,
+        height=sides[0] * factor,
         size_multiple=max(SIZE_MULTIPLE, factor),
         scheduler=_canonical(str(scheduler.get("_class_name", ""))),
         steps=steps,
@@ -93,9 +101,11 @@ def _canonical(scheduler: str) -> str:
         return _FALLBACK
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
+def _settings(path: Path) -> dict[str, Any]:
+    """A component's settings; {} when it has none."""
+    return read_object(path) if path.exists() else {}
+
+
+def _odd(folder: Path, field: str) -> Rejected:
+    text = f"{folder / 'config.json'} has a {field} that no pipeline has; is it a diffusers folder?"
+    return Rejected("unsupported", text, field="model")

@@ -25,7 +25,7 @@ from producer.web.a1111 import lists as a1111_lists
 from producer.web.a1111 import routes as a1111
 from producer.web.accept import wants_page
 from producer.web.addresses import Addresses
-from producer.web.api import batches, generate, health, jobs, models
+from producer.web.api import batches, events, generate, health, jobs, models
 from producer.web.compression import Compression
 from producer.web.facade import Facade
 from producer.web.guard import Guard
@@ -50,7 +50,8 @@ this server restarts.
 ROUTERS = tuple(
     module.router
     for module in (
-        *(generate, jobs, batches, models, openai_images, openai_files, openai_batches, a1111, a1111_lists),
+        *(generate, jobs, batches, models, events),
+        *(openai_images, openai_files, openai_batches, a1111, a1111_lists),
         *(health, pages),
     )
 )

@@ -18,6 +18,7 @@ from consumer.models.cards import BUILT_IN, Cards
 from infra.claims.claims import Claims
 from infra.stores.memory import MemoryStore
 from producer import AsyncClient
+from schemas.errors import Rejected
 from schemas.limits import Limits
 from tests.worker_inside import TIMING, make_worker, running
 
@@ -107,3 +108,21 @@ async def test_a_dead_workers_claim_waits_for_a_worker_with_its_model():
             ended = await client.wait("cat", timeout=30)
 
     assert (ended.status, ended.worker) == ("succeeded", "back")
+
+
+@pytest.mark.parametrize(
+    ("field", "later", "able"),
+    [
+        ("output.format", "output.format=avif", True),
+        ("loras.3.blend", "loras.blend", True),
+        ("output.format", "output.quality=best", False),
+        ("prompt", "prompts", False),
+    ],
+)
+def test_what_a_newer_worker_says_of_inner_fields_and_values(field: str, later: str, able: bool):
+    """A value or an inner field that only a newer worker announces is left to it."""
+    own = Capabilities.own((), (), Limits())
+    newer = Capabilities.read({**own.facts(), "fields": [*own.fields, later]})
+    error = Rejected.of_field(field, "is an unknown field")
+    assert newer.can_draw(error, b"{}", 2, batch=False, refused_by=own) is able
+    assert not own.can_draw(error, b"{}", 2, batch=False, refused_by=newer)
