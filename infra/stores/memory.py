@@ -6,14 +6,17 @@ from its seed.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Self
 
+from infra.stores.files import expect_content
 from infra.stores.keys import check_key, check_metadata, check_prefix
-from infra.stores.store import Info, Stored, Versions
+from infra.stores.store import SHA256, Info, Progress, Stored, Versions
 from schemas.errors import NotFound, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
 
 
 class MemoryStore:
@@ -74,6 +77,23 @@ class MemoryStore:
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
         check_key(key)
         self._write(key, body, {})
+
+    async def create_file(
+        self, key: str, path: Path, *, sha256: str, progress: Progress | None = None
+    ) -> bool:
+        body = path.read_bytes()
+        expect_content(hashlib.sha256(body).hexdigest(), sha256, path)
+        created = await self.create(key, body, metadata={SHA256: sha256})
+        if progress is not None:
+            progress(len(body))
+        return created
+
+    async def fetch_file(self, key: str, path: Path, *, progress: Progress | None = None) -> str:
+        body = (await self.get(key)).body
+        path.write_bytes(body)
+        if progress is not None:
+            progress(len(body))
+        return hashlib.sha256(body).hexdigest()
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
         check_prefix(prefix)

@@ -44,18 +44,22 @@ from infra.stores.s3_answers import (
     body_fields,
     info_of,
     is_folder,
+    is_ours,
     is_surely_unwritten,
     listed_info,
+    read,
     versions_of,
 )
 from infra.stores.s3_errors import is_final, translated, unsupported
+from infra.stores.s3_files import PART, Upload, download, read_small
 from infra.stores.s3_location import usable_location
-from infra.stores.store import Info, InvalidKey, Stored, Versions
-from schemas.errors import NotFound, StoreUnavailable, TooLarge, Unsupported
+from infra.stores.store import SHA256, Info, InvalidKey, Progress, Stored, Versions
+from schemas.errors import NotFound, StoreUnavailable, Unsupported
 from schemas.layout import REQUESTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
 
 class S3Store:
@@ -125,7 +129,7 @@ class S3Store:
         client = await self._connected()
         for last in (False, False, True):  # the SDK does not retry a body that breaks off
             try:
-                stored = await self._read(client, key, full, max_bytes)
+                stored = await read(client, self.bucket, full, key, max_bytes)
                 if isinstance(key, BucketKey) and key.has_dots:
                     await self._expect_same(stored.info)
                 return stored
@@ -176,7 +180,7 @@ class S3Store:
                 self._raise_if_final(error, key)
                 # Then read back: after any other error the write may have been done, by us or by another.
                 if not is_surely_unwritten(error):
-                    ours = await self._is_ours(client, full, nonce)
+                    ours = await is_ours(client, {"Bucket": self.bucket, "Key": full}, nonce)
                     if ours is not None:
                         return ours
                 # Only then again: the outcome is still open, and the same nonce makes another try safe.
@@ -184,6 +188,33 @@ class S3Store:
                 if time.monotonic() + wait > give_up:
                     raise self._translated(error, f"create {key!r}") from error
             await asyncio.sleep(wait)
+
+    async def create_file(
+        self, key: str, path: Path, *, sha256: str, progress: Progress | None = None
+    ) -> bool:
+        check_key(key)
+        place = {"Bucket": self.bucket, "Key": self._full(key)}
+        if path.stat().st_size <= PART:
+            body = await asyncio.to_thread(read_small, path, sha256)
+            return await self.create(key, body, metadata={SHA256: sha256})
+        client, once = await self._connected(), await self._connected(self._once)
+        upload = Upload(
+            client, once, place, self.url, path, sha256, self._on_aws, self._patience, self._rng, progress
+        )
+        try:
+            return await upload.run()
+        except FOREIGN as error:
+            self._raise_if_final(error, key)
+            raise self._translated(error, f"create {key!r}") from error
+
+    async def fetch_file(self, key: str, path: Path, *, progress: Progress | None = None) -> str:
+        place = {"Bucket": self.bucket, "Key": self._full(key)}
+        try:
+            return await download(await self._connected(), place, path, progress)
+        except FOREIGN as error:
+            if code_of(error) == "NoSuchKey":
+                raise NotFound(key) from error
+            raise self._translated(error, f"read {key!r}", of_object=True) from error
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
         check_key(key)
@@ -242,23 +273,6 @@ class S3Store:
         self._on_aws = is_on_aws(session)
         config = config_for(session, tries=tries, read_timeout=self._read_timeout)
         return session.create_client("s3", region_name=region_of(session), config=config)
-
-    async def _read(self, client: Any, key: str, full: str, max_bytes: int | None) -> Stored:
-        answer = await client.get_object(Bucket=self.bucket, Key=full)
-        async with answer["Body"] as stream:
-            size = int(answer["ContentLength"])
-            if max_bytes is not None and size > max_bytes:
-                raise TooLarge(key, size, max_bytes)
-            body = await stream.read()
-        return Stored(info_of(key, answer), body)
-
-    async def _is_ours(self, client: Any, full: str, nonce: str) -> bool | None:
-        """Read a create back: ours, another's, or None when that is not known yet."""
-        try:
-            answer = await client.head_object(Bucket=self.bucket, Key=full)
-        except FOREIGN:
-            return None
-        return bool(answer.get("Metadata", {}).get(NONCE) == nonce)
 
     def _raise_if_final(self, error: Exception, key: str) -> None:
         """Raise at once if another try would fail in the same way."""

@@ -7,7 +7,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from infra.aws import FOREIGN, code_of, status_of
-from infra.stores.store import Info, Versions
+from infra.stores.store import Info, Stored, Versions
+from schemas.errors import TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +52,30 @@ def info_of(key: str, answer: Mapping[str, Any]) -> Info:
 
 def listed_info(key: str, entry: Mapping[str, Any]) -> Info:
     return Info(key, int(entry["Size"]), entry["ETag"].strip('"'), entry["LastModified"].timestamp())
+
+
+async def read(client: Any, bucket: str, full: str, key: str, max_bytes: int | None) -> Stored:
+    """An object with its body. Raises `TooLarge`, and the errors of `infra.aws.FOREIGN`."""
+    answer = await client.get_object(Bucket=bucket, Key=full)
+    async with answer["Body"] as stream:
+        size = int(answer["ContentLength"])
+        if max_bytes is not None and size > max_bytes:
+            raise TooLarge(key, size, max_bytes)
+        body = await stream.read()
+    return Stored(info_of(key, answer), body)
+
+
+async def is_ours(client: Any, place: Mapping[str, str], nonce: str) -> bool | None:
+    """Read a create back: ours, another's, or None when that is not known yet.
+
+    Args:
+        place: Bucket and Key.
+    """
+    try:
+        answer = await client.head_object(**place)
+    except FOREIGN:
+        return None
+    return bool(answer.get("Metadata", {}).get(NONCE) == nonce)
 
 
 async def versions_of(client: Any, bucket: str) -> Versions:

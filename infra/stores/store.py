@@ -9,6 +9,7 @@ safety rests on `create` alone (see docs/design.md): it never overwrites what it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -16,6 +17,7 @@ from schemas.errors import DreamError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
 _NO_METADATA: dict[str, str] = {}
 
@@ -24,8 +26,18 @@ _NO_METADATA: dict[str, str] = {}
 Versions = Literal["none", "kept", "expire"]
 
 
+#: Called in the event loop with how many bytes of a file are copied so far; never for each byte, and not in order
+#: where parts are copied side by side.
+Progress = Callable[[int], None]
+SHA256 = "sha256"  # the metadata name under which `create_file` stores a file's hash
+
+
 class InvalidKey(DreamError):
     """This text is not a valid key."""
+
+
+class WrongContent(DreamError):
+    """A file is not the one that its SHA-256 names: it was changed, or is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,37 @@ class Store(Protocol):
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
         """Create or replace an object atomically: heartbeats, status objects and a client's own files."""
+        ...
+
+    async def create_file(
+        self, key: str, path: Path, *, sha256: str, progress: Progress | None = None
+    ) -> bool:
+        """Create an object from a file of any size, as `create` does; only a few MiB of it are in memory.
+
+        Args:
+            sha256: of the file, in hexadecimal; stored as the object's metadata `sha256`.
+
+        Returns:
+            As `create`. The object appears whole, or not at all.
+
+        Raises:
+            StoreUnavailable: as `create`.
+            WrongContent: the file has another hash; nothing was created.
+            DiskTrouble: the file cannot be read.
+        """
+        ...
+
+    async def fetch_file(self, key: str, path: Path, *, progress: Progress | None = None) -> str:
+        """Copy an object of any size to a file, which is overwritten; only a few MiB of it are in memory.
+
+        Returns:
+            The SHA-256 of what was written, in hexadecimal. Nobody has compared it yet.
+
+        Raises:
+            NotFound: there is no such object.
+            StoreUnavailable: as `get`, or the object was replaced meanwhile; the file holds the beginning.
+            DiskTrouble: the file cannot be written.
+        """
         ...
 
     def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 from aiohttp import web
+
+if TYPE_CHECKING:
+    from infra.stores.store import Stored
 
 #: What can go wrong with a request, by the name that a `Fault` has.
 KINDS = {
@@ -44,6 +48,29 @@ def headers(metadata: object, modified: float) -> dict[str, str]:
     own = {f"x-amz-meta-{name}": value for name, value in metadata.items() if name != "content-md5"}
     date = datetime.fromtimestamp(modified, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
     return {**own, "ETag": f'"{metadata["content-md5"]}"', "Last-Modified": date}
+
+
+def own_metadata(request: web.Request) -> dict[str, str]:
+    """The metadata that a request gives to its object."""
+    return {
+        name.lower().removeprefix("x-amz-meta-"): value
+        for name, value in request.headers.items()
+        if name.lower().startswith("x-amz-meta-")
+    }
+
+
+def content(request: web.Request, found: Stored) -> web.Response:
+    """An object's content, or the rest of it from where a Range begins."""
+    facts = headers(found.info.metadata, found.info.modified)
+    wanted = request.headers.get("If-Match")
+    if wanted and wanted != facts["ETag"]:
+        return error(412, "PreconditionFailed")
+    begin = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+    if not begin:
+        return web.Response(body=found.body, headers=facts)
+    size = len(found.body)
+    facts["Content-Range"] = f"bytes {begin}-{size - 1}/{size}"
+    return web.Response(status=206, body=found.body[begin:], headers=facts)
 
 
 def iso(modified: float) -> str:

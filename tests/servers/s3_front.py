@@ -30,6 +30,7 @@ from schemas.errors import NotFound
 from tests.servers import s3_answers as answers
 from tests.servers.loopback import Doors
 from tests.servers.s3_answers import KINDS
+from tests.servers.s3_multipart import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,7 @@ class S3Front:
     markers: list[str] = field(default_factory=list)  # "folders" (keys ending in "/") that listings show
     refused_keys: dict[str, tuple[int, str]] = field(default_factory=dict)  # access key to (status, code)
     versioned: bool = False
+    uploads: Uploads = field(default_factory=Uploads)
     page: int = 1000  # keys of a listing's page, at most
     url: str = ""
     _late: set[asyncio.Task[None]] = field(default_factory=set)
@@ -168,11 +170,14 @@ class S3Front:
                 bucket, parse_qs(request.rel_url.raw_query_string, keep_blank_values=True)
             )
         full = f"{bucket}/{key}"
+        query = parse_qs(request.rel_url.raw_query_string, keep_blank_values=True)
+        if "uploads" in query or "uploadId" in query:
+            return await self.uploads.answer(request, self.store, full, query, body)
         match request.method:
             case "PUT":
                 return await self._put(request, full, body, fault.kind if fault else "")
             case "GET":
-                return await self._get(full)
+                return await self._get(request, full)
             case "HEAD":
                 return await self._head(full)
             case "DELETE":
@@ -180,11 +185,7 @@ class S3Front:
         return answers.error(405, "MethodNotAllowed")
 
     async def _put(self, request: web.Request, full: str, body: bytes, fault: str) -> web.Response:
-        metadata = {
-            name.lower().removeprefix("x-amz-meta-"): value
-            for name, value in request.headers.items()
-            if name.lower().startswith("x-amz-meta-")
-        }
+        metadata = answers.own_metadata(request)
         metadata["content-md5"] = tag = md5(body, usedforsecurity=False).hexdigest()
         conditional = request.headers.get("If-None-Match") == "*" and fault != "ignore_condition"
         if conditional and fault != "check_then_act":
@@ -201,14 +202,12 @@ class S3Front:
             await self.store.delete(full)
         return web.Response(headers={"ETag": f'"{tag}"'})
 
-    async def _get(self, full: str) -> web.Response:
+    async def _get(self, request: web.Request, full: str) -> web.Response:
         try:
             found = await self.store.get(full)
         except NotFound:
             return answers.error(404, "NoSuchKey")
-        return web.Response(
-            body=found.body, headers=answers.headers(found.info.metadata, found.info.modified)
-        )
+        return answers.content(request, found)
 
     async def _head(self, full: str) -> web.Response:
         info = await self.store.head(full)

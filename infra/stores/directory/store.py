@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from infra.stores.directory import naming, safe_paths
 from infra.stores.directory.empty_folders import remove_empty_folders
 from infra.stores.directory.errors import translated
-from infra.stores.directory.metadata import Sidecars, staging_name
-from infra.stores.directory.safe_paths import ABSENT, STAGING
+from infra.stores.directory.metadata import Sidecars
+from infra.stores.directory.safe_paths import STAGING
+from infra.stores.directory.staging import existing, staged_file, writer
+from infra.stores.files import copy, copying, expect_content, local
 from infra.stores.keys import check_metadata, check_prefix
-from infra.stores.store import Info, Stored, Versions
+from infra.stores.store import SHA256, Info, Progress, Stored, Versions
 from schemas.errors import NotFound
 
 if TYPE_CHECKING:
@@ -81,7 +83,25 @@ class DirectoryStore:
         self, key: str, body: bytes, *, metadata: Mapping[str, str] | None = None, content_type: str = ""
     ) -> bool:
         check_metadata(metadata or {})
-        return await self._in_thread(key, lambda: self._create(key, body, dict(metadata or {})))
+        return await self._in_thread(key, lambda: self._create(key, writer(body), dict(metadata or {})))
+
+    async def create_file(
+        self, key: str, path: Path, *, sha256: str, progress: Progress | None = None
+    ) -> bool:
+        def work(done: Callable[[int], None]) -> bool:
+            with local(path):
+                source = path.open("rb", buffering=0)
+            with source:
+
+                def write(fd: int) -> None:
+                    expect_content(copy(source.fileno(), fd, done), sha256, path)
+
+                return self._guarded(key, lambda: self._create(key, write, {SHA256: sha256}))
+
+        return await copying(work, progress, self._threads)
+
+    async def fetch_file(self, key: str, path: Path, *, progress: Progress | None = None) -> str:
+        return await copying(lambda done: self._fetch(key, path, done), progress, self._threads)
 
     async def put(self, key: str, body: bytes, *, content_type: str = "") -> None:
         await self._in_thread(key, lambda: self._put(key, body))
@@ -107,13 +127,13 @@ class DirectoryStore:
         return await self._in_thread(str(self.root), lambda: remove_empty_folders(self.root))
 
     async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
-        def guarded() -> T:
-            try:
-                return work()
-            except OSError as error:
-                raise translated(error, key, self.root) from error
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, key, work)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
+    def _guarded(self, key: str, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:
+            raise translated(error, key, self.root) from error
 
     # The rest blocks and runs in a thread.
 
@@ -127,7 +147,7 @@ class DirectoryStore:
 
     def _get(self, key: str, max_bytes: int | None) -> Stored:
         *names, name = safe_paths.segments(key)
-        with self._existing(key, names) as here:
+        with existing(self.root, names) as here:
             for _ in range(3):  # a file that is overwritten in place while it is read is read again
                 fd = None if here is None else safe_paths.open_file(name, here)
                 if fd is None:
@@ -142,9 +162,26 @@ class DirectoryStore:
                     break
         return Stored(self._info(key, after, with_metadata=True), body)
 
+    def _fetch(self, key: str, path: Path, done: Callable[[int], None]) -> str:
+        *names, name = safe_paths.segments(key)
+
+        def opened() -> int:
+            with existing(self.root, names) as here:
+                fd = None if here is None else safe_paths.open_file(name, here)
+            if fd is None:
+                raise NotFound(key)
+            return fd
+
+        with (
+            os.fdopen(self._guarded(key, opened), "rb", buffering=0) as source,
+            local(path),
+            path.open("wb", buffering=0) as target,
+        ):
+            return copy(source.fileno(), target.fileno(), done)
+
     def _head(self, key: str) -> Info | None:
         *names, name = safe_paths.segments(key)
-        with self._existing(key, names) as here:
+        with existing(self.root, names) as here:
             facts = None if here is None else safe_paths.look(name, here)
         if facts is None or (key.startswith(safe_paths.INBOX) and self._is_refused(key, facts)):
             return None
@@ -152,7 +189,7 @@ class DirectoryStore:
 
     def _is_being_written(self, key: str) -> bool | None:
         *names, name = safe_paths.segments(key)
-        with self._existing(key, names) as here:
+        with existing(self.root, names) as here:
             fd = None if here is None else safe_paths.open_file(name, here)
             if fd is None:
                 return False
@@ -161,14 +198,14 @@ class DirectoryStore:
             finally:
                 os.close(fd)
 
-    def _create(self, key: str, body: bytes, metadata: dict[str, str]) -> bool:
+    def _create(self, key: str, write: Callable[[int], None], metadata: dict[str, str]) -> bool:
         *names, name = safe_paths.segments(key)
         # First the cheap check: most losers pay for no write and no flush.
-        with self._existing(key, names) as here:
+        with existing(self.root, names) as here:
             if here is not None and naming.is_taken(name, here, key):
                 return False
         # The whole file is on the disk before it gets its key.
-        with self._staged(key, body) as (staging, staged, fd):
+        with staged_file(self.root, key, write, fsync=self._fsync) as (staging, staged, fd):
             version = safe_paths.etag(os.fstat(fd))
             # The metadata before the key: whoever sees the object sees its metadata too.
             if metadata:
@@ -183,7 +220,7 @@ class DirectoryStore:
 
     def _has_key(self, key: str, version: str) -> bool:
         *names, name = safe_paths.segments(key)
-        with self._existing(key, names) as here:
+        with existing(self.root, names) as here:
             facts = None if here is None else safe_paths.look(name, here)
         return facts is not None and safe_paths.etag(facts) == version
 
@@ -221,7 +258,7 @@ class DirectoryStore:
 
     def _put(self, key: str, body: bytes) -> None:
         *names, name = safe_paths.segments(key)
-        with self._staged(key, body) as (staging, staged, _):
+        with staged_file(self.root, key, writer(body), fsync=self._fsync) as (staging, staged, _):
             for attempt in range(safe_paths.PATIENCE):
                 with safe_paths.folder(self.root, names, make=True, fsync=self._fsync) as here:
                     old = safe_paths.look(name, here)
@@ -244,7 +281,7 @@ class DirectoryStore:
 
     def _delete(self, key: str, expected: str | None) -> None:
         *names, name = safe_paths.segments(key)
-        with self._existing(key, names) as here:
+        with existing(self.root, names) as here:
             facts = None if here is None else safe_paths.look(name, here)
             if here is None or facts is None or expected not in (None, safe_paths.etag(facts)):
                 return
@@ -269,7 +306,7 @@ class DirectoryStore:
         if not safe_paths.is_foreign_link(facts, self.root):
             return False
         *names, name = safe_paths.segments(key)
-        with self._existing(key, names) as here:  # our own second name may be gone by now
+        with existing(self.root, names) as here:  # our own second name may be gone by now
             now = None if here is None else safe_paths.look(name, here)
         if now is None or now.st_nlink == 1:
             return False
@@ -277,37 +314,6 @@ class DirectoryStore:
             key, f"{key!r} is ignored: it is a hard link to another file; copy the file instead"
         )
         return True
-
-    @contextlib.contextmanager
-    def _existing(self, key: str, names: Sequence[str]) -> Iterator[int | None]:
-        """The folder; None when it is not there."""
-        with contextlib.ExitStack() as stack:
-            try:
-                here: int | None = stack.enter_context(safe_paths.folder(self.root, names))
-            except OSError as error:
-                if error.errno not in ABSENT or not self.root.is_dir():
-                    raise
-                here = None
-            yield here
-
-    @contextlib.contextmanager
-    def _staged(self, key: str, body: bytes) -> Iterator[tuple[int, str, int]]:
-        """A file with the body, written and flushed: (staging folder, its name, its file descriptor)."""
-        name = staging_name(key)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with safe_paths.folder(self.root, [STAGING], make=True, fsync=self._fsync) as staging:
-            fd = os.open(name, flags, 0o666, dir_fd=staging)
-            try:
-                safe_paths.write_all(fd, body)
-                now = time.time_ns()
-                os.utime(fd, ns=(now, now))  # finer than the kernel's clock tick; the etag needs it
-                if self._fsync:
-                    os.fsync(fd)
-                yield staging, name, fd
-            finally:
-                os.close(fd)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=staging)
 
     def _info(self, key: str, facts: os.stat_result, *, with_metadata: bool) -> Info:
         version = safe_paths.etag(facts)
