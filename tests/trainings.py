@@ -67,10 +67,13 @@ def prepare(folder: Path, base: Path, pictures: Path, **options: Any) -> Path:
     return folder
 
 
-def train(folder: Path, **environment: str) -> list[dict[str, Any]]:
+def train(folder: Path) -> list[dict[str, Any]]:
     """Train in this process; returns the events."""
+    from accelerate.state import AcceleratorState
+
     from training.dreambooth import run
 
+    AcceleratorState._reset_state(True)  # one process, many precisions
     events: list[dict[str, Any]] = []
     run.train(folder, events.append, lambda: False)
     return events

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KEPT_AND_SHOWN = frozenset(
     {"checkpoint_every", "keep", "validate", "validate_every", "weight", "name", "pictures", "archive"}
 )
-_LENGTH = frozenset({"steps", "epochs"})
+_LENGTH = frozenset({"steps", "epochs", "warmup_steps"})  # a longer training may go on from a shorter one
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Recipe:
         return _positive(self.options.steps)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a training goes on, and is not: steps, what is kept, what is shown."""
+        """What must be the same when a training goes on: not its length, nor what is kept and shown."""
         options = self.options.model_dump(mode="json")
         return {
             "options": {k: v for k, v in options.items() if k not in KEPT_AND_SHOWN | _LENGTH},
@@ -71,8 +71,10 @@ class Recipe:
         }
 
     def sha256(self) -> str:
-        """A hash of the whole plan: `identity` and the number of steps."""
-        text = json.dumps([self.identity(), self.steps], sort_keys=True, ensure_ascii=False)
+        """A hash of the whole plan: `identity` and the length."""
+        text = json.dumps(
+            [self.identity(), self.steps, self.options.warmup_steps], sort_keys=True, ensure_ascii=False
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def plan(self) -> dict[str, Any]:
