@@ -109,8 +109,12 @@ async def _sum_up(root: Path, body: bytes) -> None:
         result = await Batches(store, Limits(), time.monotonic, "s").run(Held(claim))
         took = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"roll-up: {took:.1f} s, peak {_mib(peak)} MiB ({_mib(before)} before), {dict(calls)}")
+    print(
+        f"roll-up: {took:.1f} s ({time.process_time():.1f} s of CPU), peak {_mib(peak)} MiB "
+        f"({_mib(before)} before), {dict(calls)}"
+    )
     pages = [file.stat().st_size for file in (root / "results" / "b").glob("gallery*.html")]
+    print(f"  {len(result.to_json()):,} bytes of result.json, before a long request is taken out of it")
     print(f"  {result.status}; {len(pages)} pages of the gallery, the largest has {max(pages):,} bytes")
 
 
