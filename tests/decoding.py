@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -19,6 +24,26 @@ def decoder_children(parent: int) -> list[Path]:
         except OSError:  # it ended meanwhile
             continue
     return found
+
+
+@contextlib.contextmanager
+def killed_decoders() -> Iterator[None]:
+    """Kill each decoder child of this process at once, until the block is left."""
+    done = threading.Event()
+
+    def kill() -> None:
+        while not done.wait(0.01):
+            for child in decoder_children(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child.name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        killer.join()
 
 
 def many_scans(side: int = 4096, scans: int = 1000) -> bytes:

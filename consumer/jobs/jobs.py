@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from consumer.jobs.prepare import Preparation, refusal
+from infra.decoding.process import DecoderDown
 from schemas.errors import Rejected, StoreUnavailable
+from schemas.result import Failure
 
 if TYPE_CHECKING:
     from consumer.jobs.batches import Batches
@@ -106,9 +108,15 @@ class Jobs:
             self._outcomes.forget(earlier)  # another worker had taken it over, and we have it again
         job.previews = self._previews == "all" or (self._previews == "express" and job.express)
         self.active[job.id] = job  # before the first wait: a cancellation or a takeover must find it
-        await self._preparation.make_ready(
-            job, wanted=lambda: self.active.get(job.id) is job and not self._stop.is_set()
-        )
+        try:
+            await self._preparation.make_ready(
+                job, wanted=lambda: self.active.get(job.id) is job and not self._stop.is_set()
+            )
+        except DecoderDown as error:
+            self._outcomes.forget(job)
+            log.warning("given back for another attempt", extra={"id": job.id, "why": str(error)})
+            await self._delivery.retry(held, Failure(code="worker_crashed", message=str(error)))
+            return
         if self.active.get(job.id) is not job:
             job.let_go()  # it was cancelled, or another worker took it over
             return

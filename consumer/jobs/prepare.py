@@ -80,6 +80,9 @@ class Preparation:
 
         Args:
             wanted: whether the job is still to be drawn here; asked after each wait for room.
+
+        Raises:
+            DecoderDown: nothing can be decoded here at the moment.
         """
         await self._delivery.adopt(job)
         manifest = job.manifest
@@ -88,7 +91,8 @@ class Preparation:
         elif isinstance(manifest, Img2Img | Inpainting) and job.missing():
             began = self._clock()
             try:
-                await self._decode(manifest, job, wanted)
+                # A store that does not answer costs no attempt, and no room while we wait.
+                await self._delivery.insist(lambda: self._decode(manifest, job, wanted))
             except Rejected as error:
                 _give_up(job, Failure.of(error))
             job.spent("decode", self._clock() - began)
@@ -98,15 +102,14 @@ class Preparation:
     async def _decode(self, manifest: Img2Img | Inpainting, job: Job, wanted: Callable[[], bool]) -> None:
         """Give the job its input picture and its mask, at the size of the images to draw."""
         mask_text = manifest.mask_image if isinstance(manifest, Inpainting) else None
-        most = self._limits.max_pixels * (
-            3 if mask_text is None else 4
-        )  # bytes; how many is known afterwards
+        channels = 3 if mask_text is None else 4
+        most = channels * self._limits.max_pixels  # bytes; how many it takes is known afterwards
         share = await self.room.take(most, express=job.express)
         try:
             if not wanted():
                 return
-            image = await self._input(manifest.image, "image")
-            mask = await self._input(mask_text, "mask_image") if mask_text else None
+            image = await self._inputs.read(manifest.image, "image")
+            mask = await self._inputs.read(mask_text, "mask_image") if mask_text else None
             drawable = await self._drawable(image, mask, job.express)
             job.hold(_raw(drawable.image), _raw(drawable.mask) if drawable.mask else None, share)
             for note in drawable.notes:
@@ -121,10 +124,6 @@ class Preparation:
             return await asyncio.to_thread(self._decoders.drawable, image, mask, self._limits)
         finally:
             turn.release()
-
-    async def _input(self, value: str, field: str) -> bytes:
-        """A picture's bytes; waiting for a store that does not answer costs no attempt."""
-        return await self._delivery.insist(lambda: self._inputs.read(value, field))
 
 
 def _raw(pixels: Pixels) -> RawPicture:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 TOO_MUCH_MEMORY = 71  # exit status of a child whose picture needed more than it may have
 _TRIES = 2  # children that a request may cost: the first one may have ended for a reason of its own
 _EXIT_WAIT = 10.0  # seconds for a killed child to end
+_LAST_WAIT = 1.0  # seconds for a child to end whose pipe has ended
+_KILLED = "its decoder was killed each time; most often the machine has too little memory"
 #: All that Python needs. `child_environment` adds the path of our packages.
 _VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TMPDIR")
 
@@ -41,10 +43,10 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 class DecoderDown(Unavailable):
-    """No decoder child can be started, or all were closed. It says nothing about the picture."""
+    """A decoder child cannot be started, or was killed from outside. It says nothing about the picture."""
 
-    def __init__(self) -> None:
-        super().__init__("no picture can be decoded at the moment; try again later")
+    def __init__(self, text: str = "no picture can be decoded at the moment; try again later") -> None:
+        super().__init__(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Decoders:
 
         Raises:
             Rejected: `invalid_image`, naming the field: `image` or `mask_image`.
-            DecoderDown: no child can be started.
+            DecoderDown: no child can be started, or each was killed.
         """
         files = [image] if mask is None else [image, mask]
         answer = self._ask({"do": "draw", "field": "image"}, files, limits, 4 * limits.max_pixels)
@@ -133,7 +135,9 @@ class Decoders:
                         log.warning("a picture cost its decoder", extra={"why": ended.why})
             if self._closed:
                 raise DecoderDown
-            text = f"{ended.why} when it is decoded, in two tries; save it anew as a plain PNG or JPEG, or smaller"
+            if ended.killed:
+                raise DecoderDown(f"{ended.field}: {_KILLED}")
+            text = f"{ended.why} (tried twice); save it anew as a plain PNG or JPEG, or smaller"
             raise Rejected.of_field(ended.field, text, INVALID)
         finally:
             if self._closed:  # it may have been started after `close`
@@ -151,10 +155,11 @@ class _Answer:
 class _Ended(Exception):
     """A child ended before it had answered."""
 
-    def __init__(self, field: str, why: str) -> None:
+    def __init__(self, field: str, why: str, *, killed: bool = False) -> None:
         super().__init__(why)
         self.field = field  # what it was decoding
         self.why = why
+        self.killed = killed  # from outside: no fault in a codec does that
 
 
 class _Child:
@@ -191,14 +196,14 @@ class _Child:
                     return _understand(answer, blobs)
                 field = "mask_image" if answer["at"] == "mask_image" else field
         except (OSError, ValueError, BadFrame):  # ValueError: `close` has closed the pipes meanwhile
-            self.end()
-            if late.is_set() or process.returncode == -signal.SIGPROF:
-                why = "takes too long"
-            elif process.returncode == TOO_MUCH_MEMORY:
-                why = "needs more memory than a picture may have"
+            status = self._status(process)
+            if late.is_set() or status == -signal.SIGPROF:
+                why = "takes too long to decode"
+            elif status == TOO_MUCH_MEMORY:
+                why = "needs too much memory to decode"
             else:
                 why = "crashes the decoder"
-            raise _Ended(field, why) from None
+            raise _Ended(field, why, killed=status == -signal.SIGKILL and not late.is_set()) from None
         finally:
             timer.cancel()
 
@@ -227,6 +232,15 @@ class _Child:
                 raise DecoderDown from error
         log.debug("a decoder has started", extra={"pid": process.pid})
         return process
+
+    def _status(self, process: subprocess.Popen[bytes]) -> int | None:
+        """The exit status of a child that has ended, or has lost its way and is ended here: then None."""
+        try:
+            return process.wait(_LAST_WAIT)  # the pipe's end may be seen a moment before the process's
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self.end()
 
     def end(self) -> None:
         """End the child at once."""

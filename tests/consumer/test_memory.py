@@ -17,7 +17,7 @@ from PIL import Image
 
 from consumer.jobs.memory import Budget
 from infra.stores.open import open_store
-from tests.decoding import decoder_children, many_scans
+from tests.decoding import decoder_children, killed_decoders, many_scans
 from tests.worker_inside import make_worker, running, until
 from tests.worker_process import drop, files, result, worker
 
@@ -196,4 +196,19 @@ async def test_a_picture_that_costs_its_decoder_costs_nobody_else(
         answer = result(tmp_path, id)
         assert (answer["status"], answer["attempts"]) == ("failed", 1)
         assert (answer["failure"]["code"], answer["failure"]["field"]) == ("invalid_image", field)
-        assert answer["failure"]["message"].startswith(f"{field} takes too long when it is decoded")
+        assert answer["failure"]["message"].startswith(f"{field} takes too long to decode")
+
+
+@linux
+async def test_a_decoder_that_is_killed_again_and_again_blames_no_picture(tmp_path: Path):
+    """Its request is tried three times, as after any crash of a worker; the next one finds a new decoder."""
+    body = {"prompt": "x", "steps": 1, "image": file("RGB", 64, "PNG")}
+    async with open_store(str(tmp_path)) as store, running(make_worker(store)):
+        with killed_decoders():
+            drop(tmp_path, "a.json", body)
+            await until((tmp_path / "results/a/result.json").exists, 600)
+        drop(tmp_path, "b.json", body)
+        await until((tmp_path / "results/b/result.json").exists, 600)
+    answer = result(tmp_path, "a")
+    assert (answer["failure"]["code"], answer["attempts"]) == ("worker_crashed", 3)
+    assert (result(tmp_path, "b")["status"], result(tmp_path, "b")["attempts"]) == ("succeeded", 1)

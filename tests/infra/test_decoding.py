@@ -21,7 +21,7 @@ from infra.decoding.process import DecoderDown, Decoders
 from infra.pictures import decode_base64
 from schemas.errors import Rejected
 from schemas.limits import Limits
-from tests.decoding import decoder_children, many_scans
+from tests.decoding import decoder_children, killed_decoders, many_scans
 
 LIMITS = Limits()
 
@@ -144,14 +144,27 @@ def test_a_child_that_is_killed_while_it_decodes_costs_no_request(decoders: Deco
     assert child not in decoder_children(os.getpid())
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_killed_children_blame_no_picture(decoders: Decoders):
+    """Somebody kills each of them, as a system without memory does: the answer is to try again later."""
+    data = file(noise())
+    expected = decoders.drawable(data, None, LIMITS)
+
+    def ask_often() -> None:
+        for _ in range(1000):
+            decoders.drawable(data, None, LIMITS)
+
+    with killed_decoders(), pytest.raises(DecoderDown):
+        ask_often()
+    assert decoders.drawable(data, None, LIMITS) == expected
+
+
 def test_a_picture_that_takes_too_long_is_refused_by_its_field(caplog: pytest.LogCaptureFixture):
     """A JPEG of 131 KB with a thousand scans costs two children; the next picture gets a third."""
     decoders = Decoders(children=1, seconds=1.0)
     try:
         for files, field in (((many_scans(), None), "image"), ((file(noise()), many_scans()), "mask_image")):
-            with pytest.raises(
-                Rejected, match=f"{field} takes too long when it is decoded, in two tries"
-            ) as caught:
+            with pytest.raises(Rejected, match=f"{field} takes too long to decode .tried twice.") as caught:
                 decoders.drawable(*files, LIMITS)
             assert (caught.value.code, caught.value.field) == (pictures.INVALID, field)
         assert decoders.drawable(file(noise()), None, LIMITS).image.width == 40
@@ -165,7 +178,7 @@ def test_a_picture_that_needs_too_much_memory_is_refused():
     """And its child ends, so that the next picture finds all of the memory."""
     decoders = Decoders(children=1, memory=160 << 20)
     try:
-        with pytest.raises(Rejected, match="image needs more memory than a picture may have") as caught:
+        with pytest.raises(Rejected, match="image needs too much memory to decode") as caught:
             decoders.drawable(file(Image.new("RGB", (4096, 4096))), None, LIMITS)
         assert (caught.value.code, caught.value.field) == (pictures.INVALID, "image")
         assert decoders.drawable(file(noise()), None, LIMITS).image.width == 40
