@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from consumer.announce.announcer import Announcer
     from consumer.intake.queue import QueueReader
     from consumer.jobs.inputs import Inputs
+    from consumer.jobs.models import ModelFetcher
     from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
     from infra.queues.leases import MessageLeases
@@ -57,9 +58,7 @@ class WorkerSettings:
     limits: Limits = field(default_factory=Limits)
     grace: float = 25.0  # seconds to finish what is being drawn after SIGTERM
     ahead: int = 32  # images that a renderer may hold
-    reconcile: float = (
-        60.0  # with a queue: seconds in the inbox after which a request's message counts as lost
-    )
+    reconcile: float = 60.0  # with a queue: seconds in the inbox after which a message counts as lost
     spot: bool = False  # watch for the notice that this machine will be taken away
     previews: Literal["off", "express", "all"] = "express"  # for which requests the status shows previews
     once: bool = False  # stop when there is nothing left to do
@@ -82,6 +81,7 @@ class Worker:
         queues: Sequence[MessageLeases] = (),
         announcer: Announcer | None = None,
         announced: asyncio.Queue[str] | None = None,
+        models: ModelFetcher | None = None,  # of what is published; None: that cannot be drawn
     ) -> None:
         """
         Args:
@@ -99,7 +99,9 @@ class Worker:
         self._sweeping = asyncio.Lock()
         self._announcer = announcer
         self._announced = announced
-        self.jobs = self._make_jobs(renderers, inputs, Delivery(claims, clock, rng, versions))
+        delivery = Delivery(claims, clock, rng, versions)
+        ready = Preparation(delivery, inputs, settings.limits, clock, models)
+        self.jobs = self._make_jobs(renderers, ready)
         loras = {name for renderer in renderers for name, _ in renderer.loras}
         own = Capabilities.own(cards.known(), loras, settings.limits)
         self._fleet = Fleet(store, claims.session, own, lease=settings.timing.lease, clock=clock)
@@ -110,8 +112,8 @@ class Worker:
         self._listing = Listing(store, claimer, self.jobs, self._room, self.stop, clock, rng, reconcile)
         self._reader = self._make_reader(queues, claimer)
 
-    def _make_jobs(self, renderers: Sequence[RendererSettings], inputs: Inputs, delivery: Delivery) -> Jobs:
-        settings, clock = self.settings, self._clock
+    def _make_jobs(self, renderers: Sequence[RendererSettings], preparation: Preparation) -> Jobs:
+        settings, clock, delivery = self.settings, self._clock, preparation.delivery
         outcomes = Outcomes(
             store=self.store,
             claims=self.claims,
@@ -127,10 +129,11 @@ class Worker:
             claims=self.claims,
             delivery=delivery,
             batches=Batches(self.store, settings.limits, clock, self.claims.session),
-            preparation=Preparation(delivery, inputs, settings.limits, clock),
+            preparation=preparation,
             stop=self.stop,
             clock=clock,
             previews=settings.previews,
+            may_fetch=4 * settings.ahead * len(renderers),
         )
 
     def _make_reader(self, queues: Sequence[MessageLeases], claimer: RequestClaimer) -> QueueReader | None:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SEEDS = 2**63  # seeds are below this
+_LATER = (
+    "lora_hashes",
+    "model_version",
+    "lora_versions",
+)  # fields that came later: left out where they say nothing
 _REFUSAL = "refusal"  # the key by which a refusal differs from a plan
 
 
@@ -45,10 +50,12 @@ class Plan(BaseModel):
     output: Output
     notes: tuple[Note, ...] = ()  # what was changed while planning
     lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
+    model_version: int | None = None  # of a published model
+    lora_versions: dict[str, int] = Field(default_factory=dict)  # published LoRA's name to its version
 
     def document(self) -> dict[str, Any]:
-        """As JSON. Without LoRAs it is what older workers write, so that its hash is the same."""
-        return self.model_dump(mode="json", exclude=None if self.lora_hashes else {"lora_hashes"})
+        """As JSON. Without LoRAs and published models it is what older workers write, so that its hash is the same."""
+        return self.model_dump(mode="json", exclude={name for name in _LATER if not getattr(self, name)})
 
     def hash(self) -> str:
         """Equal for two plans that draw the same images."""
@@ -100,7 +107,11 @@ def plan(
     native_size: tuple[int, int],
     scheduler: str,
     random_seed: int,
+    loras: tuple[LoraChoice, ...] | None = None,
     lora_hashes: Mapping[str, str] | None = None,
+    model_version: int | None = None,
+    lora_versions: Mapping[str, int] | None = None,
+    notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Resolve every default of a manifest.
 
@@ -108,13 +119,16 @@ def plan(
         model, revision, scheduler: canonical names, looked up by the caller.
         native_size: (width, height) of the model, pixels.
         random_seed: in [0, 2**32), used where the manifest gives no seed.
+        loras: by their canonical names; None: as the manifest has them.
         lora_hashes: sha256 of each LoRA's file, by its name.
+        model_version, lora_versions: of what is published.
+        notes: what else was changed.
 
     Raises:
         Rejected: the scheduler cannot do so many steps.
     """
     samplers.check_steps(scheduler, manifest.steps)
-    notes = _notes_on_words(manifest)
+    notes = (*notes, *_notes_on_words(manifest))
     first = manifest.drawn_seed if manifest.drawn_seed is not None else random_seed
     if first + manifest.number_of_images > SEEDS:
         text = f"the seeds of the images from {SEEDS - first} on would pass 2**63 - 1; they go on from 0"
@@ -140,12 +154,37 @@ def plan(
         scheduler=scheduler,
         strength=strength,
         clip_skip=manifest.clip_skip,
-        loras=manifest.loras,
+        loras=manifest.loras if loras is None else loras,
         seeds=tuple((first + k) % SEEDS for k in range(manifest.number_of_images)),
         output=manifest.output,
         notes=notes,
         lora_hashes=dict(lora_hashes or {}),
+        model_version=model_version,
+        lora_versions=dict(lora_versions or {}),
     )
+
+
+def exact_names(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest that name the published models of a plan by their versions; {} where it has none.
+
+    Args:
+        plan: as JSON, perhaps written by a stranger.
+    """
+    names: dict[str, Any] = {}
+    model, version = plan.get("model"), plan.get("model_version")
+    loras, versions = plan.get("loras"), plan.get("lora_versions")
+    if isinstance(model, str) and type(version) is int:
+        names["model"] = f"{model}@{version}"
+    if isinstance(versions, dict) and versions and isinstance(loras, list):
+        known = [lora for lora in loras if isinstance(lora, dict) and isinstance(lora.get("name"), str)]
+        if isinstance(model, str):  # the request may have named a LoRA as its model
+            names.setdefault("model", model)
+        names["loras"] = [
+            {**lora, "name": f"{name}@{versions[name]}"} if type(versions.get(name)) is int else lora
+            for lora in known
+            for name in [lora["name"]]
+        ]
+    return names
 
 
 def _notes_on_words(manifest: Manifest) -> tuple[Note, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from consumer.intake.names import Meaning, Names
 from consumer.models.cards import Cards
 from infra.logs import redacted
 from infra.lru import LruCache
@@ -66,6 +67,9 @@ class RequestClaimer:
     _unexpected: LruCache[str, int] = field(
         default_factory=lambda: LruCache(_REMEMBERED)
     )  # errors by key or id
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.cards, self.default_model, self.store, self.clock)
 
     async def claim_object(self, info: Info) -> ClaimOutcome:
         """Claim the request in a listed object.
@@ -133,7 +137,7 @@ class RequestClaimer:
                 request_id = manifest.id or id
                 if has_expired(manifest):
                     return await self._refuse(source, _expired(manifest), body, request_id)
-                plan_document = self.plan(manifest).document()
+                plan_document = self.plan(manifest, await self.names.read(manifest)).document()
         except Rejected as error:
             if source is not None and await self._may_be_unfinished(source, error):
                 return ClaimOutcome(id, settling=True)
@@ -143,9 +147,9 @@ class RequestClaimer:
         held = await self.claims.take(source, body, id=request_id, plan=plan_document, batch=batch)
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
-    def plan(self, manifest: Manifest) -> Plan:
-        """Resolve a manifest's names and defaults. Raises `Rejected` for an unknown model, scheduler or LoRA."""
-        card = self.cards.get(manifest.model or self.default_model)
+    def plan(self, manifest: Manifest, meaning: Meaning) -> Plan:
+        """Resolve a manifest's defaults. Raises `Rejected` for an unknown scheduler."""
+        card = meaning.card
         return plan(
             manifest,
             model=card.name,
@@ -153,7 +157,11 @@ class RequestClaimer:
             native_size=(card.native_width, card.native_height),
             scheduler=samplers.resolve(manifest.scheduler or card.scheduler).name,
             random_seed=self.rng.getrandbits(32),
-            lora_hashes={lora.name: self.cards.lora(lora.name).sha256 for lora in manifest.loras},
+            loras=meaning.loras,
+            lora_hashes=meaning.lora_hashes,
+            model_version=meaning.model_version,
+            lora_versions=meaning.lora_versions,
+            notes=meaning.notes,
         )
 
     async def _leaves(

@@ -20,6 +20,7 @@ from schemas.result import Failure, Result, Status
 if TYPE_CHECKING:
     from consumer.jobs.delivery import Delivery
     from consumer.jobs.inputs import Inputs
+    from consumer.jobs.models import ModelFetcher
     from consumer.renderer.protocol import RawPicture
     from infra.claims.claims import Held
     from schemas.limits import Limits
@@ -33,6 +34,11 @@ class Preparation:
     inputs: Inputs
     limits: Limits
     clock: Callable[[], float]
+    models: ModelFetcher | None = None
+
+    async def adopt(self, job: Job) -> None:
+        """Leave in `job.missing()` only the images that must be drawn."""
+        await self.delivery.adopt(job)
 
     def read(self, held: Held) -> Job:
         """The job of a claim.
@@ -51,9 +57,22 @@ class Preparation:
         held.has_status = held.has_status or held.claim.epoch > 1  # its last worker may have left a status
         return Job(held, manifest, plan, began, notes=list(plan.notes))
 
+    async def fetch(self, job: Job) -> None:
+        """Bring the published models that a job needs onto this machine; waiting for them may take minutes.
+
+        Raises:
+            Unavailable: there is no room for them here; another worker may have some.
+        """
+        if self.models is None or not job.needs_models or not job.missing():
+            return
+        models = self.models
+        try:
+            job.fetched = await self.delivery.insist(lambda: models.fetch(job.plan))
+        except Rejected as error:
+            _give_up(job, Failure.of(error))
+
     async def make_ready(self, job: Job) -> None:
-        """Leave in `job.missing()` only the images that must be drawn, and decode the pictures that they need."""
-        await self.delivery.adopt(job)
+        """Decode the pictures that a job's missing images need; give the images up where that cannot be."""
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
             _give_up(job, Failure(code="expired", message="expires_at had passed before the work began"))

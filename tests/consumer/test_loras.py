@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import random
@@ -247,8 +248,9 @@ def test_the_worker_says_in_one_line_why_it_does_not_start(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def _claimer(cards):
-    return RequestClaimer(None, None, cards, "doodle", Limits(), lambda: 0.0, random.Random(1))
+def _plan(cards, manifest):
+    claimer = RequestClaimer(None, None, cards, "doodle", Limits(), lambda: 0.0, random.Random(1))
+    return claimer.plan(manifest, asyncio.run(claimer.names.read(manifest)))
 
 
 def test_the_plan_holds_each_files_hash(lora_file, tmp_path):
@@ -256,11 +258,11 @@ def test_the_plan_holds_each_files_hash(lora_file, tmp_path):
     manifest = validate_manifest({"prompt": "x", "seed": 1, "loras": [{"name": "ink"}]})
     other = tmp_path / "other.safetensors"
     other.write_bytes(lora_file.read_bytes() + b" ")
-    plans = [_claimer(Cards.of((), [f"ink={file}"])).plan(manifest) for file in (lora_file, other)]
+    plans = [_plan(Cards.of((), [f"ink={file}"]), manifest) for file in (lora_file, other)]
     assert plans[0].hash() != plans[1].hash()
     assert len(plans[0].document()["lora_hashes"]["ink"]) == 64
 
-    bare = _claimer(Cards.of()).plan(validate_manifest({"prompt": "x", "seed": 1}))
+    bare = _plan(Cards.of(), validate_manifest({"prompt": "x", "seed": 1}))
     assert "lora_hashes" not in bare.document()
     old = {key: value for key, value in plans[0].document().items() if key != "lora_hashes"}
     assert Plan.model_validate(old).document() == old
@@ -269,7 +271,7 @@ def test_the_plan_holds_each_files_hash(lora_file, tmp_path):
 def test_an_unknown_lora_is_refused_when_it_is_claimed():
     """Before any model is loaded."""
     with pytest.raises(Rejected, match="no LoRA is named 'ink'; known are none") as refused:
-        _claimer(Cards.of()).plan(validate_manifest({"prompt": "x", "loras": [{"name": "ink"}]}))
+        _plan(Cards.of(), validate_manifest({"prompt": "x", "loras": [{"name": "ink"}]}))
     assert (refused.value.code, refused.value.field) == ("unknown_lora", "loras")
 
 
