@@ -101,7 +101,7 @@ def gallery_of(request: Request) -> Gallery:
 GalleryOf = Annotated[Gallery, Depends(gallery_of)]
 
 
-def _page(
+def page(
     request: Request, name: str, code: int = 200, headers: dict[str, str] | None = None, /, **context: Any
 ) -> Response:
     """A page; 304 when it has not changed since the browser last fetched it."""
@@ -115,7 +115,7 @@ def _page(
 
 def error_page(request: Request, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     """An error for people, at any address."""
-    return _page(request, "error.html", status, headers, status=status, text=text)
+    return page(request, "error.html", status, headers, status=status, text=text)
 
 
 async def _latest(gallery: Gallery, caller: Caller, id: str) -> list[Result]:
@@ -165,11 +165,13 @@ async def home(
     """The form, the queue and the latest pictures; with `before`, a page of older pictures."""
     heartbeats = await facade.workers()
     models = {name for heartbeat in heartbeats for name in _strings(heartbeat.get("models"))}
+    published = await gallery.models()
     defaults = {str(name) for heartbeat in heartbeats if (name := heartbeat.get("default_model"))}
-    return _page(
+    return page(
         request,
         "home.html",
-        models=sorted(models),
+        models=sorted(models - {item.card.name for item in published}),
+        published=published,
         here={name for heartbeat in heartbeats for name in models_here(heartbeat)},
         default_model=", ".join(sorted(defaults)),
         schedulers=samplers.names(),
@@ -185,7 +187,7 @@ def _strings(value: object) -> list[str]:
 @router.get("/live")
 async def live(request: Request, gallery: GalleryOf, caller: Caller, now: bool = False) -> Response:
     """The parts of the first page that change, as a fragment for `static/live.js`."""
-    return _page(request, "live.html", **await _live_parts(gallery, caller, None, now))
+    return page(request, "live.html", **await _live_parts(gallery, caller, None, now))
 
 
 @router.get("/pictures/{id:path}")
@@ -201,7 +203,7 @@ async def picture(
     shown = items_of(result) if result else []
     newer, older = items.neighbours(await _latest(gallery, caller, id), id)
     batch = id.rpartition("/")[0]
-    return _page(
+    return page(
         request,
         "picture.html",
         id=id,
@@ -245,7 +247,7 @@ async def recipe(id: str, facade: FacadeOf, caller: Caller) -> Response:
 async def batches(request: Request, gallery: GalleryOf, caller: Caller) -> Response:
     """The list of batches."""
     listed = await gallery.batches(await gallery.overview(caller.id_prefix), caller)
-    return _page(request, "batches.html", batches=listed, limit=BATCHES)
+    return page(request, "batches.html", batches=listed, limit=BATCHES)
 
 
 @router.get("/b/{id:path}")
@@ -256,7 +258,7 @@ async def batch(id: str, request: Request, facade: FacadeOf, gallery: GalleryOf,
     result = state.result
     if result is not None and result.batch is None and result.task is not None:
         return Response(status_code=307, headers={"Location": picture_path(id)})
-    return _page(
+    return page(
         request,
         "batch.html",
         id=id,
@@ -280,4 +282,4 @@ def _counts(result: Result | None) -> dict[str, int]:
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """Swagger UI for the OpenAPI document, served by this server alone."""
-    return _page(request, "docs.html", 200, {"Content-Security-Policy": DOCS_POLICY})
+    return page(request, "docs.html", 200, {"Content-Security-Policy": DOCS_POLICY})

@@ -81,6 +81,13 @@ function loadSettings() {
   if (["width", "height", "model", "scheduler"].some((name) => field(name).value)) $("#more").open = true;
 }
 
+/** Show a picture that the chosen model has drawn. */
+function showModel() {
+  const shown = field("model").selectedOptions[0]?.dataset.picture;
+  $("#model-picture").hidden = !shown;
+  if (shown) $("#model-picture").src = shown;
+}
+
 /** Fill the form from a manifest. */
 async function fill(manifest, seed) {
   for (const name of [...TEXTS, "prompt", ...NUMBERS]) {
@@ -88,6 +95,7 @@ async function fill(manifest, seed) {
       field("model").add(new Option(manifest.model));
     if (manifest[name] !== undefined || TEXTS.includes(name)) field(name).value = manifest[name] ?? "";
   }
+  showModel();
   field("seed").value = seed ?? manifest.seed ?? "";
   if (manifest.image) {
     await editor.show(await blobOf(manifest.image), limits);
@@ -166,6 +174,8 @@ addEventListener("paste", showingErrors(async (event) => {
 
 editor.onChange(changed);
 loadSettings();
+field("model").addEventListener("change", showModel);
+showModel();
 changed();
 $("#draw").disabled = false;
 const link = new URLSearchParams(location.search);
