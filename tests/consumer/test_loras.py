@@ -23,36 +23,6 @@ from schemas.manifest import validate_manifest
 from schemas.plan import Plan
 
 
-@pytest.fixture(scope="module")
-def lora_file(tiny_folder, tmp_path_factory):
-    """A LoRA of the tiny UNet and text encoder with weights that matter."""
-    import torch
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-    from transformers import CLIPTextModel
-
-    torch.manual_seed(3)
-    unet = UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet")
-    text = CLIPTextModel.from_pretrained(tiny_folder, subfolder="text_encoder")
-    unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
-    text.add_adapter(
-        LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "out_proj"])
-    )
-    folder = tmp_path_factory.mktemp("lora")
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(
-            get_peft_model_state_dict(unet, save_embedding_layers=False)
-        ),
-        text_encoder_lora_layers=convert_state_dict_to_diffusers(
-            get_peft_model_state_dict(text, save_embedding_layers=False)
-        ),
-    )
-    return folder / "pytorch_lora_weights.safetensors"
-
-
 def test_loras_are_switched_between_rows_that_differ(make_registry, lora_file, studio, task, alone, apart):
     """Images with, without, and with a weaker LoRA are drawn side by side, each as if alone."""
     registry = make_registry(loras={"style": lora_file})

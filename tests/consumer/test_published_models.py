@@ -29,20 +29,10 @@ PROMPT = {"prompt": "a red circle on a blue background", "steps": 2, "cfg_scale"
 
 @pytest.fixture(scope="module")
 def lora_folder(tmp_path_factory):
-    """A LoRA of doodle's UNet with weights that matter."""
-    import torch
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
+    """A LoRA of doodle with weights that matter."""
+    from tests.studio import save_lora
 
-    torch.manual_seed(3)
-    unet = UNet2DConditionModel.from_pretrained(DOODLE, subfolder="unet")
-    unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, save_embedding_layers=False))
-    folder = tmp_path_factory.mktemp("lora")
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
-    return folder
+    return save_lora(DOODLE, tmp_path_factory.mktemp("lora")).parent
 
 
 @pytest.fixture(scope="module")
@@ -204,30 +194,3 @@ async def _until(store, key):
         assert time.monotonic() < ends, key
         await asyncio.sleep(0.1)
     return info
-
-
-def test_one_file_under_two_names_acts_with_both_weights(
-    make_registry, tiny_folder, tmp_path, task, alone, apart
-):
-    """Keyed by content: it is loaded once."""
-    from consumer.renderer.protocol import Lora
-    from tests.consumer.test_loras import lora_file
-
-    file = lora_file.__wrapped__(tiny_folder, _Folders(tmp_path))
-    given = [Lora(name, 0.4, cards_hash(file), str(file)) for name in ("ink", "pen")]
-    registry = make_registry()
-    both = alone(registry, task("both", loras=tuple(given)))
-    one = alone(registry, task("one", loras=(Lora("ink", 0.8, cards_hash(file), str(file)),)))
-    assert apart(both, one) <= 1
-    assert registry.get("tiny").adapters.loaded() == ["ink"]
-
-
-class _Folders:
-    def __init__(self, root):
-        self.mktemp = lambda name: (root / name).mkdir() or root / name
-
-
-def cards_hash(file):
-    from consumer.models.lora_files import content_hash
-
-    return content_hash(file)
