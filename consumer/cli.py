@@ -113,6 +113,14 @@ def worker(
             help="MiB of decoded pictures in memory for each renderer: half for inputs, half for what is drawn.",
         ),
     ] = 256,
+    model_cache_gb: Annotated[
+        float,
+        typer.Option(
+            envvar="DREAMDROP_MODEL_CACHE_GB",
+            min=0,
+            help="GiB on this machine for published models; DREAMDROP_MODEL_CACHE names the folder.",
+        ),
+    ] = 50,
     lease: Annotated[
         float,
         typer.Option(
@@ -244,7 +252,14 @@ def worker(
         patience=patience,
         null=json.loads(null),
     )
-    places = Places(store, queue or (), announce or (), input_prefix or ("uploads/",), denied_patience)
+    places = Places(
+        store,
+        queue or (),
+        announce or (),
+        input_prefix or ("uploads/",),
+        denied_patience,
+        int(model_cache_gb * 2**30),
+    )
     try:
         _check_temporary_folder(log)
         raise typer.Exit(serve(places, cards, settings, child))

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from consumer.jobs.inputs import Inputs
+from consumer.jobs.models import ModelFetcher
 from consumer.renderer.stderr import last_words
 from consumer.worker import Worker, WorkerSettings
 from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
+from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
 from infra.queues.leases import MessageLeases
 from infra.stores.changes import make_inbox
 from infra.stores.open import open_store
@@ -56,6 +58,7 @@ class Places:
     announce: Sequence[str] = ()  # where ended requests are announced
     input_prefixes: Sequence[str] = ("uploads/",)  # keys that a manifest may name
     denied_patience: float = 0.0  # seconds of nothing but denied calls until the worker exits; 0: never
+    model_cache: int = DEFAULT_BYTES  # of published models on this machine
 
 
 def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: RendererSettings) -> int:
@@ -197,6 +200,7 @@ def _make_worker(
         queues=[MessageLeases(queue, time.monotonic, rng) for queue in queues],
         announcer=announcer,
         announced=announced,
+        models=ModelFetcher(store, ModelCache(default_folder(), places.model_cache)),
     )
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from consumer.announce.announcer import Announcer
     from consumer.intake.queue import QueueReader
     from consumer.jobs.inputs import Inputs
+    from consumer.jobs.models import ModelFetcher
     from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
     from infra.queues.leases import MessageLeases
@@ -59,9 +60,7 @@ class WorkerSettings:
     ahead: int = 32  # images that a renderer may hold
     picture_memory: int = 256 << 20  # bytes of pixels, for each renderer
     decode_seconds: float = 30.0  # of processor time to decode the pictures of one request
-    reconcile: float = (
-        60.0  # with a queue: seconds in the inbox after which a request's message counts as lost
-    )
+    reconcile: float = 60.0  # with a queue: seconds in the inbox after which a message counts as lost
     spot: bool = False  # watch for the notice that this machine will be taken away
     previews: Literal["off", "express", "all"] = "express"  # for which requests the status shows previews
     once: bool = False  # stop when there is nothing left to do
@@ -84,6 +83,7 @@ class Worker:
         queues: Sequence[MessageLeases] = (),
         announcer: Announcer | None = None,
         announced: asyncio.Queue[str] | None = None,
+        models: ModelFetcher | None = None,  # of what is published; None: that cannot be drawn
     ) -> None:
         """
         Args:
@@ -101,7 +101,10 @@ class Worker:
         self._sweeping = asyncio.Lock()
         self._announcer = announcer
         self._announced = announced
-        self.jobs = self._make_jobs(renderers, inputs, Delivery(claims, clock, rng, versions))
+        delivery = Delivery(claims, clock, rng, versions)
+        half = settings.picture_memory * len(renderers) // 2  # for inputs; the other is for what is drawn
+        ready = Preparation(delivery, inputs, settings.limits, clock, half, settings.decode_seconds, models)
+        self.jobs = self._make_jobs(renderers, delivery, ready)
         loras = {name for renderer in renderers for name, _ in renderer.loras}
         own = Capabilities.own(cards.known(), loras, settings.limits)
         self._fleet = Fleet(store, claims.session, own, lease=settings.timing.lease, clock=clock)
@@ -112,9 +115,11 @@ class Worker:
         self._listing = Listing(store, claimer, self.jobs, self._room, self.stop, clock, rng, reconcile)
         self._reader = self._make_reader(queues, claimer)
 
-    def _make_jobs(self, renderers: Sequence[RendererSettings], inputs: Inputs, delivery: Delivery) -> Jobs:
+    def _make_jobs(
+        self, renderers: Sequence[RendererSettings], delivery: Delivery, preparation: Preparation
+    ) -> Jobs:
         settings, clock = self.settings, self._clock
-        half = settings.picture_memory * len(renderers) // 2  # for inputs; the other is for what is drawn
+        half = settings.picture_memory * len(renderers) // 2  # for what is drawn; the other is for inputs
         outcomes = Outcomes(
             store=self.store,
             claims=self.claims,
@@ -131,10 +136,11 @@ class Worker:
             claims=self.claims,
             delivery=delivery,
             batches=Batches(self.store, settings.limits, clock, self.claims.session),
-            preparation=Preparation(delivery, inputs, settings.limits, clock, half, settings.decode_seconds),
+            preparation=preparation,
             stop=self.stop,
             clock=clock,
             previews=settings.previews,
+            may_fetch=4 * settings.ahead * len(renderers),
         )
 
     def _make_reader(self, queues: Sequence[MessageLeases], claimer: RequestClaimer) -> QueueReader | None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.logs import log_lines
-from producer.commands import doctor, keys, look, mend, replay, serve, setup, submit
+from producer.commands import doctor, keys, look, mend, models, replay, serve, setup, submit
 from producer.commands.session import WRONG, code_of, say, sentence_of
 from schemas.errors import DreamError
 
@@ -45,12 +45,12 @@ app.command()(look.status)
 app.command()(look.watch)
 app.command()(look.fetch)
 app.command()(look.cancel)
-app.command()(look.models)
 app.command()(mend.retry)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(replay.replay)
 app.add_typer(mend.dead_letters, name="dead-letters")
+app.add_typer(models.app, name="models")
 app.add_typer(setup.app, name="setup")
 app.add_typer(keys.keys, name="keys")
 

@@ -29,6 +29,7 @@ from schemas.layout import (
     parse_result,
     request_id,
 )
+from schemas.models import parse_card
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -168,15 +169,18 @@ async def models(store: Store) -> list[ModelName]:
     beats = await heartbeats(store)
     announced = Counter(name for beat in beats for name in _names(beat, "models"))
     here = Counter(name for beat in beats for name in models_here(beat))
-    stored: dict[str, set[str]] = {}
+    stored: dict[str, list[int]] = {}
     async for info in store.list(MODELS):
-        name, _, rest = info.key.removeprefix(MODELS).partition("/")
-        if "/" in rest:
-            stored.setdefault(name, set()).add(rest.partition("/")[0])
+        if (version := parse_card(info.key)) is not None:
+            stored.setdefault(version[0], []).append(version[1])
     names = sorted(announced.keys() | stored.keys())
     return [
         ModelName(
-            name, announced[name], tuple(sorted(stored.get(name, ()))), here[name], defaults_of(beats, name)
+            name,
+            announced[name],
+            tuple(map(str, sorted(stored.get(name, ())))),
+            here[name],
+            defaults_of(beats, name),
         )
         for name in names
     ]

@@ -17,6 +17,7 @@ from infra.recipes import PARAMETERS, RECIPE, recipe_texts
 from schemas import foreign_recipes, infotext
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img, validate_manifest
+from schemas.plan import exact_names
 from schemas.strictjson import path_of_infinity
 
 _NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images"}
@@ -66,6 +67,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 
 def _request_of(recipe: dict[str, Any]) -> Replay:
     """The fields of a recipe that a request has; one image, from its own seed."""
+    recipe = {**recipe, **exact_names(recipe)}
     task = recipe.get("task")
     body = _BODIES.get(task, Text2Img) if isinstance(task, str) else Text2Img
     fields = set(body.model_fields) - _NOT_REPEATED

@@ -61,6 +61,8 @@ class Plan(BaseModel):
     output: Output
     notes: tuple[Note, ...] = ()  # what was changed while planning
     lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
+    model_version: int | None = None  # of a published model
+    lora_versions: dict[str, int] = Field(default_factory=dict)  # published LoRA's name to its version
 
     def document(self) -> dict[str, Any]:
         """As JSON. A field that came later is left out where it has its default.
@@ -138,7 +140,11 @@ def plan(
     steps: int = STEPS,
     cfg_scale: float = CFG_SCALE,
     size_multiple: int = SIZE_MULTIPLE,
+    loras: tuple[LoraChoice, ...] | None = None,
     lora_hashes: Mapping[str, str] | None = None,
+    model_version: int | None = None,
+    lora_versions: Mapping[str, int] | None = None,
+    notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Resolve every default of a manifest.
 
@@ -148,7 +154,10 @@ def plan(
         random_seed: in [0, 2**32), used where the manifest gives no seed.
         steps, cfg_scale: of the model's card, used where the manifest leaves them open.
         size_multiple: pixels; the model can draw no other widths and heights.
+        loras: by their canonical names; None: as the manifest has them.
         lora_hashes: sha256 of each LoRA's file, by its name.
+        model_version, lora_versions: of what is published.
+        notes: what else was changed.
 
     Raises:
         Rejected: the scheduler cannot do so many steps, or the model no such size.
@@ -156,7 +165,7 @@ def plan(
     steps = steps if (chosen := manifest.chosen("steps")) is None else chosen
     cfg_scale = cfg_scale if (chosen := manifest.chosen("cfg_scale")) is None else chosen
     samplers.check_steps(scheduler, steps)
-    notes = _notes_on_words(manifest)
+    notes = (*notes, *_notes_on_words(manifest))
     first = manifest.drawn_seed if manifest.drawn_seed is not None else random_seed
     if first + manifest.number_of_images > SEEDS:
         text = f"the seeds of the images from {SEEDS - first} on would pass 2**63 - 1; they go on from 0"
@@ -183,11 +192,13 @@ def plan(
         scheduler=scheduler,
         strength=strength,
         clip_skip=manifest.clip_skip,
-        loras=manifest.loras,
+        loras=manifest.loras if loras is None else loras,
         seeds=tuple((first + k) % SEEDS for k in range(manifest.number_of_images)),
         output=manifest.output,
         notes=notes,
         lora_hashes=dict(lora_hashes or {}),
+        model_version=model_version,
+        lora_versions=dict(lora_versions or {}),
     )
 
 
@@ -199,6 +210,29 @@ def _check_size(model: str, size: Mapping[str, int], multiple: int) -> None:
             near = f"such as {below} or {below + multiple}" if below else f"at least {multiple}"
             text = f"is {value}; model {model!r} draws multiples of {multiple}, {near}"
             raise Rejected.of_field(field, text)
+
+
+def exact_names(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest that name the published models of a plan by their versions; {} where it has none.
+
+    Args:
+        plan: as JSON, perhaps written by a stranger.
+    """
+    names: dict[str, Any] = {}
+    model, version = plan.get("model"), plan.get("model_version")
+    loras, versions = plan.get("loras"), plan.get("lora_versions")
+    if isinstance(model, str) and type(version) is int:
+        names["model"] = f"{model}@{version}"
+    if isinstance(versions, dict) and versions and isinstance(loras, list):
+        known = [lora for lora in loras if isinstance(lora, dict) and isinstance(lora.get("name"), str)]
+        if isinstance(model, str):  # the request may have named a LoRA as its model
+            names.setdefault("model", model)
+        names["loras"] = [
+            {**lora, "name": f"{name}@{versions[name]}"} if type(versions.get(name)) is int else lora
+            for lora in known
+            for name in [lora["name"]]
+        ]
+    return names
 
 
 def _notes_on_words(manifest: Manifest) -> tuple[Note, ...]:

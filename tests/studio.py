@@ -13,6 +13,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from consumer.engine import pipelines
@@ -104,6 +107,25 @@ def save_tiny_sdxl(folder: Path, tiny: Path) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def save_lora(model: Path, folder: Path) -> Path:
+    """Write a LoRA of a folder's UNet and text encoder with weights that matter; returns its file."""
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    text = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
+    unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
+    text.add_adapter(
+        LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "out_proj"])
+    )
+    layers = [
+        convert_state_dict_to_diffusers(get_peft_model_state_dict(part, save_embedding_layers=False))
+        for part in (unet, text)
+    ]
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=layers[0], text_encoder_lora_layers=layers[1]
+    )
+    return folder / "pytorch_lora_weights.safetensors"
 
 
 def make_task(request: str = "r", **fields: Any) -> ImageTask:

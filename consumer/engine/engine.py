@@ -85,6 +85,8 @@ class Engine:
 
     def submit(self, task: ImageTask) -> None:
         """Take a task; it joins at the next step."""
+        if task.folder:
+            self.registry.learn(task.model, task.folder)
         self._queue.add(task)
 
     def cancel(self, request: str) -> None:

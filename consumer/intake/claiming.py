@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from consumer.intake.names import Meaning, Names
 from consumer.models.cards import Cards
 from infra.logs import redacted
 from infra.lru import LruCache
@@ -67,6 +68,9 @@ class RequestClaimer:
     _unexpected: LruCache[str, int] = field(
         default_factory=lambda: LruCache(_REMEMBERED)
     )  # errors by key or id
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.cards, self.default_model, self.store, self.clock)
 
     async def claim_object(self, info: Info) -> ClaimOutcome:
         """Claim the request in a listed object.
@@ -134,7 +138,7 @@ class RequestClaimer:
                 request_id = manifest.id or id
                 if has_expired(manifest):
                     return await self._refuse(source, _expired(manifest), body, request_id)
-                plan_document = self.plan(manifest).document()
+                plan_document = self.plan(manifest, await self.names.read(manifest)).document()
         except Rejected as error:
             if source is not None and await self._may_be_unfinished(source, error):
                 return ClaimOutcome(id, settling=True)
@@ -144,13 +148,13 @@ class RequestClaimer:
         held = await self.claims.take(source, body, id=request_id, plan=plan_document, batch=batch)
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
-    def plan(self, manifest: Manifest) -> Plan:
-        """Resolve a manifest's names and defaults.
+    def plan(self, manifest: Manifest, meaning: Meaning) -> Plan:
+        """Resolve a manifest's defaults.
 
         Raises:
-            Rejected: a name is not known, or a default of the model is over our limits.
+            Rejected: the scheduler is not known, or a default of the model is over our limits.
         """
-        card = self.cards.get(manifest.model or self.default_model)
+        card = meaning.card
         planned = plan(
             manifest,
             model=card.name,
@@ -161,7 +165,11 @@ class RequestClaimer:
             steps=card.steps,
             cfg_scale=card.cfg_scale,
             size_multiple=card.size_multiple,
-            lora_hashes={lora.name: self.cards.lora(lora.name).sha256 for lora in manifest.loras},
+            loras=meaning.loras,
+            lora_hashes=meaning.lora_hashes,
+            model_version=meaning.model_version,
+            lora_versions=meaning.lora_versions,
+            notes=meaning.notes,
         )
         check_numbers(planned.steps, planned.cfg_scale, self.limits)
         return planned

@@ -45,6 +45,7 @@ class Capabilities:
     fields: frozenset[str] = frozenset()  # of a manifest, as `_fields_of` writes them
     tasks: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    published: bool = False  # whatever is published in the store, too
 
     @classmethod
     def own(cls, models: Iterable[str], loras: Iterable[str], limits: Limits) -> Self:
@@ -56,12 +57,14 @@ class Capabilities:
             frozenset(fields),
             frozenset(TASKS),
             limits,
+            published=True,
         )
 
     def facts(self) -> dict[str, Any]:
         """As a heartbeat says it."""
         sets = {name: sorted(getattr(self, name)) for name in ("loras", "schedulers", "fields", "tasks")}
-        return {"models": sorted(self.models), **sets, "limits": dataclasses.asdict(self.limits)}
+        limits = dataclasses.asdict(self.limits)
+        return {"models": sorted(self.models), **sets, "limits": limits, "published": self.published}
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Self:
@@ -71,7 +74,7 @@ class Capabilities:
         known = {f.name for f in dataclasses.fields(Limits)}
         limits = facts.get("limits") if isinstance(facts.get("limits"), dict) else {}
         bounds = {k: v for k, v in (limits or {}).items() if k in known and type(v) in (int, float)}
-        return cls(**sets, limits=Limits(**bounds))
+        return cls(**sets, limits=Limits(**bounds), published=facts.get("published") is True)
 
     def can_draw(
         self, error: Rejected, body: bytes, size: int, *, batch: bool, refused_by: Capabilities
@@ -148,8 +151,9 @@ class Fleet:
             return worker is not self.own  # a newer version's: ours cannot read it
         if plan is None or isinstance(plan, Refusal):
             return True
-        loras = {lora.name for lora in plan.loras}
-        known = plan.model in worker.models and loras <= worker.loras
+        loras = {lora.name for lora in plan.loras} - plan.lora_versions.keys()
+        known = (plan.model_version is not None or plan.model in worker.models) and loras <= worker.loras
+        known &= worker.published or not (plan.model_version or plan.lora_versions)
         return known and _fits(claim.frozen.body(), worker.limits, plan)
 
     def _waited(self, name: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from consumer.jobs.models import Fetched
 from consumer.renderer.protocol import ImageTask, Lora, RawPicture
 from schemas import layout
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
@@ -68,6 +69,7 @@ class Job:
     handed: set[int] = field(default_factory=set)  # images that a renderer was given
     finishing: set[int] = field(default_factory=set)  # images that are drawn and not yet stored
     previews: bool = False  # whether its renderer is asked for previews
+    fetched: Fetched = field(default_factory=Fetched)  # the published models that it needs
     preview: tuple[int, RawPicture] | None = None  # the image it shows, and the latest preview
     eta: Eta = field(default_factory=Eta)
     status_at: float = float("-inf")  # when its status was last written, by the worker's clock
@@ -90,6 +92,11 @@ class Job:
     def suspect(self) -> bool:
         """Whether a worker or a renderer died while drawing it: then it is drawn alone."""
         return self.held.claim.solo or self.losses > 0
+
+    @property
+    def needs_models(self) -> bool:
+        """Whether its plan names published models."""
+        return self.plan.model_version is not None or bool(self.plan.lora_versions)
 
     @property
     def extension(self) -> str:
@@ -138,7 +145,7 @@ class Job:
             request=self.id,
             index=index,
             task=plan.task,
-            model=plan.model,
+            model=plan.model if plan.model_version is None else f"{plan.model}@{plan.model_version}",
             prompt=plan.prompt,
             negative_prompt=plan.negative_prompt,
             width=width,
@@ -149,10 +156,14 @@ class Job:
             scheduler=plan.scheduler,
             strength=plan.strength,
             clip_skip=plan.clip_skip,
-            loras=tuple(Lora(x.name, x.weight, plan.lora_hashes.get(x.name, "")) for x in plan.loras),
+            loras=tuple(
+                Lora(x.name, x.weight, plan.lora_hashes.get(x.name, ""), self.fetched.loras.get(x.name, ""))
+                for x in plan.loras
+            ),
             image=self.inputs[0],
             mask=self.inputs[1],
             solo=self.suspect,
+            folder=self.fetched.folder,
             preview=self.previews,
         )
 

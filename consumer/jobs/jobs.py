@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from consumer.jobs.prepare import Preparation, refusal
 from infra.decoding.process import DecoderDown
-from schemas.errors import Rejected, StoreUnavailable
+from schemas.errors import Rejected, StoreUnavailable, Unavailable
 from schemas.result import Failure
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ class Jobs:
         stop: asyncio.Event,
         clock: Callable[[], float],
         previews: Literal["off", "express", "all"] = "express",
+        may_fetch: int = 0,
     ) -> None:
         """
         Args:
+            may_fetch: images that may wait for their models beside those that there is room for, so that a slow
+                download does not keep other requests from being drawn.
             stop: once it is set, nothing new is begun.
             previews: for which requests the status shows how the images look so far.
         """
@@ -60,11 +63,15 @@ class Jobs:
         self._clock = clock
         self._previews = previews
         self._preparing: dict[str, int] = {}  # claimed, not yet with the dispatch: images, by id
+        self._fetching: dict[str, int] = {}  # those of them that wait for a model
+        self._may_fetch = may_fetch
 
     @property
     def room(self) -> int:
         """How many more images to claim now; 0 or less while no renderer is ready, or the store is behind."""
-        return self._outcomes.dispatch.room - sum(self._preparing.values())
+        fetching = sum(self._fetching.values())
+        beside = min(fetching, self._may_fetch)
+        return self._outcomes.dispatch.room - sum(self._preparing.values()) - fetching + beside
 
     @property
     def busy(self) -> bool:
@@ -108,6 +115,9 @@ class Jobs:
             self._outcomes.forget(earlier)  # another worker had taken it over, and we have it again
         job.previews = self._previews == "all" or (self._previews == "express" and job.express)
         self.active[job.id] = job  # before the first wait: a cancellation or a takeover must find it
+        await self._preparation.adopt(job)
+        if job.needs_models and not await self._fetch(job):
+            return
         try:
             await self._preparation.make_ready(
                 job, wanted=lambda: self.active.get(job.id) is job and not self._stop.is_set()
@@ -119,6 +129,7 @@ class Jobs:
             return
         if self.active.get(job.id) is not job:
             job.let_go()  # it was cancelled, or another worker took it over
+            job.fetched.release()
             return
         if job.complete:
             await self._outcomes.finish(job)
@@ -127,6 +138,18 @@ class Jobs:
         else:
             self._preparing.pop(job.id, None)  # first, as the dispatch counts its images from now on
             self._outcomes.dispatch.add(job)
+
+    async def _fetch(self, job: Job) -> bool:
+        """Wait for a job's models; False when it was given back."""
+        self._fetching[job.id] = self._preparing.pop(job.id, 0)
+        try:
+            await self._preparation.fetch(job)
+        except Unavailable as error:
+            await self._outcomes.without_model(job, str(error))
+            return False
+        finally:
+            self._preparing[job.id] = self._fetching.pop(job.id, 0)
+        return True
 
     async def _refuse(self, held: Held, error: Rejected | ValueError) -> None:
         result = refusal(held, error, self._claims.session)

@@ -114,6 +114,14 @@ class Outcomes:
         if job.complete:
             await self.finish(job)
 
+    async def without_model(self, job: Job, why: str) -> None:
+        """End an attempt whose model has no place on this machine."""
+        if self.active.get(job.id) is not job:
+            return
+        self.forget(job)
+        log.warning("given back: its model has no place here", extra={"id": job.id, "why": why})
+        await self._delivery.retry(job.held, Failure(code="model_unavailable", message=why, field="model"))
+
     def _make_way(self, job: Job) -> None:
         """Let the next job begin once all images of this one are drawn."""
         if not job.missing():
@@ -163,6 +171,7 @@ class Outcomes:
         if self.active.get(job.id) is job:
             del self.active[job.id]
         self.dispatch.drop(job)
+        job.fetched.release()
 
     async def give_back(self, job: Job) -> None:
         self.forget(job)

@@ -23,6 +23,7 @@ from schemas.result import Failure, Result, Status
 if TYPE_CHECKING:
     from consumer.jobs.delivery import Delivery
     from consumer.jobs.inputs import Inputs
+    from consumer.jobs.models import ModelFetcher
     from infra.claims.claims import Held
     from infra.decoding.process import Drawable, Pixels
     from schemas.limits import Limits
@@ -39,23 +40,30 @@ class Preparation:
         clock: Callable[[], float],
         memory: int,
         decode_seconds: float,
+        models: ModelFetcher | None = None,
     ) -> None:
         """
         Args:
             memory: bytes of pixels for the input pictures of all jobs that are not drawn yet.
             decode_seconds: of processor time for the pictures of one request.
+            models: of what is published; None: that cannot be drawn.
         """
         self.room = Budget(memory)
         self._delivery = delivery
         self._inputs = inputs
         self._limits = limits
         self._clock = clock
+        self._models = models
         self._decoders = Decoders(seconds=decode_seconds)
         self._turns = Budget(self._decoders.children)  # so that no thread waits for a child
 
     def close(self) -> None:
         """End the decoders."""
         self._decoders.close()
+
+    async def adopt(self, job: Job) -> None:
+        """Leave in `job.missing()` only the images that must be drawn."""
+        await self._delivery.adopt(job)
 
     def read(self, held: Held) -> Job:
         """The job of a claim.
@@ -75,8 +83,22 @@ class Preparation:
         held.has_status = held.has_status or held.claim.epoch > 1  # its last worker may have left a status
         return Job(held, manifest, plan, began, notes=list(plan.notes))
 
+    async def fetch(self, job: Job) -> None:
+        """Bring the published models that a job needs onto this machine; waiting for them may take minutes.
+
+        Raises:
+            Unavailable: there is no room for them here; another worker may have some.
+        """
+        if self._models is None or not job.needs_models or not job.missing():
+            return
+        models = self._models
+        try:
+            job.fetched = await self._delivery.insist(lambda: models.fetch(job.plan))
+        except Rejected as error:
+            _give_up(job, Failure.of(error))
+
     async def make_ready(self, job: Job, wanted: Callable[[], bool]) -> None:
-        """Leave in `job.missing()` only the images that must be drawn, and decode the pictures that they need.
+        """Decode the pictures that a job's missing images need; give the images up where that cannot be.
 
         Args:
             wanted: whether the job is still to be drawn here; asked after each wait for room.
@@ -84,7 +106,6 @@ class Preparation:
         Raises:
             DecoderDown: nothing can be decoded here at the moment.
         """
-        await self._delivery.adopt(job)
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
             _give_up(job, Failure(code="expired", message="expires_at had passed before the work began"))

@@ -141,22 +141,23 @@ class Cards:
         """What each model draws with where a request leaves it open, as heartbeats say it."""
         return {name: card.defaults.model_dump() for name, card in sorted(self.cards.items())}
 
-    def get(self, name: str) -> ModelCard:
-        """The card of this name. Raises `Rejected`, whose message lists the known names."""
+    def get(self, name: str, published: Iterable[str] = ()) -> ModelCard:
+        """The card of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
         if name in self.cards:
             return self.cards[name]
-        near = difflib.get_close_matches(name, self.known(), n=1)
+        known = sorted({*self.cards, *published})
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise Rejected(
             "unknown_model",
-            f"no model named {name!r}; known are {', '.join(self.known())}{hint}",
+            f"no model named {name!r}; known are {', '.join(known)}{hint}",
             field="model",
         )
 
-    def lora(self, name: str) -> LoraFile:
-        """The LoRA of this name. Raises `Rejected`, whose message lists the known names."""
+    def lora(self, name: str, published: Iterable[str] = ()) -> LoraFile:
+        """The LoRA of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
         if name not in self.loras:
-            known = ", ".join(sorted(self.loras)) or "none"
+            known = ", ".join(sorted({*self.loras, *published})) or "none"
             raise Rejected("unknown_lora", f"no LoRA is named {name!r}; known are {known}", field="loras")
         return self.loras[name]
 

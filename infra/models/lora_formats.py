@@ -25,10 +25,18 @@ METADATA = "lora_adapter_metadata"  # where diffusers keeps the settings of a Lo
 _LONGEST = 100 << 20  # bytes of a header, as the safetensors library allows
 _PIECE = 1 << 20  # bytes
 _PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
+_PARTS = {
+    "lora_unet_": "unet",
+    "lora_te2_": "text_encoder_2",
+    "lora_te1_": "text_encoder",
+    "lora_te_": "text_encoder",
+}
 #: diffusers' and PEFT's ends of a name: which matrix it is.
 _DOWN = re.compile(r"\.(?:lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight$")
 _UP = re.compile(r"\.(?:lora_B(?:\.default)?|lora\.up|lora_linear_layer\.up)\.weight$")
-_KOHYA = re.compile(r"^(lora_unet|lora_te1|lora_te2|lora_te)_(.+)\.(lora_down\.weight|lora_up\.weight|alpha)$")
+_KOHYA = re.compile(
+    r"^(lora_unet|lora_te1|lora_te2|lora_te)_(.+)\.(lora_down\.weight|lora_up\.weight|alpha)$"
+)
 #: Names that have an underscore, so that it is not read as a dot.
 _WORDS = (
     "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "text_model", "self_attn", "q_proj", "k_proj",
@@ -69,7 +77,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
             raise ValueError("it holds no tensors")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = str(error) if isinstance(error, ValueError) and str(error).startswith("it ") else ""
-        raise Rejected("unsupported", f"{path}: {why or 'it is not a safetensors file'}", field="file") from error
+        raise Rejected(
+            "unsupported", f"{path}: {why or 'it is not a safetensors file'}", field="file"
+        ) from error
     return header, {str(k): str(v) for k, v in metadata.items()}, 8 + int(length)
 
 
@@ -124,7 +134,11 @@ def _to_kohya(
         down, up = _DOWN.search(name), _UP.search(name)
         found = down or up
         if found is None:
-            why = "a DoRA has no spelling in which Kohya's tools agree" if "magnitude" in name else "it is unknown"
+            why = (
+                "a DoRA has no spelling in which Kohya's tools agree"
+                if "magnitude" in name
+                else "it is unknown"
+            )
             raise _refused(source, f"{name!r} cannot be written for Kohya's tools: {why}")
         layer = name[: found.start()].removeprefix("base_model.model.")
         part, _, inner = layer.partition(".")
@@ -153,7 +167,9 @@ def _alphas(source: Path, metadata: Mapping[str, str]) -> Any:
 
     def alpha(part: str, layer: str, rank: int) -> float:
         patterns = settings.get(f"{part}.alpha_pattern") or {}
-        given = next((value for key, value in patterns.items() if layer == key or layer.endswith(f".{key}")), None)
+        given = next(
+            (value for key, value in patterns.items() if layer == key or layer.endswith(f".{key}")), None
+        )
         if given is None:
             given = settings.get(f"{part}.lora_alpha")
         if given is None:
@@ -183,7 +199,9 @@ def _to_diffusers(source: Path, tensors: Mapping[str, _Tensor], stream: BinaryIO
         layer = _dotted(source, stem)
         scale = _read_alpha(source, parts["alpha"], stream) / down.shape[0] if "alpha" in parts else 1.0
         if scale != 1.0 and up.dtype not in _BYTES:
-            raise _refused(source, f"{stem!r} has numbers of the type {up.dtype}, which cannot be scaled here")
+            raise _refused(
+                source, f"{stem!r} has numbers of the type {up.dtype}, which cannot be scaled here"
+            )
         renamed[f"{layer}.lora_A.weight"] = down
         renamed[f"{layer}.lora_B.weight"] = _Tensor(up.dtype, up.shape, up.begin, up.size, scale)
     return renamed
@@ -191,12 +209,14 @@ def _to_diffusers(source: Path, tensors: Mapping[str, _Tensor], stream: BinaryIO
 
 def _dotted(source: Path, stem: str) -> str:
     """`lora_unet_mid_block_attentions_0_proj_in` as `unet.mid_block.attentions.0.proj_in`."""
-    for prefix, part in (("lora_unet_", "unet"), ("lora_te2_", "text_encoder_2"), ("lora_te1_", "text_encoder"), ("lora_te_", "text_encoder")):
-        if stem.startswith(prefix):
-            inner = stem.removeprefix(prefix)
-            break
-    if part == "unet" and re.match(r"(input_blocks|output_blocks|middle_block|time_embed_|label_emb|out_)", inner):
-        raise _refused(source, f"{stem!r} is named after the original code of SDXL; keep this file in Kohya's form")
+    prefix = next(prefix for prefix in _PARTS if stem.startswith(prefix))
+    part, inner = _PARTS[prefix], stem.removeprefix(prefix)
+    if part == "unet" and re.match(
+        r"(input_blocks|output_blocks|middle_block|time_embed_|label_emb|out_)", inner
+    ):
+        raise _refused(
+            source, f"{stem!r} is named after the original code of SDXL; keep this file in Kohya's form"
+        )
     words = _SPLIT.findall(inner)
     if "_".join(words) != inner:
         raise _refused(source, f"{stem!r} names no layer that is known here")
@@ -212,7 +232,9 @@ def _read_alpha(source: Path, tensor: _Tensor, stream: BinaryIO) -> float:
     return value
 
 
-def _write(out: BinaryIO, tensors: Mapping[str, _Tensor], metadata: Mapping[str, str], stream: BinaryIO) -> None:
+def _write(
+    out: BinaryIO, tensors: Mapping[str, _Tensor], metadata: Mapping[str, str], stream: BinaryIO
+) -> None:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""`status`, `watch`, `fetch`, `cancel` and `models`: commands that look at the store."""
+"""`status`, `watch`, `fetch` and `cancel`: commands that look at requests."""
 
 from __future__ import annotations
 
@@ -111,36 +111,6 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
         return OK
 
     raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
-
-
-def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the models of live workers and of the store, and what fills the fields that a request leaves open."""
-
-    async def work(client: AsyncClient) -> None:
-        known = await client.models()
-        if as_json:
-            rows = [
-                {
-                    "name": m.name,
-                    "workers": m.workers,
-                    "versions": list(m.versions),
-                    "here": m.here,
-                    "defaults": m.defaults.model_dump(),
-                }
-                for m in known
-            ]
-            print_json({"models": rows})
-            return
-        for model in known:
-            where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
-            where += ["not here: no worker has its weights"] if model.workers and not model.here else []
-            where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
-            where += [f"by default {text}"] if (text := model.defaults.text()) else []
-            typer.echo(f"{model.name}\t{'; '.join(where)}")
-        if not any(model.workers for model in known):
-            say(f"no worker is running; start one with: dreamdrop worker --store {store}")
-
-    run(with_client(store, as_json, work), as_json=as_json)
 
 
 def id_of(text: str) -> str:

@@ -1,15 +1,24 @@
-"""A bar that follows requests until they end; a line now and then where there is no terminal."""
+"""Bars that follow requests until they end, and files that are copied; lines where there is no terminal."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from producer.commands.session import say
 from producer.commands.show import people, remaining
@@ -168,3 +177,30 @@ async def _doing(client: AsyncClient, ids: Sequence[str]) -> tuple[float, str]:
     steps = [f"{p.id + ' ' if names else ''}{p.steps_done}/{p.steps_total}{remaining(p)}" for p in drawn]
     more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
     return fraction, ", ".join(steps[:SHOWN]) + more or ("waiting for a worker" if not any(reports) else "")
+
+
+@contextlib.contextmanager
+def copying(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each file that is copied; without a terminal a line for each. The function is told how far it is.
+
+    Its arguments are a file's path, the bytes that are copied, and its size.
+    """
+    seen: dict[str, TaskID] = {}
+    if quiet or not people.is_terminal:
+
+        def tell(path: str, done: int, size: int) -> None:
+            if path not in seen and not quiet:
+                say(f"{path} ({size:,} bytes)")
+            seen[path] = TaskID(0)
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=people, transient=True) as progress:
+
+        def show(path: str, done: int, size: int) -> None:
+            if path not in seen:
+                seen[path] = progress.add_task(escape(path), total=size)
+            progress.update(seen[path], completed=done)
+
+        yield show

@@ -35,6 +35,7 @@ from producer.web.openai import errors as openai_errors
 from producer.web.openai import files as openai_files
 from producer.web.openai import images as openai_images
 from producer.web.openai.batch_input import Tally
+from producer.web.pages import models as model_pages
 from producer.web.pages import routes as pages
 from producer.web.pages.gallery import Gallery
 from producer.web.settings import FacadeSettings
@@ -52,7 +53,7 @@ ROUTERS = tuple(
     for module in (
         *(generate, jobs, batches, models, events),
         *(openai_images, openai_files, openai_batches, a1111, a1111_lists),
-        *(health, pages),
+        *(health, pages, model_pages),
     )
 )
 ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]

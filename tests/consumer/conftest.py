@@ -26,6 +26,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def lora_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the tiny UNet and text encoder, as diffusers saves it."""
+    from tests.studio import save_lora
+
+    return save_lora(tiny_folder, tmp_path_factory.mktemp("lora"))
+
+
 @pytest.fixture
 def make_registry(tiny_folder: Path) -> Callable[..., ModelRegistry]:
     """Make a registry that serves "tiny"."""

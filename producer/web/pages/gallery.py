@@ -23,6 +23,7 @@ from producer.errors import Damaged
 from producer.web.cache import CachedCall
 from producer.web.facade import LATEST
 from producer.web.pages.items import GalleryItem, items_of
+from producer.web.pages.published import read_models
 from schemas.batch import split_rows
 from schemas.errors import Rejected
 from schemas.layout import RESULTS, parse_result, result_folder, result_key
@@ -86,6 +87,7 @@ class Gallery:
 
     def __post_init__(self) -> None:
         self._commits: CachedCall[dict[str, Info]] = CachedCall(self._list_commits, seconds=2.0)
+        self.models = CachedCall(lambda: read_models(self.facade.client.store), seconds=5.0)
 
     async def overview(self, id_prefix: str) -> Overview:
         """The queue and the latest results of ids with a prefix, at most a second old."""

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from producer.web.responses import STATUS, image_path
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
+from schemas.plan import exact_names
 from schemas.result import Result
 from schemas.strictjson import load_object
 
@@ -188,6 +189,7 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
     for name in ("model", "scheduler", "steps", "cfg_scale", "width", "height", "strength", "clip_skip"):
         if plan.get(name) is not None:
             manifest[name] = plan[name]
+    manifest |= exact_names(plan)
     if plan.get("seeds"):
         manifest["seed"] = plan["seeds"][0]
     return manifest

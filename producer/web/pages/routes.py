@@ -98,7 +98,7 @@ def gallery_of(request: Request) -> Gallery:
 GalleryOf = Annotated[Gallery, Depends(gallery_of)]
 
 
-def _page(
+def page(
     request: Request, name: str, code: int = 200, headers: dict[str, str] | None = None, /, **context: Any
 ) -> Response:
     """A page; 304 when it has not changed since the browser last fetched it."""
@@ -112,7 +112,7 @@ def _page(
 
 def error_page(request: Request, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     """An error for people, at any address."""
-    return _page(request, "error.html", status, headers, status=status, text=text)
+    return page(request, "error.html", status, headers, status=status, text=text)
 
 
 def _shown(results: Iterable[Result]) -> list[Result]:
@@ -169,10 +169,12 @@ async def home(
     models = {name for heartbeat in heartbeats for name in _strings(heartbeat.get("models"))}
     default = {str(name) for heartbeat in heartbeats if (name := heartbeat.get("default_model"))}
     defaults = {name: defaults_of(heartbeats, name) for name in models}
-    return _page(
+    published = await gallery.models()
+    return page(
         request,
         "home.html",
-        models=sorted(models),
+        models=sorted(models - {item.card.name for item in published}),
+        published=published,
         here={name for heartbeat in heartbeats for name in models_here(heartbeat)},
         default_model=", ".join(sorted(default)),
         defaults=defaults | {"": ModelDefaults.common(defaults_of(heartbeats, name) for name in default)},
@@ -189,7 +191,7 @@ def _strings(value: object) -> list[str]:
 @router.get("/live")
 async def live(request: Request, gallery: GalleryOf, caller: Caller, now: bool = False) -> Response:
     """The parts of the first page that change, as a fragment for `static/live.js`."""
-    return _page(request, "live.html", **await _live_parts(gallery, caller, None, now))
+    return page(request, "live.html", **await _live_parts(gallery, caller, None, now))
 
 
 @router.get("/pictures/{id:path}")
@@ -209,7 +211,7 @@ async def picture(
     shown = items_of(result) if result else []
     newer, older = items.neighbours(await _latest(gallery, caller, id), id)
     batch = id.rpartition("/")[0]
-    return _page(
+    return page(
         request,
         "picture.html",
         id=id,
@@ -254,7 +256,7 @@ async def recipe(id: str, facade: FacadeOf, caller: Caller) -> Response:
 async def batches(request: Request, gallery: GalleryOf, caller: Caller) -> Response:
     """The list of batches."""
     listed = await gallery.batches(await gallery.overview(caller.id_prefix), caller)
-    return _page(request, "batches.html", batches=listed, limit=BATCHES)
+    return page(request, "batches.html", batches=listed, limit=BATCHES)
 
 
 @router.get("/b/{id:path}")
@@ -264,7 +266,7 @@ async def batch(
     facade: FacadeOf,
     gallery: GalleryOf,
     caller: Caller,
-    page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    number: Annotated[int, Query(alias="page", ge=1, le=100_000)] = 1,
 ) -> Response:
     """One batch, with its pictures in a grid, a page of rows at a time."""
     id = own_id(caller, id)
@@ -272,9 +274,9 @@ async def batch(
     result = state.result
     if result is not None and result.batch is None and result.task is not None:
         return Response(status_code=307, headers={"Location": picture_path(id)})
-    items, pages = await gallery.rows(id, page) if state.status != "queued" else ([], 1)
+    items, pages = await gallery.rows(id, number) if state.status != "queued" else ([], 1)
     grid = Grid(items)
-    return _page(
+    return page(
         request,
         "batch.html",
         id=id,
@@ -284,9 +286,9 @@ async def batch(
         total=0 if result else await gallery.row_count(id),
         finished=grid.finished if result or pages == 1 else await gallery.finished_rows(id),
         grid=grid,
-        number=page,
+        number=number,
         pages=pages,
-        first=(page - 1) * ROWS + 1,
+        first=(number - 1) * ROWS + 1,
     )
 
 
@@ -301,4 +303,4 @@ def _counts(result: Result | None) -> dict[str, int]:
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """Swagger UI for the OpenAPI document, served by this server alone."""
-    return _page(request, "docs.html", 200, {"Content-Security-Policy": DOCS_POLICY})
+    return page(request, "docs.html", 200, {"Content-Security-Policy": DOCS_POLICY})

@@ -129,6 +129,13 @@ async function loadDraft() {
   if (draft.image && draft.mask) await editor.showMask(await blobOf(draft.mask));
 }
 
+/** Show a picture that the chosen model has drawn. */
+function showModel() {
+  const shown = field("model").selectedOptions[0]?.dataset.picture;
+  $("#model-picture").hidden = !shown;
+  if (shown) $("#model-picture").src = shown;
+}
+
 /** Fill the form from a manifest. */
 async function fill(manifest, seed) {
   for (const name of [...TEXTS, "prompt", ...NUMBERS]) {
@@ -136,6 +143,7 @@ async function fill(manifest, seed) {
       field("model").add(new Option(manifest.model));
     if (manifest[name] !== undefined || TEXTS.includes(name) || OPEN.includes(name)) field(name).value = manifest[name] ?? "";
   }
+  showModel();
   field("seed").value = seed ?? manifest.seed ?? "";
   if (manifest.image) {
     await editor.show(await blobOf(manifest.image), limits);
@@ -215,6 +223,8 @@ addEventListener("paste", showingErrors(async (event) => {
 
 editor.onChange(changed);
 loadSettings();
+field("model").addEventListener("change", showModel);
+showModel();
 changed();
 $("#draw").disabled = false;
 addEventListener("pagehide", saveDraft);
