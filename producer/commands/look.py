@@ -126,10 +126,10 @@ def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
             print_json({"models": rows})
             return
         for model in known:
-            where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
-            where += ["not here: no worker has its weights"] if model.workers and not model.here else []
+            where = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
             where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
-            typer.echo(f"{model.name}\t{'; '.join(where)}")
+            word = "here" if where else "not here"
+            typer.echo(f"{model.name}\t{word}\t{'; '.join(where) or 'no worker has its weights'}")
         if not any(model.workers for model in known):
             say(f"no worker is running; start one with: dreamdrop worker --store {store}")
 
