@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,14 @@ _LIMITS = Limits()  # the defaults; `infra.limits_env` reads the same variables 
 def _log_level(text: str) -> str:
     if text.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter(f"{text!r} is none of debug, info and warning")
+    return text
+
+
+def _attention(text: str) -> str:
+    if text == "xformers" and find_spec("xformers") is None:  # before a model is loaded for it
+        raise typer.BadParameter(
+            "xformers is not installed: pip install -c constraints.txt -e '.[cuda]', or choose sdpa"
+        )
     return text
 
 
@@ -79,7 +88,8 @@ def worker(
         str, typer.Option(envvar="DREAMDROP_DTYPE", help="auto, float32, bfloat16 or float16.")
     ] = "auto",
     attention: Annotated[
-        str, typer.Option(envvar="DREAMDROP_ATTENTION", help="auto, sdpa or xformers.")
+        str,
+        typer.Option(envvar="DREAMDROP_ATTENTION", callback=_attention, help="auto, sdpa or xformers."),
     ] = "auto",
     offload: Annotated[
         bool,

@@ -64,11 +64,12 @@ def _list(store: str, as_json: bool) -> None:
             print_json({"models": rows})
             return
         for model in known:
-            where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
-            where += ["not here: no worker has its weights"] if model.workers and not model.here else []
+            where = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
             where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
-            where += [f"by default {text}"] if (text := model.defaults.text()) else []
-            typer.echo(f"{model.name}\t{'; '.join(where)}")
+            word = "here" if where else "not here"
+            facts = where or ["no worker has its weights"]
+            facts += [f"by default {text}"] if (text := model.defaults.text()) else []
+            typer.echo(f"{model.name}\t{word}\t{'; '.join(facts)}")
         if not any(model.workers for model in known):
             say(f"no worker is running; start one with: dreamdrop worker --store {store}")
 

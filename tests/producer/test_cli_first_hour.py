@@ -48,7 +48,8 @@ def test_help_is_short_and_in_the_users_words(dreamdrop: Cli, monkeypatch: pytes
     assert names[:2] == ["up", "imagine"]
     for name in set(names) - {"dead-letters", "setup", "keys"}:
         assert dreamdrop(name, "-h").stdout.startswith("Usage: ")
-    assert "range>" not in dreamdrop("imagine", "-h").stdout
+        assert not re.search(r"<\w+( range|\[)|<(str|int|float|path)>", dreamdrop(name, "-h").stdout), name
+    assert "--timeout N" in dreamdrop("doctor", "-h").stdout
     assert "PROMPT" in dreamdrop("imagine", "-h").stdout
 
 
@@ -140,10 +141,18 @@ def test_status_says_what_waits_and_what_is_drawn(tmp_path: Path, dreamdrop: Cli
     assert "batch of 2 rows" in " ".join(table.split())
     assert max(map(len, table.splitlines())) <= 80
     with worker(tmp_path / "store", "--null", json.dumps({"seconds_per_step": 2})):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while "processing" not in table and time.monotonic() < deadline:
             table = dreamdrop("status", "cat", "--store", "store", COLUMNS="100").stdout
     assert re.search(r"^cat +processing +a sleepy cat +\d+ s ago", table, re.MULTILINE)
+
+
+def test_models_are_here_or_not(tmp_path: Path, dreamdrop: Cli):
+    """In a word, and then why."""
+    (workers := tmp_path / "store" / "workers").mkdir(parents=True)
+    (workers / "one").write_text('{"seq": 1, "models": ["doodle", "sd21"], "available": ["doodle"]}')
+    lines = dreamdrop("models", "--store", "store").stdout.splitlines()
+    assert lines == ["doodle\there\t1 worker", "sd21\tnot here\tno worker has its weights"]
 
 
 def test_watch_says_lines_where_there_is_no_terminal(dreamdrop: Cli, slow: str, tmp_path: Path):

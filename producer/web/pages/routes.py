@@ -25,6 +25,7 @@ from producer.overview import defaults_of, models_here
 from producer.request_state import read_result
 from producer.web import responses
 from producer.web.caller import Caller, FacadeOf, own_id, result_of
+from producer.web.facade import LATEST
 from producer.web.guard import POLICY
 from producer.web.pages import items
 from producer.web.pages.gallery import BATCHES, ROWS, Gallery
@@ -152,6 +153,7 @@ async def _live_parts(
         "hidden": sum(map(caller.sees, (*overview.queued, *overview.processing))) - len(queue),
         "items": [item for result in page for item in items_of(result)],
         "older": page[-1].id if more and page else "",
+        "most": LATEST if not more and overview.over > LATEST else 0,
         "before": before or "",
     }
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from producer.web.api_keys import new_key, read_keys
+from producer.web.pages import gallery, routes
+from schemas.result import Frozen, Result
 from tests.producer.browser import QUICK, expect, finished
 from tests.producer.facade import facade
 
@@ -100,6 +103,20 @@ def test_earlier_pictures_have_pages_of_their_own(address: str):
     assert f"/pictures/{older}" in text
     assert f"/pictures/{newer}" not in text
     assert "<form" not in text
+
+
+def test_the_end_of_the_gallery_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Older results are in the store, and not on the page."""
+    for module in (gallery, routes):
+        monkeypatch.setattr(module, "LATEST", 2)
+    for n in range(3):
+        (folder := tmp_path / "results" / f"r{n}").mkdir(parents=True)
+        written = Result.ended(f"r{n}", "canceled", None, request=Frozen.of(b"{}"), fingerprint="")
+        (folder / "result.json").write_bytes(written.to_json())
+    with facade(tmp_path) as own:
+        assert "These are the newest 2 results." in httpx.get(f"{own}/").text
+        (tmp_path / "results" / "r0" / "result.json").unlink()
+        assert "These are the newest" not in httpx.get(f"{own}/live?now=1").text
 
 
 def test_a_caller_with_a_prefix_sees_its_own_pictures_only(store: Path, address: str):
