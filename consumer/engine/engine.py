@@ -131,7 +131,8 @@ class Engine:
             template = model.template(task.task)
             pipelines.check_limits(template, task, model.scheduler_config)
             pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
-            warnings = pipelines.warnings_of(task, model.tokenizers)
+            embedded = template.unet.config.get("time_cond_proj_dim") is not None
+            warnings = pipelines.warnings_of(task, model.tokenizers, takes_guidance_as_number=embedded)
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return

@@ -137,6 +137,29 @@ async def test_a_takeover_is_judged_by_the_plan():
         assert await worker._fleet.may_take_over(claim) is may
 
 
+@pytest.mark.parametrize("cfg_scale", [8.0, 1.0])
+def test_a_negative_prompt_that_a_distilled_model_never_reads_is_told(
+    tmp_path: Path, task: Any, studio: Any, cfg_scale: float
+):
+    """An LCM takes guidance as a number, so whatever the guidance there is no second row."""
+    from diffusers import UNet2DConditionModel
+
+    from consumer.engine.registry import ModelRegistry
+    from tests.studio import save_tiny
+
+    folder = save_tiny(tmp_path / "lcm")
+    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
+    UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 16}).save_pretrained(folder / "unet")
+    cards = Cards.of([f"tiny={folder}"])
+    assert (cards.get("tiny").steps, cards.get("tiny").cfg_scale) == (4, 7)
+    ended = studio(ModelRegistry(cards)).draw(
+        task("a", steps=2, cfg_scale=cfg_scale, negative_prompt="blue"),
+        task("b", steps=2, cfg_scale=cfg_scale, negative_prompt=None),
+    )
+    text = "negative_prompt has no effect with model 'tiny', which is distilled"
+    assert [one.warnings for one in (ended["a", 0], ended["b", 0])] == [(("ignored", text),), ()]
+
+
 def test_a_real_worker_draws_by_the_cards(tmp_path: Path, tiny_folder: Path):
     """Dropped files, a batch's rows and the express lane: doodle 20 and 4, a plain SD 30 and 7, a turbo 4 and 0."""
     store = tmp_path / "store"
