@@ -154,7 +154,7 @@ def resolve(training: Training, base: Base, pictures: PictureSet, *, device: str
         Rejected: with the field, the fault and what to do.
     """
     checks.options_as_given(training, base)
-    fields = defaults.of(base.family, {f: getattr(training, f) for f in type(training).model_fields})
+    fields = defaults.of(base.kind, {f: getattr(training, f) for f in type(training).model_fields})
     side = checks.resolution(training, base)
     fields["resolution"] = side
     if fields["precision"] is None:

@@ -12,31 +12,68 @@ import pytest
 from tests.trainings import learned, prepare, specks, start, train
 
 
-def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(
-    tiny_folder: Path, pictures: Path, tmp_path: Path
-):
-    """Three steps are skipped, the fourth stops the training; what was saved before is finite."""
+@pytest.fixture
+def poisoned(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A base whose text encoder makes no numbers of the letter q."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import CLIPTokenizer
+
+    base = shutil.copytree(tiny_folder, tmp_path / "poisoned")
+    (q,) = CLIPTokenizer.from_pretrained(base / "tokenizer")("q", add_special_tokens=False).input_ids
+    file = base / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    (table,) = [tensor for name, tensor in tensors.items() if name.endswith("token_embedding.weight")]
+    table[q] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    return base
+
+
+def captioned(folder: Path, seed: int, bad: set[int]) -> Path:
+    """Eight pictures; those that are seen at the given steps of the first epoch have the letter in their caption."""
+    from training.dreambooth.chance import Chance
+
+    specks(folder, 8)
+    for step, index in enumerate(Chance(seed).order(8, "pictures", 0), 1):
+        (folder / f"{index}.txt").write_text("sks q" if step in bad else "sks a")
+    return folder
+
+
+BY_ROW = {
+    "method": "full",
+    "batch_size": 1,
+    "resolution": 32,
+    "text_encoder": False,
+    "checkpoint_every": 1,
+    "seed": 7,
+}
+
+
+def test_a_step_whose_loss_is_no_number_changes_nothing(poisoned: Path, tmp_path: Path):
+    """Up to three in a row are skipped, and the loss record says so."""
+    pictures = captioned(tmp_path / "pictures", 7, {3, 4, 5})
+    folder = prepare(tmp_path / "work", poisoned, pictures, steps=7, keep=9, **BY_ROW)
+    events = train(folder)
+    assert [e["step"] for e in events if e["event"] == "step" and e["loss"] is None] == [3, 4, 5]
+    steps = sorted(f.name for f in (folder / "checkpoints").iterdir())
+    assert steps == [f"{n:06d}" for n in (1, 2, 6, 7)]
+    assert (folder / "product.json").is_file()
+    assert "skipped: steps 3, 4, 5" in (folder / "report.html").read_text()
+
+
+def test_a_loss_that_stays_no_number_keeps_the_last_good_checkpoint(poisoned: Path, tmp_path: Path):
+    """The fourth such step in a row ends the training; what was saved before is finite, and nothing is published."""
     import torch
     from safetensors.torch import load_file
 
     from training.dreambooth.loop import NotFinite
 
-    options = {
-        "method": "full",
-        "learning_rate": 10.0,
-        "schedule": "constant",
-        "checkpoint_every": 1,
-        "ema": 0.0,
-    }
-    folder = prepare(
-        tmp_path / "work", tiny_folder, pictures, steps=300, batch_size=1, resolution=32, **options
-    )
-    with pytest.raises(NotFinite) as failed:
+    pictures = captioned(tmp_path / "pictures", 7, {3, 4, 5, 6})
+    folder = prepare(tmp_path / "work", poisoned, pictures, steps=8, keep=9, **BY_ROW)
+    with pytest.raises(NotFinite, match="the loss was not a finite number at step 6"):
         train(folder)
-    assert str(failed.value.step) in str(failed.value)
-    checkpoints = sorted((folder / "checkpoints").iterdir())
-    assert checkpoints[-1].name == f"{failed.value.step - 4:06d}"
-    weights = load_file(checkpoints[-1] / "weights.safetensors")
+    assert sorted(f.name for f in (folder / "checkpoints").iterdir()) == ["000001", "000002"]
+    weights = load_file(folder / "checkpoints" / "000002" / "weights.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
     assert not (folder / "product").exists()
     assert not (folder / "product.json").exists()

@@ -26,7 +26,7 @@ def drawn(folder: Path, lora: Path | None = None, seed: int = 0) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
         pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
-    steps, guidance = defaults.DRAWING[bases.Base.read(folder, "base").family]
+    steps, guidance = defaults.DRAWING[bases.Base.read(folder, "base").kind]
     picture = pipeline(
         [PROMPT], num_inference_steps=steps, guidance_scale=guidance, height=32, width=32,
         generator=[torch.Generator().manual_seed(seed)],
