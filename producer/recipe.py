@@ -54,6 +54,7 @@ def read_recipe(path: Path) -> Replay:
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         recipe = json.loads(text)
+        json.dumps(recipe, ensure_ascii=False).encode()  # not with an unpaired surrogate
     except (ValueError, RecursionError) as error:
         raise Rejected("invalid_image", f"the recipe in {str(path)!r} is damaged; it is not JSON") from error
     if not isinstance(recipe, dict):

@@ -59,7 +59,12 @@ class Dispatch:
 
     @property
     def room(self) -> int:
-        """How many more images this worker should take on; negative when it has too many."""
+        """How many more images this worker should take on; negative when it has too many.
+
+        None while every renderer is kept for suspects: what was claimed then would wait here, beside idle workers.
+        """
+        if any(job.suspect for job in self._waiting) or not self._free():
+            return 0
         ready = sum(slot.renderer.ready is not None for slot in self.slots)
         undrawn = sum(slot.missing for slot in self.slots) + sum(len(job.missing()) for job in self._waiting)
         return min(ready * self._ahead, 2 * ready * self._ahead - self.unstored) - undrawn
