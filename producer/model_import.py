@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from infra.models import published
 from infra.models.facts import BUILT_IN_FAMILIES, WIDTHS, read_facts
@@ -52,7 +52,7 @@ def prepare(
     check_name(name)
     if not source.exists():
         raise _refused(source, "there is no such file or folder")
-    common = {"name": name, "trigger_words": trigger, "licence": licence}
+    common: dict[str, Any] = {"name": name, "trigger_words": trigger, "licence": licence}
     if source.is_dir() and not (source / "model_index.json").is_file():
         files = sorted(source.glob("*.safetensors"))
         if len(files) != 1:
@@ -64,7 +64,7 @@ def prepare(
         family = _family_of_lora(source)
         base = base or _base_of(source, family)
         (scratch / LORA_FILE).symlink_to(source.absolute())
-        card = PublishedCard(kind="lora", base=base, family=family, weight=weight, **common)  # type: ignore[arg-type]
+        card = PublishedCard(kind="lora", base=base, family=family, weight=weight, **common)
         return scratch, card, []
     left_out = _link_folder(source, scratch)
     facts = read_facts(source)
@@ -77,7 +77,7 @@ def prepare(
         native_width=facts.native_width,
         native_height=facts.native_height,
         scheduler=facts.scheduler,
-        **common,  # type: ignore[arg-type]
+        **common,
     )
     return scratch, card, left_out
 

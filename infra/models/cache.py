@@ -160,6 +160,7 @@ class ModelCache:
             if path.exists() or not _is_at(part, fd):
                 return  # another process has fetched it, or has given up
             await asyncio.to_thread(self._make_room, file.size)
+            log.info("fetching a file of a model", extra={"key": key, "bytes": file.size})
             for attempt in range(_TRIES):
                 found = await store.fetch_file(key, part)
                 if found == file.sha256:

@@ -276,7 +276,7 @@ def _numbers(piece: bytes, dtype: str) -> tuple[float, ...]:
 
 def _bfloat(number: float) -> int:
     """The upper half of a float32, rounded to nearest, ties to even."""
-    [bits] = struct.unpack("<I", struct.pack("<f", number))
+    bits: int = struct.unpack("<I", struct.pack("<f", number))[0]
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
 
 
