@@ -67,8 +67,11 @@ class RequestClaimer:
         default_factory=lambda: LruCache(_REMEMBERED)
     )  # errors by key or id
 
-    async def claim_object(self, info: Info) -> ClaimOutcome:
+    async def claim_object(self, info: Info, *, express: bool = False) -> ClaimOutcome:
         """Claim the request in a listed object.
+
+        Args:
+            express: its message came by the express queue.
 
         Raises:
             StoreUnavailable: try again; the next listing shows the object again.
@@ -89,10 +92,10 @@ class RequestClaimer:
                 return ClaimOutcome(id, left=True)
             fingerprint = layout.oversize_fingerprint(info.key, info.size, info.etag)
             return await self._refuse(info, error, b"", id, fingerprint=fingerprint)
-        return await self.claim_body(stored.body, id=id, source=stored.info, batch=batch)
+        return await self.claim_body(stored.body, id=id, source=stored.info, batch=batch, express=express)
 
     async def claim_body(
-        self, body: bytes, *, id: str, source: Info | None = None, batch: bool = False
+        self, body: bytes, *, id: str, source: Info | None = None, batch: bool = False, express: bool = False
     ) -> ClaimOutcome:
         """Claim a request whose body was read already. Raises `StoreUnavailable`.
 
@@ -102,9 +105,10 @@ class RequestClaimer:
         Args:
             id: used unless the manifest names its own.
             source: the object that held the body; None when a queue's message did.
+            express: it came by the express queue.
         """
         try:
-            return await self._claim(body, id, source, batch)
+            return await self._claim(body, id, source, batch, express)
         except DreamError:
             raise
         except Exception as error:
@@ -119,7 +123,9 @@ class RequestClaimer:
             )
             return await self._refuse(source, Rejected("worker_crashed", text), body, chosen_id(body) or id)
 
-    async def _claim(self, body: bytes, id: str, source: Info | None, batch: bool) -> ClaimOutcome:
+    async def _claim(
+        self, body: bytes, id: str, source: Info | None, batch: bool, express: bool
+    ) -> ClaimOutcome:
         try:
             if source is None and len(body) > self.limits.max_body_bytes:
                 raise TooLarge("the message", len(body), self.limits.max_body_bytes)
@@ -140,7 +146,9 @@ class RequestClaimer:
             if await self._leaves(source, id, error, body, len(body), batch=batch):
                 return ClaimOutcome(id, layout.fingerprint(body), left=True)
             return await self._refuse(source, error, body, chosen_id(body) or id)
-        held = await self.claims.take(source, body, id=request_id, plan=plan_document, batch=batch)
+        held = await self.claims.take(
+            source, body, id=request_id, plan=plan_document, batch=batch, express=express
+        )
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
     def plan(self, manifest: Manifest) -> Plan:

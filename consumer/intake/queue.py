@@ -52,6 +52,7 @@ class PendingMessage:
 
     message: Message
     queue: MessageLeases
+    express: bool  # it came by the express queue
     requests: list[ClaimOutcome] = field(default_factory=list)
     checks: int = 0  # of requests that another worker has
     next_check: float = 0.0  # by our clock
@@ -76,7 +77,7 @@ class QueueReader:
         claimer: RequestClaimer,
         claims: Claims,
         begin: Callable[[Held], None],
-        room: Callable[[], int],
+        room: Callable[[bool], int],
         ahead: int,
         stop: asyncio.Event,
         clock: Callable[[], float],
@@ -85,7 +86,7 @@ class QueueReader:
         Args:
             queues: express first; see `QueueShares` for how they share the room.
             begin: works on what was claimed.
-            room: how many more images to take on.
+            room: how many more images to take on, of the express lane (True) or the other.
             ahead: images that the worker holds when it is full.
         """
         self.sweep_wanted = asyncio.Event()  # set when a message's request may have lost its worker
@@ -133,7 +134,8 @@ class QueueReader:
     async def _poll(self, number: int) -> None:
         pauses = backoff(*_RETRY_WAITS)
         while not self._stop.is_set():
-            most = self._shares.share(number, self._room(), full=bool(self._pending))
+            room = self._room(self._shares.is_express(number))
+            most = self._shares.share(number, room, full=bool(self._pending))
             if most <= 0:
                 await asyncio.sleep(_TICK / 4)
                 continue
@@ -157,7 +159,8 @@ class QueueReader:
         if self._stop.is_set():
             await queue.give_back(messages)
         else:
-            await asyncio.gather(*(self._handle(PendingMessage(message, queue)) for message in messages))
+            express = self._shares.is_express(number)
+            await asyncio.gather(*(self._handle(PendingMessage(one, queue, express)) for one in messages))
 
     async def _handle(self, pending: PendingMessage) -> None:
         """Claim what a message asks for; keep the message until that has ended, or postpone it."""
@@ -166,7 +169,7 @@ class QueueReader:
         try:
             for number, item in enumerate(decode(message.body)):
                 try:
-                    outcome = await self._claim(item, message, number)
+                    outcome = await self._claim(item, pending, number)
                 except Postponed as reason:  # the other items are claimed all the same
                     postponed = reason
                     continue
@@ -175,7 +178,6 @@ class QueueReader:
                 elif outcome is not None:
                     pending.requests.append(outcome)
                     if outcome.held is not None:
-                        outcome.held.express = len(self._queues) > 1 and pending.queue is self._queues[0]
                         self._begin(outcome.held)
         except StoreUnavailable as error:
             log.warning("a message is postponed", extra={"message_id": message.id, "why": str(error)})
@@ -189,41 +191,41 @@ class QueueReader:
             else:
                 self._pending[message.receipt] = pending
 
-    async def _claim(self, item: Item, message: Message, number: int) -> ClaimOutcome | None:
+    async def _claim(self, item: Item, pending: PendingMessage, number: int) -> ClaimOutcome | None:
         """Claim the request of an item; None when the item asks for nothing. Raises `Postponed`."""
         match item:
             case Ignored(reason=reason):
-                self._drop(reason, message)
+                self._drop(reason, pending.message)
                 return None
             case Direct(body=body):
-                name = f"queue/{message.id}" + (f"-{number}" if number else "")
-                return await self._claimer.claim_body(body, id=layout.safe_id(name))
+                id = layout.safe_id(f"queue/{pending.message.id}" + (f"-{number}" if number else ""))
+                return await self._claimer.claim_body(body, id=id, express=pending.express)
             case Created(bucket=bucket, keys=keys):
                 if self._location is None or bucket != self._location.bucket:
-                    raise self._unusable(
-                        message, f"the event is about bucket {bucket!r}, not about {self._store.url}"
-                    )
-                return await self._claim_object([self._location.inside(key) for key in keys], message)
+                    why = f"the event is about bucket {bucket!r}, not about {self._store.url}"
+                    raise self._unusable(pending.message, why)
+                return await self._claim_object([self._location.inside(key) for key in keys], pending)
             case Reference(key=key):
                 inside = key_in_store(self._location, key)
                 if inside is None or not layout.is_request(inside):
-                    raise self._unusable(
-                        message,
-                        f"the reference does not name a .json or .jsonl under requests/ in {self._store.url}",
+                    why = (
+                        f"the reference does not name a .json or .jsonl under requests/ in {self._store.url}"
                     )
-                return await self._claim_object([inside], message)
+                    raise self._unusable(pending.message, why)
+                return await self._claim_object([inside], pending)
             case Unknown(reason=reason):
-                raise self._unusable(message, reason)
+                raise self._unusable(pending.message, reason)
 
-    async def _claim_object(self, keys: list[str | None], message: Message) -> ClaimOutcome | None:
+    async def _claim_object(self, keys: list[str | None], pending: PendingMessage) -> ClaimOutcome | None:
         """Claim the request object that a message names; `keys` are the ways to read its name."""
+        message = pending.message
         requests = [key_of_bucket(key) for key in keys if key is not None and layout.is_request(key)]
         if not requests:
             self._drop("not a request", message)
             return None
         info = await self._first_existing(requests, message)
         if info is not None:
-            outcome = await self._claimer.claim_object(info)
+            outcome = await self._claimer.claim_object(info, express=pending.express)
             if outcome.settling:
                 raise Postponed("the object may be half copied", _SETTLES)
             return outcome

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.renderer.protocol import ImageTask, Lora, RawPicture
-from schemas import layout
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Job:
     @property
     def express(self) -> bool:
         """Whether it came by the express lane: its author waits for it."""
-        return self.held.express or (self.held.claim.source or "").startswith(layout.EXPRESS)
+        return self.held.claim.in_express_lane
 
     @property
     def suspect(self) -> bool:
@@ -142,6 +141,7 @@ class Job:
             image=self.inputs[0],
             mask=self.inputs[1],
             solo=self.suspect,
+            express=self.express,
             preview=self.previews,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -57,12 +58,18 @@ class Jobs:
         self._stop = stop
         self._clock = clock
         self._previews = previews
-        self._preparing: dict[str, int] = {}  # claimed, not yet with the dispatch: images, by id
+        #: Claimed, not yet with the dispatch: lane (True: express) and images, by id.
+        self._preparing: dict[str, tuple[bool, int]] = {}
 
-    @property
-    def room(self) -> int:
-        """How many more images to claim now; 0 or less while no renderer is ready, or the store is behind."""
-        return self._outcomes.dispatch.room - sum(self._preparing.values())
+    def room(self, *, express: bool = False) -> int:
+        """How many more images of a lane to claim now.
+
+        0 or less while no renderer is ready, or the store is behind.
+        """
+        preparing: Counter[bool] = Counter()
+        for lane, images in self._preparing.values():
+            preparing[lane] += images
+        return self._outcomes.dispatch.room(express, preparing)
 
     @property
     def busy(self) -> bool:
@@ -78,7 +85,8 @@ class Jobs:
         elif held.claim.batch:
             self.batches[id] = (held, spawn(held, self._batch(held)))
         else:
-            self._preparing[id] = len((held.claim.plan or {}).get("seeds", ())) or 1
+            images = len((held.claim.plan or {}).get("seeds", ())) or 1
+            self._preparing[id] = (held.claim.in_express_lane, images)
             task = spawn(held, self._prepare(held))
             task.add_done_callback(lambda _: self._preparing.pop(id, None))
 

@@ -83,9 +83,11 @@ class Outcomes:
         elif (job := self.active.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
-                self.dispatch.drawn()  # before anything else is fed: the picture takes memory from now on
+                self.dispatch.drawn(
+                    job.express
+                )  # before anything else is fed: the picture takes memory from now on
                 task = self.spawn(job.held, self._deliver(job, event))
-                task.add_done_callback(lambda _: self.dispatch.stored())
+                task.add_done_callback(lambda _: self.dispatch.stored(job.express))
             else:
                 self.spawn(job.held, self._fail(job, event))
 

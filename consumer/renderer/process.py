@@ -100,6 +100,10 @@ class Renderer:
         """Tasks submitted and not answered."""
         return len(self._held)
 
+    def pending_of(self, express: bool) -> int:
+        """Tasks of one lane that were submitted and not answered."""
+        return sum(task.express == express for task in self._held.values())
+
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None

@@ -84,6 +84,7 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     image: RawPicture | None = None
     mask: RawPicture | None = None
     solo: bool = False  # shares no UNet call with another request
+    express: bool = False  # its author waits for it: it goes before what is not of the express lane
     preview: bool = False  # somebody watches: report the first step at once, and send previews
 
 

@@ -97,7 +97,7 @@ async def test_a_dead_workers_claim_waits_for_a_worker_with_its_model():
     dead.claims.session = "dead"
     info = await store.head("requests/cat.json")
     assert info is not None
-    await dead._listing.claimer.claim_object(info)
+    await dead._inbox.claimer.claim_object(info)
     async with running(make_worker(store)), AsyncClient(store) as client:
         await asyncio.sleep(TIMING.lease + 2)
         assert await store.head("results/cat/result.json") is None
