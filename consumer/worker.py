@@ -135,7 +135,7 @@ class Worker:
             claims=self.claims,
             delivery=delivery,
             batches=Batches(self.store, settings.limits, clock, self.claims.session),
-            preparation=Preparation(delivery, inputs, settings.limits, clock),
+            preparation=Preparation(delivery, inputs, self._cards, settings.limits, clock),
             stop=self.stop,
             clock=clock,
             previews=settings.previews,

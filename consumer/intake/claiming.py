@@ -17,14 +17,15 @@ from infra.logs import redacted
 from infra.lru import LruCache
 from schemas import layout, samplers
 from schemas.batch import Row, split_rows
-from schemas.errors import DreamError, NotFound, Rejected, TooLarge
+from schemas.errors import DreamError, NotFound, Rejected, TooLarge, TooManyPixels
 from schemas.limits import Limits
-from schemas.manifest import Manifest, chosen_id, has_expired, parse_manifest
+from schemas.manifest import Manifest, Text2Img, chosen_id, has_expired, parse_manifest
 from schemas.plan import Plan, Refusal, plan
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from consumer.intake.fleet import Fleet
+    from consumer.models.cards import ModelCard
     from infra.claims.claims import Claims, Held
     from infra.stores.store import Info, Store
 
@@ -152,8 +153,13 @@ class RequestClaimer:
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
     def plan(self, manifest: Manifest) -> Plan:
-        """Resolve a manifest's names and defaults. Raises `Rejected` for an unknown model, scheduler or LoRA."""
+        """Resolve a manifest's names and defaults.
+
+        Raises:
+            Rejected: an unknown model, scheduler or LoRA, or a size beyond the model's bound.
+        """
         card = self.cards.get(manifest.model or self.default_model)
+        self._check_size(manifest, card)
         return plan(
             manifest,
             model=card.name,
@@ -163,6 +169,15 @@ class RequestClaimer:
             random_seed=self.rng.getrandbits(32),
             lora_hashes={lora.name: self.cards.lora(lora.name).sha256 for lora in manifest.loras},
         )
+
+    def _check_size(self, manifest: Manifest, card: ModelCard) -> None:
+        """Refuse an explicit size beyond the model's bound; an input picture is scaled down instead."""
+        if isinstance(manifest, Text2Img):
+            native = (card.native_width, card.native_height)
+            size = (manifest.width or native[0], manifest.height or native[1])
+            limit = self.limits.for_model(*native).max_pixels
+            if size[0] * size[1] > limit:
+                raise TooManyPixels(size, card.name, native, limit)
 
     async def _leaves(
         self, source: Info | None, id: str, error: Rejected, body: bytes, size: int, *, batch: bool

@@ -134,8 +134,7 @@ class QueueReader:
     async def _poll(self, number: int) -> None:
         pauses = backoff(*_RETRY_WAITS)
         while not self._stop.is_set():
-            room = self._room(self._shares.is_express(number))
-            most = self._shares.share(number, room, full=bool(self._pending))
+            most = self._shares.share(number, self._room, full=bool(self._pending))
             if most <= 0:
                 await asyncio.sleep(_TICK / 4)
                 continue
@@ -218,12 +217,11 @@ class QueueReader:
 
     async def _claim_object(self, keys: list[str | None], pending: PendingMessage) -> ClaimOutcome | None:
         """Claim the request object that a message names; `keys` are the ways to read its name."""
-        message = pending.message
         requests = [key_of_bucket(key) for key in keys if key is not None and layout.is_request(key)]
         if not requests:
-            self._drop("not a request", message)
+            self._drop("not a request", pending.message)
             return None
-        info = await self._first_existing(requests, message)
+        info = await self._first_existing(requests, pending.message)
         if info is not None:
             outcome = await self._claimer.claim_object(info, express=pending.express)
             if outcome.settling:
@@ -234,9 +232,9 @@ class QueueReader:
             if await self._claims.is_claimed(id):
                 return ClaimOutcome(id)
             if await self._store.head(layout.result_key(id)) is not None:
-                self._drop("over", message)
+                self._drop("over", pending.message)
                 return None
-        self._drop("vanished", message)
+        self._drop("vanished", pending.message)
         return None
 
     async def _first_existing(self, keys: list[str], message: Message) -> Info | None:

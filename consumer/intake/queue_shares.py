@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from infra.queues.message import BATCH
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from infra.queues.leases import MessageLeases
 
@@ -36,12 +36,12 @@ class QueueShares:
         """Whether no message is in hand, and the last receive of every queue brought none."""
         return all(self.empty) and not any(queue.in_hand for queue in self._queues)
 
-    def share(self, number: int, room: int, *, full: bool) -> int:
+    def share(self, number: int, room: Callable[[bool], int], *, full: bool) -> int:
         """How many messages to receive from a queue now; 0 or less: wait.
 
         Args:
             number: which queue, from 0.
-            room: how many more images the worker would take on from this queue.
+            room: how many more images the worker would take on, of the express lane (True) or the other.
             full: whether it has work, so that a receive of only a few messages can wait.
         """
         part = self._ahead // 4
@@ -49,7 +49,7 @@ class QueueShares:
         quota = self._ahead if not busy else self._ahead - part if number == 0 else max(1, part)
         express = self.is_express(number)
         others = 0 if express else sum(self.requested[other] for other in busy)
-        free = min(room - others, quota - len(self._queues[number].in_hand))
+        free = min(room(express) - others, quota - len(self._queues[number].in_hand))
         worth = min(BATCH, max(1, self._ahead // 2), quota)
         return min(free, worth) if free >= worth or express or not full else 0
 

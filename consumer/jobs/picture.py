@@ -98,9 +98,8 @@ def fit(
     """
     notes: list[Note] = []
     image = _image(picture)
-    scale = min(
-        1.0, limits.max_side / max(image.size), (limits.max_pixels / (image.width * image.height)) ** 0.5
-    )
+    by_area = (limits.max_pixels / (image.width * image.height)) ** 0.5
+    scale = min(1.0, limits.max_side / max(image.size), by_area)
     size = (int(image.width * scale), int(image.height * scale))
     wanted = (size[0] // _MULTIPLE * _MULTIPLE, size[1] // _MULTIPLE * _MULTIPLE)
     if 0 in wanted:
@@ -117,6 +116,11 @@ def fit(
         covering = covering.resize(image.size, Image.Resampling.NEAREST)
     if wanted != image.size:
         text = f"image was {image.width} x {image.height}; drawn at {wanted[0]} x {wanted[1]}"
+        text += (
+            f" (at most {limits.max_pixels:,} pixels are drawn with this model)"
+            if scale == by_area < 1
+            else ""
+        )
         notes.append(Note(code="image_resized", message=text, field="image"))
         image = _to_size(image, wanted, scale < 1, Image.Resampling.LANCZOS)
         covering = _to_size(covering, wanted, scale < 1, Image.Resampling.NEAREST) if covering else None

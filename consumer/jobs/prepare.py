@@ -20,6 +20,7 @@ from schemas.result import Failure, Result, Status
 if TYPE_CHECKING:
     from consumer.jobs.delivery import Delivery
     from consumer.jobs.inputs import Inputs
+    from consumer.models.cards import Cards
     from consumer.renderer.protocol import RawPicture
     from infra.claims.claims import Held
     from schemas.limits import Limits
@@ -31,6 +32,7 @@ class Preparation:
 
     delivery: Delivery
     inputs: Inputs
+    cards: Cards
     limits: Limits
     clock: Callable[[], float]
 
@@ -81,13 +83,17 @@ class Preparation:
             if mask_bytes is not None:
                 mask, more = picture.decode_picture(mask_bytes, "mask_image", self.limits, mask=True)
                 notes += more
-            image, mask, more = picture.fit(image, mask, self.limits)
+            image, mask, more = picture.fit(image, mask, self._limits_of(job.plan.model))
             more += picture.mask_notes(mask) if mask is not None else []
             for note in notes + more:
                 job.note(note)
             return image, mask
 
         return await asyncio.to_thread(decode)
+
+    def _limits_of(self, model: str) -> Limits:
+        card = self.cards.cards.get(model)  # None: a claim of another worker, which knows it
+        return self.limits if card is None else self.limits.for_model(card.native_width, card.native_height)
 
     async def _input(self, value: str, field: str) -> bytes:
         """A picture's bytes; waiting for a store that does not answer costs no attempt."""
