@@ -19,21 +19,22 @@ class CallTimer:
         Args:
             clock: seconds; used where calls are done when they return.
         """
-        self._cuda = device.startswith("cuda")
+        self._device = device
         self._clock = clock
         self._running: deque[tuple[Any, Any, Callable[[float], None]]] = deque()  # CUDA events: first, last
 
     def time(self, work: Callable[[], T], then: Callable[[float], None]) -> T:
         """Do some work; `then` gets its seconds, now or by a later `collect`."""
-        if not self._cuda:
+        if not self._device.startswith("cuda"):
             began = self._clock()
             result = work()
             then(self._clock() - began)
             return result
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        first.record()
+        stream = torch.cuda.current_stream(self._device)
+        first.record(stream)
         result = work()
-        last.record()
+        last.record(stream)
         self._running.append((first, last, then))
         return result
 

@@ -55,7 +55,7 @@ def _samples(store: Path, count: int) -> tuple[list[float], list[float]]:
     return seconds, others
 
 
-def _through(store: Path, id: str, patience: float = 120) -> float:
+def _through(store: Path, id: str, patience: float = 600) -> float:
     began = time.perf_counter()
     drop(store, f"express/{id}.json", _FAST | {"seed": 1})
     path = store / "results" / id / "result.json"
