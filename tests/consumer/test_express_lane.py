@@ -147,10 +147,9 @@ async def test_with_a_queue_too_it_does_not_wait_for_its_message(sqs: Any):
     async with Queue(url) as queue:
         leases = MessageLeases(queue, time.monotonic, random.Random(1))
         async with running(make_worker(store, queues=[leases], reconcile=3600.0)) as worker:
-            worker._inbox._express_news.set()
+            await until(lambda: any(renderer.ready for renderer in worker.renderers))
             await drop(store, "other")
             await drop(store, "express/now")
-            worker._inbox._express_news.set()
             while await store.head("results/now/result.json") is None:
                 await asyncio.sleep(0.02)
             assert await store.head("requests/other.json")
