@@ -183,6 +183,14 @@ def worker(
     max_side: Annotated[
         int, typer.Option(envvar="DREAMDROP_MAX_SIDE", min=1, help="Most pixels of width and of height.")
     ] = _LIMITS.max_side,
+    max_native_areas: Annotated[
+        int,
+        typer.Option(
+            envvar="DREAMDROP_MAX_NATIVE_AREAS",
+            min=1,
+            help="Most pixels of an image, as a multiple of its model's native size; 768 x 768 is always allowed.",
+        ),
+    ] = _LIMITS.max_native_areas,
     max_images: Annotated[
         int, typer.Option(envvar="DREAMDROP_MAX_IMAGES", min=1, help="Most images of a request.")
     ] = _LIMITS.max_images,
@@ -232,7 +240,11 @@ def worker(
         default_model=model,
         timing=Timing(beat=beat, lease=lease, sweep=(beat, 2 * beat), max_attempts=max_attempts),
         limits=Limits(
-            max_steps=max_steps, max_side=max_side, max_images=max_images, max_body_bytes=max_body_mb << 20
+            max_steps=max_steps,
+            max_side=max_side,
+            max_native_areas=max_native_areas,
+            max_images=max_images,
+            max_body_bytes=max_body_mb << 20,
         ),
         grace=grace,
         ahead=2 * max_rows,

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from consumer import spot
 from consumer.intake.claiming import RequestClaimer
 from consumer.intake.fleet import Capabilities, Fleet
-from consumer.intake.listing import Listing
+from consumer.intake.inbox import Inbox
 from consumer.jobs.batches import Batches
 from consumer.jobs.delivery import Delivery
 from consumer.jobs.jobs import Jobs
 from consumer.jobs.outcomes import Outcomes
 from consumer.jobs.prepare import Preparation
 from infra.claims.claims import Claims, Timing
-from infra.stores.changes import IDLE, changes, tidying
+from infra.stores.changes import tidying
 from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
 
@@ -46,7 +46,6 @@ _LAST_ANNOUNCEMENTS = 5.0  # seconds for announcements that wait when the worker
 _LAST_WRITES = 1.0  # seconds for a status or a release that is being written when the worker stops
 _LAST_SWEEP = 2.0  # seconds for a sweep under way when the worker stops: what it takes over must be released
 _BEAT_TIMEOUT = 5.0  # seconds at least until an unanswered heartbeat is given up; then a new one is tried
-_POLL_INTERVAL = 0.2  # seconds between two looks at the inbox while there is work
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,9 @@ class Worker:
         self._announced = announced
         delivery = Delivery(claims, clock, rng, versions)
         half = settings.picture_memory * len(renderers) // 2  # for inputs; the other is for what is drawn
-        ready = Preparation(delivery, inputs, settings.limits, clock, half, settings.decode_seconds, models)
+        ready = Preparation(
+            delivery, inputs, cards, settings.limits, clock, half, settings.decode_seconds, models
+        )
         self.jobs = self._make_jobs(renderers, delivery, ready)
         loras = {name for renderer in renderers for name, _ in renderer.loras}
         own = Capabilities.own(cards.known(), loras, settings.limits)
@@ -112,7 +113,17 @@ class Worker:
             store, claims, cards, settings.default_model, settings.limits, clock, rng, self._fleet
         )
         reconcile = settings.reconcile if queues else None
-        self._listing = Listing(store, claimer, self.jobs, self._room, self.stop, clock, rng, reconcile)
+        self._inbox = Inbox(
+            store,
+            claimer,
+            self.jobs,
+            self._room,
+            self.stop,
+            clock,
+            rng,
+            reconcile=reconcile,
+            once=settings.once,
+        )
         self._reader = self._make_reader(queues, claimer)
 
     def _make_jobs(
@@ -160,9 +171,9 @@ class Worker:
             clock=self._clock,
         )
 
-    def _room(self) -> int:
-        """How many more images to claim now; none before a renderer is ready."""
-        return self.jobs.room if any(renderer.ready for renderer in self.renderers) else 0
+    def _room(self, express: bool) -> int:
+        """How many more images of a lane to claim now; none before a renderer is ready."""
+        return self.jobs.room(express=express) if any(renderer.ready for renderer in self.renderers) else 0
 
     async def run(self) -> None:
         """Work until `stop` is set (or, with `once`, until all is done), then drain."""
@@ -190,7 +201,13 @@ class Worker:
 
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the main loop."""
-        loops = [self._beats(), self._sweeps(), self._watches(), tidying(self.store)]
+        loops = [
+            self._beats(),
+            self._sweeps(),
+            self._watches(),
+            self._inbox.express_looks(),
+            tidying(self.store),
+        ]
         if self.settings.spot:
             loops.append(spot.watch(self.stop))
         if self._announcer is not None:
@@ -200,26 +217,17 @@ class Worker:
         return loops
 
     async def _look_for_requests(self) -> None:
-        """List the inbox again and again, more often while there is work."""
-        longest = self.settings.reconcile if self._reader else IDLE
-        looks = changes(
-            self.store,
-            self.stop,
-            found_work=lambda: self._listing.found_work or self._listing.busy,
-            shortest=_POLL_INTERVAL,
-            longest=_POLL_INTERVAL if self.settings.once else longest,
-        )
-        async for _ in looks:
-            await self._listing.look()
+        """List the inbox again and again."""
+        async for _ in self._inbox.looks():
             if self.settings.once and await self._is_done():
                 break
 
     async def _is_done(self) -> bool:
         """Whether two looks in a row found no request in hand and none in the inbox."""
-        busy = self.jobs.busy or self._listing.busy or (self._reader is not None and not self._reader.idle)
-        announcing = self._announcer is not None and self._announcer.owed and not self._listing.found_work
+        busy = self.jobs.busy or self._inbox.busy or (self._reader is not None and not self._reader.idle)
+        announcing = self._announcer is not None and self._announcer.owed and not self._inbox.found_work
         if not busy and not announcing:  # a request that only waits for its announcement may stay
-            busy = not await self._listing.is_empty()
+            busy = not await self._inbox.is_empty()
         self._idle_looks = 0 if busy else self._idle_looks + 1
         return self._idle_looks >= 2
 
@@ -236,7 +244,8 @@ class Worker:
 
     async def _sweep(self) -> None:
         """Take over the requests of dead workers, as many as there is room for."""
-        for held in await self.claims.sweep(max(0, self.jobs.room), self._fleet.may_take_over):
+        room, express = (max(0, self.jobs.room(express=lane)) for lane in (False, True))
+        for held in await self.claims.sweep(room, self._fleet.may_take_over, express_limit=express):
             log.info("took over", extra={"id": held.claim.id, "attempt": held.claim.attempt})
             self.jobs.begin(held)
         self.jobs.drop_lost()
@@ -307,7 +316,7 @@ class Worker:
     async def _drain(self) -> None:
         """Take nothing new, then finish or give back what is in hand."""
         self.stop.set()  # it may not be set yet: with `once`, or after an error
-        await self._listing.close()  # first: claims under way must be in hand before the drain counts them
+        await self._inbox.close()  # first: claims under way must be in hand before the drain counts them
         await self.jobs.drain(self.settings.grace)
         # A sweep under way may take over one more request; with `stop` set it is released at once.
         with contextlib.suppress(TimeoutError):

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from infra.gather import gather_bounded
 from infra.lru import LruCache
 from schemas import layout, samplers
-from schemas.errors import NotFound, Rejected, StoreUnavailable
+from schemas.errors import NotFound, Rejected, StoreUnavailable, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
 from schemas.manifest_limits import check_numbers
@@ -94,6 +94,9 @@ class Capabilities:
             return {
                 lora.get("name") for lora in _list(document.get("loras")) if isinstance(lora, dict)
             } <= self.loras
+        if isinstance(error, TooManyPixels):
+            known = document.get("model") is None or document["model"] in self.models
+            return known and error.pixels <= self.limits.for_model(*error.native).max_pixels
         if error.code != "invalid_manifest":
             return False
         if document.get("task") in self.tasks - refused_by.tasks:

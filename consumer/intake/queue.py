@@ -47,6 +47,7 @@ class PendingMessage:
 
     message: Message
     queue: MessageLeases
+    express: bool  # it came by the express queue
     requests: list[ClaimOutcome] = field(default_factory=list)
     checks: int = 0  # of requests that another worker has
     next_check: float = 0.0  # by our clock
@@ -63,7 +64,7 @@ class QueueReader:
         claimer: RequestClaimer,
         claims: Claims,
         begin: Callable[[Held], None],
-        room: Callable[[], int],
+        room: Callable[[bool], int],
         ahead: int,
         stop: asyncio.Event,
         clock: Callable[[], float],
@@ -72,7 +73,7 @@ class QueueReader:
         Args:
             queues: express first; see `QueueShares` for how they share the room.
             begin: works on what was claimed.
-            room: how many more images to take on.
+            room: how many more images to take on, of the express lane (True) or the other.
             ahead: images that the worker holds when it is full.
         """
         self.sweep_wanted = asyncio.Event()  # set when a message's request may have lost its worker
@@ -120,7 +121,7 @@ class QueueReader:
     async def _poll(self, number: int) -> None:
         pauses = backoff(*_RETRY_WAITS)
         while not self._stop.is_set():
-            most = self._shares.share(number, self._room(), full=bool(self._pending))
+            most = self._shares.share(number, self._room, full=bool(self._pending))
             if most <= 0:
                 await asyncio.sleep(_TICK / 4)
                 continue
@@ -144,7 +145,8 @@ class QueueReader:
         if self._stop.is_set():
             await queue.give_back(messages)
         else:
-            await asyncio.gather(*(self._handle(PendingMessage(message, queue)) for message in messages))
+            express = self._shares.is_express(number)
+            await asyncio.gather(*(self._handle(PendingMessage(one, queue, express)) for one in messages))
 
     async def _handle(self, pending: PendingMessage) -> None:
         """Claim what a message asks for; keep the message until that has ended, or postpone it."""
@@ -153,7 +155,7 @@ class QueueReader:
         try:
             for number, item in enumerate(decode(message.body)):
                 try:
-                    outcome = await self._claim(item, message, number)
+                    outcome = await self._claim(item, pending, number)
                 except Postponed as reason:  # the other items are claimed all the same
                     postponed = reason
                     continue
@@ -162,7 +164,6 @@ class QueueReader:
                 elif outcome is not None:
                     pending.requests.append(outcome)
                     if outcome.held is not None:
-                        outcome.held.express = len(self._queues) > 1 and pending.queue is self._queues[0]
                         self._begin(outcome.held)
         except StoreUnavailable as error:
             log.warning("a message is postponed", extra={"message_id": message.id, "why": str(error)})
@@ -176,9 +177,9 @@ class QueueReader:
             else:
                 self._pending[message.receipt] = pending
 
-    async def _claim(self, item: Item, message: Message, number: int) -> ClaimOutcome | None:
+    async def _claim(self, item: Item, pending: PendingMessage, number: int) -> ClaimOutcome | None:
         """Claim the request of an item; None when the item asks for nothing. Raises `Postponed`."""
-        return await self._items.claim(item, message, number)
+        return await self._items.claim(item, pending.message, number, express=pending.express)
 
     # Deleting --------------------------------------------------------------------------------
 

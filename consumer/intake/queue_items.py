@@ -48,15 +48,20 @@ class ItemClaimer:
         self._claims = claims
         self._location = S3Location.of(store.url)
 
-    async def claim(self, item: Item, message: Message, number: int) -> ClaimOutcome | None:
-        """Claim the request of an item; None when the item asks for nothing. Raises `Postponed`."""
+    async def claim(self, item: Item, message: Message, number: int, *, express: bool) -> ClaimOutcome | None:
+        """Claim the request of an item; None when the item asks for nothing. Raises `Postponed`.
+
+        Args:
+            number: of the item in the message, from 0.
+            express: the message came by the express queue.
+        """
         match item:
             case Ignored(reason=reason):
                 self._drop(reason, message)
                 return None
             case Direct(body=body):
                 name = f"queue/{message.id}" + (f"-{number}" if number else "")
-                return await self._claimer.claim_body(body, id=layout.safe_id(name))
+                return await self._claimer.claim_body(body, id=layout.safe_id(name), express=express)
             case Created(bucket=bucket, keys=keys):
                 if self._location is None or bucket != self._location.bucket:
                     raise self._unusable(
@@ -65,7 +70,7 @@ class ItemClaimer:
                 ours = [self._location.inside(key) for key in keys]
                 if not any(key is not None and layout.is_request(key) for key in ours):
                     self._leave_to_its_owner(keys, message)
-                return await self._claim_object(ours, message)
+                return await self._claim_object(ours, message, express)
             case Reference(key=key):
                 inside = key_in_store(self._location, key)
                 if inside is None or not layout.is_request(inside):
@@ -73,11 +78,13 @@ class ItemClaimer:
                         message,
                         f"the reference does not name a .json or .jsonl under requests/ in {self._store.url}",
                     )
-                return await self._claim_object([inside], message)
+                return await self._claim_object([inside], message, express)
             case Unknown(reason=reason):
                 raise self._unusable(message, reason)
 
-    async def _claim_object(self, keys: list[str | None], message: Message) -> ClaimOutcome | None:
+    async def _claim_object(
+        self, keys: list[str | None], message: Message, express: bool
+    ) -> ClaimOutcome | None:
         """Claim the request object that a message names; `keys` are the ways to read its name."""
         requests = [key_of_bucket(key) for key in keys if key is not None and layout.is_request(key)]
         if not requests:
@@ -85,7 +92,7 @@ class ItemClaimer:
             return None
         info = await self._first_existing(requests, message)
         if info is not None:
-            outcome = await self._claimer.claim_object(info)
+            outcome = await self._claimer.claim_object(info, express=express)
             if outcome.settling:
                 raise Postponed("the object may be half copied", SETTLES)
             return outcome

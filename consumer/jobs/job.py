@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from consumer.jobs.models import Fetched
 from consumer.renderer.protocol import ImageTask, Lora, RawPicture
-from schemas import layout
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class Job:
     @property
     def express(self) -> bool:
         """Whether it came by the express lane: its author waits for it."""
-        return self.held.express or (self.held.claim.source or "").startswith(layout.EXPRESS)
+        return self.held.claim.in_express_lane
 
     @property
     def suspect(self) -> bool:
@@ -164,6 +163,7 @@ class Job:
             mask=self.inputs[1],
             solo=self.suspect,
             folder=self.fetched.folder,
+            express=self.express,
             preview=self.previews,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -62,16 +63,22 @@ class Jobs:
         self._stop = stop
         self._clock = clock
         self._previews = previews
-        self._preparing: dict[str, int] = {}  # claimed, not yet with the dispatch: images, by id
-        self._fetching: dict[str, int] = {}  # those of them that wait for a model
+        #: Claimed, not yet with the dispatch: lane (True: express) and images, by id.
+        self._preparing: dict[str, tuple[bool, int]] = {}
+        self._fetching: dict[str, tuple[bool, int]] = {}  # those of them that wait for a model
         self._may_fetch = may_fetch
 
-    @property
-    def room(self) -> int:
-        """How many more images to claim now; 0 or less while no renderer is ready, or the store is behind."""
-        fetching = sum(self._fetching.values())
-        beside = min(fetching, self._may_fetch)
-        return self._outcomes.dispatch.room - sum(self._preparing.values()) - fetching + beside
+    def room(self, *, express: bool = False) -> int:
+        """How many more images of a lane to claim now.
+
+        0 or less while no renderer is ready, or the store is behind.
+        """
+        preparing: Counter[bool] = Counter()
+        for lane, images in self._preparing.values():
+            preparing[lane] += images
+        # What waits for a model takes room only beyond `may_fetch`.
+        preparing[False] += max(0, sum(images for _, images in self._fetching.values()) - self._may_fetch)
+        return self._outcomes.dispatch.room(express, preparing)
 
     @property
     def busy(self) -> bool:
@@ -87,7 +94,8 @@ class Jobs:
         elif held.claim.batch:
             self.batches[id] = (held, spawn(held, self._batch(held)))
         else:
-            self._preparing[id] = len((held.claim.plan or {}).get("seeds", ())) or 1
+            images = len((held.claim.plan or {}).get("seeds", ())) or 1
+            self._preparing[id] = (held.claim.in_express_lane, images)
             task = spawn(held, self._prepare(held))
             task.add_done_callback(lambda _: self._preparing.pop(id, None))
 
@@ -141,14 +149,14 @@ class Jobs:
 
     async def _fetch(self, job: Job) -> bool:
         """Wait for a job's models; False when it was given back."""
-        self._fetching[job.id] = self._preparing.pop(job.id, 0)
+        self._fetching[job.id] = self._preparing.pop(job.id, (job.express, 0))
         try:
             await self._preparation.fetch(job)
         except Unavailable as error:
             await self._outcomes.without_model(job, str(error))
             return False
         finally:
-            self._preparing[job.id] = self._fetching.pop(job.id, 0)
+            self._preparing[job.id] = self._fetching.pop(job.id, (job.express, 0))
         return True
 
     async def _refuse(self, held: Held, error: Rejected | ValueError) -> None:

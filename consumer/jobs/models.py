@@ -27,6 +27,7 @@ _REMEMBERED = 1000  # cards
 class Fetched:
     """What a plan needs, on this machine until it is released."""
 
+    native: tuple[int, int] | None = None  # width and height of its model, pixels
     folder: str = ""  # of its model; "" where that is one of the worker's own
     source: str = ""  # the model's prefix in the store
     licence: str = ""
@@ -61,6 +62,8 @@ class ModelFetcher:
                 fetched.folder = str((await self._use(card, fetched, "model")).folder)
                 fetched.source = version_prefix(card.name, card.version).rstrip("/")
                 fetched.licence = card.licence
+                if card.native_width and card.native_height:
+                    fetched.native = (card.native_width, card.native_height)
             for name, version in plan.lora_versions.items():
                 card = await self._card(name, version, "loras")
                 used = await self._use(card, fetched, "loras")

@@ -85,10 +85,10 @@ class Outcomes:
         elif (job := self.active.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
-                size = len(event.picture.data)
-                self.dispatch.drawn(size)  # before anything else is fed: it takes memory from now on
+                lane, size = job.express, len(event.picture.data)
+                self.dispatch.drawn(lane, size)  # before anything else is fed: it takes memory from now on
                 task = self.spawn(job.held, self._deliver(job, event))
-                task.add_done_callback(lambda _: self.dispatch.stored(size))
+                task.add_done_callback(lambda _: self.dispatch.stored(lane, size))
             else:
                 self.spawn(job.held, self._fail(job, event))
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from consumer.jobs.delivery import Delivery
     from consumer.jobs.inputs import Inputs
     from consumer.jobs.models import ModelFetcher
+    from consumer.models.cards import Cards
     from infra.claims.claims import Held
     from infra.decoding.process import Drawable, Pixels
     from schemas.limits import Limits
@@ -36,6 +37,7 @@ class Preparation:
         self,
         delivery: Delivery,
         inputs: Inputs,
+        cards: Cards,
         limits: Limits,
         clock: Callable[[], float],
         memory: int,
@@ -51,6 +53,7 @@ class Preparation:
         self.room = Budget(memory)
         self._delivery = delivery
         self._inputs = inputs
+        self._cards = cards
         self._limits = limits
         self._clock = clock
         self._models = models
@@ -124,14 +127,15 @@ class Preparation:
         """Give the job its input picture and its mask, at the size of the images to draw."""
         mask_text = manifest.mask_image if isinstance(manifest, Inpainting) else None
         channels = 3 if mask_text is None else 4
-        most = channels * self._limits.max_pixels  # bytes; how many it takes is known afterwards
+        limits = self._limits_of(job)
+        most = channels * limits.max_pixels  # bytes; how many it takes is known afterwards
         share = await self.room.take(most, express=job.express)
         try:
             if not wanted():
                 return
             image = await self._inputs.read(manifest.image, "image")
             mask = await self._inputs.read(mask_text, "mask_image") if mask_text else None
-            drawable = await self._drawable(image, mask, job.express)
+            drawable = await self._drawable(image, mask, limits, job.express)
             job.hold(_raw(drawable.image), _raw(drawable.mask) if drawable.mask else None, share)
             for note in drawable.notes:
                 job.note(note)
@@ -139,12 +143,18 @@ class Preparation:
             if job.share is not share:
                 share.release()
 
-    async def _drawable(self, image: bytes, mask: bytes | None, express: bool) -> Drawable:
+    async def _drawable(self, image: bytes, mask: bytes | None, limits: Limits, express: bool) -> Drawable:
         turn = await self._turns.take(1, express=express)
         try:
-            return await asyncio.to_thread(self._decoders.drawable, image, mask, self._limits)
+            return await asyncio.to_thread(self._decoders.drawable, image, mask, limits)
         finally:
             turn.release()
+
+    def _limits_of(self, job: Job) -> Limits:
+        """The limits that hold for a job's model."""
+        card = self._cards.cards.get(job.plan.model)
+        native = job.fetched.native or ((card.native_width, card.native_height) if card else None)
+        return self._limits.for_model(*native) if native else self._limits  # None: another worker knows it
 
 
 def _raw(pixels: Pixels) -> RawPicture:

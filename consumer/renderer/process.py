@@ -101,6 +101,10 @@ class Renderer:
         """Tasks submitted and not answered."""
         return len(self._held)
 
+    def pending_of(self, express: bool) -> int:
+        """Tasks of one lane that were submitted and not answered."""
+        return sum(task.express == express for task in self._held.values())
+
     @property
     def pending_bytes(self) -> int:
         """Bytes of the pixels that those tasks will become."""

@@ -86,6 +86,7 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     mask: RawPicture | None = None
     solo: bool = False  # shares no UNet call with another request
     folder: str = ""  # of a published model: its diffusers folder on this machine
+    express: bool = False  # its author waits for it: it goes before what is not of the express lane
     preview: bool = False  # somebody watches: report the first step at once, and send previews
 
 

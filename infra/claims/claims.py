@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from infra.claims import stored_image
@@ -25,7 +25,7 @@ from infra.claims.claim import Claim, Held, Reason, Release, Timing, answers
 from infra.claims.kept_request import keep
 from infra.claims.ledger import Ledger, fingerprint_in
 from infra.claims.liveness import Watch
-from infra.claims.sweep import Sweep
+from infra.claims.sweep import Sweep, Wanted
 from infra.stores.store import Info, Store
 from schemas import layout
 from schemas.errors import StoreUnavailable
@@ -76,11 +76,7 @@ class Claims:
     # Heartbeats ------------------------------------------------------------------------------
 
     async def beat(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the heartbeat. The caller does so only while its work makes progress.
-
-        Args:
-            facts: for people and clients, such as the models served; the protocol does not read them.
-        """
+        """Write the heartbeat, with facts for people and clients. Call it only while the work makes progress."""
         self._seq += 1
         body = json.dumps({**(facts or {}), "v": 1, "session": self.session, "seq": self._seq}).encode()
         await self._store.put(layout.worker_key(self.session), body)
@@ -102,6 +98,7 @@ class Claims:
         id: str,
         plan: dict[str, Any] | None,
         batch: bool = False,
+        express: bool = False,
         fingerprint: str = "",
     ) -> Held | None:
         """Claim a request. None when another worker has it or it has ended.
@@ -128,6 +125,7 @@ class Claims:
                     attempt=1,
                     batch=batch,
                     source=source.key if source else None,
+                    express=express,
                 )
                 verdict = await self._claim_first(claim)
                 if verdict == "misplaced":
@@ -297,13 +295,14 @@ class Claims:
         self._let_go(held)
 
     async def sweep(
-        self, limit: int | None = None, wanted: Callable[[Claim], Awaitable[bool]] | None = None
+        self, limit: int | None = None, wanted: Wanted | None = None, *, express_limit: int = 0
     ) -> list[Held]:
         """S1 to S4: tidy what has ended; take over at most `limit` requests that are released or a dead worker's.
 
-        A claim that is not `wanted` stays for other workers.
+        Those of the express lane come first, and may be as many as `express_limit` if that is more. A claim
+        that is not `wanted` stays for other workers.
         """
-        return await self._sweep(limit, wanted)
+        return await self._sweep(limit, wanted, express_limit)
 
     def until_sweep(self) -> float:
         """Seconds to the next sweep: a random interval, or less when a lease or a wait runs out earlier."""

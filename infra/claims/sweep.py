@@ -38,6 +38,7 @@ class Candidate:
     group: Group
     release: Release | None = None
     ours: bool = False  # our own claim, whose create we got no answer to
+    express: bool = False
 
 
 @dataclass(slots=True)
@@ -51,7 +52,9 @@ class Sweep:
     wanted: Wanted | None = None
     _statuses_at: float = -math.inf  # when `status/` was last listed, by our clock
 
-    async def __call__(self, limit: int | None, wanted: Wanted | None = None) -> list[Held]:
+    async def __call__(
+        self, limit: int | None, wanted: Wanted | None = None, express_limit: int = 0
+    ) -> list[Held]:
         ledger, self.wanted = self.ledger, wanted
         # Before the listing: each heartbeat that it shows was unchanged at least until now.
         asked = self.clock()
@@ -63,16 +66,25 @@ class Sweep:
         groups = await ledger.groups()  # S2
         candidates = await self._candidates(groups, {s: info.etag for s, info in beats.items()}, asked)
         ledger.rng.shuffle(candidates)  # so that two sweepers seldom race for the same id
-        taken: list[Held] = []
-        while candidates and (limit is None or len(taken) < limit):
-            size = AT_ONCE if limit is None else min(AT_ONCE, limit - len(taken))
-            now, candidates = candidates[:size], candidates[size:]
-            taken += [held for held in await asyncio.gather(*map(self._settle, now)) if held]
+        express = [candidate for candidate in candidates if candidate.express]
+        others = [candidate for candidate in candidates if not candidate.express]
+        taken = await self._take(express, limit if limit is None else max(limit, express_limit))
+        taken += await self._take(others, limit if limit is None else limit - len(taken))
+        candidates = express + others
         # Also without room for more: what has ended must go, however busy this worker is.
         await gather_bounded(candidates[:TIDY_ONLY], AT_ONCE, self._tidy_only)
         await self._forget_workers(beats, asked)
         await self._forget_statuses([info for id, info in statuses.items() if id not in groups])
         ledger.held.update({held.claim.id: held for held in taken})
+        return taken
+
+    async def _take(self, candidates: list[Candidate], limit: int | None) -> list[Held]:
+        """Settle candidates until so many are taken over; what is left stays in the list."""
+        taken: list[Held] = []
+        while candidates and (limit is None or len(taken) < limit):
+            size = AT_ONCE if limit is None else min(AT_ONCE, limit - len(taken))
+            now, candidates[:] = candidates[:size], candidates[size:]
+            taken += [held for held in await asyncio.gather(*map(self._settle, now)) if held]
         return taken
 
     def soonest(self) -> float:
@@ -116,10 +128,11 @@ class Sweep:
         if marker is not None:
             release = await ledger.release(marker)
             ripe = self.watch.is_ripe(marker.key, summary.attempt, release, seen)
-            return Candidate(id, group, release) if ripe else None
+            return Candidate(id, group, release, express=summary.express) if ripe else None
         if summary.session == ledger.session:
-            return Candidate(id, group, ours=True)
-        return Candidate(id, group) if self.watch.is_dead(summary.session, asked) else None
+            return Candidate(id, group, ours=True, express=summary.express)
+        dead = self.watch.is_dead(summary.session, asked)
+        return Candidate(id, group, express=summary.express) if dead else None
 
     async def _tidy_only(self, candidate: Candidate) -> None:
         await self._settle(candidate, may_take=False)

@@ -117,6 +117,8 @@ def fit(
         mask = mask.resize(whole, Image.Resampling.NEAREST)
     if wanted != whole:
         text = f"image was {width} x {height}; drawn at {wanted[0]} x {wanted[1]}"
+        if scale < 1 and scale == _by_area(whole, limits):
+            text += f" (at most {limits.max_pixels:,} pixels are drawn with this model)"
         notes.append(Note(code="image_resized", message=text, field="image"))
         image = _to_size(image, wanted, scale < 1, Image.Resampling.LANCZOS)
         mask = _to_size(mask, wanted, scale < 1, Image.Resampling.NEAREST) if mask else None
@@ -125,8 +127,11 @@ def fit(
 
 def _scale(size: _Size, limits: Limits) -> float:
     """How much smaller a picture of this size must become; at most 1."""
-    width, height = size
-    return min(1.0, limits.max_side / max(size), math.sqrt(limits.max_pixels / (width * height)))
+    return min(1.0, limits.max_side / max(size), _by_area(size, limits))
+
+
+def _by_area(size: _Size, limits: Limits) -> float:
+    return math.sqrt(limits.max_pixels / (size[0] * size[1]))
 
 
 def mask_notes(mask: Image.Image) -> list[Note]:

@@ -34,9 +34,10 @@ MINE = Cards({card.name: card for card in (*BUILT_IN, replace(BUILT_IN[0], name=
         ({"model": "mine"}, {"cards": MINE}),
         ({"steps": 400}, {"limits": Limits(max_steps=500)}),
         ({"number_of_images": 70}, {"limits": Limits(max_images=80)}),
+        ({"width": 1024, "height": 1024}, {"limits": Limits(max_native_areas=64)}),
         ({"prompt": "a red circle" + " " * 9000}, {"limits": Limits(max_prompt_chars=10_000)}),
     ],
-    ids=["model", "steps", "images", "prompt"],
+    ids=["model", "steps", "images", "size", "prompt"],
 )
 async def test_what_one_worker_can_draw_no_other_refuses(changes: dict[str, Any], able: dict[str, Any]):
     """Five plain workers look at the request first; the only able one draws it."""
@@ -98,7 +99,7 @@ async def test_a_dead_workers_claim_waits_for_a_worker_with_its_model():
     dead.claims.session = "dead"
     info = await store.head("requests/cat.json")
     assert info is not None
-    await dead._listing.claimer.claim_object(info)
+    await dead._inbox.claimer.claim_object(info)
     async with running(make_worker(store)), AsyncClient(store) as client:
         await asyncio.sleep(TIMING.lease + 2)
         assert await store.head("results/cat/result.json") is None
