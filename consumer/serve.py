@@ -102,7 +102,7 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         worker = _make_worker(places, store, queues, cards, settings, renderers)
         _drain_on_signals(worker)
         access = asyncio.create_task(_watch_access(store, worker, places.denied_patience))
-        facts = {"state": "loading", "models": cards.known(), "available": worker.available()}
+        facts = {"state": "loading", "models": cards.known(), "available": worker.heartbeats.available()}
         await _run(worker, {**facts, "defaults": cards.defaults(), "default_model": model})
         denied = access.done()
         access.cancel()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from consumer import spot
+from consumer.heartbeats import Heartbeats
 from consumer.intake.claiming import RequestClaimer
 from consumer.intake.fleet import Capabilities, Fleet
 from consumer.intake.inbox import Inbox
@@ -45,7 +46,6 @@ _BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more sweeps
 _LAST_ANNOUNCEMENTS = 5.0  # seconds for announcements that wait when the worker stops
 _LAST_WRITES = 1.0  # seconds for a status or a release that is being written when the worker stops
 _LAST_SWEEP = 2.0  # seconds for a sweep under way when the worker stops: what it takes over must be released
-_BEAT_TIMEOUT = 5.0  # seconds at least until an unanswered heartbeat is given up; then a new one is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,6 @@ class Worker:
         self.store = store
         self.claims = claims
         self.settings = settings
-        self._cards = cards
         self._clock = clock
         self._idle_looks = 0
         self._sweeping = asyncio.Lock()
@@ -125,6 +124,12 @@ class Worker:
             once=settings.once,
         )
         self._reader = self._make_reader(queues, claimer)
+        self.heartbeats = Heartbeats(
+            claims, own, cards, settings.default_model, self.renderers, self._state, clock
+        )
+
+    def _state(self) -> str:
+        return "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle"
 
     def _make_jobs(
         self, renderers: Sequence[RendererSettings], delivery: Delivery, preparation: Preparation
@@ -177,7 +182,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop` is set (or, with `once`, until all is done), then drain."""
-        await self._beat()  # before the first claim: a claim without a heartbeat looks abandoned
+        await self.heartbeats.beat()  # before the first claim: a claim without a heartbeat looks abandoned
         loops = [self._start(loop) for loop in self._loops()]
         try:
             await self._look_for_requests()
@@ -202,7 +207,7 @@ class Worker:
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the main loop."""
         loops = [
-            self._beats(),
+            self.heartbeats.run(),
             self._sweeps(),
             self._watches(),
             self._inbox.express_looks(),
@@ -269,42 +274,7 @@ class Worker:
             with contextlib.suppress(StoreUnavailable):
                 await self.claims.forget(id)
 
-    # Heartbeats and cancellations ------------------------------------------------------------
-
-    async def _beats(self) -> None:
-        due = self._clock()
-        while True:
-            due = max(
-                due + self.settings.timing.beat, self._clock()
-            )  # a slow heartbeat does not delay the next
-            await asyncio.sleep(due - self._clock())
-            if any(renderer.healthy for renderer in self.renderers):
-                await self._beat()
-            else:
-                log.warning("no renderer makes progress: no heartbeat is written")
-
-    async def _beat(self) -> None:
-        ready = [renderer.ready for renderer in self.renderers if renderer.ready]
-        facts = {
-            "state": "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle",
-            **self._fleet.own.facts(),
-            "available": self.available(),
-            "defaults": self._cards.defaults(),
-            "default_model": self.settings.default_model,
-            "devices": [r.device for r in ready],
-        }
-        try:
-            async with asyncio.timeout(max(_BEAT_TIMEOUT, self.settings.timing.beat)):
-                await self.claims.beat(facts)
-        except StoreUnavailable as error:
-            log.warning("the heartbeat was not written", extra={"why": str(error)})
-        except TimeoutError:  # one lost answer must not cost the lease
-            log.warning("the heartbeat was not written", extra={"why": "the store does not answer"})
-
-    def available(self) -> list[str]:
-        """The models that can be drawn without a download."""
-        null = all(renderer.settings.kind == "null" for renderer in self.renderers)
-        return self._cards.known() if null else self._cards.here()
+    # Cancellations ---------------------------------------------------------------------------
 
     async def _watches(self) -> None:
         while True:

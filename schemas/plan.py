@@ -14,8 +14,8 @@ from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
-from schemas.prompts import foreign_syntax
 from schemas.result import Note, digest
+from schemas.text.prompts import foreign_syntax
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

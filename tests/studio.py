@@ -18,14 +18,14 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from consumer.engine import pipelines
 from consumer.engine.engine import Engine
+from consumer.engine.loading import pipelines
 from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
 
 
 def save_tiny(folder: Path) -> Path:

@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from greenlet import greenlet
 
-from consumer.engine import device_errors, pipelines
+from consumer.engine import device_errors
 from consumer.engine.admission import AdmissionQueue, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
 from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.in_flight import Call, InFlight
-from consumer.engine.model_files import ModelUnavailable
+from consumer.engine.loading import pipelines
+from consumer.engine.loading.model_files import ModelUnavailable
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.preview import Previews
-from consumer.engine.registry import ModelRegistry
 from consumer.engine.sampler import Samplers
 from consumer.engine.turns import Turns
 from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable

@@ -169,7 +169,7 @@ class Renderer:
             self._outbox.put_nowait(message)
 
     async def _write(self, stdin: asyncio.StreamWriter) -> None:
-        """Write messages as fast as the child reads: a task's pictures are copied when it is their turn."""
+        """Write messages as fast as the child reads; a task's pictures are copied only now."""
         with contextlib.suppress(ConnectionError):
             while True:
                 message = await self._outbox.get()

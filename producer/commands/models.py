@@ -210,8 +210,8 @@ def import_(
         import tempfile
 
         from infra.models import published
+        from producer.commands.model_import import prepare
         from producer.commands.progress import copying
-        from producer.model_import import prepare
 
         with tempfile.TemporaryDirectory() as scratch, copying(as_json) as progress:
             folder, card, left_out = prepare(
@@ -248,8 +248,8 @@ def export(
     """Save a published model: a LoRA as one file, a full model as a diffusers folder."""
 
     async def work(client: AsyncClient) -> None:
+        from producer.commands.model_import import save
         from producer.commands.progress import copying
-        from producer.model_import import save
 
         with copying(as_json) as progress:
             saved = await save(client.store, reference, out, format, progress)

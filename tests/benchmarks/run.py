@@ -70,7 +70,7 @@ def main() -> None:
 def _drawing(names: list[str], models: list[str], place: Path, table: Any, quick: bool) -> None:
     import torch
 
-    from consumer.engine.registry import ModelRegistry, quiet
+    from consumer.engine.loading.registry import ModelRegistry, quiet
     from consumer.models.cards import Cards
     from tests.benchmarks import latency, throughput
     from tests.benchmarks.contenders import Child

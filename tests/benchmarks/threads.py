@@ -29,7 +29,7 @@ _PROGRAM = """
 import sys, time
 import torch
 from consumer.engine.engine import Engine
-from consumer.engine.registry import ModelRegistry, quiet
+from consumer.engine.loading.registry import ModelRegistry, quiet
 from consumer.models.cards import Cards
 from consumer.renderer.protocol import ImageTask
 quiet()

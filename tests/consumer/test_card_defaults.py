@@ -144,7 +144,7 @@ def test_a_negative_prompt_that_a_distilled_model_never_reads_is_told(
     """An LCM takes guidance as a number, so whatever the guidance there is no second row."""
     from diffusers import UNet2DConditionModel
 
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
     from tests.studio import save_tiny
 
     folder = save_tiny(tmp_path / "lcm")

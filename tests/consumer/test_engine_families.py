@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer.engine.registry import ModelRegistry
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.models.cards import Cards
 from consumer.renderer.protocol import Drawn
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from consumer.engine.model_files import check
+from consumer.engine.loading.model_files import check
 from consumer.models.cards import BUNDLED, Cards
 from schemas.errors import Rejected
 

@@ -19,10 +19,10 @@ from consumer.jobs.picture import encode
 from consumer.renderer.protocol import RawPicture
 from infra.decoding.drawing import decode_image, fit, mask_notes
 from producer.recipe import read_recipe
-from schemas import infotext
 from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.manifest import Output
+from schemas.text import infotext
 
 LIMITS = Limits()
 RECIPE: dict[str, Any] = {

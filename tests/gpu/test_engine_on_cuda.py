@@ -9,7 +9,7 @@ import torch
 
 from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import DeviceCaller
-from consumer.engine.registry import ModelRegistry
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.models.cards import Cards
 from consumer.renderer.protocol import Drawn
 from tests.studio import Studio, draw_alone, grey_levels_apart, make_task

@@ -21,9 +21,9 @@ from producer.web.a1111.lists import chosen_model
 from producer.web.caller import Caller, FacadeOf, document, draw
 from producer.web.naming import in_their_words, notes_in_their_words
 from producer.web.openapi import errors, examples, request_body
-from schemas import foreign_recipes, infotext
 from schemas.errors import Rejected
 from schemas.result import Note, Result
+from schemas.text import foreign_recipes, infotext
 
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
 HIDDEN = ("init_images", "mask")  # not repeated in responses
