@@ -96,14 +96,16 @@ class Batches:
         pauses = backoff(*_POLL_INTERVAL)
         waiting = {row.id: row for row in rows}
         pages = 1.0  # that the last listing had
-        last_look = self.clock()
+        before_last = self.clock()  # when the look before this one began
         while waiting:
             began, before = self.clock(), len(waiting)
-            if len(waiting) <= _READS * pages:  # cheaper than to list what has ended long since
+            one_by_one = len(waiting) <= _READS * pages  # cheaper than to list what has ended long since
+            if one_by_one:
                 ended: Iterable[str] = list(waiting)
             else:
                 ended, keys = await self._newly_ended(batch, waiting)
                 pages = max(1.0, keys / _PAGE)
+            listed = self.clock()
 
             async def read(id: str) -> None:
                 if await self._read(waiting[id], spool):
@@ -114,10 +116,14 @@ class Batches:
             news = before - len(waiting)
             if news:
                 pauses = backoff(*_POLL_INTERVAL)
-            pause = max(next(pauses), _IDLE_FACTOR * (now - began))
-            if news:  # not longer than the other rows take at the rate of the last ones
-                pause = min(pause, max(_POLL_INTERVAL[0], len(waiting) * (now - last_look) / news))
-            last_look = now
+            # Only what a look costs that finds nothing: results are read once, however often we look.
+            pause = max(next(pauses), _IDLE_FACTOR * ((now if one_by_one else listed) - began))
+            if (
+                news
+            ):  # not longer than the other rows take, counted from this look, at the rate of the last ones
+                rest = len(waiting) * (began - before_last) / news - (now - began)
+                pause = min(pause, max(_POLL_INTERVAL[0], rest))
+            before_last = began
             if waiting:
                 await asyncio.sleep(pause)
 
