@@ -33,17 +33,17 @@ async def test_published_models_are_shown_with_a_picture(tmp_path):
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
-        page = (await client.get("/models")).text
+        page = (await client.get("/m")).text
         home = (await client.get("/")).text
-        picture = await client.get("/models/ink/1/validation/0.png")
+        picture = await client.get("/m/ink/1/validation/0.png")
         others = [
-            (await client.get(f"/models/ink/{rest}")).status_code
+            (await client.get(f"/m/ink/{rest}")).status_code
             for rest in ("1/lora.safetensors", "1/card.json", "3/validation/0.png", "1/validation/1.png")
         ]
     assert "now version 1; there are 2, 1" in page
     assert "&lt;sks&gt;" in page
     assert "LoRA of doodle" in page
-    assert '<option value="ink" data-picture="/models/ink/1/validation/0.png">ink (LoRA, version 1)' in home
+    assert '<option value="ink" data-picture="/m/ink/1/validation/0.png">ink (LoRA, version 1)' in home
     assert (picture.content, picture.headers["content-type"]) == (b"\x89PNG picture", "image/png")
     assert others == [404] * 4
 

@@ -16,13 +16,13 @@ router = APIRouter(route_class=Page, include_in_schema=False)
 _MAX_PICTURE = 32 << 20  # bytes
 
 
-@router.get("/models")
+@router.get("/m")
 async def models(request: Request, gallery: GalleryOf, caller: Caller) -> Response:
     """What is published, with a picture of each."""
     return page(request, "models.html", items=await gallery.models())
 
 
-@router.get("/models/{name}/{version}/{path:path}")
+@router.get("/m/{name}/{version}/{path:path}")
 async def picture(name: str, version: int, path: str, facade: FacadeOf, caller: Caller) -> Response:
     """A picture that the card of a version names, and nothing else of it."""
     card = await published.read_card(facade.client.store, name, version) if name else None

@@ -47,7 +47,7 @@ def items_of(cards: Sequence[PublishedCard], current: Mapping[str, int | None]) 
 def picture_of(card: PublishedCard) -> str:
     """The address of a card's last validation picture; "" where it has none."""
     shown = [path for path in card.validation if path.endswith(tuple(PICTURES))]
-    return f"/models/{quote(card.name)}/{card.version}/{quote(shown[-1])}" if shown else ""
+    return f"/m/{quote(card.name)}/{card.version}/{quote(shown[-1])}" if shown else ""
 
 
 async def read_models(store: Store) -> list[ModelItem]:
