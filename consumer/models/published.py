@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from consumer.models.cards import ModelCard
 from infra.models.facts import BUILT_IN_FAMILIES, read_facts
 from schemas import samplers
+from schemas.defaults import CFG_SCALE, STEPS
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def card_of(published: PublishedCard) -> ModelCard:
         scheduler=scheduler,
         revision=str(published.version),
         licence=published.licence,
+        steps=STEPS if published.steps is None else published.steps,
+        cfg_scale=CFG_SCALE if published.cfg_scale is None else published.cfg_scale,
     )
 
 

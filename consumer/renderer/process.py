@@ -102,7 +102,7 @@ class Renderer:
         return len(self._held)
 
     def pending_of(self, express: bool) -> int:
-        """Tasks of one lane that were submitted and not answered."""
+        """Those of one lane."""
         return sum(task.express == express for task in self._held.values())
 
     @property
@@ -173,9 +173,8 @@ class Renderer:
         with contextlib.suppress(ConnectionError):
             while True:
                 message = await self._outbox.get()
-                if isinstance(message, ImageTask) and (message.request, message.index) not in self._held:
-                    continue  # cancelled in the meantime
-                stdin.write(frames.pack(message))
+                if not isinstance(message, ImageTask) or (message.request, message.index) in self._held:
+                    stdin.write(frames.pack(message))  # else it was cancelled in the meantime
                 del message
                 await stdin.drain()
 
@@ -212,9 +211,7 @@ class Renderer:
         except OSError as error:  # no memory or no process to be had: perhaps later
             self._stderr.note(f"no child could be started: {error}")
             return "crashed", False
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
+        assert process.stdin and process.stdout and process.stderr, "all three are pipes"
         self._progress_at = time.monotonic()
         self._outbox = asyncio.Queue()
         self._send(self.settings)  # the child reads its settings before any task

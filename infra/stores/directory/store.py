@@ -310,13 +310,11 @@ class DirectoryStore:
             now = None if here is None else safe_paths.look(name, here)
         if now is None or now.st_nlink == 1:
             return False
-        safe_paths.warn_once(
-            key, f"{key!r} is ignored: it is a hard link to another file; copy the file instead"
-        )
+        text = f"{key!r} is ignored: it is a hard link to another file; copy the file instead"
+        safe_paths.warn_once(key, text)
         return True
 
     def _info(self, key: str, facts: os.stat_result, *, with_metadata: bool) -> Info:
         version = safe_paths.etag(facts)
-        if not with_metadata:
-            return Info(key, facts.st_size, version, facts.st_mtime)
-        return Info(key, facts.st_size, version, facts.st_mtime, self._sidecars.read(key, version))
+        metadata = self._sidecars.read(key, version) if with_metadata else {}
+        return Info(key, facts.st_size, version, facts.st_mtime, metadata)
