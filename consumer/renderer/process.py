@@ -1,9 +1,8 @@
 """The parent's handle on a renderer child: the process that owns one device.
 
-A child may crash, hang or lose its device at any time. Then it is replaced, and the tasks that
-it held are handed back as a `Loss`; whoever owns them decides what to try again. The child runs
-other people's code on strangers' requests, so its environment holds no credentials (no hub token
-either: gated models are downloaded beforehand).
+A child may crash, hang or lose its device at any time. Then it is replaced, and the tasks that it held are handed
+back as a `Loss`; whoever owns them decides what to try again. The child runs other people's code on strangers'
+requests, so its environment holds no credentials (no hub token either: gated models are downloaded beforehand).
 """
 
 from __future__ import annotations
@@ -211,7 +210,9 @@ class Renderer:
         except OSError as error:  # no memory or no process to be had: perhaps later
             self._stderr.note(f"no child could be started: {error}")
             return "crashed", False
-        assert process.stdin and process.stdout and process.stderr, "all three are pipes"
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         self._progress_at = time.monotonic()
         self._outbox = asyncio.Queue()
         self._send(self.settings)  # the child reads its settings before any task
