@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,14 @@ _LIMITS = Limits()  # the defaults; `infra.limits_env` reads the same variables 
 def _log_level(text: str) -> str:
     if text.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter(f"{text!r} is none of debug, info and warning")
+    return text
+
+
+def _attention(text: str) -> str:
+    if text == "xformers" and find_spec("xformers") is None:  # before a model is loaded for it
+        raise typer.BadParameter(
+            "xformers is not installed: pip install -c constraints.txt -e '.[cuda]', or choose sdpa"
+        )
     return text
 
 
@@ -64,7 +73,9 @@ def worker(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="DREAMDROP_MODELS", help="name=folder or name=hub:owner/name[@revision]; repeatable."
+            envvar="DREAMDROP_MODELS",
+            help="name=folder or name=hub:owner/name[@revision]; repeatable. Options may follow, "
+            "which fill what requests leave open: ,steps=9,cfg=0,scheduler=Euler,size=512x768,multiple=16.",
         ),
     ] = None,
     loras: Annotated[
@@ -77,7 +88,8 @@ def worker(
         str, typer.Option(envvar="DREAMDROP_DTYPE", help="auto, float32, bfloat16 or float16.")
     ] = "auto",
     attention: Annotated[
-        str, typer.Option(envvar="DREAMDROP_ATTENTION", help="auto, sdpa or xformers.")
+        str,
+        typer.Option(envvar="DREAMDROP_ATTENTION", callback=_attention, help="auto, sdpa or xformers."),
     ] = "auto",
     offload: Annotated[
         bool,
@@ -103,6 +115,22 @@ def worker(
     model_memory: Annotated[
         float, typer.Option(envvar="DREAMDROP_MODEL_MEMORY", help="GiB for loaded models; 0: no limit.")
     ] = 0,
+    picture_memory: Annotated[
+        int,
+        typer.Option(
+            envvar="DREAMDROP_PICTURE_MEMORY",
+            min=1,
+            help="MiB of decoded pictures in memory for each renderer: half for inputs, half for what is drawn.",
+        ),
+    ] = 256,
+    model_cache_gb: Annotated[
+        float,
+        typer.Option(
+            envvar="DREAMDROP_MODEL_CACHE_GB",
+            min=0,
+            help="GiB on this machine for published models; DREAMDROP_MODEL_CACHE names the folder.",
+        ),
+    ] = 50,
     lease: Annotated[
         float,
         typer.Option(
@@ -155,6 +183,14 @@ def worker(
     max_side: Annotated[
         int, typer.Option(envvar="DREAMDROP_MAX_SIDE", min=1, help="Most pixels of width and of height.")
     ] = _LIMITS.max_side,
+    max_native_areas: Annotated[
+        int,
+        typer.Option(
+            envvar="DREAMDROP_MAX_NATIVE_AREAS",
+            min=1,
+            help="Most pixels of an image, as a multiple of its model's native size; 768 x 768 is always allowed.",
+        ),
+    ] = _LIMITS.max_native_areas,
     max_images: Annotated[
         int, typer.Option(envvar="DREAMDROP_MAX_IMAGES", min=1, help="Most images of a request.")
     ] = _LIMITS.max_images,
@@ -204,10 +240,15 @@ def worker(
         default_model=model,
         timing=Timing(beat=beat, lease=lease, sweep=(beat, 2 * beat), max_attempts=max_attempts),
         limits=Limits(
-            max_steps=max_steps, max_side=max_side, max_images=max_images, max_body_bytes=max_body_mb << 20
+            max_steps=max_steps,
+            max_side=max_side,
+            max_native_areas=max_native_areas,
+            max_images=max_images,
+            max_body_bytes=max_body_mb << 20,
         ),
         grace=grace,
         ahead=2 * max_rows,
+        picture_memory=picture_memory << 20,
         reconcile=reconcile,
         spot=spot,
         previews=previews,
@@ -233,7 +274,14 @@ def worker(
         patience=patience,
         null=json.loads(null),
     )
-    places = Places(store, queue or (), announce or (), input_prefix or ("uploads/",), denied_patience)
+    places = Places(
+        store,
+        queue or (),
+        announce or (),
+        input_prefix or ("uploads/",),
+        denied_patience,
+        int(model_cache_gb * 2**30),
+    )
     try:
         _check_temporary_folder(log)
         raise typer.Exit(serve(places, cards, settings, child))

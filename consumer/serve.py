@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from consumer.jobs.inputs import Inputs
+from consumer.jobs.models import ModelFetcher
 from consumer.renderer.stderr import last_words
 from consumer.worker import Worker, WorkerSettings
 from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
+from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
 from infra.queues.leases import MessageLeases
 from infra.stores.changes import make_inbox
 from infra.stores.open import open_store
@@ -56,6 +58,7 @@ class Places:
     announce: Sequence[str] = ()  # where ended requests are announced
     input_prefixes: Sequence[str] = ("uploads/",)  # keys that a manifest may name
     denied_patience: float = 0.0  # seconds of nothing but denied calls until the worker exits; 0: never
+    model_cache: int = DEFAULT_BYTES  # of published models on this machine
 
 
 def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: RendererSettings) -> int:
@@ -90,6 +93,8 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         level = logging.DEBUG if verdict.is_atomic else logging.WARNING
         log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})
         log.info("model", extra={"default": model, "why": why, "serves": ",".join(cards.known())})
+        for card in cards.own():
+            log.info("model card", extra={"model": card.name, "defaults": card.defaults.text()})
         for queue in queues:
             log.info("queue", extra={"url": queue.url})
         log.info("drop .json and .jsonl files into %s/requests/", places.store.rstrip("/"))
@@ -97,8 +102,8 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         worker = _make_worker(places, store, queues, cards, settings, renderers)
         _drain_on_signals(worker)
         access = asyncio.create_task(_watch_access(store, worker, places.denied_patience))
-        facts = {"state": "loading", "models": cards.known(), "available": worker.available()}
-        await _run(worker, {**facts, "default_model": model})
+        facts = {"state": "loading", "models": cards.known(), "available": worker.heartbeats.available()}
+        await _run(worker, {**facts, "defaults": cards.defaults(), "default_model": model})
         denied = access.done()
         access.cancel()
         log.info("stopped", extra={"session": worker.claims.session})
@@ -195,6 +200,7 @@ def _make_worker(
         queues=[MessageLeases(queue, time.monotonic, rng) for queue in queues],
         announcer=announcer,
         announced=announced,
+        models=ModelFetcher(store, ModelCache(default_folder(), places.model_cache)),
     )
 
 

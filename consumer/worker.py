@@ -16,16 +16,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from consumer import spot
+from consumer.heartbeats import Heartbeats
 from consumer.intake.claiming import RequestClaimer
 from consumer.intake.fleet import Capabilities, Fleet
-from consumer.intake.listing import Listing
+from consumer.intake.inbox import Inbox
 from consumer.jobs.batches import Batches
 from consumer.jobs.delivery import Delivery
 from consumer.jobs.jobs import Jobs
 from consumer.jobs.outcomes import Outcomes
 from consumer.jobs.prepare import Preparation
 from infra.claims.claims import Claims, Timing
-from infra.stores.changes import IDLE, changes
+from infra.stores.changes import tidying
 from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from consumer.announce.announcer import Announcer
     from consumer.intake.queue import QueueReader
     from consumer.jobs.inputs import Inputs
+    from consumer.jobs.models import ModelFetcher
     from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
     from infra.queues.leases import MessageLeases
@@ -44,8 +46,6 @@ _BETWEEN_SWEEPS = 1.0  # seconds at least, when messages ask for more sweeps
 _LAST_ANNOUNCEMENTS = 5.0  # seconds for announcements that wait when the worker stops
 _LAST_WRITES = 1.0  # seconds for a status or a release that is being written when the worker stops
 _LAST_SWEEP = 2.0  # seconds for a sweep under way when the worker stops: what it takes over must be released
-_BEAT_TIMEOUT = 5.0  # seconds at least until an unanswered heartbeat is given up; then a new one is tried
-_POLL_INTERVAL = 0.2  # seconds between two looks at the inbox while there is work
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class WorkerSettings:
     limits: Limits = field(default_factory=Limits)
     grace: float = 25.0  # seconds to finish what is being drawn after SIGTERM
     ahead: int = 32  # images that a renderer may hold
-    reconcile: float = (
-        60.0  # with a queue: seconds in the inbox after which a request's message counts as lost
-    )
+    picture_memory: int = 256 << 20  # bytes of pixels, for each renderer
+    decode_seconds: float = 30.0  # of processor time to decode the pictures of one request
+    reconcile: float = 60.0  # with a queue: seconds in the inbox after which a message counts as lost
     spot: bool = False  # watch for the notice that this machine will be taken away
     previews: Literal["off", "express", "all"] = "express"  # for which requests the status shows previews
     once: bool = False  # stop when there is nothing left to do
@@ -82,6 +82,7 @@ class Worker:
         queues: Sequence[MessageLeases] = (),
         announcer: Announcer | None = None,
         announced: asyncio.Queue[str] | None = None,
+        models: ModelFetcher | None = None,  # of what is published; None: that cannot be drawn
     ) -> None:
         """
         Args:
@@ -93,13 +94,17 @@ class Worker:
         self.store = store
         self.claims = claims
         self.settings = settings
-        self._cards = cards
         self._clock = clock
         self._idle_looks = 0
         self._sweeping = asyncio.Lock()
         self._announcer = announcer
         self._announced = announced
-        self.jobs = self._make_jobs(renderers, inputs, Delivery(claims, clock, rng, versions))
+        delivery = Delivery(claims, clock, rng, versions)
+        half = settings.picture_memory * len(renderers) // 2  # for inputs; the other is for what is drawn
+        ready = Preparation(
+            delivery, inputs, cards, settings.limits, clock, half, settings.decode_seconds, models
+        )
+        self.jobs = self._make_jobs(renderers, delivery, ready)
         loras = {name for renderer in renderers for name, _ in renderer.loras}
         own = Capabilities.own(cards.known(), loras, settings.limits)
         self._fleet = Fleet(store, claims.session, own, lease=settings.timing.lease, clock=clock)
@@ -107,17 +112,37 @@ class Worker:
             store, claims, cards, settings.default_model, settings.limits, clock, rng, self._fleet
         )
         reconcile = settings.reconcile if queues else None
-        self._listing = Listing(store, claimer, self.jobs, self._room, self.stop, clock, rng, reconcile)
+        self._inbox = Inbox(
+            store,
+            claimer,
+            self.jobs,
+            self._room,
+            self.stop,
+            clock,
+            rng,
+            reconcile=reconcile,
+            once=settings.once,
+        )
         self._reader = self._make_reader(queues, claimer)
+        self.heartbeats = Heartbeats(
+            claims, own, cards, settings.default_model, self.renderers, self._state, clock
+        )
 
-    def _make_jobs(self, renderers: Sequence[RendererSettings], inputs: Inputs, delivery: Delivery) -> Jobs:
+    def _state(self) -> str:
+        return "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle"
+
+    def _make_jobs(
+        self, renderers: Sequence[RendererSettings], delivery: Delivery, preparation: Preparation
+    ) -> Jobs:
         settings, clock = self.settings, self._clock
+        half = settings.picture_memory * len(renderers) // 2  # for what is drawn; the other is for inputs
         outcomes = Outcomes(
             store=self.store,
             claims=self.claims,
             delivery=delivery,
             renderers=renderers,
             ahead=settings.ahead,
+            memory=half,
             max_attempts=settings.timing.max_attempts,
             clock=clock,
         )
@@ -127,10 +152,11 @@ class Worker:
             claims=self.claims,
             delivery=delivery,
             batches=Batches(self.store, settings.limits, clock, self.claims.session),
-            preparation=Preparation(delivery, inputs, settings.limits, clock),
+            preparation=preparation,
             stop=self.stop,
             clock=clock,
             previews=settings.previews,
+            may_fetch=4 * settings.ahead * len(renderers),
         )
 
     def _make_reader(self, queues: Sequence[MessageLeases], claimer: RequestClaimer) -> QueueReader | None:
@@ -150,13 +176,13 @@ class Worker:
             clock=self._clock,
         )
 
-    def _room(self) -> int:
-        """How many more images to claim now; none before a renderer is ready."""
-        return self.jobs.room if any(renderer.ready for renderer in self.renderers) else 0
+    def _room(self, express: bool) -> int:
+        """How many more images of a lane to claim now; none before a renderer is ready."""
+        return self.jobs.room(express=express) if any(renderer.ready for renderer in self.renderers) else 0
 
     async def run(self) -> None:
         """Work until `stop` is set (or, with `once`, until all is done), then drain."""
-        await self._beat()  # before the first claim: a claim without a heartbeat looks abandoned
+        await self.heartbeats.beat()  # before the first claim: a claim without a heartbeat looks abandoned
         loops = [self._start(loop) for loop in self._loops()]
         try:
             await self._look_for_requests()
@@ -180,7 +206,13 @@ class Worker:
 
     def _loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs beside the main loop."""
-        loops = [self._beats(), self._sweeps(), self._watches()]
+        loops = [
+            self.heartbeats.run(),
+            self._sweeps(),
+            self._watches(),
+            self._inbox.express_looks(),
+            tidying(self.store),
+        ]
         if self.settings.spot:
             loops.append(spot.watch(self.stop))
         if self._announcer is not None:
@@ -190,26 +222,17 @@ class Worker:
         return loops
 
     async def _look_for_requests(self) -> None:
-        """List the inbox again and again, more often while there is work."""
-        longest = self.settings.reconcile if self._reader else IDLE
-        looks = changes(
-            self.store,
-            self.stop,
-            found_work=lambda: self._listing.found_work or self._listing.busy,
-            shortest=_POLL_INTERVAL,
-            longest=_POLL_INTERVAL if self.settings.once else longest,
-        )
-        async for _ in looks:
-            await self._listing.look()
+        """List the inbox again and again."""
+        async for _ in self._inbox.looks():
             if self.settings.once and await self._is_done():
                 break
 
     async def _is_done(self) -> bool:
         """Whether two looks in a row found no request in hand and none in the inbox."""
-        busy = self.jobs.busy or self._listing.busy or (self._reader is not None and not self._reader.idle)
-        announcing = self._announcer is not None and self._announcer.owed and not self._listing.found_work
+        busy = self.jobs.busy or self._inbox.busy or (self._reader is not None and not self._reader.idle)
+        announcing = self._announcer is not None and self._announcer.owed and not self._inbox.found_work
         if not busy and not announcing:  # a request that only waits for its announcement may stay
-            busy = not await self._listing.is_empty()
+            busy = not await self._inbox.is_empty()
         self._idle_looks = 0 if busy else self._idle_looks + 1
         return self._idle_looks >= 2
 
@@ -226,7 +249,8 @@ class Worker:
 
     async def _sweep(self) -> None:
         """Take over the requests of dead workers, as many as there is room for."""
-        for held in await self.claims.sweep(max(0, self.jobs.room), self._fleet.may_take_over):
+        room, express = (max(0, self.jobs.room(express=lane)) for lane in (False, True))
+        for held in await self.claims.sweep(room, self._fleet.may_take_over, express_limit=express):
             log.info("took over", extra={"id": held.claim.id, "attempt": held.claim.attempt})
             self.jobs.begin(held)
         self.jobs.drop_lost()
@@ -250,41 +274,7 @@ class Worker:
             with contextlib.suppress(StoreUnavailable):
                 await self.claims.forget(id)
 
-    # Heartbeats and cancellations ------------------------------------------------------------
-
-    async def _beats(self) -> None:
-        due = self._clock()
-        while True:
-            due = max(
-                due + self.settings.timing.beat, self._clock()
-            )  # a slow heartbeat does not delay the next
-            await asyncio.sleep(due - self._clock())
-            if any(renderer.healthy for renderer in self.renderers):
-                await self._beat()
-            else:
-                log.warning("no renderer makes progress: no heartbeat is written")
-
-    async def _beat(self) -> None:
-        ready = [renderer.ready for renderer in self.renderers if renderer.ready]
-        facts = {
-            "state": "draining" if self.stop.is_set() else "working" if self.jobs.active else "idle",
-            **self._fleet.own.facts(),
-            "available": self.available(),
-            "default_model": self.settings.default_model,
-            "devices": [r.device for r in ready],
-        }
-        try:
-            async with asyncio.timeout(max(_BEAT_TIMEOUT, self.settings.timing.beat)):
-                await self.claims.beat(facts)
-        except StoreUnavailable as error:
-            log.warning("the heartbeat was not written", extra={"why": str(error)})
-        except TimeoutError:  # one lost answer must not cost the lease
-            log.warning("the heartbeat was not written", extra={"why": "the store does not answer"})
-
-    def available(self) -> list[str]:
-        """The models that can be drawn without a download."""
-        null = all(renderer.settings.kind == "null" for renderer in self.renderers)
-        return self._cards.known() if null else self._cards.here()
+    # Cancellations ---------------------------------------------------------------------------
 
     async def _watches(self) -> None:
         while True:
@@ -296,7 +286,7 @@ class Worker:
     async def _drain(self) -> None:
         """Take nothing new, then finish or give back what is in hand."""
         self.stop.set()  # it may not be set yet: with `once`, or after an error
-        await self._listing.close()  # first: claims under way must be in hand before the drain counts them
+        await self._inbox.close()  # first: claims under way must be in hand before the drain counts them
         await self.jobs.drain(self.settings.grace)
         # A sweep under way may take over one more request; with `stop` set it is released at once.
         with contextlib.suppress(TimeoutError):

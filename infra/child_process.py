@@ -14,9 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds `consumer`, `producer` and the others
 
-#: Threads that wait for one another sleep instead of spinning: where other programs use the cores, spinning
-#: makes a small model many times slower. libgomp's documentation has both names.
-_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+#: Threads that wait for one another spin for a fraction of a millisecond, then sleep: a small model's barriers are
+#: nearer than that, and where other programs use the cores, spinning for longer makes it many times slower. libgomp's
+#: documentation has both names; other OpenMP libraries know the first one only, and sleep at once.
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 _NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # either one is the user's word on the number of threads
 _CGROUP = Path("/sys/fs/cgroup")
 

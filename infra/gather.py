@@ -13,12 +13,28 @@ R = TypeVar("R")
 async def gather_bounded(items: Iterable[T], limit: int, work: Callable[[T], Awaitable[R]]) -> list[R]:
     """Await `work(item)` for each item, at most `limit` at a time; return the answers in the items' order.
 
-    As with `asyncio.gather`, the first error is raised at once, and the other calls go on.
+    As with `asyncio.gather`, the first error is raised at once, and the other calls go on. There are `limit` tasks,
+    however many items: a task for each of 50,000 would take more memory than most answers.
     """
-    gate = asyncio.Semaphore(limit)
+    waiting = enumerate(items)
+    answers: dict[int, R] = {}
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def one(item: T) -> R:
-        async with gate:
-            return await work(item)
+    async def worker() -> None:
+        for number, item in waiting:
+            try:
+                answers[number] = await work(item)
+            except Exception as error:
+                if not failed.done():
+                    failed.set_exception(error)
 
-    return await asyncio.gather(*map(one, items))
+    workers = asyncio.gather(*(worker() for _ in range(limit)))
+    try:
+        await asyncio.wait((workers, failed), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        workers.cancel()
+        raise
+    if failed.done():
+        failed.result()
+    await workers
+    return [answers[number] for number in range(len(answers))]

@@ -11,6 +11,7 @@ from schemas.limits import Limits
 _VARIABLES = {
     "DREAMDROP_MAX_STEPS": ("max_steps", 1),
     "DREAMDROP_MAX_SIDE": ("max_side", 1),
+    "DREAMDROP_MAX_NATIVE_AREAS": ("max_native_areas", 1),
     "DREAMDROP_MAX_IMAGES": ("max_images", 1),
     "DREAMDROP_MAX_BODY_MB": ("max_body_bytes", 1 << 20),
 }

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import PurePath
 
+_AGAIN = 60.0  # seconds between two lines about one cause that stays
+_CAUSES = 1000  # remembered
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9]+")
 #: Libraries whose tracebacks are worth printing at the level debug.
 LIBRARIES = ("asyncio", "botocore", "aiobotocore", "urllib3", "uvicorn", "watchfiles")
 
@@ -37,6 +43,35 @@ class Line(logging.Formatter):
         return f"{line} error={redacted(error)}" if error is not None else line
 
 
+class Fold(logging.Filter):
+    """Lets one warning a minute pass for each cause that stays, such as a store that became read-only.
+
+    The next one that passes says how many did not. The cause is the fact `why` without its numbers and
+    quoted names. Warnings about one message of a queue all pass: nothing else names it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._causes: dict[tuple[str, str], tuple[float, int]] = {}  # when last shown, how many since
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        facts = record.__dict__
+        if record.levelno != logging.WARNING or "why" not in facts or {"message_id", "code"} & facts.keys():
+            return True
+        cause = (record.getMessage(), _VARYING.sub("*", str(facts["why"])))
+        now, (last, dropped) = self._clock(), self._causes.get(cause) or (float("-inf"), 0)
+        if len(self._causes) >= _CAUSES:
+            self._causes.clear()
+        if now - last < _AGAIN:
+            self._causes[cause] = (last, dropped + 1)
+            return False
+        self._causes[cause] = (now, 0)
+        if dropped:
+            record.not_shown = dropped
+        return True
+
+
 def _plain(value: object, longest: int = 300) -> str:
     """One line, printable and short, so that quoted text cannot forge a log entry."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
@@ -48,6 +83,8 @@ def log_lines(level: str, *names: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     every = level.upper() == "DEBUG"
     handler.setFormatter(Line(names if not every else (*names, *LIBRARIES)))
+    if not every:
+        handler.addFilter(Fold())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in names:
         logging.getLogger(name).setLevel(level.upper())

@@ -19,7 +19,7 @@ from schemas.errors import Rejected, TooLarge
 from schemas.result import Note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from schemas.limits import Limits
 
@@ -49,12 +49,20 @@ def decode_base64(value: object, field: str, limits: Limits) -> bytes:
 
 @contextmanager
 def open_picture(
-    data: bytes, field: str, limits: Limits, *, formats: tuple[str, ...] = FORMATS
+    data: bytes,
+    field: str,
+    limits: Limits,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    before_load: Callable[[Image.Image], object] | None = None,
 ) -> Iterator[tuple[Image.Image, list[Note]]]:
     """Decode a picture file. Inside the `with`, too, whatever a decoder raises becomes a `Rejected`.
 
+    Only a process without credentials should decode what strangers send: see `infra.decoding`.
+
     Args:
         formats: by Pillow's names; a file of another format is refused.
+        before_load: is given the file's header once it is known to be small enough.
 
     Yields:
         The picture, upright, in sRGB, with eight bits a channel and otherwise in its own mode; and notes
@@ -74,6 +82,8 @@ def open_picture(
             if getattr(picture, "n_frames", 1) > 1:
                 text = f"{field}: only its first frame is used"
                 notes.append(Note(code="first_frame", message=text, field=field))
+            if before_load is not None:
+                before_load(picture)
             picture.load()
             upright = _eight_bits(ImageOps.exif_transpose(picture))
             yield _srgb(upright, picture.info, field, notes), notes

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, UnidentifiedImageError
 
 from infra.pictures import INVALID
-from schemas import infotext
 from schemas.errors import Rejected
+from schemas.text import infotext
 
 if TYPE_CHECKING:
     import io

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from infra.claims import kept_request
 from producer import ids, request_state
-from producer.errors import UnknownRequest
+from producer.errors import Damaged, UnknownRequest
 from schemas.batch import split_rows
 from schemas.errors import NotFound, Rejected, StoreUnavailable
 from schemas.layout import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from infra.stores.store import Info, Store
     from schemas.limits import Limits
 
+UNREADABLE = "canceled on request; its claim cannot be read, so the request is not kept in the result"
 LOOKS = 5  # a request may move on between two looks; more often is not chance
 
 
@@ -38,7 +40,7 @@ class Body:
 
     frozen: Frozen
     fingerprint: str
-    batch: bool
+    batch: bool  # it may have rows
     source: Info | None = None  # the request object that holds it
 
 
@@ -61,7 +63,9 @@ async def cancel(store: Store, name: str, limits: Limits) -> request_state.State
             break
     else:
         raise StoreUnavailable(f"{name!r} moved on each time before it could be canceled; try again")
-    won = await store.create(result_key(id), _canceled(id, body), content_type="application/json")
+    frozen = await kept_request.keep(store, id, body.frozen, body.fingerprint, batch=body.batch)
+    result = _canceled(id, body).model_copy(update={"request": frozen})
+    won = await store.create(result_key(id), result.to_json(), content_type="application/json")
     # Only after the result exists: until then the request object is all that remembers the request. And in
     # the version that was read: another body under this key is another request. If we lost, the winner deletes it.
     if won and body.source is not None:
@@ -77,11 +81,23 @@ async def _body(store: Store, state: request_state.State, limits: Limits) -> Bod
     id = state.id
     # The object before the claim: a request moves in this direction, so it cannot slip past both looks.
     source = await (store.head(state.source) if state.source else request_state.find_request(store, id))
-    claim = await request_state.read_claim(store, id)
+    try:
+        claim = await request_state.read_claim(store, id)
+    except (
+        Damaged
+    ):  # no worker can read it either; without a body the result answers any, see `claim.answers`
+        return await _source_body(store, id, source, limits) or Body(
+            Frozen(text="", cut=True), "", batch=True
+        )
     if claim is not None:  # what lies under its key now may be another body, which gets its own result
         return Body(claim.frozen, claim.fingerprint, claim.batch)
+    return await _source_body(store, id, source, limits) if source else await _row(store, id, limits)
+
+
+async def _source_body(store: Store, id: str, source: Info | None, limits: Limits) -> Body | None:
+    """The body of a request object; None when it is gone, or not this request any more."""
     if source is None:
-        return await _row(store, id, limits)
+        return None
     batch = is_batch(source.key)
     if source.size > (limits.max_batch_bytes if batch else limits.max_body_bytes):
         print_ = oversize_fingerprint(source.key, source.size, source.etag)
@@ -136,12 +152,12 @@ async def _cancel_rows(store: Store, batch: str, limits: Limits) -> None:
             continue  # it ended while we looked
 
 
-def _canceled(id: str, body: Body) -> bytes:
+def _canceled(id: str, body: Body) -> Result:
     return Result.ended(
         id,
         "canceled",
-        Failure(code="canceled", message="canceled on request"),
+        Failure(code="canceled", message="canceled on request" if body.fingerprint else UNREADABLE),
         request=body.frozen,
         fingerprint=body.fingerprint,
         metadata={} if body.batch else None,
-    ).to_json()
+    )

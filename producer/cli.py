@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from infra.logs import log_lines
-from producer.commands import doctor, keys, look, mend, replay, serve, setup, submit
+from producer.commands import doctor, keys, look, mend, models, replay, serve, setup, submit
 from producer.commands.session import WRONG, code_of, say, sentence_of
 from schemas.errors import DreamError
 
@@ -27,6 +29,13 @@ EXTRAS = {
     "serve": "web",
     "up": "web,consumer",
 }  # what to install for a command
+
+PLAIN = {
+    **dict.fromkeys(("<str>", "<list[str]>"), "TEXT"),
+    **dict.fromkeys(("<int>", "<int range>"), "N"),
+    **dict.fromkeys(("<float>", "<float range>"), "NUMBER"),
+    "<path>": "PATH",
+}  # kinds of values, as help names them
 
 app = typer.Typer(
     name="dreamdrop",
@@ -45,14 +54,30 @@ app.command()(look.status)
 app.command()(look.watch)
 app.command()(look.fetch)
 app.command()(look.cancel)
-app.command()(look.models)
 app.command()(mend.retry)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(replay.replay)
 app.add_typer(mend.dead_letters, name="dead-letters")
+app.add_typer(models.app, name="models")
 app.add_typer(setup.app, name="setup")
 app.add_typer(keys.keys, name="keys")
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help says what kind of value is wanted in words of users, not in those of Python."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for param in self.params:
+            if isinstance(param, (TyperArgument, TyperOption)):
+                named = isinstance(param, TyperArgument)  # an argument's own name says it
+                param.display_type = partial(_plain, param.display_type, named)  # type: ignore[method-assign]
+
+
+def _plain(kind_of: Callable[[Any], str], named: bool, context: Any) -> str:
+    kind = kind_of(context)
+    return "" if named else PLAIN.get(kind, kind)
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,6 +138,9 @@ def mount_all() -> None:
     """Add the commands of all packages that are installed."""
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         mount(app, entry)
+    for group in (app, *(info.typer_instance for info in app.registered_groups)):
+        for command in group.registered_commands if group else ():
+            command.cls = PlainCommand
 
 
 def main() -> None:

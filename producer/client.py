@@ -67,7 +67,7 @@ class AsyncClient:
         self._poll_interval = poll_interval
         self._opening: asyncio.Lock | None = None
         self._poller: ResultPoller | None = None
-        self._queues = sending.Queues()
+        self.queues = sending.Queues()
         self._closed = False
 
     async def open(self) -> None:
@@ -77,7 +77,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connections. Whoever still waits gets a `RuntimeError`."""
         self._closed = True
-        await self._queues.close()
+        await self.queues.close()
         if self._poller is not None:
             await self._poller.close()  # before the store, which it reads
             self._poller = None
@@ -276,7 +276,7 @@ class AsyncClient:
         await self._open()
         return await sending.send(
             parcels,
-            await self._queues.get(queue),
+            await self.queues.get(queue),
             drop=self._drop,
             is_there=lambda parcel: self._is_there(parcel.ticket),
         )

@@ -75,7 +75,8 @@ async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -
     if result.batch is not None:
         async for row in rows(store, result.id):
             files += [partial(image, one, out / row.id) for one in row.images]
-        names = (result.batch.gallery, result.batch.contact_sheet, result.batch.results, result.batch.errors)
+        batch = result.batch
+        names = (*batch.gallery_keys(), batch.contact_sheet, batch.results, batch.errors)
         files += [partial(plain, key) for key in names if key and await store.head(key) is not None]
     return await gather_bounded(files, AT_ONCE, lambda save: save())
 

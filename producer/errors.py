@@ -25,8 +25,8 @@ class UnknownRequest(DreamError):
         hint = (
             f"did you mean {' or '.join(map(repr, near))}?"
             if near
-            else "`dreamdrop status` lists the known requests; one that was sent to a queue is known once a worker "
-            "has it, and the result of a file whose body has an `id` only by that id"
+            else "`dreamdrop status` lists the known requests. A message to a queue is known once a worker has read "
+            "it; where the body of a file has an `id`, its result is found by that `id`"
         )
         super().__init__(f"there is no request {id!r} in {store}; {hint}")
         self.id = id

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from infra.lru import LruCache
 from schemas.layout import WORKERS
 
 if TYPE_CHECKING:
     from infra.stores.store import Info
 
+_REMEMBERED = 10_000  # heartbeats
 ALIVE = 60.0  # seconds since its last heartbeat for which a worker counts as alive, for people
 
 
@@ -30,7 +32,8 @@ class Liveness:
     """What one observer has seen of the heartbeats."""
 
     clock: Callable[[], float] = time.monotonic
-    _seen: dict[str, tuple[str, float | None]] = field(default_factory=dict)  # key to (etag, when it changed)
+    #: Key to (etag, when it changed); the sessions of months are not kept.
+    _seen: LruCache[str, tuple[str, float | None]] = field(default_factory=lambda: LruCache(_REMEMBERED))
 
     def is_alive(self, beat: Info) -> bool:
         """Whether a listed heartbeat belongs to a live worker."""

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from producer.liveness import looks_alive
-from producer.request_state import read_progress, read_result
-from schemas.errors import NotFound
+from producer.request_state import find_request, read_claim, read_progress, read_result
+from schemas.batch import numbered
+from schemas.defaults import ModelDefaults
+from schemas.errors import NotFound, Rejected
 from schemas.layout import (
     CLAIMS,
     EXPRESS,
@@ -20,17 +22,23 @@ from schemas.layout import (
     REQUESTS,
     RESULTS,
     WORKERS,
+    claims_prefix,
+    is_batch,
     is_request,
     parse_claim,
     parse_result,
     request_id,
 )
+from schemas.models import parse_card
+from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info, Store
     from schemas.result import Progress, Result
 
 LATEST = 20  # results that an overview reads
+HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
+_UNKNOWN = ModelDefaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,16 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request that has not ended asks for."""
+
+    prompt: str  # "" for a batch, and where it cannot be read
+    batch: bool
+    since: float  # when it was dropped or claimed: seconds since 1970 by the store's clock, for people
+    rows: int = 0  # of a batch
+
+
+@dataclass(frozen=True, slots=True)
 class ModelName:
     """A model that a request may name, and where it was found."""
 
@@ -52,6 +70,7 @@ class ModelName:
     workers: int  # live ones that announce it
     versions: tuple[str, ...]  # in the store
     here: int = 0  # live workers that need not download it first
+    defaults: ModelDefaults = _UNKNOWN  # what fills the fields that a request leaves open
 
 
 async def overview(
@@ -91,6 +110,42 @@ def _place(request: Info) -> tuple[bool, float, str]:
     return not request.key.startswith(EXPRESS), request.modified, request.key
 
 
+async def asked(store: Store, id: str) -> Asked | None:
+    """What an open request asks for, from its claim, else from its object. None when it has neither any more.
+
+    Raises:
+        Damaged: its claim cannot be read.
+    """
+    claims = [i async for i in store.list(claims_prefix(id)) if (c := parse_claim(i.key)) and c[0] == id]
+    if claims:
+        since = min(info.modified for info in claims)
+        if max(info.size for info in claims) >= HEAVY:
+            return Asked("", False, since)
+        claim = await read_claim(store, id)
+        if claim is None:
+            return None
+        rows = _rows(claim.frozen.body()) if claim.batch else 0
+        return Asked(str((claim.plan or {}).get("prompt") or ""), claim.batch, since, rows)
+    request = await find_request(store, id)
+    if request is None:
+        return None
+    batch = is_batch(request.key)
+    if request.size >= HEAVY:
+        return Asked("", batch, request.modified)
+    body = b""
+    with contextlib.suppress(NotFound):
+        body = (await store.get(request.key)).body
+    if batch:
+        return Asked("", True, request.modified, _rows(body))
+    with contextlib.suppress(Rejected):
+        return Asked(str(load_object(body).get("prompt") or ""), False, request.modified)
+    return Asked("", False, request.modified)
+
+
+def _rows(body: bytes) -> int:
+    return sum(1 for _ in numbered(body))
+
+
 async def heartbeats(store: Store, is_alive: Callable[[Info], bool] = looks_alive) -> list[dict[str, Any]]:
     """The heartbeats of the workers that are alive.
 
@@ -114,15 +169,29 @@ async def models(store: Store) -> list[ModelName]:
     beats = await heartbeats(store)
     announced = Counter(name for beat in beats for name in _names(beat, "models"))
     here = Counter(name for beat in beats for name in models_here(beat))
-    stored: dict[str, set[str]] = {}
+    stored: dict[str, list[int]] = {}
     async for info in store.list(MODELS):
-        name, _, rest = info.key.removeprefix(MODELS).partition("/")
-        if "/" in rest:
-            stored.setdefault(name, set()).add(rest.partition("/")[0])
+        if (version := parse_card(info.key)) is not None:
+            stored.setdefault(version[0], []).append(version[1])
     names = sorted(announced.keys() | stored.keys())
     return [
-        ModelName(name, announced[name], tuple(sorted(stored.get(name, ()))), here[name]) for name in names
+        ModelName(
+            name,
+            announced[name],
+            tuple(map(str, sorted(stored.get(name, ())))),
+            here[name],
+            defaults_of(beats, name),
+        )
+        for name in names
     ]
+
+
+def defaults_of(beats: Iterable[Mapping[str, Any]], model: str) -> ModelDefaults:
+    """What fills the fields that a request for a model leaves open; null where live workers differ or do not say."""
+    told = [beat.get("defaults") for beat in beats if model in _names(beat, "models")]
+    return ModelDefaults.common(
+        ModelDefaults.read(each.get(model) if isinstance(each, dict) else None) for each in told
+    )
 
 
 def models_here(beat: Mapping[str, Any]) -> set[str]:

@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from infra.recipes import PARAMETERS, RECIPE, recipe_texts
-from schemas import foreign_recipes, infotext
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img, validate_manifest
+from schemas.plan import exact_names
 from schemas.strictjson import path_of_infinity
+from schemas.text import foreign_recipes, infotext
 
 _NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images"}
 _BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
@@ -53,6 +54,7 @@ def read_recipe(path: Path) -> Replay:
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         recipe = json.loads(text)
+        json.dumps(recipe, ensure_ascii=False).encode()  # not with an unpaired surrogate
     except (ValueError, RecursionError) as error:
         raise Rejected("invalid_image", f"the recipe in {str(path)!r} is damaged; it is not JSON") from error
     if not isinstance(recipe, dict):
@@ -66,6 +68,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 
 def _request_of(recipe: dict[str, Any]) -> Replay:
     """The fields of a recipe that a request has; one image, from its own seed."""
+    recipe = {**recipe, **exact_names(recipe)}
     task = recipe.get("task")
     body = _BODIES.get(task, Text2Img) if isinstance(task, str) else Text2Img
     fields = set(body.model_fields) - _NOT_REPEATED

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from infra.claims import kept_request
 from infra.gather import gather_bounded
 from producer import request_state
 from producer.errors import NothingToRetry
@@ -60,6 +61,7 @@ async def prepare(store: Store, id: str, limits: Limits) -> Prepared:
         )
     if result.status == "succeeded":
         raise NothingToRetry(id, "succeeded; to draw it once more, submit it under another id")
+    result = await kept_request.with_request(store, result)
     if result.request.cut:
         raise NothingToRetry(
             id, "cannot be retried: its result holds only the beginning of the request; submit the file again"

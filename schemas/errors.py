@@ -2,7 +2,7 @@
 
     DreamError
     ├── Rejected       the client: the manifest can never succeed as written; answer it once, do not retry
-    │   └── TooLarge   (raised by schemas, the model registry and the decoders)
+    │   └── TooLarge, TooManyPixels   (raised by schemas, the model registry and the decoders)
     ├── Unavailable    nobody: something that the manifest needs is missing at the moment; retry later
     │   └── StoreUnavailable, QueueUnavailable   (raised by the stores and queues)
     ├── Unsupported    the operator: this store or queue can never work; choose another one
@@ -77,3 +77,22 @@ class TooLarge(Rejected):
         super().__init__("too_large", f"{what} is {size:,} bytes; the limit is {limit:,} bytes")
         self.size = size
         self.limit = limit
+
+
+class TooManyPixels(Rejected):
+    """An image to draw is larger than its model's bound."""
+
+    def __init__(self, size: tuple[int, int], model: str, native: tuple[int, int], limit: int) -> None:
+        """
+        Args:
+            size: (width, height) asked for, pixels.
+            native: (width, height) that the model is made for, pixels.
+            limit: pixels that this worker draws with this model.
+        """
+        made_for = f"model {model!r} is made for {native[0]} x {native[1]}"
+        text = f"width x height is {size[0]} x {size[1]}; {made_for}, and at most {limit:,} pixels are drawn with it"
+        super().__init__(
+            "invalid_manifest", f"{text}; ask for a smaller picture or another model", field="width"
+        )
+        self.pixels = size[0] * size[1]
+        self.native = native

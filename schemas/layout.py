@@ -7,6 +7,7 @@
     status/cats/a.json              how far the request is; advisory
     results/cats/a/0.png            an image, written once
     results/cats/a/result.json      the result manifest: the commit
+    results/cats/a/request-<h>.json the request, where it is too long for the result manifest
     uploads/openai/...              a facade's files and batches of OpenAI clients
 
     trainings/my-dog.json           a training, dropped by a client
@@ -68,6 +69,15 @@ def is_request(key: str) -> bool:
     """Whether a key under `requests/` is one that a worker takes: `.json` or `.jsonl`, in any case."""
     name = key.rsplit("/", 1)[-1].lower()
     return key.startswith(REQUESTS) and not name.startswith(".") and name.endswith((SINGLE, BATCH))
+
+
+def store_of_request(key: str) -> str | None:
+    """The prefix of the store whose request a bucket's key may name, "" or with its slash; None when it names none.
+
+    Several stores may lie in one bucket, each below a prefix of its own.
+    """
+    place = f"/{key}".find(f"/{REQUESTS}")
+    return key[:place] if place >= 0 and is_request(key[place:]) else None
 
 
 def is_batch(key: str) -> bool:
@@ -159,12 +169,22 @@ def status_key(request: str) -> str:
     return f"{STATUS}{request}.json"
 
 
+def parse_status(key: str) -> str:
+    """The id of a key under `status/`."""
+    return key.removeprefix(STATUS).removesuffix(".json")
+
+
 def result_folder(request: str) -> str:
     return f"{RESULTS}{request}/"
 
 
 def result_key(request: str) -> str:
     return f"{RESULTS}{request}/{COMMIT}"
+
+
+def kept_request_key(request: str, fingerprint: str, *, batch: bool = False) -> str:
+    """The key of a request that is too long for its result; two bodies never have the same."""
+    return f"{RESULTS}{request}/request-{fingerprint[:16]}{BATCH if batch else SINGLE}"
 
 
 def parse_result(key: str) -> str | None:

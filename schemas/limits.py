@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+ALWAYS_DRAWN = 768 * 768  # pixels that every model draws, however small it is: the documented size
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +17,19 @@ class Limits:
     max_prompt_chars: int = 8_000
     max_side: int = 2048  # pixels of width and of height
     max_pixels: int = 4_194_304  # width x height of an image to draw
+    max_native_areas: int = 8  # the same, as a multiple of the model's native width x height; see `for_model`
     max_input_pixels: int = 16_777_216  # width x height of a picture sent in, from its header
     max_steps: int = 150
     max_images: int = 64  # number_of_images
     max_cfg_scale: float = 50.0
     max_metadata_bytes: int = 16_384  # of `metadata`, as JSON
     max_loras: int = 8
+
+    def for_model(self, native_width: int, native_height: int) -> Limits:
+        """These limits with the `max_pixels` that hold for one model.
+
+        A small model draws a large picture badly, and for minutes: the work grows faster than the area. So
+        the bound is its native area (pixels) times `max_native_areas`, or 768 x 768 if that is more.
+        """
+        most = max(self.max_native_areas * native_width * native_height, ALWAYS_DRAWN)
+        return replace(self, max_pixels=min(self.max_pixels, most))

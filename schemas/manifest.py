@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from schemas import samplers
+from schemas.defaults import CFG_SCALE, STEPS
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
-from schemas.strictjson import load_object, path_of_infinity
+from schemas.manifest_limits import check_limits, shown_value
+from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,11 +56,14 @@ class _Request(_Body):
     )
     negative_prompt: str | None = Field(None, description="What to avoid.")
     cfg_scale: float = Field(
-        7,
+        CFG_SCALE,
         ge=0,
-        description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance.",
+        description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Left out: "
+        "what the model's card says, else 7.",
     )
-    steps: int = Field(30, ge=1, description="Denoising steps.")
+    steps: int = Field(
+        STEPS, ge=1, description="Denoising steps. Left out: what the model's card says, else 30."
+    )
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
     seed: int | None = Field(
         None, ge=-1, le=_MAX_SEED, description="null or -1: a random seed; the result has it."
@@ -69,7 +72,9 @@ class _Request(_Body):
     id: str | None = Field(None, description="Names the result; letters, digits, '.', '_', '-', at most 100.")
     model: str | None = Field(None, max_length=200, description="A model that the worker knows.")
     scheduler: str | None = Field(
-        None, max_length=100, description="A diffusers scheduler, by its class or community name."
+        None,
+        max_length=100,
+        description="A diffusers scheduler, by its class or community name. Left out: the model's.",
     )
     strength: float | None = Field(
         None, gt=0, le=1, description="How much to change `image`; default 0.8, inpainting 1."
@@ -117,6 +122,10 @@ class _Request(_Body):
         if moment is not None and moment.tzinfo is None:
             raise ValueError("needs a time zone, such as 2030-01-31T12:00:00Z")
         return moment
+
+    def chosen(self, name: str) -> Any:
+        """A field's value if the request says it; None if it leaves the field open, for the model's card to fill."""
+        return getattr(self, name) if name in self.model_fields_set else None
 
     @property
     def drawn_seed(self) -> int | None:
@@ -191,12 +200,12 @@ def validate_manifest(document: Mapping[str, Any], limits: Limits = DEFAULT_LIMI
     if task is None:
         task = "inpainting" if "mask_image" in document else "img2img" if "image" in document else "text2img"
     if not isinstance(task, str) or task not in _BODIES:
-        raise Rejected.of_field("task", f"is {_shown(task)}; it should be one of {', '.join(TASKS)}")
+        raise Rejected.of_field("task", f"is {shown_value(task)}; it should be one of {', '.join(TASKS)}")
     try:
         manifest = _BODIES[task].model_validate(dict(document))
     except ValidationError as error:
         raise rejection(error, _BODIES[task]) from error
-    _check_limits(manifest, limits)
+    check_limits(manifest, limits)
     return manifest
 
 
@@ -242,7 +251,7 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
         return f"is {size}; sizes are multiples of 8, {hint}"
     if kind == "finite_number":
         return "is not a finite number"
-    shown = _shown(given)
+    shown = shown_value(given)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         has = _fields_at(body, fault["loc"]) if kind != "dict_type" else []
         return f"is {shown}; it should be an object {{...}}" + (f" with {', '.join(has)}" if has else "")
@@ -256,58 +265,12 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
     )
 
 
-def _shown(given: Any) -> str:
-    """The beginning of a value as JSON; a long list or object is not written out first."""
-    if isinstance(given, str):
-        given = given[:_CUT]
-    elif isinstance(given, (list, dict)) and len(given) > _CUT:
-        return "[...]" if isinstance(given, list) else "{...}"
-    shown = json.dumps(given, default=str, ensure_ascii=False)
-    return shown if len(shown) <= _CUT else shown[: _CUT - 3] + "..."
-
-
 def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     if path and path[0] == "output":
         return list(Output.model_fields)
     if path and path[0] == "loras":
         return list(LoraChoice.model_fields)
     return list(body.model_fields)
-
-
-def _check_limits(manifest: Manifest, limits: Limits) -> None:
-    """Check the operator's limits, which are not part of the schema."""
-    bounds: list[tuple[str, float, float]] = [
-        ("steps", manifest.steps, limits.max_steps),
-        ("number_of_images", manifest.number_of_images, limits.max_images),
-        ("cfg_scale", manifest.cfg_scale, limits.max_cfg_scale),
-    ]
-    if isinstance(manifest, Text2Img):
-        bounds += [
-            ("width", manifest.width or 0, limits.max_side),
-            ("height", manifest.height or 0, limits.max_side),
-        ]
-    for field, value, most in bounds:
-        if value > most:
-            shown = f"{value:g}" if isinstance(value, float) else _shown(value)  # :g fails at 400 digits
-            raise Rejected.of_field(field, f"is {shown}; this worker allows at most {most:g}")
-    samplers.check_request(manifest.scheduler, manifest.steps)
-    if isinstance(manifest, Text2Img) and (manifest.width or 0) * (manifest.height or 0) > limits.max_pixels:
-        raise Rejected.of_field(
-            "width", f"x height is more than {limits.max_pixels:,} pixels; ask for a smaller picture"
-        )
-    for field, text in (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or "")):
-        if len(text) > limits.max_prompt_chars:
-            raise Rejected.of_field(
-                field, f"has {len(text):,} characters; at most {limits.max_prompt_chars:,} are allowed"
-            )
-    if (path := path_of_infinity(manifest.metadata)) is not None:
-        raise Rejected.of_field(f"metadata.{path}"[:200], "is not a finite number, so it cannot be echoed")
-    if len(json.dumps(manifest.metadata)) > limits.max_metadata_bytes:
-        raise Rejected.of_field("metadata", f"is larger than {limits.max_metadata_bytes:,} bytes")
-    if len(manifest.loras) > limits.max_loras:
-        raise Rejected.of_field(
-            "loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can be combined"
-        )
 
 
 def has_expired(manifest: Manifest) -> bool:

@@ -8,18 +8,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import samplers
+from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
-from schemas.prompts import foreign_syntax
 from schemas.result import Note, digest
+from schemas.text.prompts import foreign_syntax
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SEEDS = 2**63  # seeds are below this
+#: What every version of this worker writes into a plan and reads there, with the fields of `output`.
+_FROM_THE_BEGINNING = {
+    *(
+        "task",
+        "prompt",
+        "negative_prompt",
+        "model",
+        "model_revision",
+        "width",
+        "height",
+        "steps",
+        "cfg_scale",
+    ),
+    *("scheduler", "strength", "clip_skip", "loras", "seeds", "output", "notes", "format", "quality"),
+}
 _REFUSAL = "refusal"  # the key by which a refusal differs from a plan
 
 
@@ -45,10 +61,16 @@ class Plan(BaseModel):
     output: Output
     notes: tuple[Note, ...] = ()  # what was changed while planning
     lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
+    model_version: int | None = None  # of a published model
+    lora_versions: dict[str, int] = Field(default_factory=dict)  # published LoRA's name to its version
 
     def document(self) -> dict[str, Any]:
-        """As JSON. Without LoRAs it is what older workers write, so that its hash is the same."""
-        return self.model_dump(mode="json", exclude=None if self.lora_hashes else {"lora_hashes"})
+        """As JSON. A field that came later is left out where it has its default.
+
+        So older workers can read the plan, and its hash is the one that they compute.
+        """
+        document = _without_later_defaults(self)
+        return document | {"output": _without_later_defaults(self.output)}
 
     def hash(self) -> str:
         """Equal for two plans that draw the same images."""
@@ -83,13 +105,28 @@ def read_plan(document: dict[str, Any] | None) -> Plan | Refusal | None:
     """The plan or the refusal in a claim; None for a batch.
 
     Raises:
-        ValueError: the plan was written by a version that this one cannot read.
+        ValueError: the plan was written by a version that this one cannot read; it says so to the author.
     """
     if document is None:
         return None
     if _REFUSAL in document:
         return Refusal.model_validate(document[_REFUSAL])
-    return Plan.model_validate(document)
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:  # its own text may quote the prompt
+        fields = sorted({".".join(map(str, fault["loc"]))[:60] for fault in error.errors()})[:3]
+        raise ValueError(
+            "the worker that began this request is of another version, and this one cannot go on with its plan "
+            f"({', '.join(fields)}); send the request again, or run that version"
+        ) from None
+
+
+def _without_later_defaults(model: BaseModel) -> dict[str, Any]:
+    """As JSON, without fields that came later and have their default."""
+    changed = model.model_dump(mode="json", exclude_defaults=True)
+    return {
+        k: v for k, v in model.model_dump(mode="json").items() if k in _FROM_THE_BEGINNING or k in changed
+    }
 
 
 def plan(
@@ -100,7 +137,14 @@ def plan(
     native_size: tuple[int, int],
     scheduler: str,
     random_seed: int,
+    steps: int = STEPS,
+    cfg_scale: float = CFG_SCALE,
+    size_multiple: int = SIZE_MULTIPLE,
+    loras: tuple[LoraChoice, ...] | None = None,
     lora_hashes: Mapping[str, str] | None = None,
+    model_version: int | None = None,
+    lora_versions: Mapping[str, int] | None = None,
+    notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Resolve every default of a manifest.
 
@@ -108,13 +152,20 @@ def plan(
         model, revision, scheduler: canonical names, looked up by the caller.
         native_size: (width, height) of the model, pixels.
         random_seed: in [0, 2**32), used where the manifest gives no seed.
+        steps, cfg_scale: of the model's card, used where the manifest leaves them open.
+        size_multiple: pixels; the model can draw no other widths and heights.
+        loras: by their canonical names; None: as the manifest has them.
         lora_hashes: sha256 of each LoRA's file, by its name.
+        model_version, lora_versions: of what is published.
+        notes: what else was changed.
 
     Raises:
-        Rejected: the scheduler cannot do so many steps.
+        Rejected: the scheduler cannot do so many steps, or the model no such size.
     """
-    samplers.check_steps(scheduler, manifest.steps)
-    notes = _notes_on_words(manifest)
+    steps = steps if (chosen := manifest.chosen("steps")) is None else chosen
+    cfg_scale = cfg_scale if (chosen := manifest.chosen("cfg_scale")) is None else chosen
+    samplers.check_steps(scheduler, steps)
+    notes = (*notes, *_notes_on_words(manifest))
     first = manifest.drawn_seed if manifest.drawn_seed is not None else random_seed
     if first + manifest.number_of_images > SEEDS:
         text = f"the seeds of the images from {SEEDS - first} on would pass 2**63 - 1; they go on from 0"
@@ -122,6 +173,7 @@ def plan(
     width = height = strength = None
     if manifest.task == "text2img":
         width, height = manifest.width or native_size[0], manifest.height or native_size[1]
+        _check_size(model, {"width": width, "height": height}, size_multiple)
         if manifest.strength is not None:
             text = "strength is ignored: text2img starts from noise"
             notes += (Note(code="ignored", message=text, field="strength"),)
@@ -135,17 +187,52 @@ def plan(
         model_revision=revision,
         width=width,
         height=height,
-        steps=manifest.steps,
-        cfg_scale=float(manifest.cfg_scale),
+        steps=steps,
+        cfg_scale=float(cfg_scale),
         scheduler=scheduler,
         strength=strength,
         clip_skip=manifest.clip_skip,
-        loras=manifest.loras,
+        loras=manifest.loras if loras is None else loras,
         seeds=tuple((first + k) % SEEDS for k in range(manifest.number_of_images)),
         output=manifest.output,
         notes=notes,
         lora_hashes=dict(lora_hashes or {}),
+        model_version=model_version,
+        lora_versions=dict(lora_versions or {}),
     )
+
+
+def _check_size(model: str, size: Mapping[str, int], multiple: int) -> None:
+    """Refuse what would be drawn in another size. Raises `Rejected`, with the nearest two."""
+    for field, value in size.items():
+        if value % multiple:
+            below = value // multiple * multiple
+            near = f"such as {below} or {below + multiple}" if below else f"at least {multiple}"
+            text = f"is {value}; model {model!r} draws multiples of {multiple}, {near}"
+            raise Rejected.of_field(field, text)
+
+
+def exact_names(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest that name the published models of a plan by their versions; {} where it has none.
+
+    Args:
+        plan: as JSON, perhaps written by a stranger.
+    """
+    names: dict[str, Any] = {}
+    model, version = plan.get("model"), plan.get("model_version")
+    loras, versions = plan.get("loras"), plan.get("lora_versions")
+    if isinstance(model, str) and type(version) is int:
+        names["model"] = f"{model}@{version}"
+    if isinstance(versions, dict) and versions and isinstance(loras, list):
+        known = [lora for lora in loras if isinstance(lora, dict) and isinstance(lora.get("name"), str)]
+        if isinstance(model, str):  # the request may have named a LoRA as its model
+            names.setdefault("model", model)
+        names["loras"] = [
+            {**lora, "name": f"{name}@{versions[name]}"} if type(versions.get(name)) is int else lora
+            for lora in known
+            for name in [lora["name"]]
+        ]
+    return names
 
 
 def _notes_on_words(manifest: Manifest) -> tuple[Note, ...]:

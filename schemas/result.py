@@ -124,8 +124,20 @@ class BatchResult(_Part):
     counts: BatchCounts
     results: str = Field(description="Key of results.jsonl: one line for each row with pictures.")
     errors: str = Field(description="Key of errors.jsonl: one line for each row without pictures.")
-    gallery: str = Field("", description="Key of gallery.html, one self-contained page.")
+    gallery: str = Field("", description="Key of gallery.html, the first page of its gallery.")
+    gallery_pages: int = Field(
+        1,
+        ge=1,
+        description="Pages of the gallery: gallery.html, gallery-2.html, ... beside it; left out if there is one.",
+        exclude_if=lambda pages: pages == 1,
+    )
     contact_sheet: str = ""
+
+    def gallery_keys(self) -> list[str]:
+        """The keys of the gallery's pages, in order; none if there is no gallery."""
+        stem = self.gallery.removesuffix(".html")
+        more = [f"{stem}-{number}.html" for number in range(2, self.gallery_pages + 1)]
+        return [self.gallery, *more] if self.gallery else []
 
 
 class Frozen(_Part):
@@ -134,8 +146,19 @@ class Frozen(_Part):
     text: str | None = None
     base64: str | None = None
     cut: bool = Field(
-        False, description="True if the body was over the size limit: only its beginning is kept."
+        False,
+        description="True if only the beginning of the body is here: it is too long, or was over the limit.",
     )
+    key: str | None = Field(
+        None,
+        description="Key of the object that holds the whole body, where it is kept beside the result; else left out.",
+        exclude_if=lambda key: key is None,
+    )
+
+    @property
+    def length(self) -> int:
+        """About how many bytes it takes as JSON."""
+        return len(self.text if self.text is not None else self.base64 or "")
 
     @classmethod
     def of(cls, body: bytes, *, keep: int | None = None) -> Frozen:

@@ -1,7 +1,7 @@
 """Samplers by name: diffusers' class names and the names that the community uses.
 
 This is a table without any code of diffusers: a request is checked against it before any model is loaded, and a server
-without torch tells its callers what there is. `consumer.engine.pipelines` builds them.
+without torch tells its callers what there is. `consumer.engine.loading.pipelines` builds them.
 """
 
 from __future__ import annotations

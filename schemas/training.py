@@ -92,7 +92,7 @@ class Training(_Body):
 
     # Pictures.
     resolution: int | None = Field(
-        None, ge=64, le=4096, description="Pixels; default the base's native size."
+        None, ge=16, le=4096, description="Pixels; default the base's native size."
     )
     buckets: bool = Field(False, description="Keep aspect ratios; false: square crops.")
     crop: Literal["center", "random"] = "center"

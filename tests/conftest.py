@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from infra.child_process import thread_settings
 from infra.stores.open import OpenableStore, open_store
 from tests.servers.s3_front import S3Front, running
 
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
     from pathlib import Path
 
-# Threads that wait for a barrier must sleep: where other work shares the cores, spinning costs minutes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the tests themselves run side by side
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for a barrier must soon sleep: where other work shares the cores, spinning costs minutes.
+os.environ.update(thread_settings(os.environ))
 
 # Other programs' clients are installed and tried by `make interop`, which names their environment.
 collect_ignore = [] if "INTEROP" in os.environ else ["interop"]

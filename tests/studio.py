@@ -6,17 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from consumer.engine import pipelines
 from consumer.engine.engine import Engine
+from consumer.engine.loading import pipelines
 from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
 
 
 def save_tiny(folder: Path) -> Path:
@@ -65,6 +74,58 @@ def save_tiny(folder: Path) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def save_tiny_sdxl(folder: Path, tiny: Path) -> Path:
+    """Write a tiny SDXL around the parts of `save_tiny`: two text encoders, size conditioning, random weights."""
+    torch.manual_seed(5)
+    base = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
+    config = CLIPTextConfig(**{**base.text_encoder.config.to_dict(), "projection_dim": 32})
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+        use_linear_projection=True,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=base.tokenizer,
+        tokenizer_2=base.tokenizer,
+        unet=unet,
+        scheduler=base.scheduler,
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_lora(model: Path, folder: Path) -> Path:
+    """Write a LoRA of a folder's UNet and text encoder with weights that matter; returns its file."""
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    text = CLIPTextModel.from_pretrained(model, subfolder="text_encoder")
+    unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
+    text.add_adapter(
+        LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "out_proj"])
+    )
+    layers = [
+        convert_state_dict_to_diffusers(get_peft_model_state_dict(part, save_embedding_layers=False))
+        for part in (unet, text)
+    ]
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=layers[0], text_encoder_lora_layers=layers[1]
+    )
+    return folder / "pytorch_lora_weights.safetensors"
 
 
 def make_task(request: str = "r", **fields: Any) -> ImageTask:

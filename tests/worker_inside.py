@@ -18,6 +18,7 @@ from schemas.limits import Limits
 from schemas.result import utc_now
 
 if TYPE_CHECKING:
+    from consumer.jobs.models import ModelFetcher
     from infra.queues.leases import MessageLeases
     from infra.stores.store import Store
 
@@ -31,6 +32,7 @@ def make_worker(
     null: dict[str, Any] | None = None,
     children: Sequence[RendererSettings] | None = None,
     cards: Cards | None = None,
+    models: ModelFetcher | None = None,
     queues: Sequence[MessageLeases] = (),
     **settings: Any,
 ) -> Worker:
@@ -50,6 +52,7 @@ def make_worker(
         rng=rng,
         versions={},
         queues=queues,
+        models=models,
     )
 
 

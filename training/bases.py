@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from schemas.errors import Rejected
 
 _PIPELINES = {"StableDiffusionPipeline": 1, "StableDiffusionXLPipeline": 2}  # how many text encoders each has
-_WIDTHS = {768: "sd1", 1024: "sd2"}  # of the text that the UNet attends to
+_WIDTHS = {128: "doodle", 768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of the text that the UNet attends to
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -72,10 +72,16 @@ class Base:
 
     @property
     def family(self) -> str:
-        """sd1, sd2, sdxl, or small: a model of that architecture with a width of its own."""
+        """Models of one family take the same LoRAs: doodle, sd1, sd2, sdxl, or one by the UNet's config."""
+        width = self.unet.get("cross_attention_dim")
+        return _WIDTHS.get(width if isinstance(width, int) else 0) or f"unet-{self.config_sha256[:8]}"
+
+    @property
+    def kind(self) -> str:
+        """Whose defaults fit: sd1, sd2, sdxl, or small: a model of this architecture with a width of its own."""
         if len(self.text_encoders) == 2:
             return "sdxl"
-        return _WIDTHS.get(self.unet.get("cross_attention_dim", 0), "small")
+        return self.family if self.family in ("sd1", "sd2") else "small"
 
     @property
     def prediction_type(self) -> str:
@@ -144,9 +150,9 @@ class Base:
 
     @cached_property
     def config_sha256(self) -> str:
-        """A hash of what decides whether a LoRA fits: the shapes of UNet and text encoders."""
-        shapes = {part: sorted((k, s) for k, (s, _) in self.shapes[part].items()) for part in self.parts}
-        return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
+        """A hash of the UNet's config without what says nothing about its layers."""
+        kept = {k: v for k, v in self._json("unet/config.json").items() if not k.startswith("_")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def _json(self, path: str) -> dict[str, Any]:
         try:

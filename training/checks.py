@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import TYPE_CHECKING
 
 from schemas.errors import Rejected
@@ -175,7 +176,7 @@ def trainable(options: Training, base: Base) -> int:
                 continue
             attends = any(name in key for name in ("to_q", "to_k", "to_v", "to_out", "_proj."))
             if attends or (options.targets == "linear" and len(shape) == 2) or options.targets == "all":
-                total += rank * (shape[0] + shape[1] * (shape[2] if len(shape) == 4 else 1) ** 1)
+                total += rank * (shape[0] + math.prod(shape[1:]))
     return total
 
 

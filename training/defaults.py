@@ -1,4 +1,4 @@
-"""What a training does where the manifest says nothing, by the base's family.
+"""What a training does where the manifest says nothing, by the kind of its base.
 
 `small` was measured on the bundled doodle: a new shape is learned in 150 to 200 steps and the old ones are kept. The
 others are the figures that the reference scripts' documents name (5e-6 full, 1e-4 LoRA, 400 and 500 steps).
@@ -24,7 +24,7 @@ _LARGE: dict[str, Any] = {
 _LORA: dict[str, Any] = {"rank": 16, "targets": "attention", "learning_rate": 1e-4, "steps": 500, "ema": 0.0}
 _FULL: dict[str, Any] = {"learning_rate": 5e-6, "steps": 400, "ema": 0.99}
 
-_BY_FAMILY: dict[tuple[str, str], dict[str, Any]] = {
+_BY_KIND: dict[tuple[str, str], dict[str, Any]] = {
     ("small", "lora"): {**_SMALL, "rank": 16, "targets": "all", "learning_rate": 2e-3, "steps": 200},
     ("small", "full"): {**_SMALL, "learning_rate": 4e-4, "steps": 150},
     ("sd1", "lora"): {**_LARGE, **_LORA},
@@ -41,24 +41,25 @@ _PRODIGY = 1.0  # this optimizer finds the rate; 1 leaves it alone
 DRAWING = {"small": (20, 4.0), "sd1": (25, 7.5), "sd2": (25, 7.5), "sdxl": (25, 6.0)}
 
 
-def of(family: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's fields with every `None` that the family decides filled in.
+def of(kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's fields with every `None` that the base decides filled in.
 
     Args:
+        kind: of the base.
         given: the fields of a `Training`.
     """
-    usual = dict(_BY_FAMILY[family, given["method"]])
-    if given["method"] == "full" and family != "small" and given["text_encoder"]:
+    usual = dict(_BY_KIND[kind, given["method"]])
+    if given["method"] == "full" and kind != "small" and given["text_encoder"]:
         usual["learning_rate"] = min(usual["learning_rate"], _WITH_TEXT_ENCODER)
     if given["optimizer"] == "prodigy":
         usual["learning_rate"] = _PRODIGY
-    if given["method"] == "full" and family != "small" and given["class_prompts"]:
+    if given["method"] == "full" and kind != "small" and given["class_prompts"]:
         usual["steps"] *= 2  # half of what it sees is not the new concept
     if given["epochs"] is not None:
         usual["steps"] = None
     if given["schedule"] == "constant":
         usual["warmup_steps"] = 0
-    elif given["schedule"] is not None and family != "small":
+    elif given["schedule"] is not None and kind != "small":
         steps = given["steps"] or usual["steps"] or 0
         usual["warmup_steps"] = 0 if given["schedule"] != "constant_with_warmup" else max(1, steps // 10)
     chosen = {

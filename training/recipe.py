@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ KEPT_AND_SHOWN = frozenset(
     {"checkpoint_every", "keep", "validate", "validate_every", "weight", "name", "pictures", "archive",
      "resume_from"}
 )
-_LENGTH = frozenset({"steps", "epochs"})
+_LENGTH = frozenset({"steps", "epochs", "warmup_steps"})  # a longer training may go on from a shorter one
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Recipe:
         return _positive(self.options.steps)
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a training goes on, and is not: steps, what is kept, what is shown."""
+        """What must be the same when a training goes on: not its length, nor what is kept and shown."""
         options = self.options.model_dump(mode="json")
         return {
             "options": {k: v for k, v in options.items() if k not in KEPT_AND_SHOWN | _LENGTH},
@@ -71,8 +72,10 @@ class Recipe:
         }
 
     def sha256(self) -> str:
-        """A hash of the whole plan: `identity` and the number of steps."""
-        text = json.dumps([self.identity(), self.steps], sort_keys=True, ensure_ascii=False)
+        """A hash of the whole plan: `identity` and the length."""
+        text = json.dumps(
+            [self.identity(), self.steps, self.options.warmup_steps], sort_keys=True, ensure_ascii=False
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def plan(self) -> dict[str, Any]:
@@ -152,15 +155,17 @@ def resolve(training: Training, base: Base, pictures: PictureSet, *, device: str
         Rejected: with the field, the fault and what to do.
     """
     checks.options_as_given(training, base)
-    fields = defaults.of(base.family, {f: getattr(training, f) for f in type(training).model_fields})
+    fields = defaults.of(base.kind, {f: getattr(training, f) for f in type(training).model_fields})
     side = checks.resolution(training, base)
     fields["resolution"] = side
     if fields["precision"] is None:
         fields["precision"] = "bf16" if cuda else "no"
-    rows = fields["batch_size"] * fields["accumulation"]
-    if fields["steps"] is None:
-        fields["steps"] = -(-fields["epochs"] * len(pictures.pictures) // rows)
-        fields["warmup_steps"] = training.warmup_steps or min(fields["warmup_steps"], fields["steps"] // 10)
+    if training.epochs is not None:
+        rows = fields["batch_size"] * fields["accumulation"]
+        steps = math.ceil(training.epochs * len(pictures.pictures) / rows)
+        fields["steps"] = steps
+        if training.warmup_steps is None:
+            fields["warmup_steps"] = min(fields["warmup_steps"], steps // 10)
     if fields["validate_prompts"] is None:
         own = dict.fromkeys([training.instance_prompt, *(p.caption for p in pictures.pictures)])
         fields["validate_prompts"] = (*list(own)[:2], *training.class_prompts[:2])

@@ -15,11 +15,16 @@ from schemas.errors import Unsupported
 
 Address = IPv4Address | IPv6Address
 
-_NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address in its last 32 bits
-_LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")  # the same inside one network
+#: An IPv4 address in the last 32 bits: NAT64, NAT64 inside one network, compatible, translated.
+_WITH_IPV4 = [IPv6Network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")]
+_NAT64 = _WITH_IPV4[0]
+_ISATAP = (0x00005EFE, 0x02005EFE)  # the third word of an address that ends in an IPv4 address
+#: All that is given out in the internet so far, without what documents use. `is_global` says yes to far more.
+_GLOBAL, _DOCUMENTATION = IPv6Network("2000::/3"), IPv6Network("3fff::/20")
 #: Metadata services of clouds outside the link-local range.
 _METADATA = [
-    ip_network(net) for net in ("fd00:ec2::/32", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32")
+    *map(ip_network, ("fd00:ec2::/32", "fd20:ce::254/128", "100.100.100.200/32")),
+    *map(ip_network, ("168.63.129.16/32", "192.0.0.192/32")),
 ]
 
 
@@ -54,7 +59,7 @@ class Hosts:
                 f"{host if port == 443 else f'{host}:{port}'} to DREAMDROP_WEBHOOK_HOSTS"
             )
         literal = _literal(host)
-        if url.scheme == "http" and not (host == "localhost" or (literal and _plain(literal).is_loopback)):
+        if url.scheme == "http" and not (host == "localhost" or (literal and _is_loopback(literal))):
             raise Unsupported(
                 f"the webhook at {where} is not https; plain http is allowed to this machine only"
             )
@@ -68,12 +73,13 @@ class Hosts:
     def check_address(self, url: URL, address: str) -> None:
         """Raises `Refused` when the webhook's host must not be reached at this address."""
         host, port = _name(url), url.port or 0
-        ip = _plain(ip_address(address.partition("%")[0]))
-        if ip.is_link_local or ip.is_multicast or ip.is_unspecified or _is_metadata(ip):
+        ip = ip_address(address.partition("%")[0])
+        inside = [ip, *_contained(ip)]  # it may be reached by any of them
+        if any(_is_never_allowed(one) for one in inside):
             raise Refused(f"the webhook's host {host} leads to a link-local or reserved address")
-        if url.scheme == "http" and not ip.is_loopback:
+        if url.scheme == "http" and not _is_loopback(ip):
             raise Refused(f"the webhook's host {host} is not this machine; use https")
-        private = not ip.is_global or ip in _LOCAL_NAT64
+        private = not all(_is_public(one) for one in inside)
         if private and not self._entries.get((host, port), False):
             raise Refused(
                 f"the webhook's host {host} leads to a private address; to allow it, "
@@ -127,13 +133,35 @@ def _literal(host: str) -> Address | None:
         return None
 
 
-def _plain(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address contains, if it does."""
+def _contained(address: Address) -> list[IPv4Address]:
+    """The IPv4 addresses that an IPv6 address contains, in every way that a network may read one."""
     if isinstance(address, IPv4Address):
-        return address
-    if address in _NAT64:
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or address
+        return []
+    last, word = IPv4Address(int(address) & 0xFFFFFFFF), int(address) >> 32 & 0xFFFFFFFF
+    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    small = int(address) < 2**16  # :: and ::1 are no IPv4 addresses
+    if word in _ISATAP or (any(address in net for net in _WITH_IPV4) and not small):
+        found.append(last)
+    return [one for one in found if one is not None]
+
+
+def _is_public(address: Address) -> bool:
+    """Whether it may be an address of the internet, or stands for one that is checked beside it."""
+    if isinstance(address, IPv4Address):
+        return address.is_global
+    if address.ipv4_mapped is not None or address.sixtofour is not None or address in _NAT64:
+        return True
+    return address.is_global and address in _GLOBAL and address not in _DOCUMENTATION
+
+
+def _is_loopback(address: Address) -> bool:
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _is_never_allowed(address: Address) -> bool:
+    reserved = address.is_link_local or address.is_multicast or address.is_unspecified
+    return reserved or _is_metadata(address)
 
 
 def _is_metadata(address: Address) -> bool:

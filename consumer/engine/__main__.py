@@ -51,7 +51,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     from consumer.engine.device_errors import StickyDeviceError
     from consumer.engine.devices import describe_device
     from consumer.engine.engine import Engine
-    from consumer.engine.registry import ModelRegistry, quiet
+    from consumer.engine.loading.registry import ModelRegistry, quiet
     from consumer.models.cards import Cards
 
     def send(message: Message) -> None:

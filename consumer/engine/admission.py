@@ -1,7 +1,8 @@
 """The engine's policy: which task begins next, and which images share the next device call. No torch here.
 
 Tasks with equal *batch keys* can share UNet calls. A task begins when the calls of its key have a
-free row, so that the device is always full and no more images than needed hold memory.
+free row, so that the device is always full and no more images than needed hold memory. Tasks of the
+express lane begin first, and each lane has rows of its own: neither waits for the other's images to end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable
 
     from consumer.engine.in_flight import InFlight
+    from consumer.engine.turns import Turns
     from consumer.renderer.protocol import ImageTask
+
+LaneKey = tuple[bool, "Hashable"]  # whether it is the express lane, and the batch key
 
 _KINDS = ("text", "encode", "decode", "unet")  # short calls first: they let images begin and end
 _BATCH_KEYS = 4  # sizes, models or LoRA sets that may be drawn side by side, each with full calls
@@ -41,20 +45,20 @@ def rows_of(task: ImageTask) -> int:
 
 
 class AdmissionQueue:
-    """Tasks that have not begun, by batch key."""
+    """Tasks that have not begun, by lane and batch key."""
 
     def __init__(self, models: Models, max_rows: int, patience: int) -> None:
         """
         Args:
             max_rows: of a UNet call.
-            patience: how many younger tasks may overtake one whose model is not loaded.
+            patience: how many younger tasks, of either lane, may overtake one whose model is not loaded.
         """
         self._models = models
         self._max_rows = max_rows
         self._patience = patience
         self._overtaken = 0
         self._arrivals = 0
-        self._queues: dict[Hashable, deque[tuple[int, ImageTask]]] = {}
+        self._queues: dict[LaneKey, deque[tuple[int, ImageTask]]] = {}
         self._limits: dict[Hashable, int] = {}  # UNet rows that pay and fit, by batch key, as last measured
 
     def __len__(self) -> int:
@@ -62,7 +66,8 @@ class AdmissionQueue:
 
     def add(self, task: ImageTask) -> None:
         self._arrivals += 1
-        self._queues.setdefault(batch_key(task), deque()).append((self._arrivals, task))
+        key = (task.express, batch_key(task))
+        self._queues.setdefault(key, deque()).append((self._arrivals, task))
 
     def drop(self, request: str) -> None:
         """Forget every task of a request."""
@@ -70,7 +75,7 @@ class AdmissionQueue:
             self._keep(key, deque(entry for entry in self._queues[key] if entry[1].request != request))
 
     def set_limit(self, key: Hashable, rows: int) -> None:
-        """Note how many UNet rows of a batch key may be in flight; before that it is `max_rows`."""
+        """Note how many UNet rows of a batch key each lane may have in flight; before that it is `max_rows`."""
         if len(self._limits) > _MEASURED:
             self._limits.clear()
         self._limits[key] = rows
@@ -78,69 +83,92 @@ class AdmissionQueue:
     def next(self, in_flight: Collection[InFlight]) -> ImageTask | None:
         """Take the next task to begin, or None when nothing can begin now.
 
-        The oldest goes first, except that models in memory go before models that would push
-        another out, so that requests which alternate between models do not load them by turns.
-        A task that was overtaken `patience` times stops all others until its model can be loaded.
+        The express lane goes first, then the oldest, except that models in memory go before models that
+        would push another out, so that requests which alternate between models do not load them by turns.
+        A task that was overtaken `patience` times stops all others until its model can be loaded; an express
+        task stops the other lane at once.
         """
-        rows: Counter[Hashable] = Counter()
-        for image in in_flight:
-            rows[image.batch_key] += rows_of(image.task)
-        if rows.total() >= _BATCH_KEYS * self._max_rows:  # every image in flight holds memory
-            return None
-        keys = [key for key in self._queues if rows[key] < self._limits.get(key, self._max_rows)]
-        keys.sort(key=lambda key: self._queues[key][0][0])
+        keys = sorted(self._open(in_flight), key=lambda key: (not key[0], self._age(key)))
         if not keys:
             return None
-        if self._is_at_hand(keys[0]):
-            return self._take(keys[0])
-        if self._overtaken < self._patience:
-            for key in keys[1:]:
-                if self._is_at_hand(key):
-                    self._overtaken += 1
-                    return self._take(key)
-        if self._fits(keys[0], {image.task.model for image in in_flight}):
+        unloaded = [key for key in keys if not self._fits(key, self._models.loaded())]
+        longest = min(map(self._age, unloaded), default=self._arrivals)
+        for key in keys:
+            if keys[0][0] and not key[0]:
+                break
+            overtakes = self._age(key) > longest
+            if key not in unloaded and not (overtakes and self._overtaken >= self._patience):
+                self._overtaken += overtakes
+                return self._take(key)
+        wanted = keys[0] if self._overtaken < self._patience else min(unloaded, key=self._age)
+        if self._fits(wanted, {image.task.model for image in in_flight}):
             self._overtaken = 0
-            return self._take(keys[0])
+            return self._take(wanted)
         return None
 
-    def _is_at_hand(self, key: Hashable) -> bool:
-        """Whether the key's model is in memory, or can be without pushing another out."""
-        return self._fits(key, self._models.loaded())
+    def _open(self, in_flight: Collection[InFlight]) -> list[LaneKey]:
+        """The lanes and keys that have a free row."""
+        rows: Counter[LaneKey] = Counter()
+        lanes: Counter[bool] = Counter()
+        for image in in_flight:
+            rows[image.task.express, image.batch_key] += rows_of(image.task)
+            lanes[image.task.express] += rows_of(image.task)
+        full = lanes.total() >= _BATCH_KEYS * self._max_rows  # every image in flight holds memory
+        return [
+            key
+            for key in self._queues
+            if rows[key] < self._limits.get(key[1], self._max_rows)
+            and not (full and lanes[key[0]] >= self._max_rows)
+        ]
 
-    def _fits(self, key: Hashable, in_use: Collection[str]) -> bool:
+    def _age(self, key: LaneKey) -> int:
+        return self._queues[key][0][0]
+
+    def _fits(self, key: LaneKey, in_use: Collection[str]) -> bool:
+        """Whether the key's model is in memory, or can be without pushing out one that is in use."""
         try:
             return self._models.fits(self._queues[key][0][1].model, in_use)
         except (Rejected, Unavailable):
             return True  # let it begin: that will report what is wrong
 
-    def _take(self, key: Hashable) -> ImageTask:
+    def _take(self, key: LaneKey) -> ImageTask:
         _, task = self._queues[key].popleft()
         self._keep(key, self._queues[key])
         return task
 
-    def _keep(self, key: Hashable, queue: deque[tuple[int, ImageTask]]) -> None:
+    def _keep(self, key: LaneKey, queue: deque[tuple[int, ImageTask]]) -> None:
         if queue:
             self._queues[key] = queue
         else:
             del self._queues[key]
 
 
-def next_group(in_flight: Iterable[InFlight], limit: Callable[[str, Hashable], int]) -> list[InFlight]:
+def next_group(
+    in_flight: Iterable[InFlight],
+    limit: Callable[[str, Hashable], int],
+    turns: Turns,
+    *,
+    fill: bool = False,
+) -> list[InFlight]:
     """The images whose calls run now, as one: of one kind and key, oldest first, as many rows as fit.
 
     Args:
         limit: UNet, VAE or text encoder rows that a call of this kind and key may have.
+        turns: whose lane and batch key goes first.
+        fill: give rows that are left to the other lane: calls are padded, so those cost nothing. Otherwise
+            they would make the express lane wait.
     """
     paused = [image for image in in_flight if image.paused_in is not None]
     if not paused:
         return []
-    kinds = {image.call.kind for image in paused}
-    kind = next(kind for kind in _KINDS if kind in kinds)
-    of_kind = sorted(
-        (image for image in paused if image.call.kind == kind), key=lambda image: image.call.ticket
-    )
-    first, key = of_kind[0], _group_key(of_kind[0])
-    mates = [image for image in of_kind if _group_key(image) == key]
+    paused.sort(key=lambda image: image.call.ticket)
+    express, batch = turns.next(paused)
+    of_turn = [image for image in paused if image.task.express == express and image.batch_key == batch]
+    first = min(of_turn, key=lambda image: _KINDS.index(image.call.kind))  # of equals the oldest
+    kind, key = first.call.kind, _group_key(first)
+    mates = [image for image in paused if image.call.kind == kind and _group_key(image) == key]
+    mates = [image for image in mates if fill or image.task.express == express]
+    mates.sort(key=lambda image: image.task.express != express)  # stable: the oldest first in each lane
     if kind == "text":
         return mates  # equal prompts are encoded once, so rows say little
     group, room = [], max(limit(kind, first.call_key), first.call.rows)

@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from infra.lru import LruCache
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+KINDS = 10_000  # kinds of calls whose size is kept: a client's sizes and LoRA weights make new ones for ever
 _SAMPLES = 3  # calls of one size; the fastest counts, because noise only adds time
 _WORTH = 0.97  # a row must cost less than this share of what it cost at half the size
 
@@ -30,7 +33,7 @@ class BatchSizer:
     """The number of rows that pays, for each kind of call."""
 
     max_rows: int
-    _probes: dict[Hashable, _Probe] = field(default_factory=dict)
+    _probes: LruCache[Hashable, _Probe] = field(default_factory=lambda: LruCache(KINDS))
 
     def rows(self, key: Hashable) -> int:
         """How many rows the next call should have."""

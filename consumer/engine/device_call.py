@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer.engine import device_errors, rows
-from consumer.engine.batch_size import BatchSizer
+from consumer.engine.batch_size import KINDS, BatchSizer
+from infra.lru import LruCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
     from consumer.engine.in_flight import Call
     from consumer.engine.stand_in import Embeddings
+
+BUDGET = 2.0  # seconds that a call may take, unless it has one image only
+_SURE = 3  # calls of a shape after which the fastest says how long a row takes
+_ONE_IMAGE = {"unet": 2}  # rows, with guidance
+_MEASURED = 1000  # kinds of calls whose time is kept
 
 
 @dataclass(slots=True)
@@ -60,6 +66,14 @@ class Counters:
         return self.useful_rows / self.slots if self.slots else 1.0
 
 
+@dataclass(slots=True)
+class _RowTime:
+    """How long a row of one kind of call takes."""
+
+    calls: int = 0
+    fastest: float = float("inf")  # seconds; the first calls of a shape are slow
+
+
 @dataclass
 class DeviceCaller:
     """Runs groups of calls that can be stacked."""
@@ -69,7 +83,9 @@ class DeviceCaller:
     clock: Callable[[], float]
     sizer: BatchSizer | None = None  # None: as many rows as allowed
     counters: Counters = field(default_factory=Counters)
-    safe_rows: dict[Hashable, int] = field(default_factory=dict)  # by key: what was left when memory ran out
+    #: By key: what was left when memory ran out.
+    safe_rows: LruCache[Hashable, int] = field(default_factory=lambda: LruCache(KINDS))
+    row_times: LruCache[Hashable, _RowTime] = field(default_factory=lambda: LruCache(_MEASURED))
     _ended: float | None = None  # when the last device call returned; None: there was nothing to do since
 
     def idle(self) -> None:
@@ -78,9 +94,22 @@ class DeviceCaller:
         self._ended = None
 
     def limit(self, kind: str, key: Hashable) -> int:
-        """The most rows that a call of this kind and key may have."""
+        """The most rows that a call of this kind and key may have.
+
+        A call cannot be interrupted. So where rows take long, it gets only as many as fit into `BUDGET`, and one
+        image's at least. Exact mode has one size for all.
+        """
         most = min(self._full(kind), self.safe_rows.get(key, self.max_rows))
+        times = self.row_times.get((kind, key))
+        if times is not None and times.calls >= _SURE and not self.exact:
+            most = min(most, max(_ONE_IMAGE.get(kind, 1), int(BUDGET / times.fastest)))
         return min(most, self.sizer.rows(key)) if self.sizer is not None and kind == "unet" else most
+
+    def took(self, kind: str, key: Hashable, rows: int, seconds: float) -> None:
+        """Note how long a call took."""
+        times = self.row_times.setdefault((kind, key), _RowTime())
+        times.calls += 1
+        times.fastest = min(times.fastest, max(seconds / rows, 1e-9))
 
     def run(
         self, calls: Sequence[Call], key: Hashable, ready: Callable[[], None]

@@ -15,22 +15,28 @@ import itertools
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from greenlet import greenlet
 
-from consumer.engine import device_errors, pipelines
+from consumer.engine import device_errors
 from consumer.engine.admission import AdmissionQueue, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
+from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.in_flight import Call, InFlight
-from consumer.engine.model_files import ModelUnavailable
+from consumer.engine.loading import pipelines
+from consumer.engine.loading.model_files import ModelUnavailable
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.preview import Previews
-from consumer.engine.registry import ModelRegistry
 from consumer.engine.sampler import Samplers
+from consumer.engine.turns import Turns
 from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable
 from schemas.errors import Rejected, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 
 class Engine:
@@ -68,6 +74,8 @@ class Engine:
         self._clock = clock
         self._progress_every = progress_every
         self._queue = AdmissionQueue(registry, max_rows, patience)
+        self._turns = Turns()
+        self._timer = CallTimer(registry.device, clock)
         self._in_flight: list[InFlight] = []
         self._samplers = Samplers()
         self._tickets = itertools.count(1)
@@ -85,6 +93,8 @@ class Engine:
 
     def submit(self, task: ImageTask) -> None:
         """Take a task; it joins at the next step."""
+        if task.folder:
+            self.registry.learn(task.model, task.folder)
         self._queue.add(task)
 
     def cancel(self, request: str) -> None:
@@ -106,7 +116,8 @@ class Engine:
             with torch.inference_mode():
                 while (task := self._queue.next(self._in_flight)) is not None:
                     self._begin(task)
-                group = next_group(self._in_flight, self.caller.limit)
+                self._timer.collect()
+                group = next_group(self._in_flight, self.caller.limit, self._turns, fill=self.caller.exact)
                 if not group:
                     self.caller.idle()
                     return False
@@ -129,7 +140,8 @@ class Engine:
             template = model.template(task.task)
             pipelines.check_limits(template, task, model.scheduler_config)
             pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
-            warnings = pipelines.warnings_of(task, model.tokenizers)
+            embedded = template.unet.config.get("time_cond_proj_dim") is not None
+            warnings = pipelines.warnings_of(task, model.tokenizers, takes_guidance_as_number=embedded)
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return
@@ -155,13 +167,17 @@ class Engine:
         """Answer the calls of a group by one device call, or by several where memory is short."""
         kind, key = group[0].call.kind, group[0].call_key
         calls = [image.call for image in group]
+        rows = sum(call.rows for call in calls)
         images = {id(image.call): image for image in group}
         now, calls_before = self._clock(), self.counters.calls
         ready = partial(self._make_ready, group[0])
-        if kind == "text":
-            answers = encode_texts(self.caller, self.registry.embeddings, calls, key, ready)
-        else:
-            answers = self.caller.run(calls, key, ready)
+
+        def answer_all() -> list[tuple[Call, Any]]:
+            if kind == "text":
+                return encode_texts(self.caller, self.registry.embeddings, calls, key, ready)
+            return self.caller.run(calls, key, ready)
+
+        answers = self._timer.time(answer_all, partial(self._took, group[0], kind, key, rows))
         if self.counters.calls > calls_before:  # not when every prompt was in the cache
             for image in group:
                 image.began = now if image.began is None else image.began
@@ -182,6 +198,11 @@ class Engine:
             else:
                 image.paused_in = None
                 self._resume(image, answer)
+
+    def _took(self, first: InFlight, kind: str, key: Hashable, rows: int, seconds: float) -> None:
+        """Note how long the call of a group took, whose oldest image is `first`."""
+        self._turns.charge(first.task.express, first.batch_key, seconds)
+        self.caller.took(kind, key, rows, seconds)
 
     def _make_ready(self, image: InFlight) -> None:
         """Before a device call: switch to the image's LoRAs, and with offload bring the module to the device."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from consumer.engine.registry import LoadedModel
+    from consumer.engine.loading.registry import LoadedModel
     from consumer.renderer.protocol import ImageTask
 
 

@@ -23,7 +23,7 @@ from infra.logs import redacted
 
 if TYPE_CHECKING:
     from consumer.engine.in_flight import Call, InFlight
-    from consumer.engine.registry import LoadedModel
+    from consumer.engine.loading.registry import LoadedModel
 
 _EVERY = 1.0  # seconds between two previews of a request
 _SHARE = 0.02  # of all time that previews may take, once the budget is used up

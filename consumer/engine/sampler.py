@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from consumer.engine.pipelines import build_scheduler
+from consumer.engine.loading.pipelines import build_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,19 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from consumer.intake.names import Meaning, Names
 from consumer.models.cards import Cards
 from infra.logs import redacted
 from infra.lru import LruCache
 from schemas import layout, samplers
 from schemas.batch import Row, split_rows
-from schemas.errors import DreamError, NotFound, Rejected, TooLarge
+from schemas.errors import DreamError, NotFound, Rejected, TooLarge, TooManyPixels
 from schemas.limits import Limits
-from schemas.manifest import Manifest, chosen_id, has_expired, parse_manifest
+from schemas.manifest import Manifest, Text2Img, chosen_id, has_expired, parse_manifest
+from schemas.manifest_limits import check_numbers
 from schemas.plan import Plan, Refusal, plan
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from consumer.intake.fleet import Fleet
+    from consumer.models.cards import ModelCard
     from infra.claims.claims import Claims, Held
     from infra.stores.store import Info, Store
 
@@ -67,8 +70,14 @@ class RequestClaimer:
         default_factory=lambda: LruCache(_REMEMBERED)
     )  # errors by key or id
 
-    async def claim_object(self, info: Info) -> ClaimOutcome:
+    def __post_init__(self) -> None:
+        self.names = Names(self.cards, self.default_model, self.store, self.clock)
+
+    async def claim_object(self, info: Info, *, express: bool = False) -> ClaimOutcome:
         """Claim the request in a listed object.
+
+        Args:
+            express: its message came by the express queue.
 
         Raises:
             StoreUnavailable: try again; the next listing shows the object again.
@@ -89,10 +98,10 @@ class RequestClaimer:
                 return ClaimOutcome(id, left=True)
             fingerprint = layout.oversize_fingerprint(info.key, info.size, info.etag)
             return await self._refuse(info, error, b"", id, fingerprint=fingerprint)
-        return await self.claim_body(stored.body, id=id, source=stored.info, batch=batch)
+        return await self.claim_body(stored.body, id=id, source=stored.info, batch=batch, express=express)
 
     async def claim_body(
-        self, body: bytes, *, id: str, source: Info | None = None, batch: bool = False
+        self, body: bytes, *, id: str, source: Info | None = None, batch: bool = False, express: bool = False
     ) -> ClaimOutcome:
         """Claim a request whose body was read already. Raises `StoreUnavailable`.
 
@@ -102,9 +111,10 @@ class RequestClaimer:
         Args:
             id: used unless the manifest names its own.
             source: the object that held the body; None when a queue's message did.
+            express: it came by the express queue.
         """
         try:
-            return await self._claim(body, id, source, batch)
+            return await self._claim(body, id, source, batch, express)
         except DreamError:
             raise
         except Exception as error:
@@ -119,7 +129,9 @@ class RequestClaimer:
             )
             return await self._refuse(source, Rejected("worker_crashed", text), body, chosen_id(body) or id)
 
-    async def _claim(self, body: bytes, id: str, source: Info | None, batch: bool) -> ClaimOutcome:
+    async def _claim(
+        self, body: bytes, id: str, source: Info | None, batch: bool, express: bool
+    ) -> ClaimOutcome:
         try:
             if source is None and len(body) > self.limits.max_body_bytes:
                 raise TooLarge("the message", len(body), self.limits.max_body_bytes)
@@ -133,28 +145,53 @@ class RequestClaimer:
                 request_id = manifest.id or id
                 if has_expired(manifest):
                     return await self._refuse(source, _expired(manifest), body, request_id)
-                plan_document = self.plan(manifest).document()
+                plan_document = self.plan(manifest, await self.names.read(manifest)).document()
         except Rejected as error:
             if source is not None and await self._may_be_unfinished(source, error):
                 return ClaimOutcome(id, settling=True)
             if await self._leaves(source, id, error, body, len(body), batch=batch):
                 return ClaimOutcome(id, layout.fingerprint(body), left=True)
             return await self._refuse(source, error, body, chosen_id(body) or id)
-        held = await self.claims.take(source, body, id=request_id, plan=plan_document, batch=batch)
+        held = await self.claims.take(
+            source, body, id=request_id, plan=plan_document, batch=batch, express=express
+        )
         return ClaimOutcome(request_id, layout.fingerprint(body), held)
 
-    def plan(self, manifest: Manifest) -> Plan:
-        """Resolve a manifest's names and defaults. Raises `Rejected` for an unknown model, scheduler or LoRA."""
-        card = self.cards.get(manifest.model or self.default_model)
-        return plan(
+    def plan(self, manifest: Manifest, meaning: Meaning) -> Plan:
+        """Resolve a manifest's defaults.
+
+        Raises:
+            Rejected: an unknown scheduler, a size beyond the model's bound, or a default of the model over our limits.
+        """
+        card = meaning.card
+        self._check_size(manifest, card)
+        planned = plan(
             manifest,
             model=card.name,
             revision=card.revision,
             native_size=(card.native_width, card.native_height),
             scheduler=samplers.resolve(manifest.scheduler or card.scheduler).name,
             random_seed=self.rng.getrandbits(32),
-            lora_hashes={lora.name: self.cards.lora(lora.name).sha256 for lora in manifest.loras},
+            steps=card.steps,
+            cfg_scale=card.cfg_scale,
+            size_multiple=card.size_multiple,
+            loras=meaning.loras,
+            lora_hashes=meaning.lora_hashes,
+            model_version=meaning.model_version,
+            lora_versions=meaning.lora_versions,
+            notes=meaning.notes,
         )
+        check_numbers(planned.steps, planned.cfg_scale, self.limits)
+        return planned
+
+    def _check_size(self, manifest: Manifest, card: ModelCard) -> None:
+        """Refuse an explicit size beyond the model's bound; an input picture is scaled down instead."""
+        if isinstance(manifest, Text2Img):
+            native = (card.native_width, card.native_height)
+            size = (manifest.width or native[0], manifest.height or native[1])
+            limit = self.limits.for_model(*native).max_pixels
+            if size[0] * size[1] > limit:
+                raise TooManyPixels(size, card.name, native, limit)
 
     async def _leaves(
         self, source: Info | None, id: str, error: Rejected, body: bytes, size: int, *, batch: bool

@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from pydantic import BaseModel
 
 from infra.gather import gather_bounded
 from infra.lru import LruCache
 from schemas import layout, samplers
-from schemas.errors import NotFound, Rejected, StoreUnavailable
+from schemas.errors import NotFound, Rejected, StoreUnavailable, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
-from schemas.plan import Refusal, read_plan
+from schemas.manifest_limits import check_numbers
+from schemas.plan import Plan, Refusal, read_plan
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -39,13 +42,14 @@ class Capabilities:
     models: frozenset[str] = frozenset()
     loras: frozenset[str] = frozenset()
     schedulers: frozenset[str] = frozenset()
-    fields: frozenset[str] = frozenset()  # of a manifest
+    fields: frozenset[str] = frozenset()  # of a manifest, as `_fields_of` writes them
     tasks: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    published: bool = False  # whatever is published in the store, too
 
     @classmethod
     def own(cls, models: Iterable[str], loras: Iterable[str], limits: Limits) -> Self:
-        fields = {name for body in (Text2Img, Img2Img, Inpainting) for name in body.model_fields}
+        fields = {name for body in (Text2Img, Img2Img, Inpainting) for name in _fields_of(body)}
         return cls(
             frozenset(models),
             frozenset(loras),
@@ -53,12 +57,14 @@ class Capabilities:
             frozenset(fields),
             frozenset(TASKS),
             limits,
+            published=True,
         )
 
     def facts(self) -> dict[str, Any]:
         """As a heartbeat says it."""
         sets = {name: sorted(getattr(self, name)) for name in ("loras", "schedulers", "fields", "tasks")}
-        return {"models": sorted(self.models), **sets, "limits": dataclasses.asdict(self.limits)}
+        limits = dataclasses.asdict(self.limits)
+        return {"models": sorted(self.models), **sets, "limits": limits, "published": self.published}
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Self:
@@ -68,7 +74,7 @@ class Capabilities:
         known = {f.name for f in dataclasses.fields(Limits)}
         limits = facts.get("limits") if isinstance(facts.get("limits"), dict) else {}
         bounds = {k: v for k, v in (limits or {}).items() if k in known and type(v) in (int, float)}
-        return cls(**sets, limits=Limits(**bounds))
+        return cls(**sets, limits=Limits(**bounds), published=facts.get("published") is True)
 
     def can_draw(
         self, error: Rejected, body: bytes, size: int, *, batch: bool, refused_by: Capabilities
@@ -88,10 +94,16 @@ class Capabilities:
             return {
                 lora.get("name") for lora in _list(document.get("loras")) if isinstance(lora, dict)
             } <= self.loras
+        if isinstance(error, TooManyPixels):
+            known = document.get("model") is None or document["model"] in self.models
+            return known and error.pixels <= self.limits.for_model(*error.native).max_pixels
         if error.code != "invalid_manifest":
             return False
-        newer = self.fields - refused_by.fields, self.tasks - refused_by.tasks
-        if error.field in newer[0] or document.get("task") in newer[1]:
+        if document.get("task") in self.tasks - refused_by.tasks:
+            return True
+        # Without places in a list: loras.0.weight is the field loras.weight.
+        name = ".".join(part for part in (error.field or "").split(".") if not part.isdecimal())
+        if any(field == name or field.startswith(f"{name}=") for field in self.fields - refused_by.fields):
             return True
         # With equal limits it is refused there too; a long body need not be parsed once more to know that.
         return self.limits != refused_by.limits and _fits(body, self.limits)
@@ -142,9 +154,10 @@ class Fleet:
             return worker is not self.own  # a newer version's: ours cannot read it
         if plan is None or isinstance(plan, Refusal):
             return True
-        loras = {lora.name for lora in plan.loras}
-        known = plan.model in worker.models and loras <= worker.loras
-        return known and _fits(claim.frozen.body(), worker.limits)
+        loras = {lora.name for lora in plan.loras} - plan.lora_versions.keys()
+        known = (plan.model_version is not None or plan.model in worker.models) and loras <= worker.loras
+        known &= worker.published or not (plan.model_version or plan.lora_versions)
+        return known and _fits(claim.frozen.body(), worker.limits, plan)
 
     def _waited(self, name: str) -> float:
         now = self._clock()
@@ -178,9 +191,23 @@ class Fleet:
         self._beats[session] = (info.etag, self._clock(), can)
 
 
-def _fits(body: bytes, limits: Limits) -> bool:
+def _fields_of(body: type[BaseModel], path: str = "") -> Iterator[str]:
+    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png"."""
+    for name, info in body.model_fields.items():
+        yield path + name
+        for part in (info.annotation, *get_args(info.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _fields_of(part, f"{path}{name}.")
+            elif isinstance(part, str):  # of a `Literal`
+                yield f"{path}{name}={part}"
+
+
+def _fits(body: bytes, limits: Limits, plan: Plan | None = None) -> bool:
+    """Whether a request, and what its plan fills in, is within limits."""
     try:
         parse_manifest(body, limits)
+        if plan is not None:
+            check_numbers(plan.steps, plan.cfg_scale, limits)
     except Rejected:
         return False
     return True

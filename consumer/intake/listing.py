@@ -39,9 +39,10 @@ class _Failing:
 
 @dataclass
 class Listing:
-    """One worker's view of the inbox.
+    """One worker's view of one lane of the inbox.
 
-    With a queue (`reconcile` is a number of seconds, not None) a look takes only what no message
+    The lanes are listed and claimed apart, so the express lane never waits for the other one, however long
+    that is. With a queue (`reconcile` is a number of seconds, not None) a look takes only what no message
     will bring: requests that have been in the inbox for so long that their message must be lost,
     and the rows of the batches in hand, which are never announced.
     """
@@ -54,6 +55,7 @@ class Listing:
     clock: Callable[[], float]
     rng: random.Random
     reconcile: float | None
+    express: bool = False  # the lane: `requests/express/`, or everything else under `requests/`
     found_work: bool = False  # whether the last look found work, so that the next one should come soon
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)  # key to (etag, when first listed)
     _claiming: dict[asyncio.Task[None], str] = field(default_factory=dict)  # claims under way, their keys
@@ -61,7 +63,7 @@ class Listing:
     _not_requests: set[str] = field(default_factory=set)  # keys that the log has named
 
     async def look(self) -> None:
-        """List the inbox, and begin to claim as many requests as there is room for."""
+        """List the lane, and begin to claim as many requests as there is room for."""
         self.jobs.feed()
         eager = self.reconcile is None or bool(self.jobs.batches)
         self.found_work = eager and self.reconcile is not None
@@ -97,29 +99,21 @@ class Listing:
         """Whether a claim is under way."""
         return bool(self._claiming)
 
-    async def is_empty(self) -> bool:
-        """Whether the inbox holds no request. Raises `StoreUnavailable`."""
-        async for info in self.store.list(layout.REQUESTS):
-            if layout.is_request(info.key):
-                return False
-        return True
-
     async def _pages(self) -> AsyncIterator[list[Info]]:
-        """The request objects, express ones first, a page at a time."""
-        for prefix in (layout.EXPRESS, layout.REQUESTS):
-            page: list[Info] = []
-            async for info in self.store.list(prefix):
-                if prefix == layout.REQUESTS and info.key.startswith(layout.EXPRESS):
-                    continue  # listed before
-                if layout.is_request(info.key):
-                    page.append(info)
-                else:
-                    self._warn_once(info.key)
-                if len(page) >= _PAGE:
-                    yield page
-                    page = []
-            if page:
+        """The request objects of the lane, a page at a time."""
+        page: list[Info] = []
+        async for info in self.store.list(layout.EXPRESS if self.express else layout.REQUESTS):
+            if info.key.startswith(layout.EXPRESS) != self.express:
+                continue
+            if layout.is_request(info.key):
+                page.append(info)
+            else:
+                self._warn_once(info.key)
+            if len(page) >= _PAGE:
                 yield page
+                page = []
+        if page:
+            yield page
 
     def _warn_once(self, key: str) -> None:
         """Log that a file is not a request: its author may wait for a picture."""

@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from consumer.intake.claiming import ClaimOutcome
+from consumer.intake.queue_items import SETTLES, ItemClaimer, Postponed
 from consumer.intake.queue_shares import QueueShares
 from infra.backoff import backoff
 from infra.queues.leases import TROUBLE, MessageLeases
 from infra.queues.message import BATCH
-from infra.stores.keys import key_of_bucket
-from infra.stores.s3_location import S3Location, key_in_store
-from infra.stores.store import InvalidKey
 from schemas import layout
 from schemas.errors import Rejected, StoreUnavailable
-from schemas.events import Created, Direct, Ignored, Reference, Unknown, decode
+from schemas.events import decode
 
 if TYPE_CHECKING:
-    from consumer.intake.claiming import RequestClaimer
+    from consumer.intake.claiming import ClaimOutcome, RequestClaimer
     from infra.claims.claims import Claims, Held
     from infra.queues.sqs import Message
-    from infra.stores.store import Info, Store
+    from infra.stores.store import Store
     from schemas.events import Item
 
 log = logging.getLogger(__name__)
@@ -40,10 +36,9 @@ _RETRY_WAITS = (1.0, 30.0)  # seconds between receives while the queue does not 
 _TICK = 0.2  # seconds between two checks for requests that have ended
 _CHECKS = 3  # of a request that is not ours, a second apart: it may be released, or its worker dead
 _LAST_RECEIVE = 2.0  # seconds that a receive under way gets when the worker stops
-_SETTLES = 3.0  # seconds until a broken object is read again
 _FOR_ANOTHER = 15.0  # seconds until a message that another worker can use is shown again
 _LONGEST_LEAVE = 300.0  # seconds until a message that cannot be handled is shown again, at most
-_NOT_OURS = 5.0  # seconds, times the receives so far, until a message that we cannot use is shown again
+_AFTER_AN_ERROR = 5.0  # seconds until a message that failed unexpectedly is shown again
 
 
 @dataclass(eq=False)
@@ -52,17 +47,10 @@ class PendingMessage:
 
     message: Message
     queue: MessageLeases
+    express: bool  # it came by the express queue
     requests: list[ClaimOutcome] = field(default_factory=list)
     checks: int = 0  # of requests that another worker has
     next_check: float = 0.0  # by our clock
-
-
-class Postponed(Exception):
-    """We cannot answer this message now: let it be shown again after some seconds."""
-
-    def __init__(self, why: str, seconds: float) -> None:
-        super().__init__(why)
-        self.seconds = seconds
 
 
 class QueueReader:
@@ -76,7 +64,7 @@ class QueueReader:
         claimer: RequestClaimer,
         claims: Claims,
         begin: Callable[[Held], None],
-        room: Callable[[], int],
+        room: Callable[[bool], int],
         ahead: int,
         stop: asyncio.Event,
         clock: Callable[[], float],
@@ -85,21 +73,19 @@ class QueueReader:
         Args:
             queues: express first; see `QueueShares` for how they share the room.
             begin: works on what was claimed.
-            room: how many more images to take on.
+            room: how many more images to take on, of the express lane (True) or the other.
             ahead: images that the worker holds when it is full.
         """
         self.sweep_wanted = asyncio.Event()  # set when a message's request may have lost its worker
         self.received = 0  # messages
-        self.dropped: Counter[str] = Counter()  # messages and records that ask for nothing, by reason
         self._queues = queues
+        self._items = ItemClaimer(store, claimer, claims)
         self._store = store
-        self._claimer = claimer
         self._claims = claims
         self._begin = begin
         self._room = room
         self._stop = stop
         self._clock = clock
-        self._location = S3Location.of(store.url)
         self._shares = QueueShares(queues, ahead)
         self._pending: dict[str, PendingMessage] = {}  # by receipt
 
@@ -126,14 +112,16 @@ class QueueReader:
         while any(self._shares.requested) and self._clock() < ends:
             await asyncio.sleep(_TICK / 4)
         facts = {"messages": self.received, "calls": sum(queue.calls for queue in self._queues)}
-        log.info("queues closed", extra={**facts, **{f"dropped_{k}": n for k, n in self.dropped.items()}})
+        log.info(
+            "queues closed", extra={**facts, **{f"dropped_{k}": n for k, n in self._items.dropped.items()}}
+        )
 
     # Receiving -------------------------------------------------------------------------------
 
     async def _poll(self, number: int) -> None:
         pauses = backoff(*_RETRY_WAITS)
         while not self._stop.is_set():
-            most = self._shares.share(number, self._room(), full=bool(self._pending))
+            most = self._shares.share(number, self._room, full=bool(self._pending))
             if most <= 0:
                 await asyncio.sleep(_TICK / 4)
                 continue
@@ -157,7 +145,8 @@ class QueueReader:
         if self._stop.is_set():
             await queue.give_back(messages)
         else:
-            await asyncio.gather(*(self._handle(PendingMessage(message, queue)) for message in messages))
+            express = self._shares.is_express(number)
+            await asyncio.gather(*(self._handle(PendingMessage(one, queue, express)) for one in messages))
 
     async def _handle(self, pending: PendingMessage) -> None:
         """Claim what a message asks for; keep the message until that has ended, or postpone it."""
@@ -166,7 +155,7 @@ class QueueReader:
         try:
             for number, item in enumerate(decode(message.body)):
                 try:
-                    outcome = await self._claim(item, message, number)
+                    outcome = await self._claim(item, pending, number)
                 except Postponed as reason:  # the other items are claimed all the same
                     postponed = reason
                     continue
@@ -175,91 +164,22 @@ class QueueReader:
                 elif outcome is not None:
                     pending.requests.append(outcome)
                     if outcome.held is not None:
-                        outcome.held.express = len(self._queues) > 1 and pending.queue is self._queues[0]
                         self._begin(outcome.held)
         except StoreUnavailable as error:
             log.warning("a message is postponed", extra={"message_id": message.id, "why": str(error)})
-            await pending.queue.leave(message, min(_LONGEST_LEAVE, _SETTLES * message.receives))
+            await pending.queue.leave(message, min(_LONGEST_LEAVE, SETTLES * message.receives))
         except Exception:  # an unexpected error in one message must not stop the others
             log.exception("a message failed unexpectedly", extra={"message_id": message.id})
-            await pending.queue.leave(message, _NOT_OURS)
+            await pending.queue.leave(message, _AFTER_AN_ERROR)
         else:
             if postponed is not None:
                 await pending.queue.leave(message, postponed.seconds)
             else:
                 self._pending[message.receipt] = pending
 
-    async def _claim(self, item: Item, message: Message, number: int) -> ClaimOutcome | None:
+    async def _claim(self, item: Item, pending: PendingMessage, number: int) -> ClaimOutcome | None:
         """Claim the request of an item; None when the item asks for nothing. Raises `Postponed`."""
-        match item:
-            case Ignored(reason=reason):
-                self._drop(reason, message)
-                return None
-            case Direct(body=body):
-                name = f"queue/{message.id}" + (f"-{number}" if number else "")
-                return await self._claimer.claim_body(body, id=layout.safe_id(name))
-            case Created(bucket=bucket, keys=keys):
-                if self._location is None or bucket != self._location.bucket:
-                    raise self._unusable(
-                        message, f"the event is about bucket {bucket!r}, not about {self._store.url}"
-                    )
-                return await self._claim_object([self._location.inside(key) for key in keys], message)
-            case Reference(key=key):
-                inside = key_in_store(self._location, key)
-                if inside is None or not layout.is_request(inside):
-                    raise self._unusable(
-                        message,
-                        f"the reference does not name a .json or .jsonl under requests/ in {self._store.url}",
-                    )
-                return await self._claim_object([inside], message)
-            case Unknown(reason=reason):
-                raise self._unusable(message, reason)
-
-    async def _claim_object(self, keys: list[str | None], message: Message) -> ClaimOutcome | None:
-        """Claim the request object that a message names; `keys` are the ways to read its name."""
-        requests = [key_of_bucket(key) for key in keys if key is not None and layout.is_request(key)]
-        if not requests:
-            self._drop("not a request", message)
-            return None
-        info = await self._first_existing(requests, message)
-        if info is not None:
-            outcome = await self._claimer.claim_object(info)
-            if outcome.settling:
-                raise Postponed("the object may be half copied", _SETTLES)
-            return outcome
-        for key in requests:  # the object is gone: claimed, ended, or removed by its owner
-            id = layout.request_id(key)
-            if await self._claims.is_claimed(id):
-                return ClaimOutcome(id)
-            if await self._store.head(layout.result_key(id)) is not None:
-                self._drop("over", message)
-                return None
-        self._drop("vanished", message)
-        return None
-
-    async def _first_existing(self, keys: list[str], message: Message) -> Info | None:
-        """The object under the first of these keys that has one. Raises `Postponed` when none can be a key here."""
-        invalid: list[InvalidKey] = []
-        for key in keys:
-            try:
-                info = await self._store.head(key)
-            except InvalidKey as error:
-                invalid.append(error)
-                continue
-            if info is not None:
-                return info
-        if len(invalid) == len(keys):  # it may be there: this store cannot look
-            raise self._unusable(message, str(invalid[0]))
-        return None
-
-    def _drop(self, reason: str, message: Message) -> None:
-        self.dropped[reason] += 1
-        log.info("a message asks for nothing", extra={"message_id": message.id, "why": reason})
-
-    def _unusable(self, message: Message, why: str) -> Postponed:
-        facts = {"message_id": message.id, "why": why, "receives": message.receives}
-        log.warning("a message cannot be used; it is left for the dead-letter queue", extra=facts)
-        return Postponed(why, min(600.0, _NOT_OURS * message.receives))
+        return await self._items.claim(item, pending.message, number, express=pending.express)
 
     # Deleting --------------------------------------------------------------------------------
 

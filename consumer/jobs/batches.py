@@ -1,27 +1,28 @@
 """A batch, which is a file of many requests: drops each row as a request, waits for all, and sums up.
 
-Rows have fixed names, so after a crash another worker may repeat any of this without harm.
+Rows have fixed names, so after a crash another worker may repeat any of this without harm. Only one row's result
+is in memory at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from consumer.jobs import gallery
+from consumer.jobs import summary
+from consumer.jobs.row_spool import RowSpool
 from infra.backoff import backoff
 from infra.claims.claim import answers
 from infra.gather import gather_bounded
 from schemas import layout
 from schemas.batch import Row, split_rows
 from schemas.errors import NotFound, Rejected
-from schemas.result import BatchCounts, BatchResult, Failure, Result, Status, Timings
+from schemas.result import BatchResult, Failure, Result, Status, Timings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from infra.claims.claims import Held
     from infra.stores.store import Store
@@ -31,10 +32,23 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 16  # store calls at a time
 _POLL_INTERVAL = (0.1, 5.0)  # seconds between two looks for finished rows: first, longest
-_IDLE_FACTOR = (
-    9  # the pause is at least this many times a listing, which takes longer the more rows have ended
-)
-_SHOWN = 500  # pictures in a gallery page; more would make it too heavy to open
+_IDLE_FACTOR = 9  # the pause is at least this many times a look, which takes longer the more rows have ended
+_PAGE = 1000  # keys of a listing that cost one call
+_READS = 4  # rows that are asked for one by one rather than listing another page
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRow:
+    """A row that was dropped, without its body, which its request object and then its claim carry."""
+
+    line: int
+    custom_id: str | None
+    id: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, row: Row) -> OpenRow:
+        return cls(row.line, row.custom_id, row.id, layout.fingerprint(row.body))
 
 
 @dataclass
@@ -53,7 +67,20 @@ class Batches:
             rows = await asyncio.to_thread(split_rows, claim.id, claim.frozen.body(), self.limits)
         except Rejected as error:
             return self._result(held, began, "failed", Failure.of(error))
-        ended = await self._ended_ids(claim.id)  # by an earlier attempt, which may have dropped all rows
+        await self._drop(claim.id, rows)
+        waiting = [OpenRow.of(row) for row in rows]
+        del rows  # the bodies may be hundreds of megabytes
+        with RowSpool() as spool:
+            await self._wait(claim.id, waiting, spool)
+            lines = [row.line for row in waiting]
+            status, failure, batch = await summary.write(self.store, claim.id, lines, spool)
+        return self._result(held, began, status, failure, batch)
+
+    async def _drop(self, batch: str, rows: list[Row]) -> None:
+        """Create the request of each row that has not ended."""
+        folder = layout.result_folder(batch)  # an earlier attempt may have dropped all rows
+        infos = self.store.list(folder)
+        ended = {id async for info in infos if (id := layout.parse_result(info.key)) is not None}
         fresh = [row for row in rows if row.id not in ended]
         await gather_bounded(
             fresh,
@@ -62,111 +89,73 @@ class Batches:
                 layout.request_key(row.id), row.body, content_type=layout.COMMIT_TYPE
             ),
         )
-        log.info("batch dropped", extra={"id": claim.id, "rows": len(rows), "new": len(fresh)})
-        results = await self._wait(claim.id, rows)
-        return await self._sum_up(held, began, rows, results)
+        log.info("batch dropped", extra={"id": batch, "rows": len(rows), "new": len(fresh)})
 
-    async def _ended_ids(self, batch: str) -> set[str]:
-        """The ids below a batch that have a result."""
-        folder = layout.result_folder(batch)
-        return {
-            id async for info in self.store.list(folder) if (id := layout.parse_result(info.key)) is not None
-        }
-
-    async def _wait(self, batch: str, rows: list[Row]) -> dict[int, Result]:
-        """Every row's result, by line, once there are all."""
-        results: dict[int, Result] = {}
+    async def _wait(self, batch: str, rows: list[OpenRow], spool: RowSpool) -> None:
+        """Fill the spool with every row, once all have ended."""
         pauses = backoff(*_POLL_INTERVAL)
-        while True:
-            began = self.clock()
-            ended = await self._ended_ids(batch)
-            listing = self.clock() - began
-            before = len(results)
+        waiting = {row.id: row for row in rows}
+        pages = 1.0  # that the last listing had
+        before_last = self.clock()  # when the look before this one began
+        while waiting:
+            began, before = self.clock(), len(waiting)
+            one_by_one = len(waiting) <= _READS * pages  # cheaper than to list what has ended long since
+            if one_by_one:
+                ended: Iterable[str] = list(waiting)
+            else:
+                ended, keys = await self._newly_ended(batch, waiting)
+                pages = max(1.0, keys / _PAGE)
+            listed = self.clock()
 
-            async def read(row: Row, ended: set[str] = ended) -> None:
-                fingerprint = layout.fingerprint(row.body)
-                ids = (row.id, layout.other_body_id(row.id, fingerprint))
-                for id in (id for id in ids if id in ended):
-                    body = (await self.store.get(layout.result_key(id))).body
-                    try:
-                        result = Result.model_validate_json(body)
-                    except ValueError:  # somebody else wrote it; else this batch would wait for ever
-                        result = Result.damaged(id, layout.result_key(id))
-                    if answers(result.fingerprint, fingerprint):
-                        results[row.line] = result
+            async def read(id: str) -> None:
+                if await self._read(waiting[id], spool):
+                    del waiting[id]
 
-            await gather_bounded([row for row in rows if row.line not in results], _IN_FLIGHT, read)
-            if len(results) == len(rows):
-                return results
-            if len(results) > before:
+            await gather_bounded(ended, _IN_FLIGHT, read)
+            now = self.clock()
+            news = before - len(waiting)
+            if news:
                 pauses = backoff(*_POLL_INTERVAL)
-            await asyncio.sleep(max(next(pauses), _IDLE_FACTOR * listing))
+            # Only what a look costs that finds nothing: results are read once, however often we look.
+            pause = max(next(pauses), _IDLE_FACTOR * ((now if one_by_one else listed) - began))
+            if (
+                news
+            ):  # not longer than the other rows take, counted from this look, at the rate of the last ones
+                rest = len(waiting) * (began - before_last) / news - (now - began)
+                pause = min(pause, max(_POLL_INTERVAL[0], rest))
+            before_last = began
+            if waiting:
+                await asyncio.sleep(pause)
 
-    async def _sum_up(self, held: Held, began: float, rows: list[Row], results: dict[int, Result]) -> Result:
-        """Write the summary files of a batch whose rows have all ended, and make its result."""
-        batch, folder = held.claim.id, layout.result_folder(held.claim.id)
-        ended = [results[row.line].status for row in rows]
-        counts = BatchCounts(total=len(rows), **{s: ended.count(s) for s in set(ended)})
-        good = [row for row in rows if results[row.line].images]
-        bad = [row for row in rows if not results[row.line].images]
-        items = await self._items(batch, rows, results)
-        thumbnails = [item.thumbnail for item in items if item.thumbnail]
-        files = {
-            "results.jsonl": (_lines(good, results), "application/jsonl"),
-            "errors.jsonl": (_lines(bad, results), "application/jsonl"),
-            "gallery.html": (await asyncio.to_thread(gallery.page, batch, items, counts=counts), "text/html"),
-        }
-        if thumbnails:
-            sheet = await asyncio.to_thread(gallery.contact_sheet, thumbnails)
-            files["contact-sheet.png"] = (sheet, "image/png")
-        summary = BatchResult(
-            counts=counts,
-            results=folder + "results.jsonl",
-            errors=folder + "errors.jsonl",
-            gallery=folder + "gallery.html",
-            contact_sheet=folder + "contact-sheet.png" if thumbnails else "",
-        )
-        files["batch.json"] = (summary.model_dump_json(indent=2).encode() + b"\n", "application/json")
-        for name, (body, content_type) in files.items():  # batch.json last, as it names the others
-            await self.store.create(folder + name, body, content_type=content_type)
-        if counts.succeeded == counts.total:
-            return self._result(held, began, "succeeded", None, summary)
-        where = "errors.jsonl says why" if bad else "results.jsonl says why"
-        where += ", and results.jsonl for rows with some images" if bad and counts.partial else ""
-        text = f"{counts.total - counts.succeeded} of {counts.total} rows did not succeed; {where}"
-        failure = Failure(code="some_rows_failed", message=text)
-        return self._result(held, began, "partial" if good else "failed", failure, summary)
+    async def _newly_ended(self, batch: str, waiting: dict[str, OpenRow]) -> tuple[list[str], int]:
+        """The rows among `waiting` that have a result, and how many keys were listed for that."""
+        # Rows end in about the order of their keys, so most of those that have ended come before the first that waits.
+        first = min(map(layout.result_folder, waiting))
+        ended, keys = [], 0
+        async for info in self.store.list(layout.result_folder(batch), start_after=first):
+            keys += 1
+            id = layout.parse_result(info.key)
+            # The result of a row whose id another body has is under `<id>~<hash>`.
+            row = id if id is None or id in waiting else id.rpartition("~")[0]
+            if row in waiting:
+                ended.append(row)
+        return list(dict.fromkeys(ended)), keys
 
-    async def _items(
-        self, batch: str, rows: list[Row], results: dict[int, Result]
-    ) -> list[gallery.GalleryItem]:
-        """The items of the gallery: one for each image, and one for each row without any."""
-        items: list[gallery.GalleryItem] = []
-        for row in rows:
-            result = results[row.line]
-            name = row.custom_id or row.id.rsplit("/", 1)[-1]
-            prompt = str(result.parameters.get("prompt") or "")
-            common: dict[str, Any] = {
-                "id": name,
-                "prompt": prompt,
-                "status": result.status,
-                "parameters": result.parameters,
-                "failure": result.failure.message if result.failure else None,
-            }
-            if not result.images:
-                items.append(gallery.GalleryItem(**common))
-            for image in result.images:
-                small = await self._thumbnail(image.key) if len(items) < _SHOWN else None
-                href = image.key.removeprefix(layout.result_folder(batch))
-                items.append(gallery.GalleryItem(**common, seed=image.seed, image_href=href, thumbnail=small))
-        return items
-
-    async def _thumbnail(self, key: str) -> bytes | None:
-        try:
-            body = (await self.store.get(key)).body
-        except NotFound:
-            return None  # it was removed; the page works without it
-        return await asyncio.to_thread(gallery.thumbnail, body)
+    async def _read(self, row: OpenRow, spool: RowSpool) -> bool:
+        """Put a row's result into the spool; False when it has not ended."""
+        for id in (row.id, layout.other_body_id(row.id, row.fingerprint)):
+            try:
+                body = (await self.store.get(layout.result_key(id))).body
+            except NotFound:
+                return False
+            try:
+                result = Result.model_validate_json(body)
+            except ValueError:  # somebody else wrote it; else this batch would wait for ever
+                result = Result.damaged(id, layout.result_key(id))
+            if answers(result.fingerprint, row.fingerprint):
+                spool.add(row.line, summary.facts_of(row, result))
+                return True
+        return False
 
     def _result(
         self,
@@ -174,40 +163,9 @@ class Batches:
         began: float,
         status: Status,
         failure: Failure | None,
-        summary: BatchResult | None = None,
+        batch: BatchResult | None = None,
     ) -> Result:
         timings = Timings(total=round(self.clock() - began, 4))
         return held.claim.ended(
-            status, failure, worker=self.session, task="batch", timings=timings, batch=summary
+            status, failure, worker=self.session, task="batch", timings=timings, batch=batch
         )
-
-
-def _lines(rows: list[Row], results: dict[int, Result]) -> bytes:
-    """One JSON document for each row, like OpenAI's batch output: match rows by `custom_id`, not by order."""
-    return b"".join(_line(row, results[row.line]) for row in rows)
-
-
-def _in_the_file(failure: Failure, line: int) -> str:
-    """A failure's message with the line number of the batch's file; a row's own JSON has a single line."""
-    return failure.message.replace(f"line {failure.line}, column", f"line {line}, column")
-
-
-def _line(row: Row, result: Result) -> bytes:
-    error: dict[str, Any] | None = None
-    if result.failure is not None:
-        error = {
-            "code": result.failure.code,
-            "message": _in_the_file(result.failure, row.line),
-            "field": result.failure.field,
-        }
-        error |= {"line": row.line}
-    elif not result.images:
-        error = {"code": result.status, "message": f"the request was {result.status}", "line": row.line}
-    body = {"status": result.status, "images": [image.model_dump() for image in result.images]}
-    line = {
-        "id": result.id,
-        "custom_id": row.custom_id,
-        "response": {"status_code": 200, "request_id": result.id, "body": body} if result.images else None,
-        "error": error,
-    }
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

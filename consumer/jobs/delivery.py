@@ -62,6 +62,9 @@ class Delivery:
         job.model = ModelUsed.model_validate(
             {k: v for k, v in drawn.model.items() if k in ModelUsed.model_fields}
         )
+        if job.plan.model_version is not None:  # the child knows it by the folder that it was given
+            known = {"name": job.plan.model, "source": job.fetched.source, "licence": job.fetched.licence}
+            job.model = job.model.model_copy(update=known)
         for code, message in drawn.warnings:
             job.note(Note(code=code, message=message, field="prompt" if "prompt" in code else None))
         job.seconds["render"] = max(job.seconds.get("render", 0.0), drawn.seconds)

@@ -1,6 +1,6 @@
-"""The gallery of a batch: one HTML page with every picture, and a contact sheet.
+"""The gallery of a batch: HTML pages with every picture, a few hundred each, and a contact sheet.
 
-The page is self-contained: thumbnails are embedded, and a click enlarges one. Full pictures are linked,
+A page is self-contained: thumbnails are embedded, and a click enlarges one. Full pictures are linked,
 relative to the page: they open beside it and where it is served. Nothing is fetched or executed. Every text from a request is escaped.
 """
 
@@ -15,16 +15,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from schemas.result import BatchCounts
 
 _SHEET_COLUMNS = 8
 _GAP = 6  # pixels
+_TEXT, _LINE = 11, 15  # pixels; the height of the contact sheet's letters and lines
+_MOST_LETTERS = 80  # more do not fit into a cell
+_PAPER, _INK, _SOFT = (246, 245, 242), (34, 33, 31), (109, 106, 100)
 _FEW_PIXELS = 128  # on a side; a small picture
+#: What Pillow raises for a file that is no picture, or a hostile one.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _LABELS = {  # how the page shows each parameter
     "model": "{}",
     "scheduler": "{}",
@@ -42,6 +47,7 @@ body{margin:0;background:var(--ground);color:var(--ink);font:15px/1.45 system-ui
 header{padding:2.2rem clamp(1rem,4vw,3rem) 1rem}
 h1{margin:0;font-size:1.5rem;font-weight:650;letter-spacing:-.01em;overflow-wrap:anywhere}
 header p{margin:.3rem 0 0;color:var(--soft)}
+nav{display:flex;flex-wrap:wrap;gap:1rem;padding:.5rem clamp(1rem,4vw,3rem)}
 main{display:grid;gap:1rem;align-items:start;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));padding:.5rem clamp(1rem,4vw,3rem) 3rem}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden;display:flex;flex-direction:column;transition:border-color .15s}
 figure:hover{border-color:var(--soft)}
@@ -80,13 +86,37 @@ class GalleryItem:
     thumbnail: bytes | None = None
 
 
-def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None = None) -> bytes:
-    """One self-contained HTML page."""
-    shown = sum(1 for item in items if item.image_href)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which page of a gallery."""
+
+    number: int  # from 1
+    pages: int
+    pictures: int  # on all pages
+
+
+def page_name(number: int) -> str:
+    """The name of a page's file, from number 1."""
+    return "gallery.html" if number == 1 else f"gallery-{number}.html"
+
+
+def page(
+    title: str,
+    items: Sequence[GalleryItem],
+    *,
+    counts: BatchCounts | None = None,
+    place: Place | None = None,
+) -> bytes:
+    """One self-contained HTML page. `place`: None for a gallery with one page."""
+    place = place or Place(1, 1, sum(1 for item in items if item.image_href))
+    shown = place.pictures
     parts = [f"{shown} {'picture' if shown == 1 else 'pictures'}"]
     if counts is not None:
         ended = {k: v for k, v in counts.model_dump().items() if v and k != "total"}
         parts.append(f"{counts.total} requests: " + ", ".join(f"{v} {k}" for k, v in ended.items()))
+    if place.pages > 1:
+        parts.append(f"page {place.number} of {place.pages}")
+    turn = _turning(place)
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data: 'self'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     safe_title = html.escape(title)
@@ -96,11 +126,25 @@ def page(title: str, items: Sequence[GalleryItem], *, counts: BatchCounts | None
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width,initial-scale=1">',
             f"<title>{safe_title} · Dreamdrop</title><style>{_STYLE}</style></head><body>",
-            f"<header><h1>{safe_title}</h1><p>{html.escape(' · '.join(parts))}</p></header><main>",
+            f"<header><h1>{safe_title}</h1><p>{html.escape(' · '.join(parts))}</p></header>{turn}<main>",
             *(_figure(item, number) for number, item in enumerate(items)),
-            "</main></body></html>\n",
+            f"</main>{turn}</body></html>\n",
         ]
     ).encode(errors="replace")
+
+
+def _turning(place: Place) -> str:
+    """Links to the other pages: the first, the ones beside this one, the last."""
+    if place.pages == 1:
+        return ""
+    links = [
+        ("First", 1 if place.number > 2 else 0),
+        ("← Previous", place.number - 1),
+        ("Next →", place.number + 1 if place.number < place.pages else 0),
+        ("Last", place.pages if place.number < place.pages - 1 else 0),
+    ]
+    shown = "".join(f'<a href="{page_name(number)}">{name}</a>' for name, number in links if number)
+    return f'<nav aria-label="Pages">{shown}</nav>'
 
 
 def _figure(item: GalleryItem, number: int) -> str:
@@ -113,7 +157,7 @@ def _figure(item: GalleryItem, number: int) -> str:
         top = f'<div class="why">{html.escape(item.failure or item.status)}</div>'
     facts = [item.id] + ([f"seed {item.seed}"] if item.seed is not None else [])
     parameters = item.parameters
-    settings = [label.format(parameters[name]) for name, label in _LABELS.items() if parameters.get(name)]
+    settings = _settings(item, _LABELS)
     lines = "".join(
         f'<div class="facts">{html.escape(" · ".join(line))}</div>' for line in (facts, settings) if line
     )
@@ -128,6 +172,23 @@ def _figure(item: GalleryItem, number: int) -> str:
         f'<div id="c{number}"><figure id="p{number}">{top}<figcaption><div class="prompt" dir="auto">{prompt}</div>'
         f"{lines}{more}</figcaption></figure></div>"
     )
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of a text as fits into a line of a width in pixels."""
+    text = " ".join(text.encode(errors="replace").decode().split())[:_MOST_LETTERS]
+    cut = text
+    while text and font.getlength(cut) > width:
+        text = text[:-1]
+        cut = text.rstrip() + "…"
+    return cut if text else ""
+
+
+def _settings(item: GalleryItem, names: Iterable[str]) -> list[str]:
+    """Parameters of a picture, in words."""
+    return [
+        _LABELS[name].format(item.parameters[name]) for name in names if item.parameters.get(name) is not None
+    ]
 
 
 def _relative(href: str) -> str:
@@ -158,19 +219,26 @@ def thumbnail(data: bytes, side: int = 256) -> bytes:
         return buffer.getvalue()
 
 
-def contact_sheet(thumbnails: Sequence[bytes], cell: int = 128) -> bytes:
-    """All thumbnails on one PNG, in order, at most eight in a row."""
-    columns = min(_SHEET_COLUMNS, len(thumbnails)) or 1
-    rows = -(-len(thumbnails) // columns) or 1
-    step = cell + _GAP
-    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), (246, 245, 242))
-    for i, data in enumerate(thumbnails):
+def contact_sheet(items: Sequence[GalleryItem], cell: int = 128) -> bytes:
+    """All thumbnails on one PNG, in order, at most eight in a row; below each its row's name and what differs."""
+    shown = [(item.thumbnail, item) for item in items if item.thumbnail]
+    columns = min(_SHEET_COLUMNS, len(shown)) or 1
+    rows = -(-len(shown) // columns) or 1
+    across, down = cell + _GAP, cell + 2 * _LINE + _GAP
+    sheet = Image.new("RGB", (columns * across + _GAP, rows * down + _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_TEXT)
+    differing = [
+        name for name in reversed(_LABELS) if len({str(item.parameters.get(name)) for _, item in shown}) > 1
+    ]
+    for i, (data, item) in enumerate(shown):
+        left, top = _GAP + i % columns * across, _GAP + i // columns * down
         with Image.open(io.BytesIO(data)) as picture:
             small = picture.convert("RGB")
             small.thumbnail((cell, cell))
-            x = _GAP + i % columns * step + (cell - small.width) // 2
-            y = _GAP + i // columns * step + (cell - small.height) // 2
-            sheet.paste(small, (x, y))
+            sheet.paste(small, (left + (cell - small.width) // 2, top + (cell - small.height) // 2))
+        facts = " · ".join(_settings(item, differing)).replace("\u00a0", " ")
+        for line, (text, ink) in enumerate(((item.id, _INK), (facts, _SOFT))):
+            draw.text((left, top + cell + line * _LINE), _cut(text, cell, font), ink, font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from consumer.jobs.models import Fetched
 from consumer.renderer.protocol import ImageTask, Lora, RawPicture
-from schemas import layout
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from consumer.jobs.memory import Share
     from infra.claims.claims import Held
     from schemas.manifest import Manifest
     from schemas.plan import Plan
@@ -57,7 +58,9 @@ class Job:
     notes: list[Note] = field(default_factory=list)
     images: dict[int, ImageResult] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    inputs: tuple[RawPicture | None, RawPicture | None] = (None, None)
+    inputs: tuple[RawPicture | None, RawPicture | None] = (None, None)  # picture and mask, until all is drawn
+    input_size: tuple[int, int] | None = None  # (width, height) of the input picture, pixels
+    share: Share | None = None  # of the worker's memory for inputs
     model: ModelUsed | None = None
     progress: dict[int, tuple[int, int]] = field(default_factory=dict)  # image to (steps done, steps in all)
     losses: int = 0  # renderers of this worker that died while they drew it
@@ -65,6 +68,7 @@ class Job:
     handed: set[int] = field(default_factory=set)  # images that a renderer was given
     finishing: set[int] = field(default_factory=set)  # images that are drawn and not yet stored
     previews: bool = False  # whether its renderer is asked for previews
+    fetched: Fetched = field(default_factory=Fetched)  # the published models that it needs
     preview: tuple[int, RawPicture] | None = None  # the image it shows, and the latest preview
     eta: Eta = field(default_factory=Eta)
     status_at: float = float("-inf")  # when its status was last written, by the worker's clock
@@ -81,12 +85,17 @@ class Job:
     @property
     def express(self) -> bool:
         """Whether it came by the express lane: its author waits for it."""
-        return self.held.express or (self.held.claim.source or "").startswith(layout.EXPRESS)
+        return self.held.claim.in_express_lane
 
     @property
     def suspect(self) -> bool:
         """Whether a worker or a renderer died while drawing it: then it is drawn alone."""
         return self.held.claim.solo or self.losses > 0
+
+    @property
+    def needs_models(self) -> bool:
+        """Whether its plan names published models."""
+        return self.plan.model_version is not None or bool(self.plan.lora_versions)
 
     @property
     def extension(self) -> str:
@@ -115,10 +124,18 @@ class Job:
 
     def size(self) -> tuple[int, int]:
         """(width, height) of its images, in pixels."""
-        picture = self.inputs[0]
-        if picture is not None:
-            return picture.width, picture.height
-        return self.plan.width or 0, self.plan.height or 0
+        return self.input_size or (self.plan.width or 0, self.plan.height or 0)
+
+    def hold(self, image: RawPicture, mask: RawPicture | None, share: Share) -> None:
+        """Keep input pictures until `let_go`, and of the share what they need."""
+        share.shrink(len(image.data) + len(mask.data if mask else b""))
+        self.inputs, self.input_size, self.share = (image, mask), (image.width, image.height), share
+
+    def let_go(self) -> None:
+        """Drop the input pictures: no image of this job will be drawn here any more."""
+        self.inputs = (None, None)
+        if self.share is not None:
+            self.share.release()
 
     def task(self, index: int) -> ImageTask:
         """The renderer's task for one image."""
@@ -127,7 +144,7 @@ class Job:
             request=self.id,
             index=index,
             task=plan.task,
-            model=plan.model,
+            model=plan.model if plan.model_version is None else f"{plan.model}@{plan.model_version}",
             prompt=plan.prompt,
             negative_prompt=plan.negative_prompt,
             width=width,
@@ -138,10 +155,15 @@ class Job:
             scheduler=plan.scheduler,
             strength=plan.strength,
             clip_skip=plan.clip_skip,
-            loras=tuple(Lora(x.name, x.weight, plan.lora_hashes.get(x.name, "")) for x in plan.loras),
+            loras=tuple(
+                Lora(x.name, x.weight, plan.lora_hashes.get(x.name, ""), self.fetched.loras.get(x.name, ""))
+                for x in plan.loras
+            ),
             image=self.inputs[0],
             mask=self.inputs[1],
             solo=self.suspect,
+            folder=self.fetched.folder,
+            express=self.express,
             preview=self.previews,
         )
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from consumer.jobs.prepare import Preparation, refusal
-from schemas.errors import Rejected, StoreUnavailable
+from infra.decoding.process import DecoderDown
+from schemas.errors import Rejected, StoreUnavailable, Unavailable
+from schemas.result import Failure
 
 if TYPE_CHECKING:
     from consumer.jobs.batches import Batches
@@ -41,9 +44,12 @@ class Jobs:
         stop: asyncio.Event,
         clock: Callable[[], float],
         previews: Literal["off", "express", "all"] = "express",
+        may_fetch: int = 0,
     ) -> None:
         """
         Args:
+            may_fetch: images that may wait for their models beside those that there is room for, so that a slow
+                download does not keep other requests from being drawn.
             stop: once it is set, nothing new is begun.
             previews: for which requests the status shows how the images look so far.
         """
@@ -57,12 +63,22 @@ class Jobs:
         self._stop = stop
         self._clock = clock
         self._previews = previews
-        self._preparing: dict[str, int] = {}  # claimed, not yet with the dispatch: images, by id
+        #: Claimed, not yet with the dispatch: lane (True: express) and images, by id.
+        self._preparing: dict[str, tuple[bool, int]] = {}
+        self._fetching: dict[str, tuple[bool, int]] = {}  # those of them that wait for a model
+        self._may_fetch = may_fetch
 
-    @property
-    def room(self) -> int:
-        """How many more images to claim now; 0 or less while no renderer is ready, or the store is behind."""
-        return self._outcomes.dispatch.room - sum(self._preparing.values())
+    def room(self, *, express: bool = False) -> int:
+        """How many more images of a lane to claim now.
+
+        0 or less while no renderer is ready, or the store is behind.
+        """
+        preparing: Counter[bool] = Counter()
+        for lane, images in self._preparing.values():
+            preparing[lane] += images
+        # What waits for a model takes room only beyond `may_fetch`.
+        preparing[False] += max(0, sum(images for _, images in self._fetching.values()) - self._may_fetch)
+        return self._outcomes.dispatch.room(express, preparing)
 
     @property
     def busy(self) -> bool:
@@ -78,7 +94,8 @@ class Jobs:
         elif held.claim.batch:
             self.batches[id] = (held, spawn(held, self._batch(held)))
         else:
-            self._preparing[id] = len((held.claim.plan or {}).get("seeds", ())) or 1
+            images = len((held.claim.plan or {}).get("seeds", ())) or 1
+            self._preparing[id] = (held.claim.in_express_lane, images)
             task = spawn(held, self._prepare(held))
             task.add_done_callback(lambda _: self._preparing.pop(id, None))
 
@@ -106,9 +123,22 @@ class Jobs:
             self._outcomes.forget(earlier)  # another worker had taken it over, and we have it again
         job.previews = self._previews == "all" or (self._previews == "express" and job.express)
         self.active[job.id] = job  # before the first wait: a cancellation or a takeover must find it
-        await self._preparation.make_ready(job)
+        await self._preparation.adopt(job)
+        if job.needs_models and not await self._fetch(job):
+            return
+        try:
+            await self._preparation.make_ready(
+                job, wanted=lambda: self.active.get(job.id) is job and not self._stop.is_set()
+            )
+        except DecoderDown as error:
+            self._outcomes.forget(job)
+            log.warning("given back for another attempt", extra={"id": job.id, "why": str(error)})
+            await self._delivery.retry(held, Failure(code="worker_crashed", message=str(error)))
+            return
         if self.active.get(job.id) is not job:
-            return  # it was cancelled, or another worker took it over
+            job.let_go()  # it was cancelled, or another worker took it over
+            job.fetched.release()
+            return
         if job.complete:
             await self._outcomes.finish(job)
         elif self._stop.is_set():
@@ -116,6 +146,18 @@ class Jobs:
         else:
             self._preparing.pop(job.id, None)  # first, as the dispatch counts its images from now on
             self._outcomes.dispatch.add(job)
+
+    async def _fetch(self, job: Job) -> bool:
+        """Wait for a job's models; False when it was given back."""
+        self._fetching[job.id] = self._preparing.pop(job.id, (job.express, 0))
+        try:
+            await self._preparation.fetch(job)
+        except Unavailable as error:
+            await self._outcomes.without_model(job, str(error))
+            return False
+        finally:
+            self._preparing[job.id] = self._fetching.pop(job.id, (job.express, 0))
+        return True
 
     async def _refuse(self, held: Held, error: Rejected | ValueError) -> None:
         result = refusal(held, error, self._claims.session)
@@ -188,6 +230,7 @@ class Jobs:
         rest = self._tasks()  # again: one that ended may have started another
         for task in rest:
             task.cancel()
+        self._preparation.close()  # a thread that waits for a decoder ends, too
         await asyncio.gather(*rest, return_exceptions=True)
 
     def _tasks(self) -> set[asyncio.Task[None]]:

@@ -41,19 +41,21 @@ class Outcomes:
         delivery: Delivery,
         renderers: Sequence[RendererSettings],
         ahead: int,
+        memory: int,
         max_attempts: int,
         clock: Callable[[], float],
     ) -> None:
         """
         Args:
             ahead: images that a renderer may hold.
+            memory: bytes of pixels for images that are being drawn or wait for the store.
             max_attempts: renderers may die while they draw a request as often as this.
         """
         self.active: dict[str, Job] = {}  # by id
         self.tasks: set[asyncio.Task[None]] = set()
         self.progress = ProgressReporter(store, claims.session, clock, self.active)
         self.renderers = [self._renderer(settings) for settings in renderers]
-        self.dispatch = Dispatch(self.renderers, ahead)
+        self.dispatch = Dispatch(self.renderers, ahead, memory)
         self._claims = claims
         self._delivery = delivery
         self._max_attempts = max_attempts
@@ -83,9 +85,10 @@ class Outcomes:
         elif (job := self.active.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
-                self.dispatch.drawn()  # before anything else is fed: the picture takes memory from now on
+                lane, size = job.express, len(event.picture.data)
+                self.dispatch.drawn(lane, size)  # before anything else is fed: it takes memory from now on
                 task = self.spawn(job.held, self._deliver(job, event))
-                task.add_done_callback(lambda _: self.dispatch.stored())
+                task.add_done_callback(lambda _: self.dispatch.stored(lane, size))
             else:
                 self.spawn(job.held, self._fail(job, event))
 
@@ -110,6 +113,14 @@ class Outcomes:
         self._make_way(job)
         if job.complete:
             await self.finish(job)
+
+    async def without_model(self, job: Job, why: str) -> None:
+        """End an attempt whose model has no place on this machine."""
+        if self.active.get(job.id) is not job:
+            return
+        self.forget(job)
+        log.warning("given back: its model has no place here", extra={"id": job.id, "why": why})
+        await self._delivery.retry(job.held, Failure(code="model_unavailable", message=why, field="model"))
 
     def _make_way(self, job: Job) -> None:
         """Let the next job begin once all images of this one are drawn."""
@@ -160,6 +171,7 @@ class Outcomes:
         if self.active.get(job.id) is job:
             del self.active[job.id]
         self.dispatch.drop(job)
+        job.fetched.release()
 
     async def give_back(self, job: Job) -> None:
         self.forget(job)

@@ -1,38 +1,72 @@
-"""Makes a job of a claim: parses the request again, adopts stored images, decodes input pictures.
+"""Makes a job of a claim: parses the request again, adopts stored images, has input pictures decoded.
 
-All of this may be repeated without harm, and none of it needs the device.
+All of this may be repeated without harm, and none of it needs the device. Pictures are decoded in children
+without credentials, and what comes back is bounded: a request waits until there is room for its pixels.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import consumer.jobs.picture as picture
 from consumer.jobs.job import Job
+from consumer.jobs.memory import Budget
+from consumer.renderer.protocol import RawPicture
+from infra.decoding.process import Decoders
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, has_expired, parse_manifest
+from schemas.manifest_limits import check_numbers
 from schemas.plan import Refusal, read_plan
 from schemas.result import Failure, Result, Status
 
 if TYPE_CHECKING:
     from consumer.jobs.delivery import Delivery
     from consumer.jobs.inputs import Inputs
-    from consumer.renderer.protocol import RawPicture
+    from consumer.jobs.models import ModelFetcher
+    from consumer.models.cards import Cards
     from infra.claims.claims import Held
+    from infra.decoding.process import Drawable, Pixels
     from schemas.limits import Limits
 
 
-@dataclass(frozen=True)
 class Preparation:
-    """Prepares the jobs of one worker."""
+    """Prepares the jobs of one worker. For one event loop."""
 
-    delivery: Delivery
-    inputs: Inputs
-    limits: Limits
-    clock: Callable[[], float]
+    def __init__(
+        self,
+        delivery: Delivery,
+        inputs: Inputs,
+        cards: Cards,
+        limits: Limits,
+        clock: Callable[[], float],
+        memory: int,
+        decode_seconds: float,
+        models: ModelFetcher | None = None,
+    ) -> None:
+        """
+        Args:
+            memory: bytes of pixels for the input pictures of all jobs that are not drawn yet.
+            decode_seconds: of processor time for the pictures of one request.
+            models: of what is published; None: that cannot be drawn.
+        """
+        self.room = Budget(memory)
+        self._delivery = delivery
+        self._inputs = inputs
+        self._cards = cards
+        self._limits = limits
+        self._clock = clock
+        self._models = models
+        self._decoders = Decoders(seconds=decode_seconds)
+        self._turns = Budget(self._decoders.children)  # so that no thread waits for a child
+
+    def close(self) -> None:
+        """End the decoders."""
+        self._decoders.close()
+
+    async def adopt(self, job: Job) -> None:
+        """Leave in `job.missing()` only the images that must be drawn."""
+        await self._delivery.adopt(job)
 
     def read(self, held: Held) -> Job:
         """The job of a claim.
@@ -46,52 +80,85 @@ class Preparation:
             raise plan.error()
         if plan is None:
             raise ValueError("the claim of a single request has no plan")
-        began = self.clock()
-        manifest = parse_manifest(held.claim.frozen.body(), self.limits)
+        began = self._clock()
+        manifest = parse_manifest(held.claim.frozen.body(), self._limits)
+        check_numbers(plan.steps, plan.cfg_scale, self._limits)  # the manifest may leave them open
         held.has_status = held.has_status or held.claim.epoch > 1  # its last worker may have left a status
         return Job(held, manifest, plan, began, notes=list(plan.notes))
 
-    async def make_ready(self, job: Job) -> None:
-        """Leave in `job.missing()` only the images that must be drawn, and decode the pictures that they need."""
-        await self.delivery.adopt(job)
+    async def fetch(self, job: Job) -> None:
+        """Bring the published models that a job needs onto this machine; waiting for them may take minutes.
+
+        Raises:
+            Unavailable: there is no room for them here; another worker may have some.
+        """
+        if self._models is None or not job.needs_models or not job.missing():
+            return
+        models = self._models
+        try:
+            job.fetched = await self._delivery.insist(lambda: models.fetch(job.plan))
+        except Rejected as error:
+            _give_up(job, Failure.of(error))
+
+    async def make_ready(self, job: Job, wanted: Callable[[], bool]) -> None:
+        """Decode the pictures that a job's missing images need; give the images up where that cannot be.
+
+        Args:
+            wanted: whether the job is still to be drawn here; asked after each wait for room.
+
+        Raises:
+            DecoderDown: nothing can be decoded here at the moment.
+        """
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
             _give_up(job, Failure(code="expired", message="expires_at had passed before the work began"))
         elif isinstance(manifest, Img2Img | Inpainting) and job.missing():
-            began = self.clock()
+            began = self._clock()
             try:
-                job.inputs = await self._decode(manifest, job)
+                # A store that does not answer costs no attempt, and no room while we wait.
+                await self._delivery.insist(lambda: self._decode(manifest, job, wanted))
             except Rejected as error:
                 _give_up(job, Failure.of(error))
-            job.spent("decode", self.clock() - began)
+            job.spent("decode", self._clock() - began)
         if manifest.strict and job.notes:
             _give_up(job, Failure(code="invalid_manifest", message="strict is set"))
 
-    async def _decode(
-        self, manifest: Img2Img | Inpainting, job: Job
-    ) -> tuple[RawPicture | None, RawPicture | None]:
-        """The input picture and the mask, at the size of the images to draw."""
+    async def _decode(self, manifest: Img2Img | Inpainting, job: Job, wanted: Callable[[], bool]) -> None:
+        """Give the job its input picture and its mask, at the size of the images to draw."""
         mask_text = manifest.mask_image if isinstance(manifest, Inpainting) else None
-        image_bytes = await self._input(manifest.image, "image")
-        mask_bytes = await self._input(mask_text, "mask_image") if mask_text else None
-
-        def decode() -> tuple[RawPicture | None, RawPicture | None]:
-            image, notes = picture.decode_picture(image_bytes, "image", self.limits)
-            mask = None
-            if mask_bytes is not None:
-                mask, more = picture.decode_picture(mask_bytes, "mask_image", self.limits, mask=True)
-                notes += more
-            image, mask, more = picture.fit(image, mask, self.limits)
-            more += picture.mask_notes(mask) if mask is not None else []
-            for note in notes + more:
+        channels = 3 if mask_text is None else 4
+        limits = self._limits_of(job)
+        most = channels * limits.max_pixels  # bytes; how many it takes is known afterwards
+        share = await self.room.take(most, express=job.express)
+        try:
+            if not wanted():
+                return
+            image = await self._inputs.read(manifest.image, "image")
+            mask = await self._inputs.read(mask_text, "mask_image") if mask_text else None
+            drawable = await self._drawable(image, mask, limits, job.express)
+            job.hold(_raw(drawable.image), _raw(drawable.mask) if drawable.mask else None, share)
+            for note in drawable.notes:
                 job.note(note)
-            return image, mask
+        finally:
+            if job.share is not share:
+                share.release()
 
-        return await asyncio.to_thread(decode)
+    async def _drawable(self, image: bytes, mask: bytes | None, limits: Limits, express: bool) -> Drawable:
+        turn = await self._turns.take(1, express=express)
+        try:
+            return await asyncio.to_thread(self._decoders.drawable, image, mask, limits)
+        finally:
+            turn.release()
 
-    async def _input(self, value: str, field: str) -> bytes:
-        """A picture's bytes; waiting for a store that does not answer costs no attempt."""
-        return await self.delivery.insist(lambda: self.inputs.read(value, field))
+    def _limits_of(self, job: Job) -> Limits:
+        """The limits that hold for a job's model."""
+        card = self._cards.cards.get(job.plan.model)
+        native = job.fetched.native or ((card.native_width, card.native_height) if card else None)
+        return self._limits.for_model(*native) if native else self._limits  # None: another worker knows it
+
+
+def _raw(pixels: Pixels) -> RawPicture:
+    return RawPicture(pixels.width, pixels.height, len(pixels.mode), pixels.data)
 
 
 def _give_up(job: Job, failure: Failure) -> None:

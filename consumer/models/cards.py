@@ -6,14 +6,15 @@ No torch here: the parent looks models up to validate requests, the child to loa
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer.models import options
+from consumer.models.folders import Reading, read_folder, read_name
 from consumer.models.lora_files import LoraFile, find_loras
-from schemas import samplers
+from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -31,9 +32,24 @@ class ModelCard:
     native_width: int  # pixels
     native_height: int  # pixels
     scheduler: str  # canonical name, see schemas/samplers.py
+    steps: int = STEPS
+    cfg_scale: float = CFG_SCALE  # 1 or below: without guidance
+    size_multiple: int = SIZE_MULTIPLE  # pixels
     revision: str = ""  # of the hub's repository, or the folder's version
     licence: str = ""
     dtype: str = ""  # float32, bfloat16 or float16; empty: what suits the device
+
+    @property
+    def defaults(self) -> ModelDefaults:
+        """What fills the fields that a request leaves open."""
+        return ModelDefaults(
+            steps=self.steps,
+            cfg_scale=self.cfg_scale,
+            scheduler=self.scheduler,
+            width=self.native_width,
+            height=self.native_height,
+            size_multiple=self.size_multiple,
+        )
 
 
 BUILT_IN = (
@@ -43,6 +59,8 @@ BUILT_IN = (
         native_width=128,
         native_height=128,
         scheduler="DPM++ 2M",
+        steps=20,
+        cfg_scale=4,  # at 7 it overdraws
         revision="3",
         licence="Apache-2.0",
     ),
@@ -85,7 +103,8 @@ class Cards:
     def of(cls, extra: Iterable[str] = (), loras: Iterable[str] = ()) -> Cards:
         """The built-in cards and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`.
 
-        A folder given under a built-in name is tried before the built-in sources.
+        Behind a source there may be options, such as `,steps=9,cfg=0` (`consumer.models.options`). A folder
+        given under a built-in name is tried before the built-in sources.
 
         Args:
             loras: `name=file`; each file is read.
@@ -99,33 +118,46 @@ class Cards:
                     f"model {text!r}: write name=folder or name=hub:owner/name",
                     field="model",
                 )
-            cards[name.strip()] = _own_card(name.strip(), source.strip(), cards.get(name.strip()))
+            name = name.strip()
+            try:
+                cards[name] = _own_card(name, source.strip(), cards.get(name))
+            except Rejected as error:
+                raise Rejected(error.code, f"model {name!r}: {error.message}", field="model") from error
         return cls(cards, find_loras(loras))
 
     def known(self) -> list[str]:
         """The names of all models, sorted."""
         return sorted(self.cards)
 
+    def own(self) -> list[ModelCard]:
+        """The cards that the operator made or changed."""
+        return [card for card in self.cards.values() if card not in BUILT_IN]
+
     def here(self) -> list[str]:
         """The names of the models whose weights are on this machine, sorted; others must be downloaded first."""
         return sorted(name for name, card in self.cards.items() if is_here(card))
 
-    def get(self, name: str) -> ModelCard:
-        """The card of this name. Raises `Rejected`, whose message lists the known names."""
+    def defaults(self) -> dict[str, dict[str, Any]]:
+        """What each model draws with where a request leaves it open, as heartbeats say it."""
+        return {name: card.defaults.model_dump() for name, card in sorted(self.cards.items())}
+
+    def get(self, name: str, published: Iterable[str] = ()) -> ModelCard:
+        """The card of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
         if name in self.cards:
             return self.cards[name]
-        near = difflib.get_close_matches(name, self.known(), n=1)
+        known = sorted({*self.cards, *published})
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise Rejected(
             "unknown_model",
-            f"no model named {name!r}; known are {', '.join(self.known())}{hint}",
+            f"no model named {name!r}; known are {', '.join(known)}{hint}",
             field="model",
         )
 
-    def lora(self, name: str) -> LoraFile:
-        """The LoRA of this name. Raises `Rejected`, whose message lists the known names."""
+    def lora(self, name: str, published: Iterable[str] = ()) -> LoraFile:
+        """The LoRA of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
         if name not in self.loras:
-            known = ", ".join(sorted(self.loras)) or "none"
+            known = ", ".join(sorted({*self.loras, *published})) or "none"
             raise Rejected("unknown_lora", f"no LoRA is named {name!r}; known are {known}", field="loras")
         return self.loras[name]
 
@@ -138,9 +170,14 @@ def is_here(card: ModelCard) -> bool:
 def _has_weights(source: str, revision: str) -> bool:
     if not source.startswith("hub:"):
         return (Path(source).expanduser() / "model_index.json").is_file()
+    return any(any(folder.glob("unet/*.safetensors")) for folder in _downloads(source, revision))
+
+
+def _downloads(source: str, revision: str) -> list[Path]:
+    """The folders in which the hub's library keeps downloads of `hub:owner/name`."""
     owner_name = source.removeprefix("hub:").replace("/", "--")
-    snapshots = (_hub_cache() / f"models--{owner_name}" / "snapshots").glob(revision or "*")
-    return any(any(folder.glob("unet/*.safetensors")) for folder in snapshots)
+    snapshots = _hub_cache() / f"models--{owner_name}" / "snapshots"
+    return sorted(folder for folder in snapshots.glob(revision or "*") if folder.is_dir())
 
 
 def _hub_cache() -> Path:
@@ -150,56 +187,37 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or f"{hub}/hub").expanduser()
 
 
-def _own_card(name: str, source: str, built_in: ModelCard | None) -> ModelCard:
+def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
+    source, fields = options.split(text)
+    revision = ""
     if source.startswith("hub:"):
         source, _, revision = source.partition("@")
-        width, height, scheduler = 512, 512, ""
+        folder = next(iter(_downloads(source, revision)), None)
+        read = read_folder(folder, name, source) if folder else read_name(name, source)
     else:
         folder = Path(source).expanduser()
-        source, revision = str(folder), ""
+        source = str(folder)
         if built_in is None and not (folder / "model_index.json").is_file():
-            raise Rejected(
-                "model_unavailable",
-                f"model {name!r}: {folder} is not a diffusers folder (it has no model_index.json)",
-                field="model",
-            )
-        width, height, scheduler = _read_folder(folder)
-    if built_in is not None:
-        return replace(built_in, sources=(source, *built_in.sources))
-    return ModelCard(
-        name=name,
-        sources=(source,),
-        revision=revision,
-        native_width=width,
-        native_height=height,
-        scheduler=_canonical(scheduler),
-    )
-
-
-def _canonical(scheduler: str) -> str:
-    try:
-        return samplers.resolve(scheduler).name
-    except Rejected:
-        return "DPM++ 2M"  # works well with every Stable Diffusion
-
-
-def _read_folder(folder: Path) -> tuple[int, int, str]:
-    """A folder's native width and height (the UNet's sample size times the VAE's scale), and scheduler class."""
-    unet, vae = _config(folder / "unet"), _config(folder / "vae")
-    scale = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    sample = unet.get("sample_size", 64)
-    high, wide = (sample, sample) if isinstance(sample, int) else (sample[0], sample[1])
-    scheduler = _load(folder / "scheduler" / "scheduler_config.json").get("_class_name", "")
-    return wide * scale, high * scale, scheduler
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return _load(folder / "config.json")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
+            text = f"{folder} is not a diffusers folder (it has no model_index.json)"
+            raise Rejected("model_unavailable", text, field="model")
+        read = read_folder(folder, name) if built_in is None else Reading()
+    if built_in is not None:  # the same model from elsewhere: what its card says holds
+        card = replace(built_in, sources=(source, *built_in.sources))
+    else:
+        card = ModelCard(
+            name=name,
+            sources=(source,),
+            revision=revision,
+            native_width=read.width,
+            native_height=read.height,
+            scheduler=read.scheduler,
+            steps=read.steps,
+            cfg_scale=read.cfg_scale,
+            size_multiple=read.size_multiple,
+        )
+    card = replace(card, **fields)
+    if card.native_width % card.size_multiple or card.native_height % card.size_multiple:
+        size = f"{card.native_width}x{card.native_height}"
+        text = f"its size {size} is not in multiples of {card.size_multiple}; give size= too"
+        raise Rejected("invalid_manifest", text, field="model")
+    return card

@@ -43,7 +43,7 @@ class NullSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NullRenderer:
-    """Draws one task after the other."""
+    """Draws one task after the other, those of the express lane first."""
 
     def __init__(self, settings: NullSettings, out: BinaryIO) -> None:
         self._settings = settings
@@ -76,7 +76,8 @@ class NullRenderer:
             with self._changed:
                 while not self._tasks:
                     self._changed.wait()
-                task = self._current = self._tasks.popleft()
+                task = self._current = next((task for task in self._tasks if task.express), self._tasks[0])
+                self._tasks.remove(task)
             self._draw(task)
 
     def _draw(self, task: ImageTask) -> None:

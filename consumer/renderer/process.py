@@ -1,9 +1,8 @@
 """The parent's handle on a renderer child: the process that owns one device.
 
-A child may crash, hang or lose its device at any time. Then it is replaced, and the tasks that
-it held are handed back as a `Loss`; whoever owns them decides what to try again. The child runs
-other people's code on strangers' requests, so its environment holds no credentials (no hub token
-either: gated models are downloaded beforehand).
+A child may crash, hang or lose its device at any time. Then it is replaced, and the tasks that it held are handed
+back as a `Loss`; whoever owns them decides what to try again. The child runs other people's code on strangers'
+requests, so its environment holds no credentials (no hub token either: gated models are downloaded beforehand).
 """
 
 from __future__ import annotations
@@ -84,6 +83,7 @@ class Renderer:
         self._on_loss = on_loss
         self._held: dict[tuple[str, int], ImageTask] = {}  # by (request, index): submitted, not answered
         self._process: asyncio.subprocess.Process | None = None
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue()  # not written to the child yet
         self._supervisor: asyncio.Task[None] | None = None
         self._first_ready: asyncio.Future[Ready] | None = None
         self._progress_at = time.monotonic()  # when the child last sent a message
@@ -99,6 +99,15 @@ class Renderer:
     def pending(self) -> int:
         """Tasks submitted and not answered."""
         return len(self._held)
+
+    def pending_of(self, express: bool) -> int:
+        """Those of one lane."""
+        return sum(task.express == express for task in self._held.values())
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of the pixels that those tasks will become."""
+        return sum(3 * task.width * task.height for task in self._held.values())
 
     @property
     def pid(self) -> int | None:
@@ -155,9 +164,18 @@ class Renderer:
         await self._end_child()  # a child that an unforeseen error of the supervisor left behind
 
     def _send(self, message: Message) -> None:
-        stdin = self._process.stdin if self._process else None
-        if stdin is not None and not stdin.is_closing():
-            stdin.write(frames.pack(message))  # an unbounded buffer; callers keep few tasks in flight
+        if self._process is not None:
+            self._outbox.put_nowait(message)
+
+    async def _write(self, stdin: asyncio.StreamWriter) -> None:
+        """Write messages as fast as the child reads; a task's pictures are copied only now."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                message = await self._outbox.get()
+                if not isinstance(message, ImageTask) or (message.request, message.index) in self._held:
+                    stdin.write(frames.pack(message))  # else it was cancelled in the meantime
+                del message
+                await stdin.drain()
 
     # The children ----------------------------------------------------------------------------
 
@@ -192,12 +210,15 @@ class Renderer:
         except OSError as error:  # no memory or no process to be had: perhaps later
             self._stderr.note(f"no child could be started: {error}")
             return "crashed", False
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
         self._progress_at = time.monotonic()
+        self._outbox = asyncio.Queue()
         self._send(self.settings)  # the child reads its settings before any task
         for task in self._held.values():  # submitted while there was no child
             self._send(task)
+        writer = asyncio.create_task(self._write(process.stdin))
         watchdog = asyncio.create_task(self._watch(process))
         tail = asyncio.create_task(self._stderr.listen(process.stderr))
         try:
@@ -210,12 +231,13 @@ class Renderer:
             self._stderr.note(f"noise on the pipe: {error}")
         finally:
             self._loads.end()
+            writer.cancel()
             watchdog.cancel()  # before the child is ended, or it could take the wait for a hang
             await self._end_child()
             # After its end, so that its last lines are in. Bounded: a process that inherited its stderr may live on.
             await asyncio.wait({tail}, timeout=1)
             tail.cancel()
-            await asyncio.gather(watchdog, tail, return_exceptions=True)
+            await asyncio.gather(writer, watchdog, tail, return_exceptions=True)
         why: Why
         why = "hung" if self._hung else "lost its device" if process.returncode == DEVICE_LOST else "crashed"
         self._status = process.returncode

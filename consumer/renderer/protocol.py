@@ -37,6 +37,7 @@ class Lora(msgspec.Struct, frozen=True):
     name: str
     weight: float
     sha256: str = ""  # of its file when the request was planned; "" in plans of older workers
+    path: str = ""  # of a published one: its file on this machine
 
 
 # From the parent ------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     request: str  # the request's id
     index: int  # which image of the request, from 0
     task: str  # text2img | img2img | inpainting
-    model: str  # registered name
+    model: str  # registered name, or name@version of a published one
     prompt: str
     negative_prompt: str | None
     width: int  # pixels, multiple of 8
@@ -84,6 +85,8 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     image: RawPicture | None = None
     mask: RawPicture | None = None
     solo: bool = False  # shares no UNet call with another request
+    folder: str = ""  # of a published model: its diffusers folder on this machine
+    express: bool = False  # its author waits for it: it goes before what is not of the express lane
     preview: bool = False  # somebody watches: report the first step at once, and send previews
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas import layout
 from schemas.result import Failure, Frozen, ImageResult, Result, Status, digest
 
 Reason = Literal["drain", "retry"]
@@ -46,6 +47,12 @@ class Claim(BaseModel):
     solo: bool = False  # a worker died with it: share no device call with other requests
     batch: bool = False
     source: str | None = None  # the request's key
+    express: bool = False  # it came by the express queue
+
+    @property
+    def in_express_lane(self) -> bool:
+        """Whether it came by the express lane: its author waits for it."""
+        return self.express or (self.source or "").startswith(layout.EXPRESS)
 
     def body(self) -> bytes:
         return self.model_dump_json().encode()
@@ -87,7 +94,6 @@ class Held:
 
     claim: Claim
     taken_over: bool = False  # another worker has a later epoch: stop; going on is harmless, but a waste
-    express: bool = False  # it came by the express queue: somebody waits for it
     has_status: bool = False  # there may be a status object, perhaps of an earlier owner
     result_id: str = ""  # the id of the result that ended it, once it is known
     images: dict[int, ImageResult] = field(default_factory=dict)  # by index; known to be stored

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from infra.claims import stored_image
 from infra.claims.claim import Claim, Held, Reason, Release, Timing, answers
+from infra.claims.kept_request import keep
 from infra.claims.ledger import Ledger, fingerprint_in
 from infra.claims.liveness import Watch
-from infra.claims.sweep import Sweep
+from infra.claims.sweep import Sweep, Wanted
 from infra.stores.store import Info, Store
 from schemas import layout
 from schemas.errors import StoreUnavailable
@@ -75,11 +76,7 @@ class Claims:
     # Heartbeats ------------------------------------------------------------------------------
 
     async def beat(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the heartbeat. The caller does so only while its work makes progress.
-
-        Args:
-            facts: for people and clients, such as the models served; the protocol does not read them.
-        """
+        """Write the heartbeat, with facts for people and clients. Call it only while the work makes progress."""
         self._seq += 1
         body = json.dumps({**(facts or {}), "v": 1, "session": self.session, "seq": self._seq}).encode()
         await self._store.put(layout.worker_key(self.session), body)
@@ -101,6 +98,7 @@ class Claims:
         id: str,
         plan: dict[str, Any] | None,
         batch: bool = False,
+        express: bool = False,
         fingerprint: str = "",
     ) -> Held | None:
         """Claim a request. None when another worker has it or it has ended.
@@ -127,6 +125,7 @@ class Claims:
                     attempt=1,
                     batch=batch,
                     source=source.key if source else None,
+                    express=express,
                 )
                 verdict = await self._claim_first(claim)
                 if verdict == "misplaced":
@@ -251,10 +250,7 @@ class Claims:
         raise StoreUnavailable(f"image {index} of {claim.id!r} cannot be stored: other images have its keys")
 
     async def commit(self, held: Held, result: Result) -> bool:
-        """B8: create the result. B9: delete the claims.
-
-        Returns:
-            False when another result was first. The request has ended in either case.
+        """B8: create the result. B9: delete the claims. False when another result was first; it is over in either case.
 
         Raises:
             ValueError: the result names an image that this claim neither stored nor adopted.
@@ -266,7 +262,8 @@ class Claims:
                     f"image {image.index} of {claim.id!r} is not known to be stored; store it, then commit"
                 )
         for target in _ids(claim.id, claim.fingerprint):
-            body = result.model_copy(update={"id": target}).to_json()
+            request = await keep(self._store, target, result.request, claim.fingerprint, batch=claim.batch)
+            body = result.model_copy(update={"id": target, "request": request}).to_json()
             held.sent.append(body)  # before the create: its answer may be lost
             ours = await self._store.create(layout.result_key(target), body, content_type=layout.COMMIT_TYPE)
             if not ours:
@@ -298,13 +295,14 @@ class Claims:
         self._let_go(held)
 
     async def sweep(
-        self, limit: int | None = None, wanted: Callable[[Claim], Awaitable[bool]] | None = None
+        self, limit: int | None = None, wanted: Wanted | None = None, *, express_limit: int = 0
     ) -> list[Held]:
         """S1 to S4: tidy what has ended; take over at most `limit` requests that are released or a dead worker's.
 
-        A claim that is not `wanted` stays for other workers.
+        Those of the express lane come first, and may be as many as `express_limit` if that is more. A claim
+        that is not `wanted` stays for other workers.
         """
-        return await self._sweep(limit, wanted)
+        return await self._sweep(limit, wanted, express_limit)
 
     def until_sweep(self) -> float:
         """Seconds to the next sweep: a random interval, or less when a lease or a wait runs out earlier."""

@@ -31,6 +31,7 @@ class ClaimSummary:
     session: str
     fingerprint: str
     attempt: int
+    express: bool
 
 
 @dataclass(slots=True)
@@ -101,7 +102,9 @@ class Ledger:
             except NotFound:
                 return None  # not cached: a late try of its creator may create the very same object again
             self._summaries[version] = (
-                ClaimSummary(claim.session, claim.fingerprint, claim.attempt) if claim else None
+                ClaimSummary(claim.session, claim.fingerprint, claim.attempt, claim.in_express_lane)
+                if claim
+                else None
             )
         return self._summaries[version]
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from infra.claims import kept_request
 from infra.claims.claim import Claim, Held, Release, answers, given_up
 from infra.claims.ledger import Group, Ledger
 from infra.claims.liveness import Watch
@@ -36,6 +38,7 @@ class Candidate:
     group: Group
     release: Release | None = None
     ours: bool = False  # our own claim, whose create we got no answer to
+    express: bool = False
 
 
 @dataclass(slots=True)
@@ -47,8 +50,11 @@ class Sweep:
     clock: Callable[[], float]
     stamp: Callable[[], str]
     wanted: Wanted | None = None
+    _statuses_at: float = -math.inf  # when `status/` was last listed, by our clock
 
-    async def __call__(self, limit: int | None, wanted: Wanted | None = None) -> list[Held]:
+    async def __call__(
+        self, limit: int | None, wanted: Wanted | None = None, express_limit: int = 0
+    ) -> list[Held]:
         ledger, self.wanted = self.ledger, wanted
         # Before the listing: each heartbeat that it shows was unchanged at least until now.
         asked = self.clock()
@@ -56,18 +62,29 @@ class Sweep:
         beats = {
             info.key.removeprefix(layout.WORKERS): info async for info in ledger.store.list(layout.WORKERS)
         }
+        statuses = await self._statuses(asked)  # before the claims: whoever wrote a status had a claim
         groups = await ledger.groups()  # S2
         candidates = await self._candidates(groups, {s: info.etag for s, info in beats.items()}, asked)
         ledger.rng.shuffle(candidates)  # so that two sweepers seldom race for the same id
-        taken: list[Held] = []
-        while candidates and (limit is None or len(taken) < limit):
-            size = AT_ONCE if limit is None else min(AT_ONCE, limit - len(taken))
-            now, candidates = candidates[:size], candidates[size:]
-            taken += [held for held in await asyncio.gather(*map(self._settle, now)) if held]
+        express = [candidate for candidate in candidates if candidate.express]
+        others = [candidate for candidate in candidates if not candidate.express]
+        taken = await self._take(express, limit if limit is None else max(limit, express_limit))
+        taken += await self._take(others, limit if limit is None else limit - len(taken))
+        candidates = express + others
         # Also without room for more: what has ended must go, however busy this worker is.
         await gather_bounded(candidates[:TIDY_ONLY], AT_ONCE, self._tidy_only)
         await self._forget_workers(beats, asked)
+        await self._forget_statuses([info for id, info in statuses.items() if id not in groups])
         ledger.held.update({held.claim.id: held for held in taken})
+        return taken
+
+    async def _take(self, candidates: list[Candidate], limit: int | None) -> list[Held]:
+        """Settle candidates until so many are taken over; what is left stays in the list."""
+        taken: list[Held] = []
+        while candidates and (limit is None or len(taken) < limit):
+            size = AT_ONCE if limit is None else min(AT_ONCE, limit - len(taken))
+            now, candidates[:] = candidates[:size], candidates[size:]
+            taken += [held for held in await asyncio.gather(*map(self._settle, now)) if held]
         return taken
 
     def soonest(self) -> float:
@@ -111,10 +128,11 @@ class Sweep:
         if marker is not None:
             release = await ledger.release(marker)
             ripe = self.watch.is_ripe(marker.key, summary.attempt, release, seen)
-            return Candidate(id, group, release) if ripe else None
+            return Candidate(id, group, release, express=summary.express) if ripe else None
         if summary.session == ledger.session:
-            return Candidate(id, group, ours=True)
-        return Candidate(id, group) if self.watch.is_dead(summary.session, asked) else None
+            return Candidate(id, group, ours=True, express=summary.express)
+        dead = self.watch.is_dead(summary.session, asked)
+        return Candidate(id, group, express=summary.express) if dead else None
 
     async def _tidy_only(self, candidate: Candidate) -> None:
         await self._settle(candidate, may_take=False)
@@ -207,13 +225,28 @@ class Sweep:
 
     async def _give_up(self, last: Claim, release: Release | None) -> None:
         result = given_up(last, release, session=self.ledger.session, finished_at=self.stamp())
-        await self.ledger.store.create(
-            layout.result_key(last.id), result.to_json(), content_type=layout.COMMIT_TYPE
-        )
+        store, print_ = self.ledger.store, last.fingerprint
+        kept = await kept_request.keep(store, last.id, last.frozen, print_, batch=last.batch)
+        result = result.model_copy(update={"request": kept})
+        await store.create(layout.result_key(last.id), result.to_json(), content_type=layout.COMMIT_TYPE)
         # Read back: another result may have been first, and it says which claims have ended.
         answered = await self.ledger.result_fingerprint(last.id)
         if answered is not None:
             await self.ledger.tidy(last.id, answered)
+
+    async def _statuses(self, now: float) -> dict[str, Info]:
+        """The status objects by id, now and then: few are ever left behind, and a listing costs a call."""
+        if now - self._statuses_at < self.ledger.timing.forget:
+            return {}
+        self._statuses_at = now
+        listing = self.ledger.store.list(layout.STATUS)
+        return {layout.parse_status(info.key): info async for info in listing}
+
+    async def _forget_statuses(self, left: list[Info]) -> None:
+        """Delete the status objects of requests that nobody has: a worker died between its last two writes."""
+        for info in left:
+            with contextlib.suppress(StoreUnavailable):
+                await self.ledger.store.delete(info.key, etag=info.etag)
 
     async def _forget_workers(self, beats: dict[str, Info], asked: float) -> None:
         """Delete the heartbeats of workers that have been dead for long."""

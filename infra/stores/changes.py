@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BUSY = 0.5  # seconds between two listings while there is work
+TIDY = 60.0  # seconds between two looks for empty folders
 IDLE = 15.0  # seconds between two listings when nothing has come for long
 
 
@@ -36,6 +37,17 @@ async def make_inbox(store: Store) -> None:
             log.warning("the folders for requests cannot be made", extra={"reason": str(error)})
 
 
+async def tidying(store: Store) -> None:
+    """Remove the folders that the past left empty in a directory store, now and then, until cancelled."""
+    while isinstance(store, DirectoryStore):
+        try:
+            removed = await store.remove_empty_folders()
+            log.debug("empty folders removed", extra={"folders": removed})
+        except DreamError as error:  # they cost time only
+            log.debug("empty folders stay for now", extra={"reason": str(error)})
+        await asyncio.sleep(TIDY)
+
+
 async def changes(
     store: Store,
     stop: asyncio.Event,
@@ -46,18 +58,20 @@ async def changes(
     longest: float = IDLE,
     growth: float = 2.0,
     news: asyncio.Event | None = None,
+    also_tell: Sequence[asyncio.Event] = (),
 ) -> AsyncIterator[None]:
     """Yield whenever it is time to list: at once, then after each pause, until `stop` is set.
 
     Args:
-        prefixes: folders (ending in "/") to watch in a directory.
+        prefixes: folders (ending in "/") to watch in a directory; none: it is not watched.
         found_work: asked after each listing: whether it found something, so that the next comes soon.
         shortest, longest: the pause in seconds.
         growth: factor of the pause after each listing that found nothing.
         news: set by the caller to list at once.
+        also_tell: set, too, when there are new files.
     """
     news = news or asyncio.Event()
-    with _watching(store, prefixes, stop, news):
+    with _watching(store, prefixes, stop, (news, *also_tell)):
         pauses = backoff(shortest, longest, growth=growth)
         while not stop.is_set():
             news.clear()  # before the listing, so that what comes during it causes another one
@@ -80,9 +94,9 @@ async def _wait_for_either(stop: asyncio.Event, news: asyncio.Event, seconds: fl
 
 @contextlib.contextmanager
 def _watching(
-    store: Store, prefixes: Sequence[str], stop: asyncio.Event, news: asyncio.Event
+    store: Store, prefixes: Sequence[str], stop: asyncio.Event, news: Sequence[asyncio.Event]
 ) -> Iterator[None]:
-    if not isinstance(store, DirectoryStore):
+    if not isinstance(store, DirectoryStore) or not prefixes:
         yield
         return
     task = asyncio.create_task(_watch(store, prefixes, stop, news))
@@ -93,9 +107,9 @@ def _watching(
 
 
 async def _watch(
-    store: DirectoryStore, prefixes: Sequence[str], stop: asyncio.Event, news: asyncio.Event
+    store: DirectoryStore, prefixes: Sequence[str], stop: asyncio.Event, news: Sequence[asyncio.Event]
 ) -> None:
-    """Set `news` when files are created or changed below the prefixes."""
+    """Set every one of `news` when files are created or changed below the prefixes."""
     from watchfiles import Change, awatch
 
     folders = [store.root / prefix for prefix in prefixes]
@@ -110,7 +124,8 @@ async def _watch(
             debounce=50,
         )
         async for _ in arrivals:
-            news.set()
+            for event in news:
+                event.set()
     except (OSError, RuntimeError) as error:  # such as too few inotify watches
         log.warning(
             "new files are found by listing only: the directory cannot be watched",

@@ -51,9 +51,9 @@ from infra.stores.s3_answers import (
     versions_of,
 )
 from infra.stores.s3_errors import is_final, translated, unsupported
-from infra.stores.s3_files import PART, Upload, download, read_small
+from infra.stores.s3_files import Upload, create_small, download, is_small
 from infra.stores.s3_location import usable_location
-from infra.stores.store import SHA256, Info, InvalidKey, Progress, Stored, Versions
+from infra.stores.store import Info, InvalidKey, Progress, Stored, Versions
 from schemas.errors import NotFound, StoreUnavailable, Unsupported
 from schemas.layout import REQUESTS
 
@@ -194,9 +194,8 @@ class S3Store:
     ) -> bool:
         check_key(key)
         place = {"Bucket": self.bucket, "Key": self._full(key)}
-        if path.stat().st_size <= PART:
-            body = await asyncio.to_thread(read_small, path, sha256)
-            return await self.create(key, body, metadata={SHA256: sha256})
+        if is_small(path):
+            return await create_small(self, key, path, sha256, progress)
         client, once = await self._connected(), await self._connected(self._once)
         upload = Upload(
             client, once, place, self.url, path, sha256, self._on_aws, self._patience, self._rng, progress

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-    from infra.stores.store import Progress
+    from infra.stores.store import Progress, Store
 
 PART = 16 << 20  # bytes; a smaller file is one PUT, a larger one is sent in parts of this size
 _MOST_PARTS = 9_000  # of an upload; S3 allows 10,000
@@ -153,11 +153,21 @@ def _check(part: bytes, *, on_aws: bool) -> dict[str, str]:
     return {"ContentMD5": base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()}
 
 
-def read_small(path: Path, sha256: str) -> bytes:
-    """The content of a file that is sent in one piece. Raises `WrongContent`."""
-    body = path.read_bytes()
+def is_small(path: Path) -> bool:
+    """Whether a file is sent in one piece. Raises `DiskTrouble`."""
+    with local(path):
+        return path.stat().st_size <= PART
+
+
+async def create_small(store: Store, key: str, path: Path, sha256: str, progress: Progress | None) -> bool:
+    """See `Store.create_file`; for a file that `is_small`."""
+    with local(path):
+        body = await asyncio.to_thread(path.read_bytes)
     expect_content(hashlib.sha256(body).hexdigest(), sha256, path)
-    return body
+    created = await store.create(key, body, metadata={SHA256: sha256})
+    if progress is not None:
+        progress(len(body))
+    return created
 
 
 def _write(target: FileIO, piece: bytes) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from infra.queues.setup_check import Finding
+from infra.stores.directory import safe_paths
+from infra.stores.directory.store import DirectoryStore
 from infra.stores.open import open_store
 from infra.stores.probe import probe
 from infra.stores.s3_location import S3Location
@@ -162,11 +164,14 @@ async def versions(store: Store) -> Finding | None:
 async def inbox(store: Store) -> Finding | None:
     """Name the files of the inbox that no worker takes; None when there are none."""
     left = [i.key async for i in first(store.list(REQUESTS), MOST) if not is_request(i.key)]
+    if isinstance(store, DirectoryStore):  # after the listing, which finds them
+        left += sorted(key for key in safe_paths.ignored if key.startswith(REQUESTS))
     if not left:
         return None
     names = ", ".join(map(repr, left[:NAMED])) + (", ..." if len(left) > NAMED else "")
     why = f"{len(left):,} file{'s' * (len(left) != 1)} under {REQUESTS} that no worker takes: {names}"
-    return Finding("inbox", "warn", why, "name requests .json or .jsonl, without a dot in front")
+    fix = "name requests .json or .jsonl, without a dot in front; copy files, instead of linking to them"
+    return Finding("inbox", "warn", why, fix)
 
 
 async def _workers(store: Store, store_url: str) -> list[Finding]:

@@ -68,20 +68,19 @@ ROWS: list[dict[str, Any]] = [
 def requests() -> dict[str, bytes]:
     """The files to drop: name below `requests/` to content."""
     plain, mask = _picture(), _mask()
-    steps = {"steps": 20, "cfg_scale": 4}  # doodle draws best with these
-    files = {f"{name}.json": _json(steps | document) for name, document in DRAWINGS.items()}
-    redraw = steps | {"image": plain, "strength": 0.75}
+    files = {f"{name}.json": _json(document) for name, document in DRAWINGS.items()}
+    redraw = {"image": plain, "strength": 0.75}
     files["redrawn/star.json"] = _json({"prompt": "a yellow star on a blue background", "seed": 8} | redraw)
     files["redrawn/square.json"] = _json({"prompt": "a white square on a red background", "seed": 9} | redraw)
-    repaint = steps | {"image": plain, "mask_image": mask}
+    repaint = {"image": plain, "mask_image": mask}
     files["repainted/circle.json"] = _json(
         {"prompt": "a green circle on a blue background", "seed": 10} | repaint
     )
     files["repainted/heart.json"] = _json(
         {"prompt": "a red heart on a blue background", "seed": 11} | repaint
     )
-    files["express/now.json"] = _json(steps | {"prompt": "a white circle on a black background", "seed": 12})
-    files["wall.jsonl"] = b"".join(_json(steps | row) + b"\n" for row in ROWS)
+    files["express/now.json"] = _json({"prompt": "a white circle on a black background", "seed": 12})
+    files["wall.jsonl"] = b"".join(_json(row) + b"\n" for row in ROWS)
     files["broken.json"] = b'{"prompt": "a red circle",\n "steps": }\n'
     return files
 

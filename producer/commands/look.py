@@ -1,7 +1,8 @@
-"""`status`, `watch`, `fetch`, `cancel` and `models`: commands that look at the store."""
+"""`status`, `watch`, `fetch` and `cancel`: commands that look at requests."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from producer.commands.session import (
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
-    from producer.overview import Overview
+    from producer.overview import Asked, Overview
     from producer.request_state import State
 
 AnyId = Annotated[
@@ -103,35 +104,13 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
         elif before.over:
             say(f"{before.id} had ended already: {state.status}")
         elif state.status == "canceled":
-            say(f"{before.id} is canceled")
+            note = state.result.failure.message if state.result and state.result.failure else ""
+            say(f"{before.id} is canceled" + (note and f": {note}" if "claim" in note else ""))
         else:
             say(f"{before.id} ended before it could be canceled: {state.status}")
         return OK
 
     raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
-
-
-def models(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the models of live workers and of the store."""
-
-    async def work(client: AsyncClient) -> None:
-        known = await client.models()
-        if as_json:
-            rows = [
-                {"name": m.name, "workers": m.workers, "versions": list(m.versions), "here": m.here}
-                for m in known
-            ]
-            print_json({"models": rows})
-            return
-        for model in known:
-            where = [f"{model.workers} worker{'s' * (model.workers != 1)}"] if model.workers else []
-            where += ["not here: no worker has its weights"] if model.workers and not model.here else []
-            where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
-            typer.echo(f"{model.name}\t{'; '.join(where)}")
-        if not any(model.workers for model in known):
-            say(f"no worker is running; start one with: dreamdrop worker --store {store}")
-
-    run(with_client(store, as_json, work), as_json=as_json)
 
 
 def id_of(text: str) -> str:
@@ -165,21 +144,41 @@ async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
         if as_json:
             print_json(_overview(overview))
         else:
-            Console().print(show.overview(overview))
+            Console().print(show.overview(overview, await _asked(client, show.opened(overview))))
         return
     state = await client.find(id)
     if as_json:
         print_json(_document(state))
     else:
         _print_source(state)
-        Console().print(show.states([state]))
+        Console().print(show.states([state], await _asked(client, [] if state.over else [state.id])))
         others = await namesakes(client.store, state.id) if state.over else []
         if others:
             say(f"another request was dropped under this name; see {', '.join(others)}")
 
 
+async def _asked(client: AsyncClient, ids: Sequence[str]) -> dict[str, Asked]:
+    """What requests ask for that have not ended, by id; without those of which it cannot be told."""
+    from infra.gather import gather_bounded
+    from infra.stores.store import InvalidKey
+    from producer import overview
+    from producer.errors import Damaged
+
+    async def one(id: str) -> Asked | None:
+        try:
+            return await overview.asked(client.store, id)
+        except (Damaged, InvalidKey, ValueError):
+            return None
+
+    found = await gather_bounded(ids, 8, one)
+    return {id: asked for id, asked in zip(ids, found, strict=True) if asked is not None}
+
+
 async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: bool) -> int:
-    """Show changes until the request ends. Returns the exit code: for a request, how it ended."""
+    """Show changes until the request ends. Returns the exit code: for a request, how it ended.
+
+    On a terminal a table that is drawn again; without one, a line when the status changes and now and then.
+    """
     import asyncio
     import contextlib
     import json
@@ -187,9 +186,12 @@ async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: 
     from rich.live import Live
 
     from producer.commands import show
+    from producer.commands.progress import NowAndThen
 
     last = ""
-    screen = Live(console=show.people, auto_refresh=False) if not as_json else None
+    lines = NowAndThen()
+    live = not as_json and show.people.is_terminal
+    screen = Live(console=show.people, auto_refresh=False) if live else None
     with screen or contextlib.nullcontext():
         while True:
             if id is None:
@@ -204,7 +206,17 @@ async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: 
             if as_json and line != last:
                 typer.echo(line)
             elif screen is not None:
-                screen.update(show.overview(overview) if id is None else show.states([state]), refresh=True)
+                asked = await _asked(client, show.opened(overview) if id is None else [] if over else [id])
+                table = show.overview(overview, asked) if id is None else show.states([state], asked)
+                screen.update(table, refresh=True)
+            elif not as_json:
+                about = "" if id is None else show.about(state)
+                text = (
+                    show.counts(overview)
+                    if id is None
+                    else f"{id}: {state.status}" + (about and f", {about}")
+                )
+                lines.say(text, "" if id is None else state.status)
             last = line
             if over:
                 return OK if ok else 1

@@ -1,14 +1,24 @@
-"""A bar that follows requests until they end; a line now and then where there is no terminal."""
+"""Bars that follow requests until they end, and files that are copied; lines where there is no terminal."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from producer.commands.session import say
 from producer.commands.show import people, remaining
@@ -68,6 +78,25 @@ async def follow(
 def _take(left: dict[str, Ticket | str], id: str) -> bool:
     """Remove an id from those left; the result may have the id `<id>~<hash>`."""
     return (left.pop(id, None) or left.pop(id.partition("~")[0], None)) is not None
+
+
+class NowAndThen:
+    """Says lines where there is no terminal: those with news at once, others every half a minute if they changed."""
+
+    def __init__(self) -> None:
+        self._news: str | None = None
+        self._text, self._at = "", 0.0
+
+    def say(self, text: str, news: str) -> None:
+        """Say a line, or not.
+
+        Args:
+            news: what is said at once when it changes.
+        """
+        now = time.monotonic()
+        if news != self._news or (text != self._text and now - self._at >= SAY_EVERY):
+            say(text)
+            self._news, self._text, self._at = news, text, now
 
 
 class _Bar:
@@ -148,3 +177,30 @@ async def _doing(client: AsyncClient, ids: Sequence[str]) -> tuple[float, str]:
     steps = [f"{p.id + ' ' if names else ''}{p.steps_done}/{p.steps_total}{remaining(p)}" for p in drawn]
     more = f" and {len(steps) - SHOWN} more" if len(steps) > SHOWN else ""
     return fraction, ", ".join(steps[:SHOWN]) + more or ("waiting for a worker" if not any(reports) else "")
+
+
+@contextlib.contextmanager
+def copying(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each file that is copied; without a terminal a line for each. The function is told how far it is.
+
+    Its arguments are a file's path, the bytes that are copied, and its size.
+    """
+    seen: dict[str, TaskID] = {}
+    if quiet or not people.is_terminal:
+
+        def tell(path: str, done: int, size: int) -> None:
+            if path not in seen and not quiet:
+                say(f"{path} ({size:,} bytes)")
+            seen[path] = TaskID(0)
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=people, transient=True) as progress:
+
+        def show(path: str, done: int, size: int) -> None:
+            if path not in seen:
+                seen[path] = progress.add_task(escape(path), total=size)
+            progress.update(seen[path], completed=done)
+
+        yield show

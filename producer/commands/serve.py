@@ -158,12 +158,19 @@ def _settings(
     without_keys: bool,
 ) -> FacadeSettings:
     from infra.limits_env import limits_from
-    from producer.web.api_keys import read_keys
+    from producer.web.api_keys import read_event_tokens, read_keys
     from producer.web.settings import LOOPBACK_NAMES, FacadeSettings, is_loopback
 
     with reporting_errors(as_json=False):
         api_keys = read_keys(os.environ.get("DREAMDROP_API_KEYS", ""))
+        tokens = read_event_tokens(os.environ.get("DREAMDROP_EVENTS_TOKEN", ""))
         limits = limits_from()
+    if tokens and not (queues and store.startswith("s3://")):
+        say(
+            "dreamdrop: DREAMDROP_EVENTS_TOKEN is set, so POST /events would queue the events of a bucket: give "
+            "--store s3://... and --queue, or leave the variable out"
+        )
+        raise typer.Exit(WRONG)
     local = is_loopback(host)
     if not api_keys and not local and not without_keys:
         say(
@@ -178,6 +185,7 @@ def _settings(
         store=store,
         queues=tuple(queues or ()),
         keys=api_keys,
+        event_tokens=tokens,
         hosts=(*LOOPBACK_NAMES, *(hosts or ())) if hosts or (local and not api_keys) else ("*",),
         origins=tuple(origins or ()),
         wait=wait,

@@ -7,6 +7,7 @@ for paths, ids and JSON, so that commands can be chained.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from producer.request_state import State
 if TYPE_CHECKING:
     from infra.queues.setup_check import Finding
     from producer.checks.dead_letters import DeadLetter
-    from producer.overview import Overview
+    from producer.overview import Asked, Overview
     from schemas.result import Failure, Progress, Result
 
 COLOURS = {
@@ -34,6 +35,7 @@ COLOURS = {
 _SIGNAL = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 people = Console(stderr=True)
+SHOWN = 20  # queued requests in an overview, and as many in progress
 
 
 def why(failure: Failure | None) -> str:
@@ -97,13 +99,19 @@ def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
     return table
 
 
-def states(rows: Iterable[State]) -> Table:
-    """A table of single requests; the columns that none of them fills are left out."""
+def states(rows: Iterable[State], asked: Mapping[str, Asked] | None = None) -> Table:
+    """A table of single requests; the columns that none of them fills are left out.
+
+    Args:
+        asked: what those ask for that have not ended, by id.
+    """
+    opened = asked or {}
     table = Table(box=None, padding=(0, 2, 0, 0))
-    names = ("request", "status", "prompt", "ended", "took", "about")
+    names = ("request", "status", "prompt", "when", "took", "about")
     lines = [
-        (state.id, state.status, _prompt(state), _age(state.result), _took(state.result), about(state))
+        (state.id, state.status, _prompt(state, a), _when(state, a), _took(state.result), about(state, a))
         for state in rows
+        for a in (opened.get(state.id),)
     ]
     used = [i for i, name in enumerate(names) if name == "about" or any(line[i] for line in lines)]
     table.expand = 2 in used
@@ -118,20 +126,25 @@ def states(rows: Iterable[State]) -> Table:
     return table
 
 
-def _prompt(state: State) -> str:
+def _prompt(state: State, asked: Asked | None) -> str:
     """The beginning of its prompt, in one line; the table cuts it to its width."""
-    return " ".join(str(state.result.parameters.get("prompt") or "")[:300].split()) if state.result else ""
+    prompt = state.result.parameters.get("prompt") if state.result else asked and asked.prompt
+    return " ".join(str(prompt or "")[:300].split())
 
 
-def _age(result: Result | None) -> str:
-    """How long ago a request ended, by this machine's clock."""
-    if result is None or not result.finished_at:
-        return ""
+def _when(state: State, asked: Asked | None) -> str:
+    """How long ago a request ended, or was dropped or claimed if it has not ended."""
+    if state.result is None:
+        return _ago(time.time() - asked.since) if asked else ""
     try:
-        ended = datetime.fromisoformat(result.finished_at)
+        ended = datetime.fromisoformat(state.result.finished_at)
     except ValueError:
         return ""
-    seconds = (datetime.now(UTC) - (ended if ended.tzinfo else ended.replace(tzinfo=UTC))).total_seconds()
+    return _ago((datetime.now(UTC) - (ended if ended.tzinfo else ended.replace(tzinfo=UTC))).total_seconds())
+
+
+def _ago(seconds: float) -> str:
+    """An age by this machine's clock, in one unit."""
     units = ((86400, "d"), (3600, "h"), (60, "min"))
     size, unit = next(((s, u) for s, u in units if seconds >= s), (1, "s"))
     return f"{max(0, seconds) // size:.0f} {unit} ago"
@@ -141,22 +154,24 @@ def _took(result: Result | None) -> str:
     return f"{result.timings.total:.1f} s" if result is not None and result.timings is not None else ""
 
 
-def about(state: State) -> str:
+def about(state: State, asked: Asked | None = None) -> str:
     """How far a request is, or what came of it, in a line."""
     if state.result is not None:
         result = state.result
         if result.batch is not None:
             counts = result.batch.counts
-            return f"{counts.succeeded} of {counts.total} rows succeeded" + _also(why(result.failure))
+            return f"{counts.succeeded} of {counts.total} rows" + _also(why(result.failure))
         return f"{len(result.images)} image{'s' * (len(result.images) != 1)}" + _also(why(result.failure))
     if state.progress is not None and state.progress.steps_total:
         progress = state.progress
         image = min(progress.images_done + 1, progress.images_total)
         steps = f"step {progress.steps_done} of {progress.steps_total}"
         return f"{steps}, image {image} of {progress.images_total}{remaining(progress)}"
+    batch = f"batch of {asked.rows} row{'s' * (asked.rows != 1)}" if asked and asked.batch else ""
     if state.position is not None:
-        return f"{state.position} ahead of it"
-    return ""
+        ahead = f"{state.position} ahead of it" if state.position else "next"
+        return f"{batch}, {ahead}" if batch else ahead
+    return batch
 
 
 def remaining(progress: Progress) -> str:
@@ -164,17 +179,27 @@ def remaining(progress: Progress) -> str:
     return f", about {math.ceil(progress.eta)} s left" if progress.eta else ""
 
 
-def overview(store: Overview) -> Group:
-    """A store's counts and a table of its requests."""
-    some = f" (the newest {len(store.latest)} below)" if len(store.latest) < store.over else ""
-    counts = (
-        f"{len(store.queued)} queued, {len(store.processing)} processing, {store.over} ended{some}; "
+def counts(store: Overview, note: str = "") -> str:
+    """A store's counts, in a line."""
+    return (
+        f"{len(store.queued)} queued, {len(store.processing)} processing, {store.over} ended{note}; "
         f"{store.workers} worker{'s' * (store.workers != 1)}"
     )
-    rows = [State(id, "queued") for id in store.queued[:20]]
-    rows += [State(id, "processing", progress=p) for id, p in list(store.processing.items())[:20]]
+
+
+def overview(store: Overview, asked: Mapping[str, Asked]) -> Group:
+    """A store's counts and a table of its requests."""
+    some = f" (the newest {len(store.latest)} below)" if len(store.latest) < store.over else ""
+    rows = [State(id, "queued", position=n) for n, id in enumerate(store.queued[:SHOWN])]
+    rows += [State(id, "processing", progress=p) for id, p in list(store.processing.items())[:SHOWN]]
     rows += [State(result.id, result.status, result=result) for result in store.latest]
-    return Group(counts, states(rows)) if rows else Group(counts)
+    line = counts(store, some)
+    return Group(line, states(rows, asked)) if rows else Group(line)
+
+
+def opened(store: Overview) -> list[str]:
+    """The ids of the requests in an overview that have not ended."""
+    return [*store.queued[:SHOWN], *list(store.processing)[:SHOWN]]
 
 
 def _also(text: str) -> str:

@@ -237,9 +237,9 @@ def imagine(
     size: Annotated[
         str | None, typer.Option(metavar="PIXELS", help="Size in pixels, such as 512 or 768x512.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Denoising steps.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="By default the model's own.")] = None,
     cfg: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="How closely to follow the prompt.")
+        float | None, typer.Option(metavar="NUMBER", help="Guidance; by default the model's own.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="By default random, and recorded.")] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to avoid.")] = None,

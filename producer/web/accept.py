@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-JSON, HTML = "application/json", "text/html"
+JSON, HTML, OCTETS = "application/json", "text/html", "application/octet-stream"
+#: The types of pictures, and a manifest's names of them.
+FORMATS = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 
 
 def quality(header: str, kind: str) -> tuple[float, int]:
@@ -39,3 +41,10 @@ def wants_page(request: Request) -> bool:
     header = ",".join(request.headers.getlist("accept"))
     html = quality(header, HTML)
     return html[1] == 3 and html[0] > 0 and html[0] >= quality(header, JSON)[0]
+
+
+def type_for(request: Request, own: str) -> str:
+    """The Content-Type of a file: its own, or plain octets where the caller asks for those and not for its own."""
+    header = ",".join(request.headers.getlist("accept"))
+    plain = quality(header, OCTETS)
+    return OCTETS if plain[1] == 3 and plain[0] > quality(header, own)[0] else own

@@ -28,6 +28,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # no dot: a dot ends it
 PICTURE_FIELDS = ("image", "mask_image")
+_SHORTEST_TOKEN = 24  # characters
 _KEY_PREFIX = "dd_"  # lets secret scanners find leaked keys
 
 
@@ -101,6 +102,17 @@ def read_keys(text: str) -> tuple[Key, ...]:
             f"DREAMDROP_API_KEYS has {', '.join(sorted(duplicates))} twice: give each key its own name"
         )
     return keys
+
+
+def read_event_tokens(text: str) -> tuple[Key, ...]:
+    """The tokens of object stores in a setting, separated by white space. Raises `BadKey`, without the text."""
+    tokens = text.split()
+    if any(len(token) < _SHORTEST_TOKEN or not token.isascii() for token in tokens):
+        raise BadKey(
+            f"DREAMDROP_EVENTS_TOKEN should be at least {_SHORTEST_TOKEN} ASCII characters that nobody can guess: "
+            "make one with `openssl rand -hex 32`"
+        )
+    return tuple(Key("events", hashlib.sha256(token.encode()).hexdigest()) for token in tokens)
 
 
 def _read(line: str) -> Key:

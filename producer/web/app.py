@@ -25,7 +25,8 @@ from producer.web.a1111 import lists as a1111_lists
 from producer.web.a1111 import routes as a1111
 from producer.web.accept import wants_page
 from producer.web.addresses import Addresses
-from producer.web.api import batches, generate, health, jobs
+from producer.web.api import batches, events, generate, health, jobs, models
+from producer.web.compression import Compression
 from producer.web.facade import Facade
 from producer.web.guard import Guard
 from producer.web.metrics import MetricsMiddleware
@@ -34,6 +35,7 @@ from producer.web.openai import errors as openai_errors
 from producer.web.openai import files as openai_files
 from producer.web.openai import images as openai_images
 from producer.web.openai.batch_input import Tally
+from producer.web.pages import models as model_pages
 from producer.web.pages import routes as pages
 from producer.web.pages.gallery import Gallery
 from producer.web.settings import FacadeSettings
@@ -49,8 +51,9 @@ this server restarts.
 ROUTERS = tuple(
     module.router
     for module in (
-        *(generate, jobs, batches, openai_images, openai_files, openai_batches, a1111, a1111_lists),
-        *(health, pages),
+        *(generate, jobs, batches, models, events),
+        *(openai_images, openai_files, openai_batches, a1111, a1111_lists),
+        *(health, pages, model_pages),
     )
 )
 ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
@@ -75,6 +78,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=openapi.operation_id,
     )
     app.state.facade, app.state.gallery = facade, Gallery(facade)
     app.state.checkpoints = {}  # key's name to the model that it set, see `a1111_lists`
@@ -95,6 +99,7 @@ def create_app(settings: FacadeSettings) -> FastAPI:
             expose_headers=["Location", "Retry-After"],
         )
     # The last one added is the outermost.
+    app.add_middleware(Compression)
     app.add_middleware(Addresses, with_slash={path for route in ROUTES if (path := route.path).endswith("/")})
     app.add_middleware(ShutdownMiddleware)  # inside the guard, so that its 503 has the security headers too
     app.add_middleware(Guard, hosts=settings.hosts, origins=settings.origins)
@@ -160,10 +165,18 @@ async def _invalid_parameter(request: Request, error: Exception) -> Response:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=openapi.TAGS,
         )
         openai_errors.drop_422(document)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        facade: Facade = app.state.facade
+        if facade.settings.keys:
+            document["components"]["securitySchemes"] = openapi.SECURITY
+            document["security"] = [{name: []} for name in openapi.SECURITY]
+        schemas = document["components"]["schemas"]
         for name, schema in openapi.components().items():
             schemas.setdefault(name, schema)
         app.openapi_schema = document

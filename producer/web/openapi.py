@@ -11,55 +11,67 @@ import io
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
+from producer.web.accept import OCTETS
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img
 
 _REFERENCE = "#/components/schemas/{model}"
 BODIES = TASKS
 MODELS: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
 
-#: The body of an error with one message.
-PROBLEM = {
-    "type": "object",
-    "title": "Problem",
-    "required": ["detail"],
-    "properties": {
-        "detail": {"type": "string", "description": "What is wrong, and what to do about it."},
-        "code": {"type": "string", "description": "The code of the failure, as in a result."},
-        "id": {"type": "string", "description": "The request's id, if it has one."},
+#: The groups of calls, in the order of the documentation page.
+TAGS = [
+    {"name": "Draw", "description": "Send a request and wait for its pictures."},
+    {"name": "Jobs", "description": "Queue a request, follow it, get its pictures, cancel it."},
+    {"name": "Batches", "description": "Queue a file of many requests, one per line."},
+    {"name": "OpenAI", "description": "The endpoints that OpenAI's client libraries call."},
+    {
+        "name": "A1111",
+        "description": "The endpoints that programs for AUTOMATIC1111's web UI call. Lists of things that this server "
+        "does not have, such as upscalers, are there too, and empty.",
     },
+    {"name": "Health", "description": "For load balancers and for Prometheus."},
+]
+#: How a caller sends its key; each one is enough.
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A key from `dreamdrop keys new`."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
 }
-#: The body of an error that names the wrong fields, as FastAPI writes it.
-INVALID = {
-    "type": "object",
-    "title": "HTTPValidationError",
-    "properties": {
-        "detail": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "title": "ValidationError",
-                "required": ["loc", "msg", "type"],
-                "properties": {
-                    "loc": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}},
-                    "msg": {"type": "string"},
-                    "type": {"type": "string"},
-                    "ctx": {"type": "object"},
-                },
-            },
-        }
-    },
-}
+ID_PREFIXES = {"OpenAI": "openai_", "A1111": "a1111_"}
+BINARY = {"type": "string", "format": "binary"}
+
+
+class Problem(BaseModel):
+    """An error with one message."""
+
+    detail: str = Field(description="What is wrong, and what to do about it.")
+    code: str = Field(
+        "", description="The code of the failure, as in a result; left out where there is none."
+    )
+    id: str = Field("", description="The request's id; left out where there is none.")
+
+
+def operation_id(route: APIRoute) -> str:
+    """A call's name, from which generators make a function's name."""
+    return ID_PREFIXES.get(str(route.tags[0]), "") + route.name if route.tags else route.name
 
 
 def problem(text: str) -> dict[str, Any]:
-    return {"description": text, "content": {"application/json": {"schema": PROBLEM}}}
+    return {"description": text, "model": Problem}
 
 
 def invalid(text: str) -> dict[str, Any]:
-    return {"description": text, "content": {"application/json": {"schema": INVALID}}}
+    """An error response that names the fields that are not valid, in FastAPI's own schema."""
+    schema = {"$ref": _REFERENCE.format(model="HTTPValidationError")}
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def file_response(*types: str, text: str = "The file.") -> dict[str, Any]:
+    """A response that is a file of one of some types. Which is told by its Content-Type."""
+    return {"description": text, "content": {name: {"schema": BINARY} for name in (*types, OCTETS)}}
 
 
 _ERRORS: dict[int, dict[str, Any]] = {
@@ -113,7 +125,7 @@ def manifest_body(*tasks: str) -> dict[str, Any]:
 def examples() -> dict[str, Any]:
     """Complete examples of each body, by name."""
     picture, mask = _pictures()
-    base = {"steps": 20, "seed": 5}
+    base = {"seed": 5}
     return {
         "text": {
             "summary": "From a prompt",
@@ -128,6 +140,7 @@ def examples() -> dict[str, Any]:
                 "width": 128,
                 "height": 128,
                 "cfg_scale": 7,
+                "steps": 20,
                 "number_of_images": 2,
             }
             | base,

@@ -1,30 +1,44 @@
 """Pictures that other programs' clients send: decoded, brought to the size asked for, encoded as PNG.
 
 Our own bodies go to the workers as they are. Other programs resize the picture to the size that was asked
-for, invert masks or keep them in an alpha channel; that is done here, before the request is queued.
+for, invert masks or keep them in an alpha channel; that is done here, before the request is queued. The files
+themselves are decoded in a child process that holds no credentials.
 """
 
 from __future__ import annotations
 
+import atexit
 import base64
 import io
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from infra.pictures import INVALID, open_picture
+from infra.decoding.process import Decoders
+from infra.pictures import INVALID
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from schemas.limits import Limits
 
+_DECODERS = Decoders()  # of this process; a child starts when it is first needed
+atexit.register(_DECODERS.close)
+
 
 def decode_picture(data: bytes, field: str, limits: Limits) -> Image.Image:
-    """A picture, upright, in L, RGB or RGBA. Raises `Rejected` that names the field."""
-    with open_picture(data, field, limits) as (picture, _):
-        if picture.mode in ("L", "RGB", "RGBA"):
-            return picture
-        return picture.convert("RGBA" if "A" in picture.mode or "transparency" in picture.info else "RGB")
+    """A picture, upright, in L, RGB or RGBA.
+
+    Raises:
+        Rejected: names the field.
+        DecoderDown: no picture can be decoded at the moment.
+    """
+    pixels = _DECODERS.open(data, field, limits)
+    return Image.frombytes(pixels.mode, (pixels.width, pixels.height), pixels.data)
+
+
+def recipe_texts(data: bytes, field: str, limits: Limits) -> dict[str, str]:
+    """The recipe texts in a picture, by keyword, see `infra.recipes`. Raises as `decode_picture`."""
+    return _DECODERS.texts(data, field, limits)
 
 
 def resize(picture: Image.Image, width: int, height: int, *, crop: bool) -> Image.Image:

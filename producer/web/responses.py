@@ -56,13 +56,13 @@ class Drawing(_View):
     """The response of a synchronous call."""
 
     images: list[str] = Field(description="The pictures in base64, in the order of `seeds`.")
-    seeds: list[int]
+    seeds: list[int] = Field(description="Each picture's seed: the same request with it draws that picture.")
     id: str = Field(description="The request's id: `GET /jobs/{id}` returns the result again.")
     status: str = Field(description="succeeded, or partial when some images failed.")
-    timings: Timings | None = None
+    timings: Timings | None = Field(None, description="How long each part took.")
     warnings: tuple[Note, ...] = Field((), description="What was changed, cut or ignored.")
     failure: Failure | None = Field(None, description="Why some images failed, when status is partial.")
-    model: ModelUsed | None = None
+    model: ModelUsed | None = Field(None, description="The weights that drew.")
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="The recipe: all parameters, with defaults and seeds resolved."
     )
@@ -71,34 +71,36 @@ class Drawing(_View):
 class JobImage(_View):
     """A stored image, and its URL."""
 
-    index: int
-    url: str
+    index: int = Field(description="Which of the request's images, from 0.")
+    url: str = Field(description="Its address at this server, from the root.")
     seed: int
-    width: int
-    height: int
-    content_type: str
-    bytes: int
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    content_type: str = Field(description="image/png, image/jpeg or image/webp.")
+    bytes: int = Field(description="The size of the file.")
 
 
 class Job(_View):
     """The state of a request."""
 
-    id: str
+    id: str = Field(description="The request's id.")
     status: str = Field(description="queued, processing, succeeded, partial, failed, canceled or expired.")
     position: int | None = Field(
         None, description="While queued: about how many requests are ahead of this one."
     )
     progress: Progress | None = Field(None, description="While processing: the worker's last report.")
-    images: list[JobImage] = []
-    failure: Failure | None = None
-    warnings: tuple[Note, ...] = ()
-    task: str | None = None
-    parameters: dict[str, Any] = {}
-    metadata: dict[str, Any] = {}
-    timings: Timings | None = None
-    model: ModelUsed | None = None
-    finished_at: str = ""
-    batch: BatchResult | None = None
+    images: list[JobImage] = Field([], description="The pictures; empty until the request has finished.")
+    failure: Failure | None = Field(None, description="Why there are no pictures, or not all.")
+    warnings: tuple[Note, ...] = Field((), description="What was changed, cut or ignored.")
+    task: str | None = Field(None, description="text2img, img2img or inpainting.")
+    parameters: dict[str, Any] = Field(
+        {}, description="The recipe: all parameters, with defaults and seeds resolved."
+    )
+    metadata: dict[str, Any] = Field({}, description="The request's own `metadata`, unchanged.")
+    timings: Timings | None = Field(None, description="How long each part took.")
+    model: ModelUsed | None = Field(None, description="The weights that drew.")
+    finished_at: str = Field("", description="ISO 8601, UTC.")
+    batch: BatchResult | None = Field(None, description="Of a batch: its counts and its summary files.")
     data: list[str] | None = Field(None, description="The pictures in base64, with `images=true`.")
 
     @property

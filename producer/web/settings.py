@@ -19,6 +19,7 @@ class FacadeSettings:
     store: str
     queues: tuple[str, ...] = ()  # requests go to the first, batches to the last
     keys: tuple[Key, ...] = ()  # none: every caller may do everything
+    event_tokens: tuple[Key, ...] = ()  # object stores that may POST /events; none: nobody may
     hosts: tuple[str, ...] = LOOPBACK_NAMES  # host names that it answers to; "*" for any
     origins: tuple[str, ...] = ()  # other sites whose pages may call it (CORS)
     wait: float = 300.0  # the most seconds that a synchronous call lasts

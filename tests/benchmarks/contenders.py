@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from consumer.engine import pipelines
 from consumer.engine.admission import rows_of
 from consumer.engine.engine import Engine
+from consumer.engine.loading import pipelines
 from consumer.jobs import picture
 from consumer.renderer.process import Renderer
 from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, RendererSettings, Undrawable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from consumer.engine.registry import LoadedModel, ModelRegistry
+    from consumer.engine.loading.registry import LoadedModel, ModelRegistry
 
 MAX_ROWS = 16  # of a UNet call, for everybody: eight images with guidance
 _AHEAD = 2 * MAX_ROWS  # images that a worker lets its renderer hold

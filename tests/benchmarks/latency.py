@@ -19,7 +19,7 @@ from tests.worker_process import drop
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
     from tests.benchmarks.contenders import Child
 
 _STEPS = {"launch": 50, "mixed": 30, "doodle": 10}

@@ -22,7 +22,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[0] = str(Path(__file__).parents[2])
 
-BENCHMARKS = ("throughput", "latency", "protocol", "queue", "facade", "peers", "threads")
+BENCHMARKS = ("throughput", "latency", "protocol", "queue", "facade", "peers", "threads", "express")
 MODELS = ("launch", "mixed", "doodle")
 
 
@@ -57,6 +57,10 @@ def main() -> None:
             from tests.benchmarks import threads
 
             threads.measure(table, options.quick)
+        if "express" in names:
+            from tests.benchmarks import express
+
+            express.measure(Path(folder), table, options.quick)
     facts["load at the end"] = _load()
     print(f"\nload at the end: {facts['load at the end']}")
     if options.json:
@@ -66,7 +70,7 @@ def main() -> None:
 def _drawing(names: list[str], models: list[str], place: Path, table: Any, quick: bool) -> None:
     import torch
 
-    from consumer.engine.registry import ModelRegistry, quiet
+    from consumer.engine.loading.registry import ModelRegistry, quiet
     from consumer.models.cards import Cards
     from tests.benchmarks import latency, throughput
     from tests.benchmarks.contenders import Child

@@ -18,7 +18,7 @@ from tests.benchmarks.table import Row, Table
 from tests.studio import grey_levels_apart
 
 if TYPE_CHECKING:
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
     from consumer.renderer.protocol import ImageTask
 
 Contender = Callable[["list[ImageTask]"], Run]

@@ -188,7 +188,7 @@ class _Replanning(Sweep):
 class NeverSweeps(Claims):
     """Invariant 6: what a dead worker had stays with it."""
 
-    async def sweep(self, limit: int | None = None) -> list[Held]:
+    async def sweep(self, limit: int | None = None, **rest: Any) -> list[Held]:
         return []
 
 

@@ -90,7 +90,8 @@ class Worker:
     async def _sweeps(self) -> None:
         while not self.draining:
             try:
-                for held in await self.claims.sweep(limit=max(0, self.capacity - len(self.work))):
+                room = max(0, self.capacity - len(self.work))
+                for held in await self.claims.sweep(limit=room, express_limit=max(1, room)):
                     self._start(held)
             except StoreUnavailable:
                 pass

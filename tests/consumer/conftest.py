@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consumer.announce.webhook import Webhook
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
     from consumer.renderer.protocol import ImageTask, RawPicture
     from tests.mailboxes import Results
     from tests.servers.webhook_receiver import Receiver
@@ -26,10 +26,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def lora_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the tiny UNet and text encoder, as diffusers saves it."""
+    from tests.studio import save_lora
+
+    return save_lora(tiny_folder, tmp_path_factory.mktemp("lora"))
+
+
 @pytest.fixture
 def make_registry(tiny_folder: Path) -> Callable[..., ModelRegistry]:
     """Make a registry that serves "tiny"."""
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
     from consumer.models.cards import Cards
 
     def make(**settings: Any) -> ModelRegistry:
@@ -41,7 +49,7 @@ def make_registry(tiny_folder: Path) -> Callable[..., ModelRegistry]:
 @pytest.fixture(scope="session")
 def registry(tiny_folder: Path) -> ModelRegistry:
     """One registry for all tests that do not change the model."""
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
     from consumer.models.cards import Cards
 
     return ModelRegistry(Cards.of([f"tiny={tiny_folder}"]))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
 
-from consumer.engine.admission import AdmissionQueue, batch_key, next_group
+from consumer.engine import admission
+from consumer.engine.admission import AdmissionQueue, batch_key
 from consumer.engine.in_flight import Call, InFlight
+from consumer.engine.turns import Turns
 from consumer.renderer.protocol import ImageTask, Lora
 from schemas.errors import Rejected
 
@@ -57,7 +59,8 @@ def admitted(queue: AdmissionQueue, in_flight: list[InFlight]) -> list[str]:
 
 def test_the_policy_needs_no_torch():
     """It is tested, and can be read, without a device."""
-    code = "import sys, consumer.engine.admission, consumer.engine.in_flight, consumer.engine.batch_size"
+    modules = ("admission", "batch_size", "in_flight", "turns")
+    code = "import sys" + "".join(f", consumer.engine.{module}" for module in modules)
     code += "; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
@@ -127,6 +130,11 @@ def test_a_model_that_nobody_knows_begins_so_that_somebody_says_so():
 
 def unlimited(_kind: str, _key: object) -> int:
     return 100
+
+
+def next_group(images: list[InFlight], limit: Callable[[str, object], int]) -> list[InFlight]:
+    """The next group where nobody has had the device yet."""
+    return admission.next_group(images, limit, Turns())
 
 
 def names(group: list[InFlight]) -> list[str]:

@@ -94,6 +94,9 @@ def test_a_url_that_the_operator_means_is_taken(url: str, hosts: str):
     [
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "0.0.0.0", "169.254.169.254"),
         *("::1", "::", "fe80::1%eth0", "fd00::1", "fd00:ec2::254", "::ffff:127.0.0.1", "64:ff9b::7f00:1"),
+        *("::10.0.0.5", "::7f00:1", "::ffff:0:10.0.0.5", "::2", "fec0::1", "fec0::1%2", "1::1", "4000::1"),
+        *("3fff::1", "5f00::1", "100::1", "2001:db8::1", "2607:f8b0::5efe:10.0.0.5", "2001:0:a00:5::1"),
+        *("2607:f8b0::200:5efe:10.0.0.5", "::ffff:127.0.0.1%eth0", "2001:0:5db8:d70e:8000:0:f5ff:fffa"),
         *("64:ff9b:1::1", "2002:7f00:1::", "224.0.0.1", "ff02::1", "198.18.0.1", "168.63.129.16"),
     ],
 )
@@ -103,6 +106,43 @@ def test_a_name_that_leads_inside_is_not_followed(address: str):
     url = hosts.checked("https://hooks.example.com/x")
     with pytest.raises(OSError, match="leads to"):
         hosts.check_address(url, address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("::169.254.169.254", "::ffff:0:169.254.169.254", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe"),
+        *(
+            "2002:a9fe:a9fe::1",
+            "2607:f8b0::200:5efe:169.254.169.254",
+            "2001:0:a9fe:a9fe::1",
+            "::ffff:a9fe:a9fe%1",
+        ),
+        *("2001:0:5db8:d70e:8000:0:5601:5601", "fd20:ce::254", "fd00:ec2::254"),
+    ],
+)
+def test_no_spelling_of_a_metadata_service_can_be_allowed(address: str):
+    """Also where the operator has written the host with its port, which allows private addresses."""
+    hosts = Hosts("hooks.example.com:443")
+    url = hosts.checked("https://hooks.example.com/x")
+    with pytest.raises(OSError, match="reserved"):
+        hosts.check_address(url, address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "93.184.215.14",
+        "2606:2800:220:1::1",
+        "2002:5db8:d70e::1",
+        "64:ff9b::5db8:d70e",
+        "::ffff:93.184.215.14",
+    ],
+)
+def test_an_address_of_the_internet_is_followed(address: str):
+    """However it is written."""
+    hosts = Hosts("hooks.example.com")
+    hosts.check_address(hosts.checked("https://hooks.example.com/x"), address)
 
 
 def test_a_name_of_this_machine_that_leads_elsewhere_is_not_spoken_to_in_the_clear():

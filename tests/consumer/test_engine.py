@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from consumer.engine import pipelines
+from consumer.engine.loading import pipelines
 from consumer.renderer.protocol import Drawn, Stepped, Undrawable
 from schemas import samplers
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consumer.engine.registry import ModelRegistry
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.models.cards import Cards
 from consumer.renderer.protocol import Drawn
 
@@ -19,40 +19,9 @@ TASKS = ("text2img", "img2img", "inpainting")
 @pytest.fixture(scope="module")
 def sdxl_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SDXL: two text encoders, size conditioning, random weights."""
-    import torch
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from tests.studio import save_tiny_sdxl
 
-    torch.manual_seed(5)
-    base = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
-    config = CLIPTextConfig(**{**base.text_encoder.config.to_dict(), "projection_dim": 32})
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=32 + 6 * 8,
-        use_linear_projection=True,
-    )
-    pipe = StableDiffusionXLPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoder,
-        text_encoder_2=CLIPTextModelWithProjection(config),
-        tokenizer=base.tokenizer,
-        tokenizer_2=base.tokenizer,
-        unet=unet,
-        scheduler=base.scheduler,
-        add_watermarker=False,
-    )
-    folder = tmp_path_factory.mktemp("sdxl") / "tiny"
-    pipe.save_pretrained(folder)
-    return folder
+    return save_tiny_sdxl(tmp_path_factory.mktemp("sdxl") / "tiny", tiny_folder)
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,11 @@ class Reader(HTMLParser):
         self.text += data
 
 
+def shown(name: str, picture: bytes, **parameters: Any) -> GalleryItem:
+    """An item with a thumbnail."""
+    return GalleryItem(name, "a prompt", "succeeded", None, parameters, thumbnail=thumbnail(picture))
+
+
 def drawn(size: tuple[int, int] = (64, 64), colour: str = "red") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
@@ -167,14 +172,33 @@ def test_a_thumbnail_keeps_the_shape():
 def test_a_contact_sheet_shows_all_in_order(count: int):
     """Eight in a row, from the top left."""
     colours = ["red", "lime", "blue"]
-    sheet = contact_sheet([thumbnail(drawn((64, 64), colours[i % 3])) for i in range(count)], cell=64)
-    with Image.open(io.BytesIO(sheet)) as image:
+    items = [shown(f"row {i}", drawn((64, 64), colours[i % 3])) for i in range(count)]
+    with Image.open(io.BytesIO(contact_sheet(items, cell=64))) as image:
         assert image.format == "PNG"
         for i in range(count):
-            x, y = 38 + i % 8 * 70, 38 + i // 8 * 70
+            x, y = 38 + i % 8 * 70, 38 + i // 8 * 100
             pixel = image.getpixel((x, y))
             assert isinstance(pixel, tuple)
             assert pixel.index(max(pixel)) == i % 3
+
+
+def test_a_contact_sheet_says_which_row_is_which_and_what_differs():
+    """The row's name, and the parameters that are not the same in all; each within its own cell."""
+    names = ("a", "b", "a name that is much too long for its cell", "line\nbreak\0\ud800")
+    items = [
+        shown(name, drawn((64, 64)), steps=steps) for name, steps in zip(names, (4, 8, 8, 8), strict=True)
+    ]
+    with Image.open(io.BytesIO(contact_sheet(items, cell=64))) as image:
+        cells = [image.crop((6 + i * 70, 70, 70 + i * 70, 100)).convert("L") for i in range(4)]
+        gaps = [image.crop((70 + i * 70, 70, 76 + i * 70, 100)).convert("L") for i in range(4)]
+    lines = [[cell.crop((0, top, 64, top + 15)).tobytes() for cell in cells] for top in (0, 15)]
+    assert len(set(lines[0])) == 4  # the names
+    assert lines[1][0] != lines[1][1] == lines[1][2]  # 4 steps, 8 steps
+    assert all(low == high for gap in gaps for low, high in [gap.getextrema()])
+    same = [shown(name, drawn((64, 64)), steps=4) for name in "ab"]
+    with Image.open(io.BytesIO(contact_sheet(same, cell=64))) as image:
+        low, high = image.crop((0, 85, image.width, 100)).convert("L").getextrema()
+    assert low == high
 
 
 def test_an_empty_batch_has_a_page():

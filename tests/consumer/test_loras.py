@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import random
@@ -20,36 +21,6 @@ from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.manifest import validate_manifest
 from schemas.plan import Plan
-
-
-@pytest.fixture(scope="module")
-def lora_file(tiny_folder, tmp_path_factory):
-    """A LoRA of the tiny UNet and text encoder with weights that matter."""
-    import torch
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-    from transformers import CLIPTextModel
-
-    torch.manual_seed(3)
-    unet = UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet")
-    text = CLIPTextModel.from_pretrained(tiny_folder, subfolder="text_encoder")
-    unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
-    text.add_adapter(
-        LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj", "out_proj"])
-    )
-    folder = tmp_path_factory.mktemp("lora")
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(
-            get_peft_model_state_dict(unet, save_embedding_layers=False)
-        ),
-        text_encoder_lora_layers=convert_state_dict_to_diffusers(
-            get_peft_model_state_dict(text, save_embedding_layers=False)
-        ),
-    )
-    return folder / "pytorch_lora_weights.safetensors"
 
 
 def test_loras_are_switched_between_rows_that_differ(make_registry, lora_file, studio, task, alone, apart):
@@ -247,8 +218,9 @@ def test_the_worker_says_in_one_line_why_it_does_not_start(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-def _claimer(cards):
-    return RequestClaimer(None, None, cards, "doodle", Limits(), lambda: 0.0, random.Random(1))
+def _plan(cards, manifest):
+    claimer = RequestClaimer(None, None, cards, "doodle", Limits(), lambda: 0.0, random.Random(1))
+    return claimer.plan(manifest, asyncio.run(claimer.names.read(manifest)))
 
 
 def test_the_plan_holds_each_files_hash(lora_file, tmp_path):
@@ -256,11 +228,11 @@ def test_the_plan_holds_each_files_hash(lora_file, tmp_path):
     manifest = validate_manifest({"prompt": "x", "seed": 1, "loras": [{"name": "ink"}]})
     other = tmp_path / "other.safetensors"
     other.write_bytes(lora_file.read_bytes() + b" ")
-    plans = [_claimer(Cards.of((), [f"ink={file}"])).plan(manifest) for file in (lora_file, other)]
+    plans = [_plan(Cards.of((), [f"ink={file}"]), manifest) for file in (lora_file, other)]
     assert plans[0].hash() != plans[1].hash()
     assert len(plans[0].document()["lora_hashes"]["ink"]) == 64
 
-    bare = _claimer(Cards.of()).plan(validate_manifest({"prompt": "x", "seed": 1}))
+    bare = _plan(Cards.of(), validate_manifest({"prompt": "x", "seed": 1}))
     assert "lora_hashes" not in bare.document()
     old = {key: value for key, value in plans[0].document().items() if key != "lora_hashes"}
     assert Plan.model_validate(old).document() == old
@@ -269,7 +241,7 @@ def test_the_plan_holds_each_files_hash(lora_file, tmp_path):
 def test_an_unknown_lora_is_refused_when_it_is_claimed():
     """Before any model is loaded."""
     with pytest.raises(Rejected, match="no LoRA is named 'ink'; known are none") as refused:
-        _claimer(Cards.of()).plan(validate_manifest({"prompt": "x", "loras": [{"name": "ink"}]}))
+        _plan(Cards.of(), validate_manifest({"prompt": "x", "loras": [{"name": "ink"}]}))
     assert (refused.value.code, refused.value.field) == ("unknown_lora", "loras")
 
 

@@ -18,6 +18,7 @@ from consumer.models.cards import BUILT_IN, Cards
 from infra.claims.claims import Claims
 from infra.stores.memory import MemoryStore
 from producer import AsyncClient
+from schemas.errors import Rejected
 from schemas.limits import Limits
 from tests.worker_inside import TIMING, make_worker, running
 
@@ -33,9 +34,10 @@ MINE = Cards({card.name: card for card in (*BUILT_IN, replace(BUILT_IN[0], name=
         ({"model": "mine"}, {"cards": MINE}),
         ({"steps": 400}, {"limits": Limits(max_steps=500)}),
         ({"number_of_images": 70}, {"limits": Limits(max_images=80)}),
+        ({"width": 1024, "height": 1024}, {"limits": Limits(max_native_areas=64)}),
         ({"prompt": "a red circle" + " " * 9000}, {"limits": Limits(max_prompt_chars=10_000)}),
     ],
-    ids=["model", "steps", "images", "prompt"],
+    ids=["model", "steps", "images", "size", "prompt"],
 )
 async def test_what_one_worker_can_draw_no_other_refuses(changes: dict[str, Any], able: dict[str, Any]):
     """Five plain workers look at the request first; the only able one draws it."""
@@ -97,7 +99,7 @@ async def test_a_dead_workers_claim_waits_for_a_worker_with_its_model():
     dead.claims.session = "dead"
     info = await store.head("requests/cat.json")
     assert info is not None
-    await dead._listing.claimer.claim_object(info)
+    await dead._inbox.claimer.claim_object(info)
     async with running(make_worker(store)), AsyncClient(store) as client:
         await asyncio.sleep(TIMING.lease + 2)
         assert await store.head("results/cat/result.json") is None
@@ -107,3 +109,21 @@ async def test_a_dead_workers_claim_waits_for_a_worker_with_its_model():
             ended = await client.wait("cat", timeout=30)
 
     assert (ended.status, ended.worker) == ("succeeded", "back")
+
+
+@pytest.mark.parametrize(
+    ("field", "later", "able"),
+    [
+        ("output.format", "output.format=avif", True),
+        ("loras.3.blend", "loras.blend", True),
+        ("output.format", "output.quality=best", False),
+        ("prompt", "prompts", False),
+    ],
+)
+def test_what_a_newer_worker_says_of_inner_fields_and_values(field: str, later: str, able: bool):
+    """A value or an inner field that only a newer worker announces is left to it."""
+    own = Capabilities.own((), (), Limits())
+    newer = Capabilities.read({**own.facts(), "fields": [*own.fields, later]})
+    error = Rejected.of_field(field, "is an unknown field")
+    assert newer.can_draw(error, b"{}", 2, batch=False, refused_by=own) is able
+    assert not own.can_draw(error, b"{}", 2, batch=False, refused_by=newer)

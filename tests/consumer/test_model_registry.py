@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from consumer.engine.model_files import ModelUnavailable, check
-from consumer.engine.registry import ModelRegistry
+from consumer.engine.loading.model_files import ModelUnavailable, check
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.models.cards import Cards, ModelCard
 from consumer.renderer.protocol import Drawn
 from schemas.errors import Rejected

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import consumer.engine.registry as registry_module
-from consumer.engine.model_files import ModelUnavailable
-from consumer.engine.registry import ModelRegistry
+import consumer.engine.loading.registry as registry_module
+from consumer.engine.loading.model_files import ModelUnavailable
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.models.cards import BUILT_IN, Cards
 
 

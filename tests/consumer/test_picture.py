@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from consumer.jobs import picture
-from consumer.jobs.picture import decode_picture, encode, fit, mask_notes
+from consumer.jobs.picture import encode
 from consumer.renderer.protocol import RawPicture
+from infra.decoding.drawing import decode_image, fit, mask_notes
 from producer.recipe import read_recipe
-from schemas import infotext
 from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.manifest import Output
+from schemas.text import infotext
 
 LIMITS = Limits()
 RECIPE: dict[str, Any] = {
@@ -40,15 +41,21 @@ def raw(width: int, height: int, channels: int = 3) -> RawPicture:
     return RawPicture(width, height, channels, bytes(i * 37 % 251 for i in range(width * height * channels)))
 
 
+def image(width: int, height: int, channels: int = 3) -> Image.Image:
+    return Image.frombytes(
+        "L" if channels == 1 else "RGB", (width, height), raw(width, height, channels).data
+    )
+
+
 # Fitting -------------------------------------------------------------------------------------
 
 
 def test_edges_are_cut_evenly_and_nothing_else_changes():
     """36 x 21 becomes 32 x 16: two columns go on each side, and each pixel left is as it was."""
     given_ = raw(36, 21)
-    fitted, mask, notes = fit(given_, raw(36, 21, 1), LIMITS)
+    fitted, mask, notes = fit(image(36, 21), image(36, 21, 1), LIMITS)
     rows = [given_.data[(y * 36 + 2) * 3 : (y * 36 + 34) * 3] for y in range(2, 18)]
-    assert (fitted.width, fitted.height, fitted.data) == (32, 16, b"".join(rows))
+    assert (fitted.size, fitted.tobytes()) == ((32, 16), b"".join(rows))
     assert mask is not None
     assert (mask.width, mask.height) == (32, 16)
     assert [note.code for note in notes] == ["image_resized"]
@@ -56,7 +63,7 @@ def test_edges_are_cut_evenly_and_nothing_else_changes():
 
 def test_a_picture_that_fits_is_left_alone():
     """No note, the same bytes."""
-    assert fit(raw(32, 16), raw(32, 16, 1), LIMITS) == (raw(32, 16), raw(32, 16, 1), [])
+    assert fit(image(32, 16), image(32, 16, 1), LIMITS) == (image(32, 16), image(32, 16, 1), [])
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(8, 130), st.integers(64, 9000))
@@ -64,7 +71,7 @@ def test_what_is_fitted_can_be_drawn(width: int, height: int, side: int, pixels:
     """Multiples of 8, within the limits, each change told; or a refusal, never less than 8 x 8."""
     limits = Limits(max_side=side, max_pixels=pixels)
     try:
-        fitted, mask, notes = fit(raw(width, height), raw(8, 8, 1), limits)
+        fitted, mask, notes = fit(image(width, height), image(8, 8, 1), limits)
     except Rejected:
         fitted = None
     if fitted is None:
@@ -81,9 +88,9 @@ def test_what_is_fitted_can_be_drawn(width: int, height: int, side: int, pixels:
 
 def test_a_mask_of_another_size_is_resized_and_told():
     """By the nearest pixel: what was black or white stays so."""
-    _, mask, notes = fit(raw(32, 16), RawPicture(2, 1, 1, b"\0\xff"), LIMITS)
+    _, mask, notes = fit(image(32, 16), Image.frombytes("L", (2, 1), b"\0\xff"), LIMITS)
     assert mask is not None
-    assert mask.data == (b"\0" * 16 + b"\xff" * 16) * 16
+    assert mask.tobytes() == (b"\0" * 16 + b"\xff" * 16) * 16
     assert [(note.code, note.field) for note in notes] == [("mask_resized", "mask_image")]
 
 
@@ -170,7 +177,7 @@ def test_a_text_longer_than_exif_can_hold_does_not_lose_the_picture(kind: str):
     """A JPEG segment ends at 64 KB; the comment is cut, the picture is there."""
     long = {"prompt": "😀" * 20_000, "negative_prompt": "赤" * 50_000}
     output = Output(format=kind)  # type: ignore[arg-type]
-    pixels, notes = decode_picture(encode(raw(16, 8), output, RECIPE | long)[0], "image", LIMITS)
+    pixels, _, notes = decode_image(encode(raw(16, 8), output, RECIPE | long)[0], "image", LIMITS)
     assert (pixels.width, notes) == (16, [])
 
 
@@ -181,7 +188,7 @@ def test_a_text_longer_than_exif_can_hold_does_not_lose_the_picture(kind: str):
 def test_a_mask_that_asks_for_nothing_or_in_grey_is_told(white: int, grey: int, codes: list[str]):
     """A black mask gave the same picture back without a word; a soft edge is no fault."""
     tone = 150 if white else 100
-    mask = RawPicture(32, 16, 1, bytes([255] * white + [tone] * grey + [0] * (512 - white - grey)))
+    mask = Image.frombytes("L", (32, 16), bytes([255] * white + [tone] * grey + [0] * (512 - white - grey)))
     assert [note.code for note in mask_notes(mask)] == codes
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from consumer.engine import preview
-from consumer.engine.registry import ModelRegistry
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.jobs.job import Eta
 from consumer.models.cards import Cards
 from consumer.renderer import frames

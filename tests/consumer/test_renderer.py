@@ -28,7 +28,7 @@ from consumer.renderer.protocol import (
 from tests.renderer_children import WAIT, Listener, a_task, alive, running
 
 if TYPE_CHECKING:
-    from consumer.engine.registry import ModelRegistry
+    from consumer.engine.loading.registry import ModelRegistry
 
 
 async def _draw_two() -> tuple[Listener, Renderer]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from consumer.engine.pipelines import build_scheduler
+from consumer.engine.loading.pipelines import build_scheduler
 from schemas import samplers
 from schemas.errors import Rejected
 

@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import os
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -178,6 +180,29 @@ def test_links_and_pipes_in_the_inbox_do_no_harm(store: Path, tmp_path: Path):
     assert result(store, "past-the-pipe")["status"] == "succeeded"
     assert secret.exists()
     assert not (store / "results" / "link").exists()
+
+
+def test_links_and_pipes_in_the_inbox_are_told_of(tmp_path: Path):
+    """The worker's log names each once, however often it looks; `status` and `doctor` name them, too."""
+    (tmp_path / "requests").mkdir()
+    os.mkfifo(tmp_path / "requests" / "pipe.json")
+    (tmp_path / "requests" / "folder").symlink_to(tmp_path)
+    (tmp_path / "requests" / ".hidden.json").symlink_to(tmp_path)
+    with worker(tmp_path) as process:
+        for number in range(3):
+            drop(tmp_path, f"{number}.json", {"prompt": "x", "steps": 1})
+            result(tmp_path, str(number))
+        process.terminate()
+        _, logged = process.communicate(timeout=120)
+    told = [line for line in logged.splitlines() if "is ignored: it is a link, a pipe or a device" in line]
+    assert [name for name in ("pipe.json", "folder", "hidden") for line in told if name in line] == [
+        "pipe.json",
+        "folder",
+    ]
+    for command in ("status", "doctor"):
+        run = [sys.executable, "-m", "producer.cli", command, "--store", str(tmp_path)]
+        done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+        assert "'requests/pipe.json'" in done.stdout + done.stderr, command
 
 
 def test_a_half_copied_file_is_waited_for(store: Path):

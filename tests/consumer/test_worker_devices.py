@@ -94,7 +94,7 @@ async def test_a_worker_whose_device_is_gone_gives_its_requests_back(
         os.kill(renderer.pid, signal.SIGKILL)
         await until(lambda: renderer.hopeless and not worker.jobs.active)
         assert not renderer.healthy
-        assert worker.jobs.room <= 0
+        assert worker.jobs.room() <= 0
         async with asyncio.timeout(120):
             while len([i async for i in store.list("claims/") if i.key.endswith(".released")]) < 3:
                 await asyncio.sleep(0.02)

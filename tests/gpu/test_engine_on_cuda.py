@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 import torch
 
+from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import DeviceCaller
-from consumer.engine.registry import ModelRegistry
+from consumer.engine.loading.registry import ModelRegistry
 from consumer.models.cards import Cards
 from consumer.renderer.protocol import Drawn
 from tests.studio import Studio, draw_alone, grey_levels_apart, make_task
@@ -24,6 +25,17 @@ def on_gpu(tiny_folder):
         return ModelRegistry(Cards.of([f"tiny={tiny_folder}"]), device="cuda:0", **settings)
 
     return make
+
+
+def test_calls_are_timed_without_waiting_for_them():
+    """The time is the device's, and comes once the device is done."""
+    timer, seconds = CallTimer("cuda:0", clock=lambda: 0.0), []
+    one = torch.rand(4096, 4096, device="cuda:0")
+    timer.time(lambda: one @ one, seconds.append)
+    torch.cuda.synchronize()
+    timer.collect()
+    assert len(seconds) == 1
+    assert seconds[0] > 0
 
 
 def mixed(steps=3):

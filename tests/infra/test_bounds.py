@@ -31,7 +31,13 @@ def test_a_worker_reads_the_same_variables():
     for parameter in inspect.signature(worker, eval_str=True).parameters.values():
         for fact in getattr(parameter.annotation, "__metadata__", ()):
             options[fact.envvar] = parameter.default
-    for name, limit in (("STEPS", "max_steps"), ("SIDE", "max_side"), ("IMAGES", "max_images")):
+    limits = {
+        "STEPS": "max_steps",
+        "SIDE": "max_side",
+        "IMAGES": "max_images",
+        "NATIVE_AREAS": "max_native_areas",
+    }
+    for name, limit in limits.items():
         assert options[f"DREAMDROP_MAX_{name}"] == getattr(Limits(), limit)
         assert getattr(limits_from({f"DREAMDROP_MAX_{name}": "9"}), limit) == 9
     assert options["DREAMDROP_MAX_BODY_MB"] << 20 == Limits().max_body_bytes

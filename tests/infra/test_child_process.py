@@ -14,7 +14,7 @@ import pytest
 from infra import child_process
 from infra.child_process import child_environment, thread_settings
 
-SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 def test_a_child_finds_the_packages_from_any_folder(tmp_path: Path):
@@ -36,14 +36,14 @@ def test_an_installed_package_adds_nothing_to_the_path(monkeypatch: pytest.Monke
     assert "PYTHONPATH" not in child_environment({"HOME": "/nowhere"})
 
 
-def test_threads_sleep_while_they_wait(tmp_path: Path):
+def test_threads_spin_for_a_moment_and_then_sleep(tmp_path: Path):
     """Without a word of the user's; torch chooses their number."""
-    assert thread_settings({}, tmp_path) == SLEEPING
+    assert thread_settings({}, tmp_path) == WAITING
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_the_users_own_policy_is_not_mixed_with_ours(name: str, tmp_path: Path):
-    """A spin count of 0 would undo a policy of ACTIVE."""
+    """Our spin count would undo a policy of ACTIVE."""
     assert thread_settings({name: "ACTIVE"}, tmp_path) == {}
 
 
@@ -75,8 +75,8 @@ def test_a_container_has_no_more_threads_than_cores(
 
 def test_training_has_the_same_settings():
     """They are in the environment before torch is imported."""
-    code = "import os, sys, training.doodle; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    code = "import os, sys, training.doodle; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
     environment = {n: v for n, v in child_environment().items() if not n.startswith(("OMP_", "GOMP_"))}
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert said.stdout.split() == ["PASSIVE", "False"], said.stderr
+    assert said.stdout.split() == ["10000", "False"], said.stderr

@@ -152,3 +152,21 @@ async def test_no_status_outlives_a_worker_that_dies_as_it_commits(how: str) -> 
         if await bench.keys("results/"):
             assert await bench.keys("claims/", "status/") == []
     assert deaths
+
+
+async def test_the_express_lane_is_taken_over_first_and_stays_one() -> None:
+    """By a worker that has no other room, too; whether the lane is known by the key or by the queue."""
+    bench = Bench()
+    dead, heir = bench.session("dead"), bench.session("heir")
+    for number in range(9):
+        await bench.must_take(dead, f"r{number}")
+    held = await dead.take(None, b'{"prompt": "a dot"}', id="queued", plan={"seeds": [1]}, express=True)
+    assert held is not None
+    await heir.sweep(limit=0)
+    bench.now += LEASE
+    [taken] = await heir.sweep(limit=0, express_limit=4)
+    assert (taken.claim.id, taken.claim.epoch, taken.claim.in_express_lane) == ("queued", 2, True)
+    assert len(await heir.sweep(limit=2, express_limit=4)) == 2
+    assert taken.claim.model_copy(
+        update={"express": False, "source": "requests/express/a.json"}
+    ).in_express_lane

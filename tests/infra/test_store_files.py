@@ -33,8 +33,7 @@ LARGE = (5 << 20) * 3 + 17  # four parts
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 5 MiB, which is the least that S3 takes."""
-    for module in (s3_files, sys.modules["infra.stores.s3"]):
-        monkeypatch.setattr(module, "PART", 5 << 20)
+    monkeypatch.setattr(s3_files, "PART", 5 << 20)
 
 
 @pytest.fixture
@@ -74,6 +73,13 @@ async def test_progress_counts_to_the_end(store: OpenableStore, large: Path, tmp
     await store.fetch_file(KEY, tmp_path / "back", progress=down.append)
     await asyncio.sleep(0)
     assert max(up) == max(down) == LARGE
+    small: list[int] = []
+    (tmp_path / "back").write_bytes(b"small")
+    await store.create_file(
+        "models/b/1/x", tmp_path / "back", sha256=sha256(tmp_path / "back"), progress=small.append
+    )
+    await asyncio.sleep(0)
+    assert max(small) == 5
     assert "memory" in store.url or (len(up) > 2 and len(down) > 2)
 
 

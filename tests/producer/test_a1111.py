@@ -17,7 +17,7 @@ import webuiapi
 from PIL import Image
 
 from producer.web.api_keys import new_key, read_keys
-from schemas import infotext
+from schemas.text import infotext
 from tests.producer.facade import facade, ready, worker
 
 SMALL = {"steps": 2, "width": 64, "height": 48, "sampler_name": "Euler a"}

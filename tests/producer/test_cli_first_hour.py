@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from producer.commands import progress, show
+from producer.request_state import State
+from schemas.result import Frozen, Result
 from tests.producer.facade import worker
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -46,7 +48,8 @@ def test_help_is_short_and_in_the_users_words(dreamdrop: Cli, monkeypatch: pytes
     assert names[:2] == ["up", "imagine"]
     for name in set(names) - {"dead-letters", "setup", "keys"}:
         assert dreamdrop(name, "-h").stdout.startswith("Usage: ")
-    assert "range>" not in dreamdrop("imagine", "-h").stdout
+        assert not re.search(r"<\w+( range|\[)|<(str|int|float|path)>", dreamdrop(name, "-h").stdout), name
+    assert "--timeout N" in dreamdrop("doctor", "-h").stdout
     assert "PROMPT" in dreamdrop("imagine", "-h").stdout
 
 
@@ -115,14 +118,52 @@ def test_a_bar_moves_by_steps_on_a_terminal(tmp_path: Path, slow: str):
 def test_ages_are_said_in_one_unit():
     """Seconds, minutes, hours or days; a stamp that cannot be read has none."""
 
-    class Ended:
-        def __init__(self, stamp: str) -> None:
-            self.finished_at = stamp
+    def ended(stamp: str) -> State:
+        result = Result.ended(
+            "a", "canceled", None, request=Frozen.of(b"{}"), fingerprint="", finished_at=stamp
+        )
+        return State("a", "canceled", result=result)
 
     now = datetime.now(UTC)
     for ago, text in ((5, "5 s ago"), (200, "3 min ago"), (9000, "2 h ago"), (200_000, "2 d ago")):
-        assert show._age(Ended((now - timedelta(seconds=ago)).isoformat())) == text  # type: ignore[arg-type]
-    assert show._age(Ended("soon")) == ""  # type: ignore[arg-type]
+        assert show._when(ended((now - timedelta(seconds=ago)).isoformat()), None) == text
+    assert show._when(ended("soon"), None) == ""
+
+
+def test_status_says_what_waits_and_what_is_drawn(tmp_path: Path, dreamdrop: Cli):
+    """Prompts and ages of requests that have not ended, and the rows of a batch; for one id, too."""
+    inbox = tmp_path / "store" / "requests"
+    inbox.mkdir(parents=True)
+    (inbox / "cat.json").write_text('{"prompt": "a sleepy cat"}')
+    (inbox / "many.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    table = dreamdrop("status", "--store", "store", COLUMNS="80").stdout
+    assert re.search(r"^cat +queued +a sleepy cat +\d+ s ago", table, re.MULTILINE)
+    assert "batch of 2 rows" in " ".join(table.split())
+    assert max(map(len, table.splitlines())) <= 80
+    with worker(tmp_path / "store", "--null", json.dumps({"seconds_per_step": 2})):
+        deadline = time.monotonic() + 240
+        while "processing" not in table and time.monotonic() < deadline:
+            table = dreamdrop("status", "cat", "--store", "store", COLUMNS="100").stdout
+    assert re.search(r"^cat +processing +a sleepy cat +\d+ s ago", table, re.MULTILINE)
+
+
+def test_models_are_here_or_not(tmp_path: Path, dreamdrop: Cli):
+    """In a word, and then why."""
+    (workers := tmp_path / "store" / "workers").mkdir(parents=True)
+    (workers / "one").write_text('{"seq": 1, "models": ["doodle", "sd21"], "available": ["doodle"]}')
+    lines = dreamdrop("models", "--store", "store").stdout.splitlines()
+    assert lines == ["doodle\there\t1 worker", "sd21\tnot here\tno worker has its weights"]
+
+
+def test_watch_says_lines_where_there_is_no_terminal(dreamdrop: Cli, slow: str, tmp_path: Path):
+    """It printed nothing: now each status, and the steps now and then."""
+    (tmp_path / "cat.json").write_text('{"prompt": "a cat", "steps": 60, "width": 64, "height": 64}')
+    dreamdrop("submit", "cat.json", "--id", "cat", "--store", slow)
+    done = dreamdrop("watch", "cat", "--interval", "0.1", "--store", slow)
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("cat: succeeded, 1 image")
+    assert 1 <= len(lines) <= 4, lines  # not one for each look
+    assert done.stdout == ""
 
 
 def test_up_passes_the_workers_options_on(tmp_path: Path, dreamdrop_process: Cli):

@@ -7,7 +7,9 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,12 @@ def test_up_and_serve_say_why_they_cannot(
     ("options", "code", "words"),
     [
         (("--log-level", "loud"), 2, "is none of debug, info and warning"),
+        pytest.param(
+            ("--attention", "xformers"),
+            2,
+            "xformers is not installed: ",
+            marks=pytest.mark.skipif(find_spec("xformers") is not None, reason="it is installed"),
+        ),
         (("--null", "{"), 2, "a JSON object"),
         (("--store", "file"), 3, "the worker cannot run"),
         (("--store", "/proc/nonesuch"), 3, "the worker cannot run"),
@@ -119,6 +127,47 @@ def test_a_missing_folder_for_temporary_files_is_told(places: Path, dreamdrop_pr
     )
     assert done.returncode == 0
     assert f"TMPDIR is {places / 'gone'}, which cannot be written to" in done.stderr
+
+
+OUTPUTS = [
+    *(
+        ["status"],
+        ["status", "cat", "--json"],
+        ["models", "--json"],
+        ["watch", "cat", "--json"],
+        ["keys", "new", "a"],
+    ),
+    *(["fetch", "cat", "-o", "out"], ["submit", REQUEST], ["cancel", "cat", "--json"], ["replay", "--help"]),
+    *(["--help"], ["--version"], ["setup", "queue", "--store", "s3://bucket"], ["doctor", "--no-canary"]),
+]
+
+
+@pytest.mark.parametrize("command", OUTPUTS, ids=lambda command: "-".join(command[:2]))
+def test_an_output_that_takes_nothing_is_no_traceback(places: Path, command: list[str]):
+    """A full disk is one sentence, and a pipe whose reader has gone ends the command without a word."""
+    body = b'{"prompt": "a cat"}'
+    (folder := places / "store" / "results" / "cat").mkdir(parents=True)
+    written = {"id": "cat", "status": "canceled", "fingerprint": "", "request": {"text": body.decode()}}
+    (folder / "result.json").write_text(json.dumps(written))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "DREAMDROP_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "DREAMDROP_STORE": "store"}
+    run = [sys.executable, "-m", "producer.cli", *command]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            run, cwd=places, env=environment, stdout=full, stderr=subprocess.PIPE, timeout=120
+        )
+    silent = command == ["fetch", "cat", "-o", "out"]  # it has no images to name
+    assert silent or (done.returncode, done.stderr.count(b"No space left")) == (2, 1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = subprocess.run(
+        run, cwd=places, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=120
+    )
+    os.close(writer)
+    assert silent or gone.returncode == 1
+    for text in (done.stderr, gone.stderr):
+        assert b"Traceback" not in text
+        assert b"Exception ignored" not in text
 
 
 def test_files_that_cannot_be_read_are_named(places: Path, dreamdrop: Cli):

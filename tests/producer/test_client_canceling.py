@@ -41,6 +41,29 @@ async def test_a_request_that_is_being_drawn_can_be_cancelled(home: AsyncClient)
     assert state.result.request.body() == b'{"prompt": "a cat"}'
 
 
+@pytest.mark.parametrize("claimed", [b"", b'{"v": 99}'])
+async def test_a_request_whose_claim_cannot_be_read_can_be_cancelled(home: AsyncClient, claimed: bytes):
+    """It ended with an error. The result answers every body of the id, and says that the request is not kept."""
+    await home.store.create("claims/tom/000001", claimed)
+    await home.store.create("claims/tom/row/000001", claimed)
+    state = await home.cancel("tom")
+    assert state.result is not None
+    assert state.result.failure is not None
+    assert state.status == "canceled"
+    assert "claim cannot be read" in state.result.failure.message
+    assert answers(state.result.fingerprint, "of any body")
+    assert (await home.status("tom/row")).status == "canceled"
+
+    await home.store.create("claims/ben/000001", claimed)
+    ticket = await home.submit(CAT, id="ben-2")
+    await home.store.create("requests/ben.json", b'{"prompt": "a cat"}')
+    state = await home.cancel("ben")
+    assert state.result is not None
+    assert state.result.request.body() == b'{"prompt": "a cat"}'
+    assert await home.store.head("requests/ben.json") is None
+    assert await home.store.head(ticket.key) is not None
+
+
 async def test_a_cancel_that_came_too_late_removes_nothing(
     home: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -13,6 +13,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
 
 from producer.web import openapi
+from producer.web.api_keys import new_key, read_keys
 from producer.web.app import create_app
 from producer.web.settings import FacadeSettings
 from schemas.limits import Limits
@@ -32,16 +33,38 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield listening
 
 
-@schemathesis.serializer("application/jsonl")
-def jsonl(ctx: object, value: object) -> bytes:
-    """Lines as they are; anything else as one line of JSON."""
-    return value.encode() if isinstance(value, str) else json.dumps(value).encode()
-
-
 def operations() -> list[schemathesis.schemas.APIOperation]:
     """Every call that the document describes."""
     document = schemathesis.openapi.from_dict(create_app(FacadeSettings("memory://schema")).openapi())
     return [operation.ok() for operation in document.get_all_operations()]
+
+
+def test_the_document_names_everything_once_and_in_words():
+    """Generators make classes and functions from these names; error bodies are written down once."""
+    document = create_app(FacadeSettings("memory://schema")).openapi()
+    calls = [call for path in document["paths"].values() for call in path.values()]
+    names = [call["operationId"] for call in calls]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name) for name in names), names
+    assert not [name for name in document["components"]["schemas"] if "__" in name]
+    for call in calls:
+        for status, answer in call["responses"].items():
+            for content in answer.get("content", {}).values():
+                assert int(status) < 400 or "$ref" in content["schema"], (call["operationId"], status)
+    assert {call["tags"][0] for call in calls} == {tag["name"] for tag in document["tags"]}
+
+
+def test_the_document_says_how_a_key_is_sent():
+    """Only where the server has keys, and not for the calls that need none."""
+    key = read_keys(new_key("alice")[1])
+    document = create_app(FacadeSettings("memory://schema", keys=key)).openapi()
+    assert {scheme["type"] for scheme in document["components"]["securitySchemes"].values()} == {
+        "http",
+        "apiKey",
+    }
+    assert document["security"]
+    assert document["paths"]["/readyz"]["get"]["security"] == []
+    assert "security" not in create_app(FacadeSettings("memory://schema")).openapi()
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda one: one.label)

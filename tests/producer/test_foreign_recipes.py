@@ -15,9 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from producer.recipe import read_recipe
-from schemas import foreign_recipes, infotext
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
+from schemas.text import foreign_recipes, infotext
 from tests.producer.facade import facade
 
 WANTED = {"prompt": "red circle", "negative_prompt": "bad", "seed": 5, "steps": 20, "cfg_scale": 7}

@@ -58,3 +58,48 @@ def test_a_strength_hints_at_a_picture(tmp_path: Path, dreamdrop: Callable[..., 
     done = dreamdrop("replay", "a.png", "--image", "a.png")
     assert (done.returncode, done.stderr) == (0, "")
     assert validate_manifest(json.loads(done.stdout)).task == "img2img"
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        ("Steps: 20, Sampler: Euler, CFG scale: nan, Seed: 5, Size: ²x²", {"cfg_scale", "width"}),
+        ("Steps: ²⁰, Sampler: Euler, CFG scale: 1e999, Seed: 5, Size: 8x٨", {"steps", "cfg_scale", "width"}),
+        (
+            f"Steps: {'9' * 400}, Sampler: Euler, CFG scale: -inf, Seed: {'1' * 9000}",
+            {"steps", "cfg_scale", "seed"},
+        ),
+        ("Steps: 1_000, Sampler: Euler, Seed: 0x10, Clip skip: ٣", {"steps", "seed", "clip_skip"}),
+        ('Steps: 20, Sampler: Euler, Seed: 5, Model: "\\ud800"', set()),
+        ('Steps: 20, Sampler: "' + "[" * 90_000 + '", Seed: 5', set()),
+    ],
+    ids=["superscripts", "infinite", "digits", "python", "surrogate", "deep"],
+)
+def test_hostile_text_leaves_out_what_is_no_number(
+    tmp_path: Path, dreamdrop: Callable[..., Any], text: str, left_out: set[str]
+):
+    """What another program wrote otherwise is not guessed; what is printed can be sent as it is."""
+    info = PngInfo()
+    info.add_text("parameters", f"a cat\n{text}")
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.png", pnginfo=info)
+    done = dreamdrop("replay", "a.png")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["prompt"].startswith("a cat")
+    assert not left_out & found.keys()
+    json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ['{"prompt": "\\ud800"}', '{"prompt": "x", "steps": NaN}', "[" * 90_000, '{"seed": ' + "9" * 9000 + "}"],
+)
+def test_a_hostile_recipe_of_our_own_is_refused(tmp_path: Path, dreamdrop: Callable[..., Any], recipe: str):
+    """In a sentence that names the file."""
+    info = PngInfo()
+    info.add_text("dreamdrop", recipe)
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.png", pnginfo=info)
+    done = dreamdrop("replay", "a.png")
+    assert done.returncode != 0
+    assert "is damaged" in done.stderr
+    assert "Traceback" not in done.stderr

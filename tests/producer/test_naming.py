@@ -143,4 +143,4 @@ def test_the_command_line_says_which_name_counts(dreamdrop: Cli, tmp_path: Path)
     assert "processing" in done.stdout
     assert "foo is canceled" in dreamdrop("cancel", "b").stderr
     assert dreamdrop("watch", "foo", "--json").stdout.count("canceled") >= 1
-    assert "`id` only by that id" in dreamdrop("status", "quartz").stderr
+    assert "found by that `id`" in dreamdrop("status", "quartz").stderr

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import infotext
 from schemas.manifest import validate_manifest
+from schemas.text import infotext
 
 RECIPE: dict[str, Any] = {
     "prompt": "a red circle",

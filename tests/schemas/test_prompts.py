@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from schemas import infotext
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
 from schemas.plan import Plan, plan
-from schemas.prompts import foreign_syntax
+from schemas.text import infotext
+from schemas.text.prompts import foreign_syntax
 
 
 def planned(**fields: object) -> Plan:

@@ -36,6 +36,15 @@ def test_the_model_is_as_good_as_its_card_says(scores: dict[str, float], what: s
     assert scores[what] >= floor
 
 
+def test_the_judge_draws_as_the_card_says():
+    """Training cannot import the worker's cards, so it has the numbers once more."""
+    from consumer.models.cards import Cards
+    from training.doodle.evaluate import GUIDANCE, STEPS
+
+    card = Cards.of().get("doodle")
+    assert (card.steps, card.cfg_scale) == (STEPS, GUIDANCE)
+
+
 def test_the_weights_are_small_and_safe():
     """fp16 safetensors, under 16 MB in all, and nothing that unpickles."""
     files = [f for f in FOLDER.rglob("*") if f.is_file()]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 STEPS = 20
-GUIDANCE = 4.0  # what the model's card recommends; the contract's default of 7 overdraws so small a model
+GUIDANCE = 4.0  # both as in the model's card in consumer/models/cards.py, which nothing here may import
 Paint = Callable[..., list[Image.Image]]  # `draw` of one pipeline
 _TOGETHER = 10  # pictures in one pipeline call
 _LIKE = 0.7  # overlap with the template below which a shape is not called one

@@ -98,7 +98,7 @@ def newest(folder: Path) -> Checkpoint | None:
     for checkpoint in complete(folder):
         hashes = checkpoint.record["files"]
         if all(
-            (checkpoint.folder / n).is_file() and _sha256(checkpoint.folder / n) == h
+            (checkpoint.folder / n).is_file() and sha256(checkpoint.folder / n) == h
             for n, h in hashes.items()
         ):
             return checkpoint
@@ -132,6 +132,8 @@ def restore(checkpoint: Checkpoint, loop: Loop, class_pictures: str = "") -> lis
             )
     if record["steps"] != loop.recipe.steps:
         warnings.append(f"planned were {record['steps']} steps, now {loop.recipe.steps}")
+    if record["warmup_steps"] != (warmup := loop.recipe.options.warmup_steps):
+        warnings.append(f"planned were {record['warmup_steps']} steps of warm-up, now {warmup}")
     if record["class_pictures"] != class_pictures:
         warnings.append("the class pictures are others than before, as another machine draws them")
     return warnings
@@ -145,6 +147,7 @@ def _collect(loop: Loop) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     return files, {
         "step": loop.done,
         "steps": loop.recipe.steps,
+        "warmup_steps": loop.recipe.options.warmup_steps,
         "skips": loop.skips,
         "identity": loop.recipe.identity(),
         "optimizer": optimizer,
@@ -230,7 +233,8 @@ def _read(folder: Path) -> Checkpoint | None:
         return None
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The hash of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -239,7 +243,7 @@ def _settle(file: Path) -> str:
     """Make sure that a file is on the disk; returns its hash."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
-    return _sha256(file)
+    return sha256(file)
 
 
 def _settle_folder(folder: Path) -> None:

@@ -61,7 +61,7 @@ def make(
             [wanted[n]["prompt"] for n in part],
             [wanted[n]["seed"] for n in part],
             side,
-            defaults.DRAWING[recipe.base.family],
+            defaults.DRAWING[recipe.base.kind],
             precision(),
         )
         for number, picture in zip(part, pictures, strict=True):
@@ -90,7 +90,7 @@ def read(folder: Path, recipe: Recipe) -> tuple[list[tuple[str, Image.Image]], l
 def _facts(recipe: Recipe, chance: Chance, number: int) -> dict[str, Any]:
     """How a class picture is drawn."""
     options = recipe.options
-    steps, guidance = defaults.DRAWING[recipe.base.family]
+    steps, guidance = defaults.DRAWING[recipe.base.kind]
     return {
         "prompt": options.class_prompts[number % len(options.class_prompts)],
         "seed": chance.number("class picture", number),

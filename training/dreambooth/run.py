@@ -11,7 +11,6 @@ report.html          the training as a page
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -196,7 +195,7 @@ def _facts(folder: Path, loop: Loop) -> dict[str, Any]:
         "versions": {n: version(n) for n in ("torch", "diffusers", "transformers", "peft", "accelerate")},
         "drift": validation.drift(folder / "validation", loop),
         "files": {
-            name: {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            name: {"size": file.stat().st_size, "sha256": checkpoint.sha256(file)}
             for name, file in files.items()
         },
     }

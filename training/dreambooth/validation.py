@@ -34,7 +34,7 @@ def validate(folder: Path, loop: Loop) -> list[Path]:
         for start in range(0, len(prompts), _TOGETHER):
             part = prompts[start : start + _TOGETHER]
             seeds = [(options.seed + start + k) % 2**63 for k in range(len(part))]
-            how = defaults.DRAWING[loop.recipe.base.family]
+            how = defaults.DRAWING[loop.recipe.base.kind]
             for number, picture in enumerate(
                 draw(loop.parts, part, seeds, options.resolution or 0, how, loop.accelerator.autocast()),
                 start,

@@ -41,7 +41,8 @@ ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 #: Devices whose file systems have no hard links. Most of those make inode numbers up, and forget them.
 without_links: set[int] = set()
-_warned: set[str] = set()
+#: What lies where objects should be and is none: its key, and a sentence that says why. Each was logged once.
+ignored: dict[str, str] = {}
 
 
 def segments(key: str) -> tuple[str, ...]:
@@ -256,6 +257,9 @@ def _entries(here: int, base: str, beginning: str) -> list[tuple[str, bool]]:
                 listed.append((name, True))
             elif entry.is_file(follow_symlinks=False):
                 listed.append((name, False))
+            elif base.startswith(INBOX):
+                text = "is ignored: it is a link, a pipe or a device; copy the file itself there"
+                warn_once(base + name, f"{base + name!r} {text}")
     listed.sort(key=lambda e: f"{e[0]}/" if e[1] else e[0])
     return listed
 
@@ -275,6 +279,6 @@ def _is_listed(base: str, name: str) -> bool:
 
 def warn_once(about: str, message: str) -> None:
     """Log a warning the first time only, because listings come every second; at most 1,000 in all."""
-    if about not in _warned and len(_warned) < 1000:
-        _warned.add(about)
+    if about not in ignored and len(ignored) < 1000:
+        ignored[about] = message
         log.warning(message)

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from infra.stores.directory import naming, safe_paths
+from infra.stores.directory.empty_folders import remove_empty_folders
 from infra.stores.directory.errors import translated
 from infra.stores.directory.metadata import Sidecars
 from infra.stores.directory.safe_paths import STAGING
@@ -120,6 +121,10 @@ class DirectoryStore:
         """Make the folder of a prefix ending in "/", and those above it; no key needs it to be there."""
         check_prefix(prefix)
         await self._in_thread(prefix, lambda: (self.root / prefix).mkdir(parents=True, exist_ok=True))
+
+    async def remove_empty_folders(self) -> int:
+        """Remove folders that requests, claims and statuses of the past have left. Returns how many."""
+        return await self._in_thread(str(self.root), lambda: remove_empty_folders(self.root))
 
     async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, key, work)
@@ -305,13 +310,11 @@ class DirectoryStore:
             now = None if here is None else safe_paths.look(name, here)
         if now is None or now.st_nlink == 1:
             return False
-        safe_paths.warn_once(
-            key, f"{key!r} is ignored: it is a hard link to another file; copy the file instead"
-        )
+        text = f"{key!r} is ignored: it is a hard link to another file; copy the file instead"
+        safe_paths.warn_once(key, text)
         return True
 
     def _info(self, key: str, facts: os.stat_result, *, with_metadata: bool) -> Info:
         version = safe_paths.etag(facts)
-        if not with_metadata:
-            return Info(key, facts.st_size, version, facts.st_mtime)
-        return Info(key, facts.st_size, version, facts.st_mtime, self._sidecars.read(key, version))
+        metadata = self._sidecars.read(key, version) if with_metadata else {}
+        return Info(key, facts.st_size, version, facts.st_mtime, metadata)

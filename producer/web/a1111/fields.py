@@ -15,10 +15,11 @@ from infra.pictures import decode_base64
 from producer.web import pictures
 from producer.web.a1111 import neutral
 from producer.web.naming import in_their_words
-from schemas import infotext, samplers
+from schemas import samplers
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
 from schemas.result import Note
+from schemas.text import infotext
 
 if TYPE_CHECKING:
     from PIL.Image import Image

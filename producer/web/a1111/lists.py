@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from producer.overview import defaults_of
 from producer.web.a1111.fields import checkpoint
 from producer.web.api_keys import Key
 from producer.web.caller import Caller, FacadeOf, document
@@ -39,7 +40,7 @@ def chosen_model(request: Request, caller: Key) -> str | None:
 
 
 @router.get("/samplers", responses=READ_ERRORS, summary="List samplers")
-async def all_samplers(caller: Caller) -> list[dict[str, Any]]:
+async def list_samplers(caller: Caller) -> list[dict[str, Any]]:
     """A sampler with Karras in its name can also be chosen by `scheduler: karras`."""
     return [{"name": name, "aliases": samplers.aliases(name), "options": {}} for name in samplers.names()]
 
@@ -54,18 +55,31 @@ async def schedulers(caller: Caller) -> list[dict[str, Any]]:
 
 @router.get("/sd-models", responses=READ_ERRORS, summary="List models")
 async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
+    """`defaults`, which A1111 has not: what fills the fields that a request leaves open."""
     return [
-        {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
-        for name in await _names(facade, here=True)
+        {
+            "title": model.name,
+            "model_name": model.name,
+            "hash": None,
+            "sha256": None,
+            "filename": model.name,
+            "config": None,
+            "defaults": model.defaults.model_dump(),
+        }
+        for model in await facade.client.models()
+        if model.here or model.versions
     ]
 
 
 @router.get("/options", responses=READ_ERRORS, summary="Get the settings")
 async def options(request: Request, facade: FacadeOf, caller: Caller) -> dict[str, Any]:
-    """The model of requests that name none, and fixed values."""
-    default = next((str(w["default_model"]) for w in await facade.workers() if w.get("default_model")), "")
+    """The model of requests that name none, with its defaults, and fixed values."""
+    workers = await facade.workers()
+    default = next((str(w["default_model"]) for w in workers if w.get("default_model")), "")
+    model = chosen_model(request, caller) or default
     return {
-        "sd_model_checkpoint": chosen_model(request, caller) or default,
+        "sd_model_checkpoint": model,
+        "defaults": defaults_of(workers, model).model_dump(),
         "sd_checkpoint_hash": "",
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,
@@ -106,9 +120,9 @@ async def refresh_checkpoints(caller: Caller) -> dict[str, Any]:
     return {}
 
 
-async def _names(facade: Facade, *, here: bool = False) -> list[str]:
-    """The models that may be named; with `here`, without those that no worker has the weights of."""
-    return [m.name for m in await facade.client.models() if m.here or m.versions or not here]
+async def _names(facade: Facade) -> list[str]:
+    """The models that may be named."""
+    return [model.name for model in await facade.client.models()]
 
 
 def _mount(name: str, make: Callable[[], Any]) -> None:
@@ -120,7 +134,7 @@ def _mount(name: str, make: Callable[[], Any]) -> None:
         empty,
         methods=["GET"],
         responses=READ_ERRORS,
-        summary="Always empty",
+        include_in_schema=False,
         name=f"a1111 {name}",
     )
 

@@ -7,7 +7,6 @@ by name. Lists and settings are in `lists`.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from typing import Any
 
@@ -15,23 +14,23 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from infra.pictures import decode_base64
-from infra.recipes import PARAMETERS, RECIPE, recipe_texts
+from infra.recipes import PARAMETERS, RECIPE
 from producer.web import pictures, responses
 from producer.web.a1111 import fields
 from producer.web.a1111.lists import chosen_model
 from producer.web.caller import Caller, FacadeOf, document, draw
 from producer.web.naming import in_their_words, notes_in_their_words
 from producer.web.openapi import errors, examples, request_body
-from schemas import foreign_recipes, infotext
 from schemas.errors import Rejected
 from schemas.result import Note, Result
+from schemas.text import foreign_recipes, infotext
 
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
 HIDDEN = ("init_images", "mask")  # not repeated in responses
 DRAW_ERRORS = errors(401, 409, 410, 413, 422, 429, 503, 504)
 
 
-class Pictures(BaseModel):
+class A1111Pictures(BaseModel):
     """A1111's response to a drawing request."""
 
     images: list[str] = Field(description="The pictures in base64.")
@@ -53,7 +52,7 @@ class ProgressState(BaseModel):
     stopping_generation: bool = False
 
 
-class Progress(BaseModel):
+class A1111Progress(BaseModel):
     """The progress of the synchronous requests that the caller waits for at this server."""
 
     progress: float = Field(0.0, ge=0, le=1)
@@ -77,7 +76,6 @@ def _body(example: dict[str, Any], text: str) -> dict[str, Any]:
 
 _TXT2IMG = {
     "prompt": "a red circle on a blue background",
-    "steps": 20,
     "seed": 5,
     "width": 128,
     "height": 128,
@@ -93,7 +91,7 @@ _IMG2IMG = {
 
 @router.post(
     "/txt2img",
-    response_model=Pictures,
+    response_model=A1111Pictures,
     responses=DRAW_ERRORS,
     openapi_extra=_body(_TXT2IMG, "A1111's fields; docs/clients.md lists those that are not supported."),
     summary="Draw from a prompt",
@@ -104,7 +102,7 @@ async def txt2img(request: Request, facade: FacadeOf, caller: Caller) -> Respons
 
 @router.post(
     "/img2img",
-    response_model=Pictures,
+    response_model=A1111Pictures,
     responses=DRAW_ERRORS,
     openapi_extra=_body(_IMG2IMG, "A1111's fields; with `mask`, its white part is repainted."),
     summary="Redraw a picture, or repaint the white part of a mask",
@@ -126,7 +124,7 @@ async def _draw(request: Request, facade: FacadeOf, caller: Caller, *, img2img: 
     if not result.images:
         raise responses.NoPictures(_in_a1111_words(result, body))
     images = [] if body.get("send_images") is False else await responses.pictures(facade.client.store, result)
-    response = Pictures(
+    response = A1111Pictures(
         images=[],
         parameters={name: value for name, value in body.items() if name not in HIDDEN},
         info=json.dumps(_info(result, body, translation.notes), ensure_ascii=False),
@@ -190,19 +188,19 @@ async def progress(
     facade: FacadeOf,
     caller: Caller,
     skip_current_image: bool = Query(False, description="Omit the preview."),
-) -> Progress:
+) -> A1111Progress:
     """Covers the synchronous requests that this caller waits for at this server."""
     ids = facade.waits_of(caller)
     if not ids:
-        return Progress()
+        return A1111Progress()
     states = await asyncio.gather(*map(facade.state, ids), return_exceptions=True)
     reports = [state.progress for state in states if not isinstance(state, BaseException) and state.progress]
     done = sum(min(1.0, one.steps_done / one.steps_total) for one in reports if one.steps_total)
     if not reports:
-        return Progress(state=ProgressState(job_count=len(ids)), textinfo="waiting")
+        return A1111Progress(state=ProgressState(job_count=len(ids)), textinfo="waiting")
     first = reports[0]
     preview = "" if skip_current_image else first.preview.partition(",")[2]
-    return Progress(
+    return A1111Progress(
         progress=min(1.0, done / len(ids)),
         eta_relative=max((one.eta or 0.0 for one in reports), default=0.0),
         state=ProgressState(
@@ -241,12 +239,7 @@ async def png_info(request: Request, facade: FacadeOf, caller: Caller) -> PngInf
     if unknown := set(body) - {"image"}:
         raise Rejected.of_field(min(unknown)[:60], "is an unknown field; send `image`")
     raw = decode_base64(body.get("image"), "image", limits)
-
-    def read() -> dict[str, str]:
-        pictures.decode_picture(raw, "image", limits)
-        return recipe_texts(io.BytesIO(raw), "image")
-
-    items = await asyncio.to_thread(read)
+    items = await asyncio.to_thread(pictures.recipe_texts, raw, "image", limits)
     foreign = foreign_recipes.read(items) if RECIPE not in items else None
     text = infotext.write(foreign, drawn_here=False) if foreign else items.get(PARAMETERS, "")
     return PngInfo(info=text, items=items, parameters=infotext.pairs(text) if text else {})

@@ -6,15 +6,16 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from infra.stores.store import Store, Stored
 from producer import collect
 from producer.request_state import State
 from producer.requests import fresh_id
 from producer.web import responses
+from producer.web.accept import FORMATS, OCTETS, type_for
 from producer.web.caller import Caller, FacadeOf, body, new_id, own_id, refuse_form
-from producer.web.openapi import errors, request_body
+from producer.web.openapi import BINARY, errors, file_response
 from producer.web.responses import Job
 from schemas.errors import NotFound
 from schemas.layout import is_id, result_folder
@@ -28,22 +29,40 @@ FILES = {
     "contact_sheet": "image/png",
 }
 PICTURE = re.compile(r"[0-9]{1,6}\.(png|jpg|webp)")
-TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}  # by the ending of the file
 #: A gallery is one self-contained page: its pictures and style are inline, and it has no scripts.
 GALLERY_POLICY = "default-src 'none'; img-src data: 'self'; style-src 'unsafe-inline'; sandbox"
+
+
+LINES = "The file itself, one JSON object per line. Its Content-Type is not looked at."
+#: As text, which Swagger UI shows and sends as it is (it quotes the lines of a type with "json" in its name), and as
+#: a file.
+LINES_CONTENT = {
+    "text/plain": {
+        "schema": {"type": "string"},
+        "example": '{"custom_id": "a", "prompt": "a red circle on a blue background"}\n'
+        '{"custom_id": "b", "prompt": "a yellow star on a black background"}\n',
+    },
+    OCTETS: {"schema": BINARY},
+}
 
 
 class Batch(BaseModel):
     """The state of a batch."""
 
-    id: str
-    status: str
-    position: int | None = None
-    counts: BatchCounts | None = None
-    rows: list[Job] = []
-    done: int = 0  # finished rows
-    total: int | None = None  # rows; None while the batch is queued
-    files: dict[str, str] = {}  # of a finished batch: name to URL
+    id: str = Field(description="The batch's id.")
+    status: str = Field(description="queued, processing, succeeded, partial, failed, canceled or expired.")
+    position: int | None = Field(
+        None, description="While queued: about how many requests are ahead of this one."
+    )
+    counts: BatchCounts | None = Field(None, description="How the rows ended, once all have.")
+    rows: list[Job] = Field([], description="Finished rows, at most as many as were asked for.")
+    done: int = Field(0, description="Finished rows.")
+    total: int | None = Field(None, description="All rows; null while the batch is queued.")
+    files: dict[str, str] = Field(
+        {},
+        description="Of a finished batch: results, errors, gallery and contact_sheet, and their addresses.",
+    )
 
 
 @router.post(
@@ -51,15 +70,10 @@ class Batch(BaseModel):
     status_code=202,
     response_model=Batch,
     responses=errors(401, 404, 409, 413, 422, 429, 503),
-    openapi_extra=request_body(
-        {"type": "string"},
-        content_type="application/jsonl",
-        example='{"custom_id": "a", "prompt": "a red circle on a blue background"}\n'
-        '{"custom_id": "b", "prompt": "a yellow star on a black background"}\n',
-    ),
+    openapi_extra={"requestBody": {"required": True, "description": LINES, "content": LINES_CONTENT}},
     summary="Queue a file of requests, one JSON object per line",
 )
-async def post(
+async def queue_batch(
     request: Request,
     facade: FacadeOf,
     caller: Caller,
@@ -80,18 +94,21 @@ async def post(
 @router.get(
     "/batches/{id:path}/files/{name}",
     response_class=Response,
-    responses=errors(404),
-    summary="Get a summary file: results, errors, gallery or contact_sheet",
+    responses={200: file_response(*dict.fromkeys(FILES.values())), **errors(404)},
+    summary="Get a summary file: results, errors, gallery (or gallery-2.html, ...) or contact_sheet",
 )
-async def file(id: str, name: str, facade: FacadeOf, caller: Caller) -> Response:
+async def get_batch_file(id: str, name: str, request: Request, facade: FacadeOf, caller: Caller) -> Response:
     state = await facade.state(own_id(caller, id))
     batch = state.result.batch if state.result else None
     key = getattr(batch, name, "") if name in FILES else ""
+    if batch is not None and not key:  # the pages of a gallery link to each other by their files' names
+        key = next((page for page in batch.gallery_keys() if page.endswith(f"/{name}")), "")
+        name = "gallery"
     if not key:
         raise HTTPException(404, f"{id} has no {name}; a finished batch has {', '.join(FILES)}")
     stored = await _stored(facade.client.store, key)
     headers = {"Content-Security-Policy": GALLERY_POLICY} if name == "gallery" else {}
-    return Response(stored.body, media_type=FILES[name], headers=headers)
+    return Response(stored.body, media_type=type_for(request, FILES[name]), headers=headers)
 
 
 async def _stored(store: Store, key: str) -> Stored:
@@ -105,20 +122,22 @@ async def _stored(store: Store, key: str) -> Stored:
 @router.get(
     "/batches/{id:path}/files/{row}/{picture}",
     response_class=Response,
-    responses=errors(404),
+    responses={200: file_response(*FORMATS, text="The picture."), **errors(404)},
     summary="Get a picture by the link that the gallery has",
 )
-async def linked_picture(id: str, row: str, picture: str, facade: FacadeOf, caller: Caller) -> Response:
+async def get_batch_picture(
+    id: str, row: str, picture: str, request: Request, facade: FacadeOf, caller: Caller
+) -> Response:
     name = f"{own_id(caller, id)}/{row}"
     found = PICTURE.fullmatch(picture)
     if found is None or not is_id(name):
         raise HTTPException(404, f"{id} has no picture {row}/{picture}")
     stored = await _stored(facade.client.store, result_folder(name) + picture)
-    return Response(stored.body, media_type=TYPES[found[1]])
+    return Response(stored.body, media_type=type_for(request, TYPES[found[1]]))
 
 
 @router.get("/batches/{id:path}", responses=errors(401, 404), summary="Get the state of a batch")
-async def get(
+async def get_batch(
     id: str,
     facade: FacadeOf,
     caller: Caller,

@@ -6,23 +6,36 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from producer.web import responses
-from producer.web.accept import JSON, quality
+from producer.web.accept import FORMATS, JSON, quality
 from producer.web.caller import Caller, FacadeOf, document, draw, preferences
-from producer.web.openapi import BODIES, errors, manifest_body
+from producer.web.openapi import BINARY, BODIES, errors, manifest_body
 from schemas.errors import Rejected
 from schemas.manifest import TASKS
 
 router = APIRouter(tags=["Draw"])
-FORMATS = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+
+
+class Queued(BaseModel):
+    """A request that was queued instead of being waited for."""
+
+    id: str
+    status: str = Field(description="Always queued.")
+    location: str = Field(description="The job's address: `GET` it until it has finished.")
+
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The pictures; with `Accept: image/png`, the single picture as PNG.",
         "model": responses.Drawing,
-        "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {name: {"schema": BINARY} for name in FORMATS},
     },
-    202: {"description": "Queued, with `Prefer: respond-async`; `Location` is the job's address."},
+    202: {
+        "description": "Queued, with `Prefer: respond-async`; `Location` is the job's address.",
+        "model": Queued,
+    },
     **errors(401, 409, 410, 413, 422, 429, 503, 504),
 }
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
 
 from producer.web.caller import Caller, FacadeOf
-from producer.web.openapi import problem
 from schemas.errors import DreamError
 
 router = APIRouter(tags=["Health"])
+OPEN: dict[str, Any] = {"security": []}  # no key is needed
 STORE_TIMEOUT = 5.0  # seconds
 
 
-@router.get("/livez", summary="Whether the process answers")
+class Readiness(BaseModel):
+    """Whether requests can be drawn."""
+
+    status: str = Field(description="ready, or what is missing.")
+    workers: int = Field(0, description="Workers that are alive and have their model loaded.")
+
+
+@router.get("/livez", summary="Whether the process answers", openapi_extra=OPEN)
 async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
@@ -23,24 +32,35 @@ async def livez() -> dict[str, str]:
 @router.get(
     "/readyz",
     summary="Whether requests can be drawn",
-    responses={503: problem("The store does not answer, or no worker has its model loaded.")},
+    openapi_extra=OPEN,
+    responses={
+        503: {
+            "description": "The store does not answer, or no worker has its model loaded.",
+            "model": Readiness,
+        }
+    },
 )
-async def readyz(facade: FacadeOf, response: Response) -> dict[str, str | int]:
+async def readyz(facade: FacadeOf, response: Response) -> Readiness:
     """200 when the store answers and a worker is alive that has loaded its model."""
     try:
         async with asyncio.timeout(STORE_TIMEOUT):
             workers = await facade.workers()
     except (DreamError, TimeoutError):
         response.status_code = 503
-        return {"status": "the store does not answer"}
+        return Readiness(status="the store does not answer")
     ready = sum(worker.get("state") != "loading" for worker in workers)
     if not ready:
         response.status_code = 503
-        return {"status": "loading a model" if workers else "no worker is alive", "workers": 0}
-    return {"status": "ready", "workers": ready}
+        return Readiness(status="loading a model" if workers else "no worker is alive")
+    return Readiness(status="ready", workers=ready)
 
 
-@router.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}},
+    summary="Metrics for Prometheus",
+)
 async def metrics(facade: FacadeOf, caller: Caller) -> Response:
     gauges = facade.metrics
     gauges.waiting.set(facade.waiting.total())

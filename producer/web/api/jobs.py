@@ -9,13 +9,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from infra.claims.kept_request import with_request
 from producer import collect
 from producer.errors import UnknownRequest
 from producer.web import responses
+from producer.web.accept import FORMATS, type_for
 from producer.web.caller import Caller, FacadeOf, document, new_id, own_id, result_of
-from producer.web.openapi import BODIES, errors, invalid, manifest_body, problem
+from producer.web.openapi import BODIES, errors, file_response, invalid, manifest_body, problem
 from producer.web.responses import Job
 from schemas.errors import Unavailable
 
@@ -27,15 +29,15 @@ KEEPALIVE = 15.0  # seconds without news after which a comment is sent, so that 
 class Jobs(BaseModel):
     """The queue and the latest results."""
 
-    queued: list[str]
-    processing: list[Job]
-    latest: list[Job]
-    over: int
-    workers: int
+    queued: list[str] = Field(description="Ids, the next one first.")
+    processing: list[Job] = Field(description="Requests that workers hold.")
+    latest: list[Job] = Field(description="Requests that have ended, the newest first.")
+    over: int = Field(description="How many requests have ended, in all.")
+    workers: int = Field(description="Workers that are alive.")
 
 
 @router.get("/jobs", summary="List queued, processing and finished requests")
-async def overview(
+async def list_jobs(
     facade: FacadeOf,
     caller: Caller,
     limit: Annotated[int, Query(ge=1, le=200, description="The most of each kind.")] = 20,
@@ -59,7 +61,7 @@ async def overview(
     openapi_extra=manifest_body(*BODIES),
     summary="Queue a request",
 )
-async def post(request: Request, facade: FacadeOf, caller: Caller) -> Response:
+async def queue_job(request: Request, facade: FacadeOf, caller: Caller) -> Response:
     ticket = await facade.submit(await document(request), caller)
     return _queued(ticket.id, 202)
 
@@ -70,12 +72,12 @@ async def post(request: Request, facade: FacadeOf, caller: Caller) -> Response:
     response_model=Job,
     responses={
         **errors(401, 404, 409, 413, 422, 429, 503),
-        200: {"description": "The same request was queued before."},
+        200: {"description": "The same request was queued before.", "model": Job},
     },
     openapi_extra=manifest_body(*BODIES),
     summary="Queue a request under an id; repeating it with the same body is safe",
 )
-async def put(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Response:
+async def put_job(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Response:
     manifest = await document(request)
     id = new_id(caller, id)
     known = await facade.client.is_known(id)
@@ -95,32 +97,33 @@ def _queued(id: str, status: int) -> Response:
     "/jobs/{id:path}/images/{index}",
     response_class=Response,
     responses={
-        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+        200: file_response(*FORMATS, text="The picture, in the format that the request asked for."),
         **errors(404),
         410: problem("The stored image was changed or removed."),
     },
     summary="Get one picture",
 )
-async def image(id: str, index: int, request: Request, facade: FacadeOf, caller: Caller) -> Response:
+async def get_image(id: str, index: int, request: Request, facade: FacadeOf, caller: Caller) -> Response:
     result = await result_of(own_id(caller, id), facade)
     stored = next((image for image in result.images if image.index == index), None)
     if stored is None:
         raise HTTPException(404, f"{result.id} has no image {index}; it has {len(result.images)}")
     headers = {"ETag": f'"{stored.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    headers["Vary"] = "Accept"
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     body = await collect.read_image(facade.client.store, stored)
-    return Response(body, media_type=stored.content_type, headers=headers)
+    return Response(body, media_type=type_for(request, stored.content_type), headers=headers)
 
 
 @router.get(
     "/jobs/{id:path}/request",
     response_class=Response,
-    responses={200: {"content": {"application/json": {}}}, **errors(404)},
+    responses={200: {"description": "The manifest.", "content": {"application/json": {}}}, **errors(404)},
     summary="Get the manifest of a finished request, byte for byte",
 )
-async def manifest(id: str, facade: FacadeOf, caller: Caller) -> Response:
-    result = await result_of(own_id(caller, id), facade)
+async def get_request(id: str, facade: FacadeOf, caller: Caller) -> Response:
+    result = await with_request(facade.client.store, await result_of(own_id(caller, id), facade))
     return Response(result.request.body(), media_type="application/json")
 
 
@@ -136,7 +139,7 @@ async def manifest(id: str, facade: FacadeOf, caller: Caller) -> Response:
     },
     summary="Watch a request step by step, with previews",
 )
-async def events(id: str, facade: FacadeOf, caller: Caller) -> StreamingResponse:
+async def watch_job(id: str, facade: FacadeOf, caller: Caller) -> StreamingResponse:
     id = own_id(caller, id)
     first = responses.job_of_state(await facade.state(id))  # an unknown id is 404, not an empty stream
 
@@ -166,7 +169,7 @@ async def events(id: str, facade: FacadeOf, caller: Caller) -> StreamingResponse
 
 
 @router.get("/jobs/{id:path}", responses=errors(401, 404), summary="Get the state of a request")
-async def get(id: str, facade: FacadeOf, caller: Caller, images: bool = False) -> Job:
+async def get_job(id: str, facade: FacadeOf, caller: Caller, images: bool = False) -> Job:
     """With `images=true`, the response of a finished job contains its pictures in base64."""
     state = await facade.state(own_id(caller, id))
     job = responses.job_of_state(state)
@@ -182,7 +185,7 @@ async def get(id: str, facade: FacadeOf, caller: Caller, images: bool = False) -
     responses={**errors(404), 422: invalid("The id is not valid.")},
     summary="Cancel a request that has not finished",
 )
-async def cancel(id: str, facade: FacadeOf, caller: Caller) -> Job:
+async def cancel_job(id: str, facade: FacadeOf, caller: Caller) -> Job:
     """If a worker finished the request first, its result stands and is returned."""
     return responses.job_of_state(await facade.client.cancel(own_id(caller, id)))
 

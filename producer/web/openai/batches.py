@@ -48,7 +48,7 @@ class Faults(BaseModel):
     data: list[LineFault]
 
 
-class Batch(BaseModel):
+class OpenAIBatch(BaseModel):
     """A batch, as OpenAI describes it. Times are in seconds since 1970."""
 
     id: str
@@ -73,9 +73,9 @@ class Batch(BaseModel):
     metadata: dict[str, str] | None = None
 
 
-class Batches(BaseModel):
+class OpenAIBatches(BaseModel):
     object: str = "list"
-    data: list[Batch]
+    data: list[OpenAIBatch]
     first_id: str | None = None
     last_id: str | None = None
     has_more: bool = False
@@ -83,7 +83,7 @@ class Batches(BaseModel):
 
 @router.post(
     "/batches",
-    response_model=Batch,
+    response_model=OpenAIBatch,
     responses={**READ_ERRORS, **errors(409, 413)},
     openapi_extra=request_body(
         {"type": "object", "required": list(FIELDS[:3])},
@@ -96,14 +96,14 @@ class Batches(BaseModel):
     ),
     summary="Draw the requests of an uploaded file",
 )
-async def post(request: Request, facade: FacadeOf, caller: Caller) -> Batch:
+async def create_batch(request: Request, facade: FacadeOf, caller: Caller) -> OpenAIBatch:
     fields = await document(request)
     _check(fields)
     file = await files.uploaded_file(fields["input_file_id"], facade, caller)
     lines = await files.lines_of(file, facade.client.store)
     now = int(time.time())
     parsed = await asyncio.to_thread(read_lines, lines, facade.settings.limits, now + WINDOW)
-    batch = Batch(
+    batch = OpenAIBatch(
         id=caller.id(f"batch_{fresh_id()}"),
         input_file_id=file.id,
         created_at=now,
@@ -145,33 +145,33 @@ def _check(fields: dict[str, Any]) -> None:
 
 
 @router.get("/batches", responses=READ_ERRORS, summary="List batches, newest first")
-async def batches(
+async def list_batches(
     request: Request,
     facade: FacadeOf,
     caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(description="The last id of the previous page.")] = None,
-) -> Batches:
+) -> OpenAIBatches:
     store = facade.client.store
     ids, more = await files.page(store, FOLDER, caller, after=after, limit=limit, order="desc")
 
-    async def current(id: str) -> Batch | None:
+    async def current(id: str) -> OpenAIBatch | None:
         try:
             return await _current(id, request, facade)
         except (HTTPException, Damaged):  # its own address says what is wrong
             return None
 
     batches = [batch for batch in await gather_bounded(ids, AT_ONCE, current) if batch is not None]
-    return Batches(data=batches, **files.page_ends(ids), has_more=more)
+    return OpenAIBatches(data=batches, **files.page_ends(ids), has_more=more)
 
 
 @router.get("/batches/{id}", responses=READ_ERRORS, summary="Get one batch")
-async def one(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Batch:
+async def get_batch(id: str, request: Request, facade: FacadeOf, caller: Caller) -> OpenAIBatch:
     return await _current(files.full_id(caller, id, "batch"), request, facade)
 
 
 @router.post("/batches/{id}/cancel", responses=READ_ERRORS, summary="Cancel the unfinished rows of a batch")
-async def cancel(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Batch:
+async def cancel_batch(id: str, request: Request, facade: FacadeOf, caller: Caller) -> OpenAIBatch:
     """Rows that were drawn before are in the output file."""
     batch = await _current(files.full_id(caller, id, "batch"), request, facade)
     if batch.status != "in_progress":
@@ -179,10 +179,10 @@ async def cancel(id: str, request: Request, facade: FacadeOf, caller: Caller) ->
     return await _current(batch.id, request, facade, await facade.client.cancel(batch.id))
 
 
-async def _current(id: str, request: Request, facade: Facade, state: State | None = None) -> Batch:
+async def _current(id: str, request: Request, facade: Facade, state: State | None = None) -> OpenAIBatch:
     """A batch as it is now, or in a state that was just read. Raises 404."""
     try:
-        batch = Batch.model_validate_json((await facade.client.store.get(f"{FOLDER}{id}.json")).body)
+        batch = OpenAIBatch.model_validate_json((await facade.client.store.get(f"{FOLDER}{id}.json")).body)
     except (NotFound, ValueError) as error:  # a ValueError: it is not one that this server wrote
         text = f"no batch has the id {id[:100]!r}; GET /v1/batches lists the batches"
         raise HTTPException(404, text) from error

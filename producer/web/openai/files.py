@@ -17,18 +17,20 @@ from starlette.datastructures import UploadFile
 from infra.gather import gather_bounded
 from infra.stores.store import Store
 from producer.requests import fresh_id
+from producer.web.accept import type_for
 from producer.web.api_keys import Key
 from producer.web.caller import Caller, FacadeOf
 from producer.web.openai import batch_output
 from producer.web.openai.batch_input import AT_ONCE
 from producer.web.openai.errors import READ_ERRORS, errors
 from producer.web.openai.images import form
-from producer.web.openapi import request_body
+from producer.web.openapi import file_response, request_body
 from schemas.errors import NotFound, Rejected
 from schemas.layout import CHOSEN_ID, UPLOADS
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 FOLDER = f"{UPLOADS}openai/files/"
+JSONL = "application/jsonl"
 FORM_OVERHEAD = 1 << 20  # bytes of a form besides its file
 Order = Literal["asc", "desc"]
 
@@ -76,7 +78,7 @@ class Deleted(BaseModel):
     ),
     summary="Upload the requests of a batch",
 )
-async def upload(request: Request, facade: FacadeOf, caller: Caller) -> File:
+async def upload_file(request: Request, facade: FacadeOf, caller: Caller) -> File:
     limit = facade.settings.limits.max_batch_bytes + FORM_OVERHEAD
     async with await form(request, limit) as fields:
         for name in fields:
@@ -96,7 +98,7 @@ async def upload(request: Request, facade: FacadeOf, caller: Caller) -> File:
         purpose="batch",
     )
     store = facade.client.store
-    await store.put(f"{FOLDER}{file.id}.jsonl", lines, content_type="application/jsonl")
+    await store.put(f"{FOLDER}{file.id}.jsonl", lines, content_type=JSONL)
     await store.put(
         _description_key(file.id), file.model_dump_json().encode(), content_type="application/json"
     )
@@ -104,7 +106,7 @@ async def upload(request: Request, facade: FacadeOf, caller: Caller) -> File:
 
 
 @router.get("/files", responses=READ_ERRORS, summary="List uploaded files")
-async def files(
+async def list_files(
     facade: FacadeOf,
     caller: Caller,
     purpose: Annotated[str | None, Query(description="List only files with this purpose.")] = None,
@@ -179,7 +181,7 @@ def full_id(caller: Key, id: str, kind: str) -> str:
 
 
 @router.get("/files/{id}", responses=READ_ERRORS, summary="Get one file")
-async def one(id: str, facade: FacadeOf, caller: Caller) -> File:
+async def get_file(id: str, facade: FacadeOf, caller: Caller) -> File:
     output = await batch_output.find(full_id(caller, id, "file"), facade)
     if output is None:
         return await uploaded_file(id, facade, caller)
@@ -195,20 +197,20 @@ async def one(id: str, facade: FacadeOf, caller: Caller) -> File:
 @router.get(
     "/files/{id}/content",
     response_class=Response,
-    responses={**READ_ERRORS, 200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+    responses={**READ_ERRORS, 200: file_response(JSONL, text="The lines.")},
     summary="Get the content of a file",
 )
-async def content(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Response:
+async def get_file_content(id: str, request: Request, facade: FacadeOf, caller: Caller) -> Response:
     output = await batch_output.find(full_id(caller, id, "file"), facade)
     if output is not None:
         lines = batch_output.lines(output, facade.client.store, str(request.base_url))
-        return StreamingResponse(lines, media_type="application/jsonl")
+        return StreamingResponse(lines, media_type=type_for(request, JSONL))
     file = await uploaded_file(id, facade, caller)
-    return Response(await lines_of(file, facade.client.store), media_type="application/jsonl")
+    return Response(await lines_of(file, facade.client.store), media_type=type_for(request, JSONL))
 
 
 @router.delete("/files/{id}", responses=READ_ERRORS, summary="Delete an uploaded file")
-async def delete(id: str, facade: FacadeOf, caller: Caller) -> Deleted:
+async def delete_file(id: str, facade: FacadeOf, caller: Caller) -> Deleted:
     """Batches that were created from it go on."""
     if await batch_output.find(full_id(caller, id, "file"), facade) is not None:
         raise Rejected.of_field(

@@ -20,8 +20,9 @@ from producer.web.caller import Caller, FacadeOf, body, document, draw
 from producer.web.openai import fields as openai_fields
 from producer.web.openai.errors import READ_ERRORS, errors
 from producer.web.openai.fields import Translation
-from producer.web.openai.results import Pictures, response_of
+from producer.web.openai.results import OpenAIPictures, response_of
 from producer.web.openapi import request_body
+from schemas.defaults import ModelDefaults
 from schemas.errors import Rejected
 from schemas.strictjson import load_object
 
@@ -37,6 +38,10 @@ class Model(BaseModel):
     object: str = "model"
     created: int = Field(0, description="Always 0: not known.")
     owned_by: str = "dreamdrop"
+    defaults: ModelDefaults = Field(
+        ModelDefaults(),
+        description="What fills the fields that a request leaves open; not a field of OpenAI's.",
+    )
 
 
 class Models(BaseModel):
@@ -44,7 +49,7 @@ class Models(BaseModel):
     data: list[Model]
 
 
-_EXAMPLE = {"prompt": "a red circle on a blue background", "n": 1, "size": "128x128", "seed": 5, "steps": 20}
+_EXAMPLE = {"prompt": "a red circle on a blue background", "n": 1, "size": "128x128", "seed": 5}
 _FILE = {"type": "string", "format": "binary"}
 _EDIT_FIELDS = {
     "image": _FILE,
@@ -53,13 +58,13 @@ _EDIT_FIELDS = {
     "n": {"type": "integer"},
     "size": {"type": "string", "example": "auto"},
     "seed": {"type": "integer", "example": 5},
-    "steps": {"type": "integer", "example": 20},
+    "steps": {"type": "integer", "description": "Left out: what the model's card says, else 30."},
 }
 
 
 @router.post(
     "/images/generations",
-    response_model=Pictures,
+    response_model=OpenAIPictures,
     responses=DRAW_ERRORS,
     openapi_extra=request_body(
         {"type": "object", "description": "OpenAI's fields, and any other field of a manifest."},
@@ -73,7 +78,7 @@ async def generations(request: Request, facade: FacadeOf, caller: Caller) -> Res
 
 @router.post(
     "/images/edits",
-    response_model=Pictures,
+    response_model=OpenAIPictures,
     responses=DRAW_ERRORS,
     openapi_extra=request_body(
         {"type": "object", "required": ["image", "prompt"], "properties": _EDIT_FIELDS},
@@ -148,15 +153,16 @@ async def _draw(translation: Translation, request: Request, facade: FacadeOf, ca
 
 
 @router.get("/models", responses=READ_ERRORS, summary="List models")
-async def models(facade: FacadeOf, caller: Caller) -> Models:
-    return Models(data=[Model(id=m.name) for m in await facade.client.models() if m.here or m.versions])
+async def list_models(facade: FacadeOf, caller: Caller) -> Models:
+    known = await facade.client.models()
+    return Models(data=[Model(id=m.name, defaults=m.defaults) for m in known if m.here or m.versions])
 
 
 @router.get("/models/{id:path}", responses=READ_ERRORS, summary="Get one model")
-async def model(id: str, facade: FacadeOf, caller: Caller) -> Model:
-    known = [model.name for model in await facade.client.models()]
+async def get_model(id: str, facade: FacadeOf, caller: Caller) -> Model:
+    known = {model.name: model for model in await facade.client.models()}
     if id not in known:
         raise HTTPException(
             404, f"no model is named {id[:100]!r}; known models: {', '.join(known) or 'none yet'}"
         )
-    return Model(id=id)
+    return Model(id=id, defaults=known[id].defaults)

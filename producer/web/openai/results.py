@@ -20,7 +20,7 @@ class Picture(BaseModel):
     )
 
 
-class Pictures(BaseModel):
+class OpenAIPictures(BaseModel):
     """The response of `images.generate` and `images.edit`, with id, seeds and warnings besides OpenAI's fields."""
 
     created: int = Field(description="Seconds since 1970.")
@@ -32,7 +32,7 @@ class Pictures(BaseModel):
     warnings: list[Note] = []
 
 
-def response_of(result: Result, images: list[bytes] | None, base_url: str) -> Pictures:
+def response_of(result: Result, images: list[bytes] | None, base_url: str) -> OpenAIPictures:
     """A result as OpenAI's response.
 
     Args:
@@ -45,7 +45,7 @@ def response_of(result: Result, images: list[bytes] | None, base_url: str) -> Pi
     else:
         data = [Picture(b64_json=base64.b64encode(image).decode("ascii")) for image in images]
     first = result.images[0]
-    return Pictures(
+    return OpenAIPictures(
         created=unix_seconds(result.finished_at) or 0,
         data=data,
         size=f"{first.width}x{first.height}",

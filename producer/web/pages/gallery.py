@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from infra.claims.claim import Claim
+from infra.claims.kept_request import with_request
 from infra.lru import LruCache
 from infra.stores.store import InvalidKey
 from producer import overview, request_state
@@ -22,11 +23,11 @@ from producer.errors import Damaged
 from producer.web.cache import CachedCall
 from producer.web.facade import LATEST
 from producer.web.pages.items import GalleryItem, items_of
-from schemas.batch import numbered, split_rows
-from schemas.errors import NotFound, Rejected
-from schemas.layout import RESULTS, claims_prefix, is_batch, parse_claim, parse_result, result_folder
+from producer.web.pages.published import read_models
+from schemas.batch import split_rows
+from schemas.errors import Rejected
+from schemas.layout import RESULTS, parse_result, result_folder, result_key
 from schemas.result import Frozen, Progress, Result
-from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
     from producer.web.facade import Facade
 
 SHOWN = 12  # queued requests that are shown, and as many in progress
-BATCHES_IN_ORDER = 20  # batches whose lines are remembered
-ROWS = 500  # rows in a batch's grid
+BATCHES_IN_ORDER = 4  # batches whose lines are remembered: some megabytes for each of 50,000 rows
+ROWS = 200  # rows on a page of a batch's grid
+LISTED = 10_000  # keys that are listed for a page at most
 BATCHES = 50  # in the list
-HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
-LIGHT = 64 << 10  # bytes up to which a cached result keeps its request
+LIGHT = 8 << 10  # bytes up to which a cached result keeps its request
 KEPT = 20_000  # prompts and rows in the caches
 AT_ONCE = 16  # objects read at the same time
 
@@ -86,6 +87,7 @@ class Gallery:
 
     def __post_init__(self) -> None:
         self._commits: CachedCall[dict[str, Info]] = CachedCall(self._list_commits, seconds=2.0)
+        self.models = CachedCall(lambda: read_models(self.facade.client.store), seconds=5.0)
 
     async def overview(self, id_prefix: str) -> Overview:
         """The queue and the latest results of ids with a prefix, at most a second old."""
@@ -120,8 +122,7 @@ class Gallery:
 
     async def _processing_item(self, id: str, progress: Progress | None) -> QueuedItem:
         prompt, batch = await self.prompt_of(id)
-        commits = await self._commits() if batch else {}
-        finished = sum(ended.startswith(f"{id}/") for ended in commits)
+        finished = await self.finished_rows(id) if batch else 0
         rows = self._rows.get(id, 0)
         return QueuedItem(id, "processing", prompt, batch, progress=progress, rows=rows, finished=finished)
 
@@ -132,62 +133,73 @@ class Gallery:
     async def prompt_of(self, id: str) -> tuple[str, bool]:
         """The prompt of a request that is not finished, and whether it is a batch. Cached."""
         if id not in self._prompts:
-            prompt: tuple[str, bool] | None = None
+            asked = None
             async with self._gate:
                 with contextlib.suppress(Damaged, InvalidKey, ValueError):  # its own page says what is wrong
-                    prompt = await self._read_prompt(id)
-            if prompt is None:
+                    asked = await overview.asked(self.facade.client.store, id)
+            if asked is None:
                 return "", False
-            self._prompts[id] = prompt
+            if asked.batch:
+                self._rows[id] = asked.rows
+            self._prompts[id] = asked.prompt, asked.batch
         return self._prompts[id]
-
-    async def _read_prompt(self, id: str) -> tuple[str, bool] | None:
-        """From the claim, else from the request object. None if there is neither any more."""
-        store = self.facade.client.store
-        async for info in store.list(claims_prefix(id)):
-            claimed = parse_claim(info.key)
-            if claimed and claimed[0] == id and info.size < HEAVY:
-                claim = await request_state.read_claim(store, id)
-                if claim is None:
-                    return None
-                if claim.batch:
-                    self._count_rows(id, claim.frozen.body())
-                return str((claim.plan or {}).get("prompt") or ""), claim.batch
-        request = await request_state.find_request(store, id)
-        if request is None:
-            return None
-        if request.size >= HEAVY:
-            return "", is_batch(request.key)
-        with contextlib.suppress(NotFound, Rejected):
-            body = (await store.get(request.key)).body
-            if is_batch(request.key):
-                self._count_rows(id, body)
-                return "", True
-            return str(load_object(body).get("prompt") or ""), False
-        return None
-
-    def _count_rows(self, batch: str, body: bytes) -> None:
-        self._rows[batch] = sum(1 for _ in numbered(body))
 
     async def row_count(self, batch: str) -> int:
         """How many rows an unfinished batch has; 0 if not known."""
         await self.prompt_of(batch)
         return self._rows.get(batch, 0)
 
-    async def rows(self, batch: str) -> list[GalleryItem]:
-        """The items of a batch's finished rows, in the order of its file."""
-        folder = result_folder(batch)
-        listing = request_state.first(self.facade.client.store.list(folder), 20 * ROWS)
-        infos = {id: info async for info in listing if (id := parse_result(info.key)) and id != batch}
+    async def rows(self, batch: str, page: int) -> tuple[list[GalleryItem], int]:
+        """The items of the finished rows on a page of a batch, in the order of its file, and the number of pages.
+
+        What it costs depends on the page, not on the batch. `page`: from 1; one that is too high has no items.
+        """
         order = await self._file_order(batch)
+        ids = list(order)[(page - 1) * ROWS : page * ROWS]
+        infos = await self._infos(batch, ids) if order else await self._first_infos(batch)
 
         def place(id: str) -> tuple[int, list[tuple[bool, int, str]]]:
             line = order.get(id, order.get(id.rpartition("~")[0], len(order)))  # `<id>~<hash>`: another body
             return line, _natural(infos[id].key)
 
-        shown = sorted(infos, key=place)[:ROWS]
+        shown = sorted(infos, key=place)
         rows = await asyncio.gather(*(self._items_of_row(id, infos[id]) for id in shown))
-        return [item for items in rows for item in items]
+        return [item for items in rows for item in items], -(-len(order) // ROWS) or 1
+
+    async def _infos(self, batch: str, rows: Sequence[str]) -> dict[str, Info]:
+        """The result objects of some rows."""
+        store, wanted = self.facade.client.store, set(rows)
+        infos: dict[str, Info] = {}
+        folders = sorted(map(result_folder, wanted))
+        last, listed = "", 0
+        if folders:
+            async for info in store.list(result_folder(batch), start_after=folders[0]):
+                id, last, listed = parse_result(info.key), info.key, listed + 1
+                if id is not None and (id in wanted or id.rpartition("~")[0] in wanted):
+                    infos[id] = info
+                # After its folder come those of its other bodies, `<id>~<hash>/`.
+                if listed >= LISTED or last > folders[-1].removesuffix("/") + "~~":
+                    break
+
+        async def look(id: str) -> None:
+            async with self._gate:
+                info = await store.head(result_key(id))
+            if info is not None:
+                infos[id] = info
+
+        if listed >= LISTED:  # the file's order is not that of its names: these are far apart
+            await asyncio.gather(*(look(id) for id in rows if result_key(id) > last))
+        return infos
+
+    async def _first_infos(self, batch: str) -> dict[str, Info]:
+        """The first result objects of a batch whose file cannot be read any more."""
+        listing = request_state.first(self.facade.client.store.list(result_folder(batch)), LISTED)
+        infos = {id: info async for info in listing if (id := parse_result(info.key)) and id != batch}
+        return dict(sorted(infos.items(), key=lambda one: _natural(one[1].key))[:ROWS])
+
+    async def finished_rows(self, batch: str) -> int:
+        """How many rows of a batch have ended, a moment ago."""
+        return sum(ended.startswith(f"{batch}/") for ended in await self._commits())
 
     async def _file_order(self, batch: str) -> dict[str, int]:
         """The lines of a batch's rows by id; none if the file cannot be read any more."""
@@ -197,6 +209,8 @@ class Gallery:
         order: dict[str, int] = {}
         with contextlib.suppress(Rejected, ValueError):
             owner = await request_state.owner(self.facade.client.store, batch)
+            if isinstance(owner, Result):
+                owner = await with_request(self.facade.client.store, owner)
             frozen = (
                 owner.frozen if isinstance(owner, Claim) else owner.request if owner is not None else None
             )

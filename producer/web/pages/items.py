@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +11,19 @@ from math import ceil
 from typing import Any
 from urllib.parse import quote
 
-from producer.web.responses import image_path
+from producer.web.responses import STATUS, image_path
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
+from schemas.plan import exact_names
 from schemas.result import Result
 from schemas.strictjson import load_object
 
+STATUS_NAMES = {
+    "processing": "drawing",
+    "succeeded": "finished",
+    "partial": "partly finished",
+    "canceled": "cancelled",
+}
 #: Parameters that a batch's grid can show, in this order.
 COMPARED = (
     "prompt", "negative_prompt", "seed", "cfg_scale", "steps", "scheduler", "model", "strength", "size",
@@ -38,6 +46,11 @@ class GalleryItem:
     height: int = 0
     failure: str = ""  # message
     parameters: dict[str, str] = field(default_factory=dict)  # those of `COMPARED`
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, as one word for people."""
+        return STATUS_NAMES.get("succeeded" if self.url else self.status, self.status).capitalize()
 
     @property
     def page(self) -> str:
@@ -87,6 +100,22 @@ def _requested_prompt(result: Result) -> str:
 
 def _is_empty(value: object) -> bool:
     return value in (None, "", [], ())
+
+
+def first_sentence(message: str) -> str:
+    """The beginning of a message, without the lists and the advice that its own page shows."""
+    return re.split(r"(?<=[^.])[.;] (?!did you mean)", message, maxsplit=1)[0]
+
+
+def is_canary(result: Result) -> bool:
+    """Whether `dreamdrop doctor` made it, to see whether requests are drawn."""
+    return result.metadata.get("canary") is True and "canary" in result.id
+
+
+def is_own_fault(result: Result) -> bool:
+    """Whether the request cannot succeed as it stands."""
+    failure = result.failure
+    return failure is not None and not result.images and STATUS.get(failure.code, 422) in (413, 422)
 
 
 def text_of(value: Any) -> str:
@@ -160,6 +189,7 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
     for name in ("model", "scheduler", "steps", "cfg_scale", "width", "height", "strength", "clip_skip"):
         if plan.get(name) is not None:
             manifest[name] = plan[name]
+    manifest |= exact_names(plan)
     if plan.get("seeds"):
         manifest["seed"] = plan["seeds"][0]
     return manifest
@@ -168,7 +198,7 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
 def can_repeat(result: Result) -> bool:
     """Whether a result has a valid `repeating_manifest`; one without a plan is checked."""
     if result.parameters:
-        return not result.request.cut
+        return not result.request.cut or result.request.key is not None
     try:
         validate_manifest(repeating_manifest(result))
     except Rejected:

@@ -7,7 +7,7 @@ changed, so HTML is written in the templates only, which escape everything that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,26 +20,23 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.types import Scope
 
-from producer.overview import models_here
+from infra.claims.kept_request import with_request
+from producer.overview import defaults_of, models_here
 from producer.request_state import read_result
 from producer.web import responses
 from producer.web.caller import Caller, FacadeOf, own_id, result_of
+from producer.web.facade import LATEST
 from producer.web.guard import POLICY
 from producer.web.pages import items
 from producer.web.pages.gallery import BATCHES, ROWS, Gallery
 from producer.web.pages.items import Grid, items_of, picture_path
 from schemas import samplers
+from schemas.defaults import ModelDefaults
 from schemas.errors import DreamError
 from schemas.result import Result
 
 HERE = Path(__file__).parent
 PER_PAGE = 48  # requests in the gallery
-STATUS_NAMES = {
-    "processing": "drawing",
-    "succeeded": "finished",
-    "partial": "partly finished",
-    "canceled": "cancelled",
-}
 PARAMETER_NAMES = {"cfg_scale": "Guidance", "model_revision": "Revision"}
 HIDDEN = {"notes", "seeds", "prompt"}  # parameters that the page of a picture shows outside the table
 #: Swagger UI sets styles on its elements, and its style sheet holds small pictures.
@@ -56,8 +53,9 @@ templates.globals.update(duration=items.duration, picture_path=picture_path, job
 templates.filters.update(
     path=quote,
     text=items.text_of,
+    first_sentence=items.first_sentence,
     label=lambda name: PARAMETER_NAMES.get(name, name.replace("_", " ").capitalize()),
-    status=lambda status: STATUS_NAMES.get(status, status),
+    status=lambda status: items.STATUS_NAMES.get(status, status),
 )
 
 
@@ -101,7 +99,7 @@ def gallery_of(request: Request) -> Gallery:
 GalleryOf = Annotated[Gallery, Depends(gallery_of)]
 
 
-def _page(
+def page(
     request: Request, name: str, code: int = 200, headers: dict[str, str] | None = None, /, **context: Any
 ) -> Response:
     """A page; 304 when it has not changed since the browser last fetched it."""
@@ -115,13 +113,18 @@ def _page(
 
 def error_page(request: Request, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     """An error for people, at any address."""
-    return _page(request, "error.html", status, headers, status=status, text=text)
+    return page(request, "error.html", status, headers, status=status, text=text)
+
+
+def _shown(results: Iterable[Result]) -> list[Result]:
+    """Those that the gallery shows: no batches, whose rows it shows, and no canaries."""
+    return [result for result in results if items_of(result) and not items.is_canary(result)]
 
 
 async def _latest(gallery: Gallery, caller: Caller, id: str) -> list[Result]:
     """The latest results with pictures; `id` is among them even if it finished a moment ago."""
     for read in (gallery.overview, gallery.read_overview):
-        latest = [result for result in (await read(caller.id_prefix)).latest if items_of(result)]
+        latest = _shown((await read(caller.id_prefix)).latest)
         if any(result.id == id for result in latest):
             break
     return latest
@@ -137,7 +140,7 @@ async def _live_parts(
         now: do not use the cached overview.
     """
     overview = await (gallery.read_overview if now else gallery.overview)(caller.id_prefix)
-    latest = [result for result in overview.latest if items_of(result)]
+    latest = _shown(overview.latest)
     if before:
         latest = await _latest(gallery, caller, before)
     start = next((n + 1 for n, result in enumerate(latest) if result.id == before), 0)
@@ -150,6 +153,7 @@ async def _live_parts(
         "hidden": sum(map(caller.sees, (*overview.queued, *overview.processing))) - len(queue),
         "items": [item for result in page for item in items_of(result)],
         "older": page[-1].id if more and page else "",
+        "most": LATEST if not more and overview.over > LATEST else 0,
         "before": before or "",
     }
 
@@ -165,13 +169,17 @@ async def home(
     """The form, the queue and the latest pictures; with `before`, a page of older pictures."""
     heartbeats = await facade.workers()
     models = {name for heartbeat in heartbeats for name in _strings(heartbeat.get("models"))}
-    defaults = {str(name) for heartbeat in heartbeats if (name := heartbeat.get("default_model"))}
-    return _page(
+    default = {str(name) for heartbeat in heartbeats if (name := heartbeat.get("default_model"))}
+    defaults = {name: defaults_of(heartbeats, name) for name in models}
+    published = await gallery.models()
+    return page(
         request,
         "home.html",
-        models=sorted(models),
+        models=sorted(models - {item.card.name for item in published}),
+        published=published,
         here={name for heartbeat in heartbeats for name in models_here(heartbeat)},
-        default_model=", ".join(sorted(defaults)),
+        default_model=", ".join(sorted(default)),
+        defaults=defaults | {"": ModelDefaults.common(defaults_of(heartbeats, name) for name in default)},
         schedulers=samplers.names(),
         limits=facade.settings.limits,
         **await _live_parts(gallery, caller, before),
@@ -185,7 +193,7 @@ def _strings(value: object) -> list[str]:
 @router.get("/live")
 async def live(request: Request, gallery: GalleryOf, caller: Caller, now: bool = False) -> Response:
     """The parts of the first page that change, as a fragment for `static/live.js`."""
-    return _page(request, "live.html", **await _live_parts(gallery, caller, None, now))
+    return page(request, "live.html", **await _live_parts(gallery, caller, None, now))
 
 
 @router.get("/pictures/{id:path}")
@@ -198,10 +206,14 @@ async def picture(
     result = state.result
     if result is not None and result.batch is not None:
         return Response(status_code=307, headers={"Location": f"/b/{quote(id)}"})
+    if (
+        result is not None and not result.parameters
+    ):  # it ended before it had a plan: only its request says more
+        result = await with_request(facade.client.store, result)
     shown = items_of(result) if result else []
     newer, older = items.neighbours(await _latest(gallery, caller, id), id)
     batch = id.rpartition("/")[0]
-    return _page(
+    return page(
         request,
         "picture.html",
         id=id,
@@ -212,6 +224,7 @@ async def picture(
         table=items.recipe_table(result.parameters, HIDDEN) if result else {},
         recipe=json.dumps(_recipe(result), indent=2, ensure_ascii=False) if result else "",
         again=result is not None and items.can_repeat(result),
+        own_fault=result is not None and items.is_own_fault(result),
         newer=newer,
         older=older,
         batch=batch if batch and await _is_finished_batch(facade, batch) else "",
@@ -231,7 +244,7 @@ def _recipe(result: Result) -> dict[str, Any]:
 @router.get("/recipe/{id:path}")
 async def recipe(id: str, facade: FacadeOf, caller: Caller) -> Response:
     """A manifest that draws the same again, as a download."""
-    result = await result_of(own_id(caller, id), facade)
+    result = await with_request(facade.client.store, await result_of(own_id(caller, id), facade))
     manifest = items.repeating_manifest(result)
     name = quote(result.id.replace("/", "-"))
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}.json"}
@@ -245,18 +258,27 @@ async def recipe(id: str, facade: FacadeOf, caller: Caller) -> Response:
 async def batches(request: Request, gallery: GalleryOf, caller: Caller) -> Response:
     """The list of batches."""
     listed = await gallery.batches(await gallery.overview(caller.id_prefix), caller)
-    return _page(request, "batches.html", batches=listed, limit=BATCHES)
+    return page(request, "batches.html", batches=listed, limit=BATCHES)
 
 
 @router.get("/b/{id:path}")
-async def batch(id: str, request: Request, facade: FacadeOf, gallery: GalleryOf, caller: Caller) -> Response:
-    """One batch, with its pictures in a grid."""
+async def batch(
+    id: str,
+    request: Request,
+    facade: FacadeOf,
+    gallery: GalleryOf,
+    caller: Caller,
+    number: Annotated[int, Query(alias="page", ge=1, le=100_000)] = 1,
+) -> Response:
+    """One batch, with its pictures in a grid, a page of rows at a time."""
     id = own_id(caller, id)
     state = await facade.state(id)
     result = state.result
     if result is not None and result.batch is None and result.task is not None:
         return Response(status_code=307, headers={"Location": picture_path(id)})
-    return _page(
+    items, pages = await gallery.rows(id, number) if state.status != "queued" else ([], 1)
+    grid = Grid(items)
+    return page(
         request,
         "batch.html",
         id=id,
@@ -264,8 +286,11 @@ async def batch(id: str, request: Request, facade: FacadeOf, gallery: GalleryOf,
         result=result,
         counts=_counts(result),
         total=0 if result else await gallery.row_count(id),
-        grid=Grid(await gallery.rows(id) if state.status != "queued" else []),
-        limit=ROWS,
+        finished=grid.finished if result or pages == 1 else await gallery.finished_rows(id),
+        grid=grid,
+        number=number,
+        pages=pages,
+        first=(number - 1) * ROWS + 1,
     )
 
 
@@ -280,4 +305,4 @@ def _counts(result: Result | None) -> dict[str, int]:
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """Swagger UI for the OpenAPI document, served by this server alone."""
-    return _page(request, "docs.html", 200, {"Content-Security-Policy": DOCS_POLICY})
+    return page(request, "docs.html", 200, {"Content-Security-Policy": DOCS_POLICY})

@@ -40,6 +40,18 @@ def test_a_batch_is_uploaded_watched_and_compared(page: Page, tmp_path: Path):
     expect(page.get_by_role("row").filter(has_text="wall")).to_contain_text("4 of 4")
 
 
+def test_a_wrong_line_is_named_once(page: Page, tmp_path: Path):
+    """`Line 2: line 2: ...` it said."""
+    file = tmp_path / "wrong.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prmpt": "b"}\n')
+    page.goto("/b")
+    page.get_by_label("File").set_input_files(file)
+    page.get_by_role("button", name="Upload and draw").click()
+    problem = page.locator("#problem")
+    expect(problem).to_contain_text("line 2: ")
+    assert problem.inner_text().lower().count("line 2") == 1
+
+
 def test_a_batch_that_ends_stays_in_the_list(address: str):
     """For a moment it was neither among the unfinished nor among the finished batches."""
     row = json.dumps(QUICK | {"steps": 20})

@@ -10,7 +10,7 @@ import httpx
 from PIL import Image
 
 from schemas.manifest import validate_manifest
-from tests.producer.browser import draw, drop, expect, finished, item, png
+from tests.producer.browser import QUICK, draw, drop, expect, finished, item, png
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -97,3 +97,34 @@ def test_a_recipe_fills_the_form_and_draws_again(page: Page, address: str):
     page.get_by_role("button", name="Draw again").click()
     page.wait_for_url(lambda url: id not in url)
     expect(page.locator(".large img")).to_have_attribute("alt", "once more")
+
+
+def test_the_form_stays_over_a_reload_and_a_look_at_a_picture(page: Page, address: str):
+    """Prompt, settings, picture and mask; a recipe's link replaces them."""
+    finished(address, QUICK | {"prompt": "to be looked at"})
+    page.goto("/")
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("half a thought")
+    for name, value in {"negative_prompt": "blue", "steps": "12", "seed": "9007199254740993"}.items():
+        page.locator(f"[name={name}]").fill(value)
+    page.locator("#more summary").click()
+    page.locator("[name=scheduler]").fill("DDIM")
+    drop(page, png())
+    page.locator("#mask").focus()
+    page.keyboard.press(" ")
+    expect(page.locator("#draw")).to_have_text("Repaint")
+    page.locator("[name=strength]").fill("0.6")
+    page.reload()
+    expect(page.locator("#draw")).to_have_text("Repaint")
+    item(page, "to be looked at").locator("a").click()
+    expect(page.locator("h1")).to_have_text("to be looked at")
+    page.go_back()
+    expect(page.locator("#draw")).to_have_text("Repaint")
+    expect(prompt).to_have_value("half a thought")
+    wanted = {"negative_prompt": "blue", "steps": "12", "seed": "9007199254740993", "scheduler": "DDIM"}
+    for name, value in (wanted | {"strength": "0.6"}).items():
+        expect(page.locator(f"[name={name}]")).to_have_value(value)
+    item(page, "to be looked at").locator("a").click()
+    page.get_by_role("link", name="Use in the form").click()
+    expect(prompt).to_have_value("to be looked at")
+    expect(page.locator("#draw")).to_have_text("Draw")

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 from producer.web.api_keys import new_key, read_keys
+from producer.web.pages import gallery, routes
+from schemas.result import Frozen, Result
 from tests.producer.browser import QUICK, expect, finished
 from tests.producer.facade import facade
 
@@ -36,10 +39,36 @@ def test_every_page_fits_a_phone_and_has_a_light_and_a_dark_face(page: Page, add
         assert light > 600 > 150 > dark
 
 
-def test_the_documentation_is_drawn_from_this_server_alone(page: Page):
-    """Swagger UI, with the examples of each body."""
-    page.goto("/docs")
-    expect(page.locator("#operations-Draw-generate_generate__post, [id*=generate]").first).to_be_visible()
+def test_the_documentation_is_drawn_from_this_server_alone_and_its_batch_can_be_sent(page: Page):
+    """Swagger UI: the example of `POST /batches` is queued as it stands."""
+    page.goto("/docs#/Batches/queue_batch")
+    call = page.locator("#operations-Batches-queue_batch")
+    call.get_by_role("button", name="Try it out").click()
+    with page.expect_response("**/batches") as answer:
+        call.get_by_role("button", name="Execute").click()
+    assert answer.value.status == 202, answer.value.text()
+
+
+def test_pages_are_sent_compressed_and_pictures_as_they_are(address: str):
+    """Where the browser takes gzip."""
+    id = finished(address, QUICK | {"prompt": "sent compressed"})
+    for path in ("/live?now=1", f"/pictures/{id}", "/static/style.css", "/openapi.json"):
+        answer = httpx.get(address + path, headers={"Accept-Encoding": "gzip"})
+        assert answer.headers.get("content-encoding") == "gzip", path
+        assert answer.text
+    plain = httpx.get(f"{address}/jobs/{id}/images/0", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert "content-encoding" not in httpx.get(f"{address}/b", headers={"Accept-Encoding": ""}).headers
+
+
+def test_the_doctors_own_requests_are_not_in_the_gallery(address: str):
+    """Its pictures have pages, for who wants to look."""
+    id = finished(address, QUICK | {"id": "a-canary", "prompt": "not art", "metadata": {"canary": True}})
+    kept = finished(address, QUICK | {"prompt": "art", "metadata": {"canary": True}})
+    text = httpx.get(f"{address}/live?now=1").text
+    assert f"/pictures/{kept}" in text
+    assert f"/pictures/{id}" not in text
+    assert "not art" in httpx.get(f"{address}/pictures/{id}").text
 
 
 def test_without_javascript_everything_can_be_looked_at(browser: Browser, address: str):
@@ -74,6 +103,20 @@ def test_earlier_pictures_have_pages_of_their_own(address: str):
     assert f"/pictures/{older}" in text
     assert f"/pictures/{newer}" not in text
     assert "<form" not in text
+
+
+def test_the_end_of_the_gallery_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Older results are in the store, and not on the page."""
+    for module in (gallery, routes):
+        monkeypatch.setattr(module, "LATEST", 2)
+    for n in range(3):
+        (folder := tmp_path / "results" / f"r{n}").mkdir(parents=True)
+        written = Result.ended(f"r{n}", "canceled", None, request=Frozen.of(b"{}"), fingerprint="")
+        (folder / "result.json").write_bytes(written.to_json())
+    with facade(tmp_path) as own:
+        assert "These are the newest 2 results." in httpx.get(f"{own}/").text
+        (tmp_path / "results" / "r0" / "result.json").unlink()
+        assert "These are the newest" not in httpx.get(f"{own}/live?now=1").text
 
 
 def test_a_caller_with_a_prefix_sees_its_own_pictures_only(store: Path, address: str):

@@ -49,15 +49,27 @@ def test_what_others_drop_appears_too(page: Page, store: Path):
 def test_a_request_is_cancelled_by_keyboard(page: Page):
     """Tab to its button, Enter; focus is not lost, and the outcome is announced."""
     page.goto("/")
+    said = page.evaluate_handle(
+        """() => {
+          const texts = [];
+          const box = document.querySelector("#announcer");
+          new MutationObserver(() => texts.push(box.textContent)).observe(box, { childList: true });
+          return texts;
+        }"""
+    )
     draw(page, "never to be seen", steps=150, number_of_images=4)
     expect(page.get_by_role("button", name="Cancel: never to be seen")).to_be_visible()
+    expect(page).to_have_title("(1) Dreamdrop")
     for _ in range(40):
         page.keyboard.press("Tab")
         if page.evaluate("'cancel' in document.activeElement.dataset"):
             break
     page.keyboard.press("Enter")
-    expect(page.locator("#announcer")).to_have_text("Cancelled")
     expect(item(page, "never to be seen")).to_contain_text("Cancelled")
+    expect(page).to_have_title("Dreamdrop")
+    texts = said.json_value()
+    assert "Cancelled" in texts
+    assert "Cancelled: never to be seen" in texts
     assert page.evaluate("document.activeElement.id") == "prompt"
 
 

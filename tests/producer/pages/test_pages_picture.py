@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from schemas.manifest import validate_manifest
-from tests.producer.browser import QUICK, expect, finished
+from tests.producer.browser import QUICK, expect, finished, item
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -53,3 +53,15 @@ def test_arrow_keys_lead_to_the_neighbours(page: Page, address: str):
     page.wait_for_url(f"**/pictures/{newer}")
     page.keyboard.press("Escape")
     page.wait_for_url("**/")
+
+
+def test_what_cannot_succeed_as_it_stands_is_to_be_corrected(page: Page, address: str):
+    """A failure of the request's own: the form first, not the same again; and the tile has the first sentence."""
+    answer = httpx.post(f"{address}/jobs", json=QUICK | {"prompt": "misspelt", "scheduler": "Eulr"})
+    answer.raise_for_status()
+    page.goto("/")
+    expect(item(page, "misspelt")).to_contain_text("Failed")
+    expect(item(page, "misspelt").locator(".reason")).not_to_contain_text("DDIM")
+    item(page, "misspelt").locator("a").click()
+    expect(page.locator("#pictures")).to_contain_text("DDIM")
+    expect(page.locator("#single .primary")).to_have_text("Correct it in the form")

@@ -8,7 +8,9 @@ const form = $("#compose");
 const field = (name) => form.elements.namedItem(name);
 const NUMBERS = ["steps", "cfg_scale", "number_of_images", "width", "height"];
 const TEXTS = ["negative_prompt", "model", "scheduler"];
+const OPEN = ["steps", "cfg_scale", "width", "height", "scheduler"]; // what is left empty, the model's card fills
 const REMEMBERED = ["negative_prompt", "steps", "cfg_scale", "number_of_images", "width", "height", "model", "scheduler"];
+const SAVED = "dreamdrop-form"; // not "dreamdrop": there older pages saved steps and guidance that nobody had chosen
 const limits = { side: +form.dataset.side, pixels: +form.dataset.pixels, bytes: +form.dataset.bytes };
 let strengthChosen = false;
 
@@ -61,10 +63,19 @@ async function submit() {
   }
 }
 
+/** Show in the empty fields what the chosen model draws with. */
+function showDefaults() {
+  const defaults = JSON.parse(field("model").selectedOptions[0]?.dataset.defaults ?? "{}");
+  for (const name of OPEN) field(name).placeholder = defaults[name] ?? (name === "scheduler" ? "the model's default" : "auto");
+  const multiple = defaults.size_multiple ?? 8;
+  for (const name of ["width", "height"]) field(name).step = field(name).min = multiple;
+}
+field("model").addEventListener("change", showDefaults);
+
 // Settings are saved for the next visit; prompts and pictures are not.
 function saveSettings() {
   try {
-    localStorage.setItem("dreamdrop", JSON.stringify(Object.fromEntries(REMEMBERED.map((name) => [name, field(name).value]))));
+    localStorage.setItem(SAVED, JSON.stringify(Object.fromEntries(REMEMBERED.map((name) => [name, field(name).value]))));
   } catch {
     // the browser may not allow it
   }
@@ -72,13 +83,57 @@ function saveSettings() {
 
 function loadSettings() {
   try {
-    const saved = JSON.parse(localStorage.getItem("dreamdrop") ?? "{}");
+    const saved = JSON.parse(localStorage.getItem(SAVED) ?? "{}");
     for (const name of REMEMBERED) if (saved[name]) field(name).value = saved[name];
     if (field("model").selectedIndex < 0) field("model").selectedIndex = 0;
   } catch {
     // nothing is saved, or it cannot be read
   }
+  openMore();
+}
+
+/** Show the fields that are folded away if one of them is filled in. */
+function openMore() {
   if (["width", "height", "model", "scheduler"].some((name) => field(name).value)) $("#more").open = true;
+}
+
+// What the form holds, with its picture and mask, stays over a reload and a look at another page, until the tab is closed.
+const DRAFT = "dreamdrop-draft";
+
+function saveDraft() {
+  const fields = Object.fromEntries(["prompt", "seed", "strength", ...REMEMBERED].map((name) => [name, field(name).value]));
+  const draft = { fields, strengthChosen };
+  const pictures = { image: editor.image(), mask: editor.painted() };
+  for (const text of [JSON.stringify({ ...draft, ...pictures }), JSON.stringify(draft)])
+    try {
+      sessionStorage.setItem(DRAFT, text);
+      return;
+    } catch {
+      // a picture may be larger than the browser keeps: then only the fields are kept
+    }
+}
+
+async function loadDraft() {
+  let draft;
+  try {
+    draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
+  } catch {
+    return; // the browser does not allow it
+  }
+  if (!draft) return;
+  for (const [name, value] of Object.entries(draft.fields)) if (field(name)) field(name).value = value;
+  if (field("model").selectedIndex < 0) field("model").selectedIndex = 0; // that model is not offered any more
+  strengthChosen = draft.strengthChosen;
+  openMore();
+  if (draft.image) await editor.show(await blobOf(draft.image), limits);
+  if (draft.image && draft.mask) await editor.showMask(await blobOf(draft.mask));
+}
+
+/** Show a picture that the chosen model has drawn. */
+function showModel() {
+  const shown = field("model").selectedOptions[0]?.dataset.picture;
+  $("#model-picture").hidden = !shown;
+  if (shown) $("#model-picture").src = shown;
 }
 
 /** Fill the form from a manifest. */
@@ -86,8 +141,9 @@ async function fill(manifest, seed) {
   for (const name of [...TEXTS, "prompt", ...NUMBERS]) {
     if (name === "model" && manifest.model && ![...field("model").options].some((o) => o.value === manifest.model))
       field("model").add(new Option(manifest.model));
-    if (manifest[name] !== undefined || TEXTS.includes(name)) field(name).value = manifest[name] ?? "";
+    if (manifest[name] !== undefined || TEXTS.includes(name) || OPEN.includes(name)) field(name).value = manifest[name] ?? "";
   }
+  showModel();
   field("seed").value = seed ?? manifest.seed ?? "";
   if (manifest.image) {
     await editor.show(await blobOf(manifest.image), limits);
@@ -109,6 +165,7 @@ async function blobOf(text) {
 
 // A picture sets the size; a mask sets the task, and with it the default strength.
 function changed() {
+  showDefaults();
   const hasPicture = editor.hasPicture();
   for (const name of ["width", "height"]) field(name).disabled = hasPicture;
   const masked = hasPicture && editor.painted() !== "";
@@ -166,10 +223,15 @@ addEventListener("paste", showingErrors(async (event) => {
 
 editor.onChange(changed);
 loadSettings();
+field("model").addEventListener("change", showModel);
+showModel();
 changed();
 $("#draw").disabled = false;
+addEventListener("pagehide", saveDraft);
 const link = new URLSearchParams(location.search);
 const openLink = showingErrors(async () => {
+  await loadDraft();
+  changed();
   if (link.has("recipe")) {
     const response = await request(`/recipe/${pathOf(link.get("recipe"))}`);
     await fill(await response.json(), response.headers.get("X-Seed"));

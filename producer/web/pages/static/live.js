@@ -9,6 +9,7 @@ const STREAMS = 2; // a browser allows six connections to a server, for all its 
 
 const root = $("[data-live]");
 const streams = new Map(); // id to EventSource
+const title = document.title;
 let timer = 0;
 let fetching = false;
 let changed = false; // a request was sent or has finished: ask the server not to use its cache
@@ -18,7 +19,7 @@ export async function refresh() {
   clearTimeout(timer);
   if (fetching) return;
   fetching = true;
-  const url = root.dataset.live + (changed ? "?now=1" : "");
+  const url = root.dataset.live + (changed ? (root.dataset.live.includes("?") ? "&now=1" : "?now=1") : "");
   changed = false;
   try {
     const response = await request(url, { headers: { Accept: "text/html" }, timeout: 20_000 });
@@ -33,6 +34,7 @@ export async function refresh() {
   }
   fetching = false;
   if (isFinished()) return;
+  showInTitle();
   updateStreams();
   if (document.hidden) return;
   timer = setTimeout(refresh, changed ? 0 : isBusy() ? BUSY : IDLE);
@@ -44,7 +46,14 @@ export function refreshNow() {
   return refresh();
 }
 
-const isBusy = () => [...root.querySelectorAll("[data-busy]")].some((part) => Number(part.dataset.busy) > 0);
+const busyParts = () => [...root.querySelectorAll("[data-busy]")].map((part) => Number(part.dataset.busy));
+const isBusy = () => busyParts().some((count) => count > 0);
+
+/** Say in the tab's title how many requests are not finished, for people who look at another tab. */
+function showInTitle() {
+  const count = busyParts().reduce((sum, each) => sum + each, 0);
+  document.title = (count ? `(${count}) ` : "") + title;
+}
 
 function isFinished() {
   if (!("untilFinished" in root.dataset) || !$('[data-finished="yes"]', root)) return false;
@@ -87,8 +96,7 @@ const fits = (node, other) => node && node.nodeName === other.nodeName && !node.
 
 function announceItem(child) {
   const text = child.dataset?.announce;
-  if (text === undefined) return;
-  announce(child.classList.contains("empty") ? `Failed: ${text}` : `Finished: ${text}`);
+  if (text !== undefined) announce(text);
 }
 
 /** Listen to the first unfinished requests, and to no others. */
@@ -168,5 +176,8 @@ document.addEventListener(
 document.addEventListener("visibilitychange", () => (document.hidden ? closeStreams() : refresh()));
 addEventListener("pagehide", closeStreams);
 addEventListener("pageshow", (event) => event.persisted && refresh());
-if (root) timer = setTimeout(refresh, 100);
+if (root) {
+  showInTitle();
+  timer = setTimeout(refresh, 100);
+}
 

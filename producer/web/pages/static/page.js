@@ -16,7 +16,7 @@ export async function errorOf(response) {
     const { detail } = await response.json();
     if (typeof detail === "string") text = detail;
     else if (Array.isArray(detail)) {
-      text = detail.map((entry) => (entry.ctx?.line ? `Line ${entry.ctx.line}: ${entry.msg}` : entry.msg)).join("; ");
+      text = detail.map(({ msg, ctx }) => (ctx?.line && !/^line /i.test(msg) ? `Line ${ctx.line}: ${msg}` : msg)).join("; ");
       fields = detail.map((entry) => String(entry.loc?.at(-1) ?? ""));
     }
   } catch {

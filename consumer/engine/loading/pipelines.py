@@ -146,19 +146,28 @@ def strength(task: ImageTask) -> float:
     return min(1.0, math.nextafter(1 / task.steps, 2.0))
 
 
-def warnings_of(task: ImageTask, tokenizers: Sequence[Any]) -> list[tuple[str, str]]:
-    """What the pipeline will silently change or ignore, as (code, message)."""
+def warnings_of(
+    task: ImageTask, tokenizers: Sequence[Any], *, takes_guidance_as_number: bool = False
+) -> list[tuple[str, str]]:
+    """What the pipeline will silently change or ignore, as (code, message).
+
+    Args:
+        takes_guidance_as_number: the UNet is distilled so, and never sees a negative prompt.
+    """
     warnings = []
+    unread = takes_guidance_as_number or task.cfg_scale <= 1
     for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
-        if field == "negative_prompt" and task.cfg_scale <= 1:
+        if field == "negative_prompt" and unread:
             continue
         if tokenizers and (cut := cut_text(tokenizers[0], text)):
             limit = tokenizers[0].model_max_length - 2
             warnings.append(
                 ("prompt_cut", f'the words "{cut}" of {field} were cut: the model reads {limit} tokens')
             )
-    if task.negative_prompt and task.cfg_scale <= 1:
-        warnings.append(("ignored", "negative_prompt has no effect at a cfg_scale of 1 or below"))
+    if task.negative_prompt and unread:
+        why = f"with model {task.model!r}, which is distilled" if takes_guidance_as_number else ""
+        text = f"negative_prompt has no effect {why or 'at a cfg_scale of 1 or below'}"
+        warnings.append(("ignored", text))
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
         warnings.append(
             (

@@ -6,12 +6,12 @@ brings its own Python.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer.models.json_files import read_json, read_object
 from consumer.models.safetensors_header import read_shapes
 from schemas.errors import Rejected, Unavailable
 
@@ -82,7 +82,7 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
 
 def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
     """Check a diffusers folder. Raises `Rejected` with the first problem."""
-    index = _read(folder / "model_index.json")
+    index = read_object(folder / "model_index.json")
     kind = index.get("_class_name")
     if kind not in _FAMILIES:
         raise _refuse(folder, f"its pipeline is {kind!r}; known are {', '.join(_FAMILIES)}")
@@ -93,11 +93,12 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
         )
     parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     for name, (library, _) in parts.items():
-        if name not in _LEFT_OUT and library is not None and library not in _LIBRARIES:
+        named = library is None or (isinstance(library, str) and library in _LIBRARIES)
+        if name not in _LEFT_OUT and not named:
             raise _refuse(folder, f"{name} comes from {library!r}, not from diffusers or transformers")
     for config in (folder / "model_index.json", *folder.glob("*/*.json")):
-        keys = _read(config)
-        if "auto_map" in keys or "custom_pipeline" in keys:
+        keys = read_json(config)
+        if isinstance(keys, dict) and ("auto_map" in keys or "custom_pipeline" in keys):
             raise _refuse(folder, f"{config.relative_to(folder)} asks for code from elsewhere")
     weights = [name for name in _WEIGHTS if parts.get(name, [None])[0] is not None]
     variant, elements = None, 0
@@ -167,11 +168,3 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
 
 def _refuse(folder: Path, why: str) -> Rejected:
     return Rejected("unsupported", f"the model in {folder} is refused: {why}", field="model")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Rejected("unsupported", f"{path} cannot be read as JSON: {error}", field="model") from error
-    return document if isinstance(document, dict) else {}

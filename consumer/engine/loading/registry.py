@@ -17,8 +17,8 @@ import torch
 
 from consumer.engine.device_errors import free_memory
 from consumer.engine.devices import Offload, pick_dtype, place, set_attention
-from consumer.engine.loras import Adapters
-from consumer.engine.model_files import ModelFolder, ModelUnavailable, find
+from consumer.engine.loading.loras import Adapters
+from consumer.engine.loading.model_files import ModelFolder, ModelUnavailable, find
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.models.cards import BUNDLED, Cards, ModelCard
 from consumer.renderer.protocol import Loaded, Loading
@@ -88,14 +88,27 @@ class ModelRegistry:
     loads: int = 0  # models loaded since the start
     offloading: Offload = field(default_factory=Offload)
     _loaded: OrderedDict[str, LoadedModel] = field(default_factory=OrderedDict)  # least recently used first
+    _given: dict[str, ModelCard] = field(default_factory=dict)  # published models that tasks came with
     _folders: dict[str, ModelFolder] = field(default_factory=dict)
     _missing: dict[str, tuple[float, ModelUnavailable]] = field(default_factory=dict)  # until when, and why
+
+    def learn(self, name: str, folder: str) -> None:
+        """Take note of a published model (name@version), whose files are in this folder."""
+        if (card := self._given.get(name)) is not None and card.sources == (folder,):
+            return
+        revision = name.rpartition("@")[2]
+        self._given[name] = ModelCard(name, (folder,), 0, 0, scheduler="", revision=revision)
+        self._folders.pop(name, None)
+        self._missing.pop(name, None)
+
+    def _card(self, name: str) -> ModelCard:
+        return self._given.get(name) or self.cards.get(name)
 
     def fits(self, name: str, in_use: Collection[str]) -> bool:
         """Whether the model is loaded, or can be once every model not in use is evicted."""
         if name in self._loaded or self.memory_budget is None or not in_use:
             return True  # where nothing is in use, `get` reports a model that is too large
-        needed = self._find(name).bytes_as(self._dtype(self.cards.get(name)))
+        needed = self._find(name).bytes_as(self._dtype(self._card(name)))
         held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
         return held + needed <= self.memory_budget
 
@@ -112,7 +125,7 @@ class ModelRegistry:
         folder = self._find(name)  # first: what cannot be loaded must not evict anything
         self.emit(Loading(name, _public(folder.source)))
         self._evict(name, folder, in_use)  # before the load, or both models would be in memory at once
-        model = self._load(self.cards.get(name), folder)
+        model = self._load(self._card(name), folder)
         self._loaded[name] = (
             model  # only when it is whole: a load that failed is tried again by the next task
         )
@@ -126,7 +139,7 @@ class ModelRegistry:
 
     def _find(self, name: str) -> ModelFolder:
         if name not in self._folders:
-            card = self.cards.get(name)
+            card = self._card(name)
             until, missing = self._missing.get(name, (0.0, None))
             if missing is not None and self.clock() < until:  # everybody waits while the hub is asked
                 raise missing
@@ -145,7 +158,7 @@ class ModelRegistry:
         """Make room for a model, least recently used first. Raises `ModelUnavailable` if it can never fit."""
         if self.memory_budget is None:
             return
-        needed = folder.bytes_as(self._dtype(self.cards.get(name)))
+        needed = folder.bytes_as(self._dtype(self._card(name)))
         if needed > self.memory_budget:
             raise ModelUnavailable(
                 f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer.engine.lora_keys import Misfit, layers, layers_with
+from consumer.engine.loading.lora_keys import Misfit, layers, layers_with
 from consumer.models.lora_files import content_hash, shapes_of, weights_in
 from schemas.errors import Rejected, Unavailable
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from consumer.renderer.protocol import Lora
 
 KEPT = 8  # LoRAs of one model that stay loaded; more only while images in flight use them
-_Key = tuple[str, str]  # registered name, and the hash of the file; "" in plans of older workers
 
 
 class Adapters:
@@ -33,7 +32,8 @@ class Adapters:
         """`pipe` holds the real modules; `files` maps registered names to safetensors files or folders."""
         self._pipe = pipe
         self._files = files
-        self._names: OrderedDict[_Key, str] = OrderedDict()  # to the name inside the layers; last used last
+        #: Content to (registered name, name inside the layers); the one that was used last is last.
+        self._names: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._numbers = itertools.count()
         self._active: tuple[Lora, ...] | None = ()  # None: unknown
 
@@ -48,36 +48,41 @@ class Adapters:
             Unavailable: its file is not the one that the request was planned with.
         """
         for lora in loras:
-            if lora.name not in self._files:
+            if not lora.path and lora.name not in self._files:
                 known = ", ".join(sorted(self._files)) or "none"
                 raise Rejected(
                     "unknown_lora", f"no LoRA is named {lora.name!r}; known are {known}", field="loras"
                 )
             if _key(lora) not in self._names:
-                self._names[_key(lora)] = self._load(lora)
+                self._names[_key(lora)] = lora.name, self._load(lora)
             self._names.move_to_end(_key(lora))
         needed = {_key(lora) for lora in (*loras, *in_use)}
         for key in [key for key in self._names if key not in needed][: max(0, len(self._names) - KEPT)]:
-            self._delete(self._names.pop(key))
+            self._delete(self._names.pop(key)[1])
 
     def loaded(self) -> list[str]:
         """The registered names of the LoRAs in the layers, least recently used first."""
-        return [name for name, _ in self._names]
+        return [name for name, _ in self._names.values()]
 
     def switch(self, loras: tuple[Lora, ...]) -> None:
         """Let exactly these act from the next device call on."""
         if loras == self._active:
             return
         if loras:
+            weights: defaultdict[str, float] = defaultdict(
+                float
+            )  # one file under two names acts once, with both weights
+            for lora in loras:
+                weights[self._names[_key(lora)][1]] += lora.weight
             self._pipe.enable_lora()
-            self._pipe.set_adapters([self._names[_key(x)] for x in loras], [x.weight for x in loras])
+            self._pipe.set_adapters(list(weights), list(weights.values()))
         else:
             self._pipe.disable_lora()
         self._active = loras
 
     def _load(self, lora: Lora) -> str:
         name = lora.name
-        path = weights_in(name, Path(self._files[name]))
+        path = weights_in(name, Path(lora.path or self._files[name]))
         shapes = shapes_of(name, path)
         if lora.sha256 and content_hash(path) != lora.sha256:
             text = f"LoRA {name!r}: {path.name} is not the file that the request was planned with"
@@ -116,8 +121,9 @@ class Adapters:
         self._active = None
 
 
-def _key(lora: Lora) -> _Key:
-    return lora.name, lora.sha256
+def _key(lora: Lora) -> str:
+    """What tells two LoRAs apart: the content. Plans of older workers do not name it; then it is the name."""
+    return lora.sha256 or f"name {lora.name}"
 
 
 def _misfit(name: str, path: Path, why: Exception) -> Rejected:

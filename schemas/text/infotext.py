@@ -23,6 +23,7 @@ GRAPHS = ("prompt", "workflow")  # ComfyUI's keywords
 OTHERS = ("invokeai_metadata", "sd-metadata", "Dream", "Software", "Description", "Comment", "fooocus_scheme")
 KEYWORDS = (PARAMETERS, RECIPE, *GRAPHS, *OTHERS)  # of all texts that are read
 _NEGATIVE = "Negative prompt:"
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 #: A name's length is bounded: else a long text without a colon is searched again from each of its letters.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _LORA = re.compile(r"\s?<lora:([^:<>]+)(?::([^<>]*))?>")
@@ -113,9 +114,21 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _whole(text: str) -> int:
+    """A whole number that any reader of JSON can hold. Raises `ValueError`; `int` takes far more."""
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(text[:40])
+    return int(text)
+
+
+def _without_surrogates(text: str) -> str:
+    """An unpaired surrogate, which cannot be written as UTF-8, becomes a replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _parts(text: str) -> tuple[str, str | None, dict[str, str]]:
     """Prompt, negative prompt and pairs."""
-    lines = text.strip().split("\n")
+    lines = _without_surrogates(text).strip().split("\n")
     found = dict(_PAIR.findall(lines[-1]))
     if len(found) < _FEWEST:
         found, last = {}, len(lines)
@@ -134,11 +147,11 @@ def _parts(text: str) -> tuple[str, str | None, dict[str, str]]:
 
 def _fields(pairs: dict[str, str]) -> dict[str, Any]:
     names: dict[str, tuple[str, Callable[[str], Any]]] = {
-        "Steps": ("steps", int),
+        "Steps": ("steps", _whole),
         "CFG scale": ("cfg_scale", _finite),
-        "Seed": ("seed", int),
+        "Seed": ("seed", _whole),
         "Denoising strength": ("strength", _finite),
-        "Clip skip": ("clip_skip", int),
+        "Clip skip": ("clip_skip", _whole),
         "Model": ("model", str),
     }
     found: dict[str, Any] = {}
@@ -182,7 +195,7 @@ def _quoted(value: Any) -> str:
 def _unquoted(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] == '"':
         try:
-            return str(json.loads(text))
-        except ValueError:
+            return _without_surrogates(str(json.loads(text)))
+        except (ValueError, RecursionError):
             return text
     return text

@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from schemas import infotext
 from schemas.errors import Rejected
 from schemas.strictjson import load_object
+from schemas.text import infotext
 
 _LARGEST = 2**63  # any number of a recipe is smaller
 _SIZE = re.compile(r"\(?\s*([0-9]{1,5})\s*[,x×]\s*([0-9]{1,5})\s*\)?")

@@ -1,0 +1,1 @@
+"""From files to pipelines and LoRAs that are loaded on the device."""

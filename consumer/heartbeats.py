@@ -1,0 +1,70 @@
+"""The worker's heartbeats: what they say, and when none is written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from consumer.intake.fleet import Capabilities
+    from consumer.models.cards import Cards
+    from consumer.renderer.process import Renderer
+    from infra.claims.claims import Claims
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT = 5.0  # seconds at least until an unanswered heartbeat is given up; then a new one is tried
+
+
+@dataclass
+class Heartbeats:
+    """Writes them for one worker, while at least one of its renderers is idle or makes progress."""
+
+    claims: Claims
+    own: Capabilities
+    cards: Cards
+    default_model: str
+    renderers: Sequence[Renderer]
+    state: Callable[[], str]  # idle, working or draining
+    clock: Callable[[], float]
+
+    async def run(self) -> None:
+        every = self.claims.timing.beat
+        due = self.clock()
+        while True:
+            due = max(due + every, self.clock())  # a slow heartbeat does not delay the next
+            await asyncio.sleep(due - self.clock())
+            if any(renderer.healthy for renderer in self.renderers):
+                await self.beat()
+            else:
+                log.warning("no renderer makes progress: no heartbeat is written")
+
+    async def beat(self) -> None:
+        """Write one."""
+        try:
+            async with asyncio.timeout(max(_TIMEOUT, self.claims.timing.beat)):
+                await self.claims.beat(self._facts())
+        except StoreUnavailable as error:
+            log.warning("the heartbeat was not written", extra={"why": str(error)})
+        except TimeoutError:  # one lost answer must not cost the lease
+            log.warning("the heartbeat was not written", extra={"why": "the store does not answer"})
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "state": self.state(),
+            **self.own.facts(),
+            "available": self.available(),
+            "defaults": self.cards.defaults(),
+            "default_model": self.default_model,
+            "devices": [renderer.ready.device for renderer in self.renderers if renderer.ready],
+        }
+
+    def available(self) -> list[str]:
+        """The models that can be drawn without a download."""
+        null = all(renderer.settings.kind == "null" for renderer in self.renderers)
+        return self.cards.known() if null else self.cards.here()

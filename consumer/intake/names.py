@@ -1,0 +1,169 @@
+"""What the names in a manifest mean: models and LoRAs of this worker, and those that are published in its store.
+
+A worker's own names come first. Every other one is looked up in the store, so that what was published a moment ago
+can be named; that a name means nothing is never remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from consumer.models.published import card_of, family_of
+from infra.lru import LruCache
+from infra.models import published
+from schemas.errors import Rejected
+from schemas.layout import CHOSEN_ID
+from schemas.manifest import LoraChoice
+from schemas.models import split_reference
+from schemas.result import Note
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from consumer.models.cards import Cards, ModelCard
+    from infra.stores.store import Store
+    from schemas.manifest import Manifest
+    from schemas.models import PublishedCard
+
+_FRESH = 2.0  # seconds for which a name means what it meant when it was looked up
+_REMEMBERED = 1000  # names, and cards
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """A manifest's names, resolved."""
+
+    card: ModelCard
+    loras: tuple[LoraChoice, ...] = ()  # by their names without versions
+    lora_hashes: Mapping[str, str] = field(default_factory=dict)
+    model_version: int | None = None  # where the model is a published one
+    lora_versions: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass
+class Names:
+    """Resolves names for one worker."""
+
+    cards: Cards
+    default_model: str
+    store: Store | None  # None: only the worker's own names
+    clock: Callable[[], float]
+    _current: LruCache[str, tuple[float, PublishedCard]] = field(
+        default_factory=lambda: LruCache(_REMEMBERED)
+    )
+    _cards: LruCache[str, PublishedCard] = field(default_factory=lambda: LruCache(_REMEMBERED))
+
+    async def read(self, manifest: Manifest) -> Meaning:
+        """Resolve the model and the LoRAs.
+
+        Raises:
+            Rejected: one is unknown, or a LoRA is of another family than the model.
+            StoreUnavailable: try again.
+        """
+        name = manifest.model or self.default_model
+        if name in self.cards.cards:
+            card = self.cards.get(name)
+            return await self._with_loras(manifest, card, None, family_of(card))
+        model = await self._published(name)
+        if model is None:
+            return Meaning(self.cards.get(name, await self._published_names()))  # raises
+        if model.kind == "full":
+            return await self._with_loras(manifest, card_of(model), model.version, model.family)
+        return await self._lora_as_model(manifest, model)
+
+    async def _lora_as_model(self, manifest: Manifest, lora: PublishedCard) -> Meaning:
+        """A LoRA that is named as the model: its base, with the LoRA at its default weight."""
+        base = await self._published(lora.base) if lora.base not in self.cards.cards else None
+        if base is not None and base.kind != "full":
+            raise _refused(f"is {lora.reference}, a LoRA whose base {lora.base!r} is a LoRA itself", "model")
+        if base is None and lora.base not in self.cards.cards:
+            raise Rejected(
+                "unknown_model",
+                f"model is {lora.reference}, a LoRA for {lora.base!r}, which this worker does not know; register it "
+                f"with --models {lora.base or 'name'}=..., or publish it",
+                field="model",
+            )
+        card = self.cards.get(lora.base) if base is None else card_of(base)
+        notes: tuple[Note, ...] = ()
+        if lora.base_revision and card.revision and lora.base_revision != card.revision:
+            text = f"{lora.reference} was made from revision {lora.base_revision} of {card.name}; here it is "
+            notes = (Note(code="base_changed", message=text + card.revision, field="model"),)
+        version = base.version if base is not None else None
+        family = base.family if base is not None else family_of(card)
+        return await self._with_loras(manifest, card, version, family, first=lora, notes=notes)
+
+    async def _with_loras(
+        self,
+        manifest: Manifest,
+        card: ModelCard,
+        version: int | None,
+        family: str,
+        *,
+        first: PublishedCard | None = None,
+        notes: tuple[Note, ...] = (),
+    ) -> Meaning:
+        choices: list[LoraChoice] = []
+        hashes: dict[str, str] = {}
+        versions: dict[str, int] = {}
+
+        def add(found: PublishedCard, weight: float) -> None:
+            if family and found.family and found.family != family:
+                raise _refused(
+                    f"has {found.reference}, which is made for models of the family {found.family}; "
+                    f"{card.name} is of {family}"
+                )
+            choices.append(LoraChoice(name=found.name, weight=weight))
+            hashes[found.name], versions[found.name] = _lora_hash(found), found.version
+
+        if first is not None:
+            add(first, first.weight)
+        for lora in manifest.loras:
+            if lora.name in self.cards.loras:
+                choices.append(lora)
+                hashes[lora.name] = self.cards.lora(lora.name).sha256
+                continue
+            found = await self._published(lora.name)
+            if found is None:
+                self.cards.lora(lora.name, await self._published_names())  # raises
+            elif found.kind != "lora":
+                raise _refused(f"has {found.reference}, which is a whole model; name it as the model")
+            else:
+                add(found, lora.weight if "weight" in lora.model_fields_set else found.weight)
+        names = [choice.name for choice in choices]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise _refused(f"names {twice[0]!r} twice; give each LoRA once, with one weight")
+        return Meaning(card, tuple(choices), hashes, version, versions, notes)
+
+    async def _published(self, reference: str) -> PublishedCard | None:
+        """What is published under `name` or `name@version`; None when nothing is."""
+        name, version = split_reference(reference)
+        if self.store is None or not CHOSEN_ID.fullmatch(name):
+            return None
+        if version is not None and (card := self._cards.get(reference)) is not None:
+            return card
+        began = self.clock()
+        entry = self._current.get(name) if version is None else None
+        if entry is not None and began - entry[0] < _FRESH:
+            return entry[1]
+        try:
+            card = await published.resolve(self.store, reference)
+        except Rejected:
+            return None
+        self._cards[card.reference] = card
+        if version is None:
+            self._current[name] = (began, card)
+        return card
+
+    async def _published_names(self) -> list[str]:
+        return await published.names(self.store) if self.store is not None else []
+
+
+def _lora_hash(card: PublishedCard) -> str:
+    return next(file.sha256 for file in card.weights if file.path.endswith(".safetensors"))
+
+
+def _refused(text: str, field: str = "loras") -> Rejected:
+    return Rejected("unsupported", f"{field} {text}", field=field)

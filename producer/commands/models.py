@@ -1,0 +1,261 @@
+"""`dreamdrop models ...`: what can be drawn with, and what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from producer.commands.look import with_client
+from producer.commands.session import (
+    DEFAULT_STORE,
+    FAILED,
+    OK,
+    AsJson,
+    StoreUrl,
+    print_json,
+    run,
+    say,
+)
+
+if TYPE_CHECKING:
+    from producer.client import AsyncClient
+    from schemas.models import PublishedCard
+
+app = typer.Typer(help="Models: those of live workers, and those that are published in the store.")
+
+Reference = Annotated[
+    str, typer.Argument(metavar="NAME[@VERSION]", help="A published model, such as my-dog or my-dog@2.")
+]
+Version = Annotated[
+    str, typer.Argument(metavar="NAME@VERSION", help="One version of a published model, such as my-dog@2.")
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A published model, such as my-dog.")]
+
+
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the models of live workers and of the store; with a command, work with those of the store."""
+    if context.invoked_subcommand is None:
+        _list(store, as_json)
+
+
+@app.command("list")
+def list_all(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the models of live workers and of the store, and what fills the fields that a request leaves open."""
+    _list(store, as_json)
+
+
+def _list(store: str, as_json: bool) -> None:
+    async def work(client: AsyncClient) -> None:
+        known = await client.models()
+        if as_json:
+            rows = [
+                {
+                    "name": m.name,
+                    "workers": m.workers,
+                    "versions": list(m.versions),
+                    "here": m.here,
+                    "defaults": m.defaults.model_dump(),
+                }
+                for m in known
+            ]
+            print_json({"models": rows})
+            return
+        for model in known:
+            where = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
+            where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
+            word = "here" if where else "not here"
+            facts = where or ["no worker has its weights"]
+            facts += [f"by default {text}"] if (text := model.defaults.text()) else []
+            typer.echo(f"{model.name}\t{word}\t{'; '.join(facts)}")
+        if not any(model.workers for model in known):
+            say(f"no worker is running; start one with: dreamdrop worker --store {store}")
+
+    run(with_client(store, as_json, work), as_json=as_json)
+
+
+@app.command()
+def show(reference: Reference, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Show the card of a published model, and how its name has moved."""
+
+    async def work(client: AsyncClient) -> None:
+        from infra.models import published
+
+        card = await published.resolve(client.store, reference)
+        moves = await published.history(client.store, card.name)
+        if as_json:
+            history = [{"number": m.number, "version": m.version, "at": m.at} for m in moves]
+            print_json({"card": card.model_dump(mode="json"), "history": history})
+            return
+        for name, value in _facts(card).items():
+            typer.echo(f"{name + ':':16}{value}")
+        moved = ", ".join(f"{move.version or 'to nothing'} ({move.at})" for move in moves)
+        typer.echo(f"{'name moved:':16}{moved}")
+
+    run(with_client(store, as_json, work), as_json=as_json)
+
+
+def _facts(card: PublishedCard) -> dict[str, str]:
+    """A card for people; what it does not say is left out."""
+    size = sum(file.size for file in card.files)
+    facts = {
+        "model": card.reference,
+        "kind": "a LoRA" if card.kind == "lora" else "a full model",
+        "base": " ".join(filter(None, (card.base, card.base_revision))),
+        "family": card.family,
+        "trigger words": ", ".join(card.trigger_words),
+        "weight": f"{card.weight:g}" if card.kind == "lora" else "",
+        "size": f"{card.native_width} x {card.native_height}" if card.native_width else "",
+        "scheduler": card.scheduler,
+        "licence": card.licence,
+        "training": card.training,
+        "loss": f"{card.loss:.4g}" if card.loss is not None else "",
+        "published": card.created_at,
+        "files": f"{len(card.files)}, {size:,} bytes",
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+@app.command()
+def use(reference: Version, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Let a name mean this version from now on; requests that are being drawn keep theirs."""
+
+    async def work(client: AsyncClient) -> None:
+        from infra.models import published
+
+        move = await published.use(client.store, reference)
+        _say_move(reference.partition("@")[0], move.version, as_json)
+
+    run(with_client(store, as_json, work), as_json=as_json)
+
+
+@app.command()
+def rollback(name: Name, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Let a name mean the version that it meant before."""
+
+    async def work(client: AsyncClient) -> None:
+        from infra.models import published
+
+        _say_move(name, (await published.rollback(client.store, name)).version, as_json)
+
+    run(with_client(store, as_json, work), as_json=as_json)
+
+
+def _say_move(name: str, version: int | None, as_json: bool) -> None:
+    if as_json:
+        print_json({"name": name, "version": version})
+    else:
+        say(f"{name} means {name}@{version} now; workers notice within seconds")
+
+
+@app.command()
+def remove(reference: Reference, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Remove a version, or a name with all of its versions.
+
+    Refused for the version that the name means, and while a request that is being drawn needs it.
+    """
+
+    async def work(client: AsyncClient) -> None:
+        from infra.models.removal import remove as remove_from
+
+        removed = [card.reference for card in await remove_from(client.store, reference)]
+        if as_json:
+            print_json({"removed": removed})
+        else:
+            say(f"removed {', '.join(removed)}")
+
+    run(with_client(store, as_json, work), as_json=as_json)
+
+
+@app.command()
+def verify(reference: Reference, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Read every file of a published model, and compare its hash with the card's."""
+
+    async def work(client: AsyncClient) -> int:
+        from infra.models.removal import verify as verify_in
+
+        faults = await verify_in(client.store, reference, None if as_json else say)
+        if as_json:
+            print_json({"model": reference, "faults": faults})
+        for fault in [] if as_json else faults:
+            typer.echo(fault)
+        if not (as_json or faults):
+            say(f"{reference} is sound")
+        return FAILED if faults else OK
+
+    raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A diffusers folder, or a LoRA's .safetensors file.")],
+    name: Annotated[str, typer.Option(help="The name to publish it under.")],
+    base: Annotated[
+        str,
+        typer.Option(help="The model that a LoRA was made for; by default the built-in one of its family."),
+    ] = "",
+    weight: Annotated[float, typer.Option(help="A LoRA's default weight.")] = 1.0,
+    trigger: Annotated[
+        list[str] | None, typer.Option(help="A word that calls the concept in a prompt; repeatable.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="The licence that it is under.")] = "",
+    store: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a model that was made elsewhere, as the next version of a name."""
+
+    async def work(client: AsyncClient) -> None:
+        import tempfile
+
+        from infra.models import published
+        from producer.commands.model_import import prepare
+        from producer.commands.progress import copying
+
+        with tempfile.TemporaryDirectory() as scratch, copying(as_json) as progress:
+            folder, card, left_out = prepare(
+                source,
+                name,
+                Path(scratch),
+                base=base,
+                weight=weight,
+                trigger=tuple(trigger or ()),
+                licence=licence,
+            )
+            card = await published.publish(client.store, folder, card, progress=progress)
+        if as_json:
+            print_json({"card": card.model_dump(mode="json"), "left_out": left_out})
+            return
+        if left_out:
+            say(f"left out: {', '.join(left_out)}")
+        say(f'published {card.reference}; use it as "model": "{card.name}"')
+
+    run(with_client(store, as_json, work), as_json=as_json)
+
+
+@app.command()
+def export(
+    reference: Reference,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file (a LoRA) or new folder to write.")],
+    format: Annotated[
+        Literal["diffusers", "kohya"],
+        typer.Option(help="How a LoRA's tensors are named; kohya is what A1111, Forge and ComfyUI read."),
+    ] = "diffusers",
+    store: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Save a published model: a LoRA as one file, a full model as a diffusers folder."""
+
+    async def work(client: AsyncClient) -> None:
+        from producer.commands.model_import import save
+        from producer.commands.progress import copying
+
+        with copying(as_json) as progress:
+            saved = await save(client.store, reference, out, format, progress)
+        if as_json:
+            print_json({"model": reference, "saved": str(saved)})
+        else:
+            typer.echo(saved)
+
+    run(with_client(store, as_json, work), as_json=as_json)

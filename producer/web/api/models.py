@@ -1,0 +1,46 @@
+"""The models that requests may name."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from producer.web.caller import Caller, FacadeOf
+from producer.web.openapi import errors
+from schemas.defaults import ModelDefaults
+
+router = APIRouter(tags=["Draw"])
+
+
+class Model(BaseModel):
+    """A model that a request may name."""
+
+    name: str
+    workers: int = Field(description="Live workers that announce it.")
+    here: int = Field(description="Of those, the ones that need not download it first.")
+    versions: list[str] = Field(description="In the store.")
+    defaults: ModelDefaults = Field(
+        description="What fills the fields that a request leaves open; null where workers differ or do not say."
+    )
+
+
+class Models(BaseModel):
+    """All of them, by name."""
+
+    models: list[Model]
+
+
+@router.get("/models", responses=errors(401, 503), summary="List models and their defaults")
+async def models(facade: FacadeOf, caller: Caller) -> Models:
+    return Models(
+        models=[
+            Model(
+                name=model.name,
+                workers=model.workers,
+                here=model.here,
+                versions=list(model.versions),
+                defaults=model.defaults,
+            )
+            for model in await facade.client.models()
+        ]
+    )

@@ -1,0 +1,57 @@
+"""What a model draws with where a request leaves it open, as heartbeats, lists and the page say it.
+
+30 steps and guidance 7 are the documented defaults. A model's card replaces them where they are wrong for that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+STEPS = 30
+CFG_SCALE: float = 7
+SIZE_MULTIPLE = 8  # pixels
+
+
+class ModelDefaults(BaseModel):
+    """A model's defaults; null where they are not known. Unknown fields are ignored: a newer worker may write them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    steps: int | None = Field(None, ge=1)
+    cfg_scale: float | None = Field(None, ge=0)
+    scheduler: str | None = Field(None, max_length=100)
+    width: int | None = Field(None, ge=8, description="Pixels.")
+    height: int | None = Field(None, ge=8, description="Pixels.")
+    size_multiple: int | None = Field(None, ge=1, description="Widths and heights are multiples of it.")
+
+    @classmethod
+    def read(cls, told: object) -> Self:
+        """From a heartbeat; what cannot be read is left out."""
+        fields = told if isinstance(told, dict) else {}
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            wrong = {fault["loc"][0] for fault in error.errors(include_url=False)}
+            return cls.model_validate({name: value for name, value in fields.items() if name not in wrong})
+
+    @classmethod
+    def common(cls, several: Iterable[Self]) -> Self:
+        """What all of several workers say of one model; a field in which they differ is null."""
+        all_told = list(several)
+        fields: dict[str, Any] = {}
+        for name in cls.model_fields if all_told else ():
+            values = {getattr(told, name) for told in all_told}
+            fields[name] = values.pop() if len(values) == 1 else None
+        return cls(**fields)
+
+    def text(self) -> str:
+        """For people: `20 steps, guidance 4, DPM++ 2M, 128 x 128`; "" when nothing is known."""
+        parts = [f"{self.steps} step{'s' * (self.steps != 1)}"] if self.steps else []
+        if self.cfg_scale is not None:
+            parts.append(f"guidance {self.cfg_scale:g}" if self.cfg_scale > 1 else "no guidance")
+        parts += [self.scheduler] if self.scheduler else []
+        parts += [f"{self.width} x {self.height}"] if self.width and self.height else []
+        return ", ".join(parts)

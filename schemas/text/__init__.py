@@ -1,0 +1,1 @@
+"""Recipes and prompts as text: A1111's lines below a picture, other programs' forms, and prompt syntax."""

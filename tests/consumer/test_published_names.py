@@ -1,0 +1,262 @@
+"""What names in a manifest mean, and that a slow or impossible download costs nobody else anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import pytest
+
+from consumer.intake.claiming import RequestClaimer
+from consumer.intake.fleet import Capabilities, Fleet
+from consumer.intake.names import Names
+from consumer.jobs.models import ModelFetcher
+from consumer.models.cards import BUILT_IN, Cards
+from infra.claims.claim import Claim
+from infra.models import published
+from infra.models.cache import ModelCache
+from infra.models.facts import BUILT_IN_FAMILIES
+from infra.stores.memory import MemoryStore
+from schemas.errors import Rejected
+from schemas.limits import Limits
+from schemas.manifest import validate_manifest
+from schemas.models import BUILT_IN_NAMES, PublishedCard
+from schemas.plan import Plan
+from tests.worker_inside import make_worker, running, until
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+async def shelf():
+    """A store that counts its listings, and may hold downloads up."""
+    return SlowStore()
+
+
+class SlowStore(MemoryStore):
+    gate = None
+    fetched = 0
+    listed = 0
+
+    async def fetch_file(self, key, path, *, progress=None):
+        self.fetched += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        return await super().fetch_file(key, path, progress=progress)
+
+    async def list(self, prefix, *, start_after=""):
+        self.listed += prefix.startswith("models/")
+        async for info in super().list(prefix, start_after=start_after):
+            yield info
+
+
+@pytest.fixture
+def publish(shelf, tmp_path):
+    async def make(name, kind="full", **fields):
+        folder = tmp_path / "published"
+        folder.mkdir(exist_ok=True)
+        (folder / "a.safetensors").write_bytes(name.encode())
+        card = PublishedCard(name=name, kind=kind, **{"base": "doodle", "family": "doodle", **fields})
+        return await published.publish(shelf, folder, card)
+
+    return make
+
+
+def manifest(**fields):
+    return validate_manifest({"prompt": "x", "seed": 1, **fields})
+
+
+def planner(store, cards=None, clock=None):
+    claimer = RequestClaimer(
+        store, None, cards or Cards.of(), "doodle", Limits(), clock or Clock(), random.Random(1)
+    )
+
+    async def plan(**fields):
+        asked = manifest(**fields)
+        return claimer.plan(asked, await claimer.names.read(asked))
+
+    return plan
+
+
+def test_the_built_in_names_are_known_everywhere():
+    assert tuple(sorted(card.name for card in BUILT_IN)) == BUILT_IN_NAMES
+    assert BUILT_IN_FAMILIES.keys() == set(BUILT_IN_NAMES)
+
+
+async def test_versions_are_frozen_in_the_plan(shelf, publish):
+    """By number, and a LoRA by its hash too; a plan without published models is what it always was."""
+    await publish("dog")
+    ink = await publish("ink", kind="lora", weight=0.7)
+    plan = planner(shelf)
+    both = await plan(model="dog", loras=[{"name": "ink"}])
+    assert (both.model, both.model_version, both.model_revision) == ("dog", 1, "1")
+    assert (both.loras[0].name, both.loras[0].weight) == ("ink", 0.7)
+    assert (both.lora_versions, both.lora_hashes) == ({"ink": 1}, {"ink": ink.files[0].sha256})
+    assert Plan.model_validate(both.document()) == both
+    bare = (await plan()).document()
+    assert not {"model_version", "lora_versions", "lora_hashes"} & bare.keys()
+    as_model = await plan(model="ink")
+    assert (as_model.model, as_model.model_version) == ("doodle", None)
+    assert (as_model.loras[0].weight, as_model.lora_versions) == (0.7, {"ink": 1})
+
+
+async def test_a_name_is_remembered_for_seconds_and_its_absence_not_at_all(shelf, publish):
+    """What was published a moment ago is found; a move is noticed within seconds; an explicit version never moves."""
+    clock = Clock()
+    plan = planner(shelf, clock=clock)
+    with pytest.raises(Rejected, match="no model named 'dog'"):
+        await plan(model="dog")
+    await publish("dog")
+    assert (await plan(model="dog")).model_version == 1
+    listed = shelf.listed
+    assert (await plan(model="dog")).model_version == 1
+    assert shelf.listed == listed
+    await publish("dog")
+    clock.now = 3.0
+    assert (await plan(model="dog")).model_version == 2
+    assert (await plan(model="dog@1")).model_version == 1
+
+
+async def test_a_workers_own_name_comes_first(shelf, publish, tmp_path):
+    """An operator's --models wins over what is published under that name; a version says which is meant."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model_index.json").write_text("{}")
+    await publish("dog")
+    plan = planner(shelf, Cards.of([f"dog={tmp_path / 'own'}"]))
+    assert (await plan(model="dog")).model_version is None
+    assert (await plan(model="dog@1")).model_version == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"model": "dgo"}, "unknown_model", "did you mean 'dog'"),
+        ({"model": "dog@2"}, "unknown_model", "dog@2"),
+        ({"model": "dog@x"}, "unknown_model", "names no version"),
+        ({"loras": [{"name": "inc"}]}, "unknown_lora", "ink"),
+        ({"loras": [{"name": "dog"}]}, "unsupported", "name it as the model"),
+        (
+            {"loras": [{"name": "old"}]},
+            "unsupported",
+            "made for models of the family sd1; doodle is of doodle",
+        ),
+        ({"model": "dog", "loras": [{"name": "old"}]}, "unsupported", "the family sd1; dog is of doodle"),
+        ({"model": "ink", "loras": [{"name": "ink"}]}, "unsupported", "'ink' twice"),
+        ({"loras": [{"name": "ink"}, {"name": "ink@1"}]}, "unsupported", "'ink' twice"),
+        ({"model": "lost"}, "unknown_model", "a LoRA for 'nowhere'"),
+    ],
+)
+async def test_what_is_refused_at_intake(shelf, publish, fields, code, words):
+    """Before anything is fetched or loaded, in the names that the caller used."""
+    await publish("dog")
+    await publish("ink", kind="lora")
+    await publish("old", kind="lora", family="sd1", base="sd15")
+    await publish("lost", kind="lora", base="nowhere")
+    with pytest.raises(Rejected) as refused:
+        await planner(shelf)(**fields)
+    assert refused.value.code == code
+    assert words in refused.value.message
+
+
+async def test_a_base_that_was_changed_is_said(shelf, publish):
+    await publish("ink", kind="lora", base_revision="1")
+    plan = await planner(shelf)(model="ink")
+    assert [note.code for note in plan.notes] == ["base_changed"]
+
+
+async def test_every_worker_may_take_over_a_published_model(shelf, publish):
+    """None announces it, and each that knows of published models can draw it; an older one is not asked."""
+    await publish("dog")
+    plan = await planner(shelf)(model="dog")
+    own = Capabilities.own(["doodle"], [], Limits())
+    clock = Clock()
+    fleet = Fleet(shelf, "me", own, lease=30, clock=clock)
+    claim = Claim.model_validate(
+        {
+            "id": "a", "epoch": 1, "session": "dead", "nonce": "n", "fingerprint": "f", "attempt": 1,
+            "frozen": {"text": '{"prompt": "x", "model": "dog"}'}, "plan": plan.document(),
+        }
+    )  # fmt: skip
+    assert await fleet.may_take_over(claim)
+    facts = json.loads(json.dumps(own.facts()))
+    assert Capabilities.read(facts).published
+    assert not Capabilities.read({k: v for k, v in facts.items() if k != "published"}).published
+
+
+async def test_a_slow_download_holds_nobody_up(shelf, publish, tmp_path):
+    """Its requests wait; others are drawn meanwhile, more of them than the worker has room for; it beats on."""
+    await publish("dog")
+    shelf.gate = asyncio.Event()
+    fetcher = ModelFetcher(shelf, ModelCache(tmp_path / "cache"))
+    for n in range(6):
+        body = {"prompt": "x", "model": "dog", "seed": n, "steps": 1}
+        await shelf.create(f"requests/express/slow{n}.json", json.dumps(body).encode())
+    worker = make_worker(shelf, models=fetcher, ahead=2)
+    async with running(worker):
+        await until(lambda: shelf.fetched)
+        for n in range(8):
+            await shelf.create(f"requests/other{n}.json", b'{"prompt": "x", "steps": 1}')
+        for n in range(8):
+            await until_over(shelf, f"other{n}")
+        beats = await shelf.head("workers/inside")
+        await until(lambda: shelf._objects["workers/inside"].info.etag != beats.etag)
+        assert await shelf.head("results/slow0/result.json") is None
+        shelf.gate.set()
+        slow = [await until_over(shelf, f"slow{n}") for n in range(6)]
+    assert {end["status"] for end in slow} == {"succeeded"}
+    assert {end["model"]["source"] for end in slow} == {"models/dog/1"}
+    assert shelf.fetched == 1
+    assert not fetcher.cache._used
+
+
+async def test_a_drain_does_not_wait_for_a_download(shelf, publish, tmp_path):
+    """Its requests are given back, without counting as an attempt."""
+    await publish("dog")
+    shelf.gate = asyncio.Event()
+    await shelf.create("requests/a.json", b'{"prompt": "x", "model": "dog", "steps": 1}')
+    worker = make_worker(shelf, models=ModelFetcher(shelf, ModelCache(tmp_path / "cache")))
+    async with running(worker):
+        await until(lambda: shelf.fetched)
+    released = json.loads((await shelf.get("claims/a/000001.released")).body)
+    assert released["reason"] == "drain"
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (
+            lambda store: store.put("models/dog/1/a.safetensors", b"x"),
+            "models/dog/1/a.safetensors is damaged",
+        ),
+        (lambda store: store.delete("models/dog/1/a.safetensors"), "dog@1 is not whole in the store"),
+    ],
+)
+async def test_what_cannot_be_fetched_ends_the_request_by_name(shelf, publish, tmp_path, harm, words):
+    await publish("dog")
+    await harm(shelf)
+    await shelf.create("requests/a.json", b'{"prompt": "x", "model": "dog", "steps": 1}')
+    worker = make_worker(shelf, models=ModelFetcher(shelf, ModelCache(tmp_path / "cache")))
+    async with running(worker):
+        end = await until_over(shelf, "a")
+    assert (end["status"], end["failure"]["code"]) == ("failed", "model_unavailable")
+    assert words in end["failure"]["message"]
+
+
+async def test_names_without_a_store_are_the_workers_own():
+    names = Names(Cards.of(), "doodle", None, Clock())
+    assert (await names.read(manifest())).card.name == "doodle"
+    with pytest.raises(Rejected):
+        await names.read(manifest(model="dog"))
+
+
+async def until_over(store, id):
+    await until(lambda: f"results/{id}/result.json" in store._objects)
+    return json.loads(store._objects[f"results/{id}/result.json"].body)

@@ -1,0 +1,219 @@
+"""`dreamdrop models ...`: import, show, use, rollback, verify, export and remove, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.models import lora_formats
+from schemas.errors import Rejected
+
+DOODLE = Path(__file__).parents[2] / "consumer" / "models" / "doodle"
+
+
+def write(path, tensors, metadata=None):
+    """A safetensors file of float32 or float16 tensors: name to (dtype, shape, numbers)."""
+    header = {"__metadata__": metadata} if metadata else {}
+    data = b""
+    for name, (dtype, shape, numbers) in tensors.items():
+        piece = struct.pack(f"<{len(numbers)}{'f' if dtype == 'F32' else 'e'}", *numbers)
+        ends = [len(data), len(data) + len(piece)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": ends}
+        data += piece
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def read(path):
+    entries, metadata, begin = lora_formats.read_header(path)
+    body = path.read_bytes()[begin:]
+    codes = {"F32": "f", "F16": "e"}
+    return {
+        name: tuple(
+            v[0] for v in struct.iter_unpack("<" + codes[e["dtype"]], body[slice(*e["data_offsets"])])
+        )
+        for name, e in entries.items()
+    }, metadata
+
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+FLAT = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """A LoRA of rank 2 for SD 1.x, in diffusers' form."""
+    down = [n / 8 for n in range(2 * 768)]
+    tensors = {
+        f"{LAYER}.lora_A.weight": ("F16", [2, 768], down),
+        f"{LAYER}.lora_B.weight": ("F16", [3, 2], [1, 2, 3, 4, 5, 6]),
+        f"{TEXT}.lora_linear_layer.down.weight": ("F32", [2, 1], [1, 2]),
+        f"{TEXT}.lora_linear_layer.up.weight": ("F32", [1, 2], [3, 4]),
+    }
+    return write(tmp_path / "lora.safetensors", tensors)
+
+
+@pytest.fixture
+def dreamdrop(tmp_path, monkeypatch):
+    """Run a command on a store; no torch may be imported."""
+
+    def run(*arguments, ok=True):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        environment |= {"DREAMDROP_STORE": str(tmp_path / "store")}
+        code = (
+            "import sys\nfrom producer.cli import app, main\nsys.argv[0]='dreamdrop'\n"
+            "try: main()\nfinally: assert not {'torch', 'numpy', 'safetensors'} & sys.modules.keys()"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True, text=True, env=environment, timeout=300, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in ended.stderr, ended.stderr
+        assert (ended.returncode == 0) == ok, ended.stderr
+        return ended
+
+    (tmp_path / "store").mkdir()
+    return run
+
+
+def test_the_life_of_a_lora(dreamdrop, lora, tmp_path):
+    """Imported, shown, imported again, moved, verified, exported for Kohya's tools, removed."""
+    said = dreamdrop("models", "import", lora, "--name", "ink", "--weight", "0.8", "--trigger", "sks").stderr
+    assert 'published ink@1; use it as "model": "ink"' in said
+    card = json.loads(dreamdrop("models", "show", "ink", "--json").stdout)["card"]
+    assert (card["base"], card["family"], card["weight"], card["kind"]) == ("sd15", "sd1", 0.8, "lora")
+    shown = dreamdrop("models", "show", "ink@1").stdout
+    assert "trigger words:  sks" in shown
+
+    dreamdrop("models", "import", lora, "--name", "ink", "--base", "sd15")
+    assert "ink\tin the store: 1, 2" in dreamdrop("models", "list").stdout
+    assert json.loads(dreamdrop("models", "--json").stdout)["models"][0]["versions"] == ["1", "2"]
+    assert "ink means ink@1 now" in dreamdrop("models", "use", "ink@1").stderr
+    assert json.loads(dreamdrop("models", "rollback", "ink", "--json").stdout) == {
+        "name": "ink",
+        "version": 2,
+    }
+
+    assert "is sound" in dreamdrop("models", "verify", "ink").stderr
+    weights = tmp_path / "store" / "models" / "ink" / "2" / "pytorch_lora_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert "is damaged" in dreamdrop("models", "verify", "ink", ok=False).stdout
+    assert "is damaged" in dreamdrop("models", "export", "ink", "-o", tmp_path / "x", ok=False).stderr
+
+    out = tmp_path / "kohya.safetensors"
+    dreamdrop("models", "export", "ink@1", "--format", "kohya", "-o", out)
+    tensors, _ = read(out)
+    assert tensors[f"{FLAT}.alpha"] == (2.0,)
+    assert tensors[f"{FLAT}.lora_up.weight"] == (1, 2, 3, 4, 5, 6)
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in tensors
+    assert "is there already" in dreamdrop("models", "export", "ink@1", "-o", out, ok=False).stderr
+
+    assert "is what ink means now" in dreamdrop("models", "remove", "ink@2", ok=False).stderr
+    dreamdrop("models", "remove", "ink@1")
+    dreamdrop("models", "remove", "ink")
+    assert "no model is published as 'ink'" in dreamdrop("models", "show", "ink", ok=False).stderr
+
+
+def test_a_folder_is_imported_and_exported(dreamdrop, tmp_path):
+    """Only what a worker loads; the rest is named."""
+    said = dreamdrop("models", "import", DOODLE, "--name", "copy", "--licence", "Apache-2.0").stderr
+    assert "left out: README.md, grid.png" in said
+    card = json.loads(dreamdrop("models", "show", "copy", "--json").stdout)["card"]
+    assert (card["family"], card["prediction_type"]) == ("doodle", "v_prediction")
+    assert (card["native_width"], card["kind"], card["licence"]) == (128, "full", "Apache-2.0")
+    dreamdrop("models", "export", "copy", "-o", tmp_path / "out")
+    for name in ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (DOODLE / name).read_bytes()
+    assert "is for LoRAs" in dreamdrop(
+        "models", "export", "copy", "--format", "kohya", "-o", tmp_path / "x", ok=False
+    ).stderr  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "nowhere", "there is no such file"),
+        (lambda p: p, "neither a diffusers folder"),
+        (lambda p: write(p / "a.safetensors", {"x": ("F32", [1], [1])}), "is not a tensor of a LoRA"),
+        (
+            lambda p: write(p / "a.safetensors", {"model.diffusion_model.x": ("F32", [1], [1])}),
+            "from_single_file",
+        ),
+        (lambda p: write(p / "a.safetensors", {f"{TEXT}.lora_A.weight": ("F32", [1, 1], [1])}), "--base"),
+    ],
+)
+def test_what_is_not_imported(dreamdrop, tmp_path, make, words):
+    """By name, with what to do; nothing is published."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    assert words in dreamdrop("models", "import", make(folder), "--name", "x", ok=False).stderr
+    assert list((tmp_path / "store").rglob("*.taken")) == []
+
+
+def test_pickles_and_code_are_not_imported(dreamdrop, tmp_path):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(DOODLE, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "weights.bin")
+    assert (
+        "its unet is a pickle (weights.bin)"
+        in dreamdrop("models", "import", folder, "--name", "x", ok=False).stderr
+    )
+    (folder / "pipeline.py").write_text("")
+    assert "brings its own code" in dreamdrop("models", "import", folder, "--name", "x", ok=False).stderr
+    assert "built-in model" in dreamdrop("models", "import", DOODLE, "--name", "sd21", ok=False).stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "alpha"),
+    [
+        ({}, 2.0),
+        ({"unet.lora_alpha": 1}, 1.0),
+        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"attn2.to_k": 4}}, 4.0),
+        ({"unet.lora_alpha": 1, "unet.use_rslora": True}, 2**0.5),
+    ],
+)
+def test_alpha_is_what_the_metadata_says(tmp_path, settings, alpha):
+    """Of rank 2; diffusers' own conversion writes the rank."""
+    tensors = {
+        f"{LAYER}.lora_A.weight": ("F32", [2, 1], [1, 2]),
+        f"{LAYER}.lora_B.weight": ("F32", [1, 2], [3, 4]),
+    }
+    metadata = {lora_formats.METADATA: json.dumps(settings)}
+    file = write(tmp_path / "lora.safetensors", tensors, metadata)
+    lora_formats.convert(file, tmp_path / "kohya.safetensors", "kohya")
+    found, kept = read(tmp_path / "kohya.safetensors")
+    assert found[f"{FLAT}.alpha"] == pytest.approx((alpha,))
+    assert lora_formats.METADATA not in kept
+
+    lora_formats.convert(tmp_path / "kohya.safetensors", tmp_path / "back.safetensors", "diffusers")
+    back, _ = read(tmp_path / "back.safetensors")
+    assert back[f"{LAYER}.lora_A.weight"] == (1, 2)
+    assert back[f"{LAYER}.lora_B.weight"] == pytest.approx((3 * alpha / 2, 4 * alpha / 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (f"{LAYER}.lora_magnitude_vector", "DoRA"),
+        ("transformer.blocks.0.to_q.lora_A.weight", "transformer"),
+        ("lora_unet_input_blocks_4_1_proj_in.lora_down.weight", "one of its two"),
+        ("lora_unet_x.dora_scale", "DoRA"),
+    ],
+)
+def test_keys_that_the_other_form_does_not_have(tmp_path, name, words):
+    """Refused by name, rather than written so that half of it is lost."""
+    to = "diffusers" if name.startswith("lora_unet") else "kohya"
+    first = f"{LAYER}.lora_A.weight" if to == "kohya" else f"{FLAT}.lora_down.weight"
+    file = write(tmp_path / "a.safetensors", {first: ("F32", [1, 1], [1]), name: ("F32", [1, 1], [1])})
+    with pytest.raises(Rejected, match=words):
+        lora_formats.convert(file, tmp_path / "out.safetensors", to)

@@ -1,0 +1,34 @@
+"""Fixtures of the training tests: tiny models with random weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.trainings import specks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of the first family (epsilon), sizes in multiples of 16 pixels."""
+    from tests.studio import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two text encoders and SDXL's size conditioning."""
+    from tests.studio import save_tiny_sdxl
+
+    return save_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny-xl", tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures: five rows an epoch, so steps of two or three rows end in the middle of one."""
+    return specks(tmp_path_factory.mktemp("pictures") / "specks")

@@ -1,0 +1,171 @@
+"""Plain diffusers loads what was trained, and draws the pictures that training showed last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.trainings import prepare, train
+
+PROMPT = "sks a"
+
+
+def drawn(folder: Path, lora: Path | None = None, seed: int = 0) -> Any:
+    """The pixels of a plain pipeline."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from training import bases, defaults
+
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    steps, guidance = defaults.DRAWING[bases.Base.read(folder, "base").kind]
+    picture = pipeline(
+        [PROMPT], num_inference_steps=steps, guidance_scale=guidance, height=32, width=32,
+        generator=[torch.Generator().manual_seed(seed)],
+    ).images[0]  # fmt: skip
+    return np.asarray(picture, np.int16)
+
+
+def last(folder: Path, step: int) -> Any:
+    return np.asarray(Image.open(folder / "validation" / f"{step:06d}" / "0.png"), np.int16)
+
+
+LORAS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weaker alpha": {"alpha": 1.0},
+    "all layers": {"targets": "all"},
+    "unet only": {"text_encoder": False},
+    "dora": {"dora": True, "targets": "all", "alpha": 2.0},
+    "averaged": {"ema": 0.5},
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("base", ["sd", "xl"])
+@pytest.mark.parametrize("kind", LORAS)
+def test_a_lora_draws_what_training_showed(
+    kind: str, base: str, tiny_folder: Path, sdxl_folder: Path, pictures: Path, tmp_path: Path
+):
+    """Also from a reader that knows no metadata, and through Kohya's form and back."""
+    from safetensors.torch import load_file, save_file
+
+    from training.bases import Base
+    from training.dreambooth import kohya
+
+    options: dict[str, Any] = {
+        "rank": 4,
+        "learning_rate": 0.05,
+        "text_encoder": True,
+        "ema": 0.0,
+        "schedule": "constant",
+    }
+    source = {"sd": tiny_folder, "xl": sdxl_folder}[base]
+    folder = prepare(
+        tmp_path / "work",
+        source,
+        pictures,
+        steps=2,
+        batch_size=1,
+        resolution=32,
+        validate=[PROMPT],
+        **options | LORAS[kind],
+    )
+    train(folder)
+    shown, lora = last(folder, 2), folder / "product" / "pytorch_lora_weights.safetensors"
+    assert np.abs(shown - last(folder, 0)).mean() > 1  # it does something
+    assert np.abs(drawn(source, lora) - shown).max() <= 1
+
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(lora), bare)
+    assert np.abs(drawn(source, bare) - shown).max() <= 1
+
+    foreign, back = tmp_path / "kohya.safetensors", tmp_path / "back.safetensors"
+    kohya.export(lora, foreign, two_encoders=base == "xl")
+    kohya.convert(foreign, back, Base.read(source, "base"))
+    first, second = load_file(lora), load_file(back)
+    assert first.keys() == second.keys()
+    assert all((first[key] - second[key]).abs().max() < 2e-3 * (1 + first[key].abs().max()) for key in first)
+    assert np.abs(drawn(source, back) - shown).mean() < 2
+    if kind != "dora":  # diffusers reads no Kohya DoRA rightly, so we convert it
+        assert np.abs(drawn(source, foreign) - shown).mean() < 2
+
+
+def test_a_kohya_file_of_another_strength_keeps_it(tiny_folder: Path, pictures: Path, tmp_path: Path):
+    """alpha / rank of a foreign file is multiplied in: half the alpha is half the second matrix."""
+    from safetensors.torch import load_file, save_file
+
+    from training.bases import Base
+    from training.dreambooth import kohya
+
+    folder = prepare(tmp_path / "work", tiny_folder, pictures, steps=1, batch_size=1, resolution=32, rank=4)
+    train(folder)
+    foreign = tmp_path / "kohya.safetensors"
+    kohya.export(folder / "product" / "pytorch_lora_weights.safetensors", foreign, two_encoders=False)
+    tensors = load_file(foreign)
+    assert {float(t) for k, t in tensors.items() if k.endswith(".alpha")} == {4.0}
+    base = Base.read(tiny_folder, "tiny")
+    kohya.convert(foreign, tmp_path / "whole.safetensors", base)
+    save_file({k: t / 2 if k.endswith(".alpha") else t for k, t in tensors.items()}, foreign)
+    kohya.convert(foreign, tmp_path / "half.safetensors", base)
+    whole, half = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "half"))
+    assert all((half[k] * (2 if ".lora_B." in k else 1)).equal(whole[k]) for k in whole)
+
+
+def test_a_lora_of_another_family_is_refused(
+    tiny_folder: Path, sdxl_folder: Path, pictures: Path, tmp_path: Path
+):
+    """The message names the first key that has no place."""
+    from safetensors.torch import save_file
+
+    from schemas.errors import Rejected
+    from training.bases import Base
+    from training.dreambooth import kohya
+
+    folder = prepare(tmp_path / "work", sdxl_folder, pictures, steps=1, batch_size=1, resolution=32, rank=4)
+    train(folder)
+    file, target = folder / "product" / "pytorch_lora_weights.safetensors", tmp_path / "x.safetensors"
+    with pytest.raises(Rejected, match=r"'(text_encoder|unet)"):
+        kohya.convert(file, target, Base.read(tiny_folder, "tiny"))
+    import torch
+
+    save_file({"lora_unet_x.hada_w1_a": torch.zeros(1)}, file)
+    with pytest.raises(Rejected, match="LoHa"):
+        kohya.convert(file, target, Base.read(tiny_folder, "tiny"))
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(Rejected, match="not a whole safetensors file"):
+        kohya.convert(file, target, Base.read(tiny_folder, "tiny"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("base", ["sd", "xl"])
+def test_a_full_model_is_a_diffusers_folder(
+    base: str, tiny_folder: Path, sdxl_folder: Path, pictures: Path, tmp_path: Path
+):
+    """Its averaged weights draw what training showed; product.json says what a card needs."""
+    source = {"sd": tiny_folder, "xl": sdxl_folder}[base]
+    folder = prepare(
+        tmp_path / "work", source, pictures, method="full", steps=2, batch_size=1, resolution=32, validate=[PROMPT],
+        learning_rate=0.01, text_encoder=True, ema=0.5, schedule="constant",
+    )  # fmt: skip
+    train(folder)
+    assert np.abs(drawn(folder / "product") - last(folder, 2)).max() <= 1
+    assert np.abs(last(folder, 2) - last(folder, 0)).mean() > 1
+    facts = json.loads((folder / "product.json").read_text())
+    assert facts["kind"] == "full"
+    assert facts["trigger_words"] == ["sks"]
+    assert facts["drift"]["with_concept"] > 1
+    assert facts["files"].keys() == {
+        str(f.relative_to(folder / "product")) for f in (folder / "product").rglob("*") if f.is_file()
+    }
+    assert str(tmp_path) not in "".join(f.read_text() for f in (folder / "product").rglob("*.json"))
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page
+    assert page.count('<img src="data:') == 2 + 1 * (facts["options"]["validate_every"] == 1)
