@@ -227,12 +227,12 @@ def worker(
 
     It takes requests, renders them in batches, and writes images and results back.
     """
-    from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
     from consumer.serve import Places, serve
     from consumer.worker import WorkerSettings
     from infra.claims.claims import Timing
     from infra.logs import log_lines
+    from infra.models.cards import Cards
 
     log_lines(log_level, "consumer", "infra", "dreamdrop")
     beat = lease / 3

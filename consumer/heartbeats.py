@@ -12,9 +12,9 @@ from schemas.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from consumer.intake.fleet import Capabilities
-    from consumer.models.cards import Cards
     from consumer.renderer.process import Renderer
     from infra.claims.claims import Claims
+    from infra.models.cards import Cards
 
 log = logging.getLogger(__name__)
 

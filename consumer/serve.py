@@ -37,8 +37,8 @@ from schemas.result import utc_now
 
 if TYPE_CHECKING:
     from consumer.announce.announcer import Announcer
-    from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
+    from infra.models.cards import Cards
     from infra.queues.sqs import Queue
     from infra.stores.open import OpenableStore
     from infra.stores.store import Store

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from consumer.intake.queue import QueueReader
     from consumer.jobs.inputs import Inputs
     from consumer.jobs.models import ModelFetcher
-    from consumer.models.cards import Cards
     from consumer.renderer.protocol import RendererSettings
+    from infra.models.cards import Cards
     from infra.queues.leases import MessageLeases
     from infra.stores.store import Store
 

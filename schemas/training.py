@@ -54,7 +54,9 @@ class Training(_Body):
     )
     pictures: tuple[TrainingPicture, ...] = Field((), strict=False, max_length=10_000)
     resume_from: str | None = Field(
-        None, max_length=400, description="The id of a training that has ended, to begin at its last checkpoint."
+        None,
+        max_length=400,
+        description="The id of a training that has ended, to begin at its last checkpoint.",
     )
     archive: str | None = Field(
         None,

@@ -101,7 +101,7 @@ def test_an_example_is_something_that_the_bundled_model_can_draw(example: Path):
     """Each is valid, names no model, and uses only words that doodle knows."""
     [item] = gather([str(example)])
     bodies = [row.body for row in split_rows("x", item.body, Limits())] if item.batch else [item.body]
-    tokens = json.loads((ROOT / "consumer/models/doodle/tokenizer/tokenizer.json").read_bytes())
+    tokens = json.loads((ROOT / "infra/models/doodle/tokenizer/tokenizer.json").read_bytes())
     known = {word.removesuffix("</w>") for word in tokens["model"]["vocab"] if word.endswith("</w>")}
     assert bodies
     for body in bodies:

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from consumer.jobs.inputs import Inputs
-from consumer.models.cards import Cards
 from consumer.renderer.protocol import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra.claims.claims import Claims, Timing
+from infra.models.cards import Cards
 from schemas.limits import Limits
 from schemas.result import utc_now
 

@@ -64,8 +64,10 @@ class TrainingChild:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """What the process reports, until it ends."""
-        assert self._process is not None and self._process.stdout is not None, "start it first"
-        while line := await self._process.stdout.readline():
+        process = self._process
+        assert process is not None, "start it first"
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
             try:
                 event = json.loads(line)
             except ValueError:
@@ -73,7 +75,7 @@ class TrainingChild:
                 continue
             if isinstance(event, dict):
                 yield event
-        await self._process.wait()
+        await process.wait()
 
     @property
     def status(self) -> int | None:

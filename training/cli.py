@@ -21,9 +21,13 @@ trainer = typer.Typer(help="Run the trainings of a store.", add_completion=False
 DEFAULT_STORE = "./dreamdrop-data"
 StoreUrl = Annotated[
     str,
-    typer.Option("--store", metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."),
+    typer.Option(
+        "--store", metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."
+    ),
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help="The training's id: the path of its file below trainings/.")]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="The training's id: the path of its file below trainings/.")
+]
 
 train.command("dreambooth")(dreambooth_command)
 
@@ -69,20 +73,29 @@ def run_trainer(
     ] = None,
     processes: Annotated[
         int,
-        typer.Option(envvar="DREAMDROP_PROCESSES", min=1, help="Processes that train together, one a device."),
+        typer.Option(
+            envvar="DREAMDROP_PROCESSES", min=1, help="Processes that train together, one a device."
+        ),
     ] = 1,
     work: Annotated[
         Path | None,
-        typer.Option(envvar="DREAMDROP_WORK", help="Folder for inputs and checkpoints; default a temporary one."),
+        typer.Option(
+            envvar="DREAMDROP_WORK", help="Folder for inputs and checkpoints; default a temporary one."
+        ),
     ] = None,
     lease: Annotated[
         float,
         typer.Option(
-            envvar="DREAMDROP_LEASE", min=0.5, help="Seconds without a heartbeat until a trainer counts as dead."
+            envvar="DREAMDROP_LEASE",
+            min=0.5,
+            help="Seconds without a heartbeat until a trainer counts as dead.",
         ),
     ] = 30.0,
     max_attempts: Annotated[
-        int, typer.Option(envvar="DREAMDROP_MAX_ATTEMPTS", min=1, help="Attempts after which a training has failed.")
+        int,
+        typer.Option(
+            envvar="DREAMDROP_MAX_ATTEMPTS", min=1, help="Attempts after which a training has failed."
+        ),
     ] = 3,
     patience: Annotated[
         float, typer.Option(min=1, help="Seconds without progress after which an attempt is ended.")
@@ -91,11 +104,15 @@ def run_trainer(
         float, typer.Option(envvar="DREAMDROP_GRACE", help="Seconds to save a checkpoint after SIGTERM.")
     ] = 100.0,
     once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
-    log_level: Annotated[str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")] = "info",
+    log_level: Annotated[
+        str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")
+    ] = "info",
 ) -> None:
     """Run the trainings that are dropped into a store as trainings/<id>.json, one at a time."""
     if log_level.upper() not in logging.getLevelNamesMapping():
-        raise typer.BadParameter(f"{log_level!r} is none of debug, info and warning", param_hint="--log-level")
+        raise typer.BadParameter(
+            f"{log_level!r} is none of debug, info and warning", param_hint="--log-level"
+        )
     from infra.claims.claims import Timing
     from infra.logs import log_lines
     from training.serve import serve

@@ -47,10 +47,16 @@ async def go_on_with(url: str, id: str, steps: int) -> str:
         result = await _result(store, id, url)
         kept = await saved.checkpoints(store, id)
         if not kept:
-            raise Rejected("unsupported", f"{id} has no checkpoint to go on from; its status is {result.status}")
+            raise Rejected(
+                "unsupported", f"{id} has no checkpoint to go on from; its status is {result.status}"
+            )
         before = parse_training(result.request.body())
         wanted = kept[-1].step + steps
-        document = {**before.model_dump(mode="json", exclude_defaults=True), "steps": wanted, "resume_from": id}
+        document = {
+            **before.model_dump(mode="json", exclude_defaults=True),
+            "steps": wanted,
+            "resume_from": id,
+        }
         document.pop("epochs", None)
         after = validate_training(document)
         new_id = f"{id.partition('~')[0][:80]}-to-{wanted}"

@@ -79,15 +79,11 @@ class Inputs:
             raise Rejected.of_field(
                 "pictures", f"has changed since the training began ({changed}); drop it under another name"
             )
-        return TrainingFolder(
-            training=training, base_folder=str(base.folder), pictures_folder=str(shown)
-        )
+        return TrainingFolder(training=training, base_folder=str(base.folder), pictures_folder=str(shown))
 
     async def _frozen(self, id: str) -> dict[str, Any] | None:
         try:
-            document: dict[str, Any] = json.loads(
-                (await self.store.get(saved.folder_of(id) + _FROZEN)).body
-            )
+            document: dict[str, Any] = json.loads((await self.store.get(saved.folder_of(id) + _FROZEN)).body)
         except NotFound:
             return None
         return document
@@ -131,7 +127,9 @@ def _file_name(wanted: str, file: Path, field: str) -> str:
     for signature, ending in _SIGNATURES.items():
         if begins.startswith(signature):
             return name + ending
-    raise Rejected.of_field(field, "is not a picture that can be read; send PNG, JPEG or WebP", "invalid_image")
+    raise Rejected.of_field(
+        field, "is not a picture that can be read; send PNG, JPEG or WebP", "invalid_image"
+    )
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -167,9 +167,7 @@ class Job:
             log.info("going on from a checkpoint", extra={"id": self.id, "step": checkpoint.step})
             break
         for name in (_CLASS, _VALIDATION):
-            await saved.load_folder(
-                self.store, f"{saved.folder_of(id)}{name}/", self.folder / name
-            )
+            await saved.load_folder(self.store, f"{saved.folder_of(id)}{name}/", self.folder / name)
 
     async def _train(self, training: Training, *, finish: bool) -> dict[str, Any]:
         """Run the child once; returns the last thing that it reported."""
@@ -256,7 +254,9 @@ class Job:
         card = await publish(self.store, self.folder, product, training_id=self.id)
         for name in ("loss.jsonl", "report.html"):
             await self._trying(
-                lambda name=name: saved.save_file(self.store, self.folder / name, saved.folder_of(self.id) + name)
+                lambda name=name: saved.save_file(
+                    self.store, self.folder / name, saved.folder_of(self.id) + name
+                )
             )
         if self._saving is not None:
             await self._saving
@@ -282,7 +282,9 @@ class Job:
         claim = self.held.claim
         log.warning("a training failed", extra={"id": self.id, "code": failure.code, "field": failure.field})
         await self._commit(
-            claim.ended("failed", failure, worker=self.session, finished_at=utc_now(), task="train", metadata={})
+            claim.ended(
+                "failed", failure, worker=self.session, finished_at=utc_now(), task="train", metadata={}
+            )
         )
         return "committed"
 

@@ -33,7 +33,9 @@ class LocalPictures:
         if self._path.is_dir():
             return self._path
         if not self._path.exists():
-            raise Rejected.of_field("instance_images", f"{str(self._path)!r}: there is no such folder or archive")
+            raise Rejected.of_field(
+                "instance_images", f"{str(self._path)!r}: there is no such folder or archive"
+            )
         self._unpacked = Path(tempfile.mkdtemp(prefix="dreamdrop-pictures-"))
         try:
             pictures.unpack(self._path, self._unpacked)

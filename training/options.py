@@ -21,11 +21,16 @@ _OWN: dict[str, tuple[Any, Any]] = {
     "instance_images": (
         Annotated[
             Path | None,
-            typer.Option(metavar="PATH", help="A folder of pictures, or a .zip of one.", rich_help_panel="Pictures"),
+            typer.Option(
+                metavar="PATH", help="A folder of pictures, or a .zip of one.", rich_help_panel="Pictures"
+            ),
         ],
         None,
     ),
-    "lora": (Annotated[bool, typer.Option("--lora/--full", help="A LoRA beside the base, or all weights.")], True),
+    "lora": (
+        Annotated[bool, typer.Option("--lora/--full", help="A LoRA beside the base, or all weights.")],
+        True,
+    ),
     "options": (
         Annotated[
             Path | None, typer.Option(metavar="FILE", help="Fields as JSON; options on the command line win.")
@@ -35,7 +40,9 @@ _OWN: dict[str, tuple[Any, Any]] = {
     "store": (
         Annotated[
             str,
-            typer.Option(metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."),
+            typer.Option(
+                metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."
+            ),
         ],
         "./dreamdrop-data",
     ),
@@ -52,7 +59,9 @@ _OWN: dict[str, tuple[Any, Any]] = {
     ),
     "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")], False),
     "detach": (
-        Annotated[bool, typer.Option("--detach", help="Drop the training into the store for a trainer, and leave.")],
+        Annotated[
+            bool, typer.Option("--detach", help="Drop the training into the store for a trainer, and leave.")
+        ],
         False,
     ),
 }
@@ -70,7 +79,9 @@ def _option(name: str, field: FieldInfo) -> tuple[Any, Any]:
 
 
 def _shown(default: Any) -> str:
-    return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
+    return (
+        {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
+    )
 
 
 def _plain(annotation: Any) -> Any:

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
 #: Options that say what is kept and shown; they may differ when a training goes on.
 KEPT_AND_SHOWN = frozenset(
-    {"checkpoint_every", "keep", "validate", "validate_every", "weight", "name", "pictures", "archive",
-     "resume_from"}
+    {
+        "checkpoint_every",
+        "keep",
+        "validate",
+        "validate_every",
+        "weight",
+        "name",
+        "pictures",
+        "archive",
+        "resume_from",
+    }
 )
 _LENGTH = frozenset({"steps", "epochs", "warmup_steps"})  # a longer training may go on from a shorter one
 

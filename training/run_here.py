@@ -46,7 +46,9 @@ async def run_here(
         DreamError: it cannot run as it is written, or on this store.
     """
     if images is None:
-        raise Rejected.of_field("--instance-images", "is missing; give a folder of pictures, or a .zip of one")
+        raise Rejected.of_field(
+            "--instance-images", "is missing; give a folder of pictures, or a .zip of one"
+        )
     training = validate_training(document)
     bases = BaseModels.of(models)
     async with open_store(store) as opened:
@@ -124,5 +126,3 @@ def _show(bar: Progress, task: Any, event: dict[str, Any]) -> None:
         )
     elif event.get("event") == "phase":
         bar.update(task, description=str(event["phase"]))
-
-

@@ -192,7 +192,9 @@ class Trainer:
 
     async def _train(self, held: Held) -> None:
         self.settings.work.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{held.claim.id.replace('/', '-')[:60]}-", dir=self.settings.work))
+        folder = Path(
+            tempfile.mkdtemp(prefix=f"{held.claim.id.replace('/', '-')[:60]}-", dir=self.settings.work)
+        )
         self.job = Job(
             held=held,
             claims=self.claims,

@@ -52,7 +52,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     from consumer.engine.devices import describe_device
     from consumer.engine.engine import Engine
     from consumer.engine.loading.registry import ModelRegistry, quiet
-    from consumer.models.cards import Cards
+    from infra.models.cards import Cards
 
     def send(message: Message) -> None:
         out.write(frames.pack(message))

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from consumer.intake.names import Meaning, Names
-from consumer.models.cards import Cards
 from infra.logs import redacted
 from infra.lru import LruCache
+from infra.models.cards import Cards
 from schemas import layout, samplers
 from schemas.batch import Row, split_rows
 from schemas.errors import DreamError, NotFound, Rejected, TooLarge, TooManyPixels
@@ -27,8 +27,8 @@ from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from consumer.intake.fleet import Fleet
-    from consumer.models.cards import ModelCard
     from infra.claims.claims import Claims, Held
+    from infra.models.cards import ModelCard
     from infra.stores.store import Info, Store
 
 T = TypeVar("T")

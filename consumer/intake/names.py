@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from consumer.models.published import card_of, family_of
 from infra.lru import LruCache
 from infra.models import published
+from infra.models.published_cards import card_of, family_of
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID
 from schemas.manifest import LoraChoice
@@ -22,7 +22,7 @@ from schemas.result import Note
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from consumer.models.cards import Cards, ModelCard
+    from infra.models.cards import Cards, ModelCard
     from infra.stores.store import Store
     from schemas.manifest import Manifest
     from schemas.models import PublishedCard

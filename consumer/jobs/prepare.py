@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from consumer.jobs.delivery import Delivery
     from consumer.jobs.inputs import Inputs
     from consumer.jobs.models import ModelFetcher
-    from consumer.models.cards import Cards
     from infra.claims.claims import Held
     from infra.decoding.process import Drawable, Pixels
+    from infra.models.cards import Cards
     from schemas.limits import Limits
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from consumer.models.cards import BUNDLED
+from infra.models.cards import BUNDLED
 from tests.studio import save_tiny
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def available(names: list[str], folder: Path) -> tuple[dict[str, Path], dict[str
         if (BUNDLED / "doodle" / "unet" / "diffusion_pytorch_model.safetensors").is_file():
             have["doodle"] = BUNDLED / "doodle"
         else:
-            skipped["doodle"] = "consumer/models/doodle holds no weights yet"
+            skipped["doodle"] = "infra/models/doodle holds no weights yet"
     return have, skipped
 
 

@@ -71,7 +71,7 @@ def _drawing(names: list[str], models: list[str], place: Path, table: Any, quick
     import torch
 
     from consumer.engine.loading.registry import ModelRegistry, quiet
-    from consumer.models.cards import Cards
+    from infra.models.cards import Cards
     from tests.benchmarks import latency, throughput
     from tests.benchmarks.contenders import Child
     from tests.benchmarks.models import available

@@ -30,7 +30,7 @@ import sys, time
 import torch
 from consumer.engine.engine import Engine
 from consumer.engine.loading.registry import ModelRegistry, quiet
-from consumer.models.cards import Cards
+from infra.models.cards import Cards
 from consumer.renderer.protocol import ImageTask
 quiet()
 engine = Engine(ModelRegistry(Cards.of()), emit=lambda event: None, max_rows=16)

@@ -38,7 +38,7 @@ def lora_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def make_registry(tiny_folder: Path) -> Callable[..., ModelRegistry]:
     """Make a registry that serves "tiny"."""
     from consumer.engine.loading.registry import ModelRegistry
-    from consumer.models.cards import Cards
+    from infra.models.cards import Cards
 
     def make(**settings: Any) -> ModelRegistry:
         return ModelRegistry(Cards.of([f"tiny={tiny_folder}"]), **settings)
@@ -50,7 +50,7 @@ def make_registry(tiny_folder: Path) -> Callable[..., ModelRegistry]:
 def registry(tiny_folder: Path) -> ModelRegistry:
     """One registry for all tests that do not change the model."""
     from consumer.engine.loading.registry import ModelRegistry
-    from consumer.models.cards import Cards
+    from infra.models.cards import Cards
 
     return ModelRegistry(Cards.of([f"tiny={tiny_folder}"]))
 

@@ -15,10 +15,10 @@ import pytest
 from consumer.announce.announcer import Announcer, RetryPolicy
 from consumer.announce.targets import targets
 from consumer.jobs.inputs import Inputs
-from consumer.models.cards import Cards
 from consumer.renderer.protocol import RendererSettings
 from consumer.worker import Worker, WorkerSettings
 from infra.claims.claims import Claims, Timing
+from infra.models.cards import Cards
 from infra.stores.open import open_store
 from infra.stores.store import Store
 from schemas.limits import Limits

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from consumer.models.cards import BUILT_IN, Cards
 from infra.claims.claims import Claim
+from infra.models.cards import BUILT_IN, Cards
 from infra.stores.memory import MemoryStore
 from producer import AsyncClient
 from producer.recipe import read_recipe

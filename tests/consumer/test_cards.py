@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consumer.models.cards import BUILT_IN, Cards, ModelCard
+from infra.models.cards import BUILT_IN, Cards, ModelCard
 from schemas.errors import Rejected
 
 UNET = {"sample_size": 64}

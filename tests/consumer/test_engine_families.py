@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.models.cards import Cards
 from consumer.renderer.protocol import Drawn
+from infra.models.cards import Cards
 
 if TYPE_CHECKING:
     from pathlib import Path

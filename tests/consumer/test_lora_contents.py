@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from consumer.models.lora_files import content_hash
 from consumer.renderer.protocol import Lora
 from infra.models import lora_formats
+from infra.models.lora_files import content_hash
 
 
 def given(name, file, weight=1.0):

@@ -14,9 +14,9 @@ import sys
 import pytest
 
 from consumer.intake.claiming import RequestClaimer
-from consumer.models.cards import Cards
-from consumer.models.lora_files import find_loras
 from consumer.renderer.protocol import Drawn, Lora
+from infra.models.cards import Cards
+from infra.models.lora_files import find_loras
 from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.manifest import validate_manifest

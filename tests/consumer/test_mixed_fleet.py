@@ -14,8 +14,8 @@ import pytest
 
 import consumer.intake.fleet as fleet
 from consumer.intake.fleet import Capabilities
-from consumer.models.cards import BUILT_IN, Cards
 from infra.claims.claims import Claims
+from infra.models.cards import BUILT_IN, Cards
 from infra.stores.memory import MemoryStore
 from producer import AsyncClient
 from schemas.errors import Rejected

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from consumer.engine.loading.model_files import check
-from consumer.models.cards import BUNDLED, Cards
+from infra.models.cards import BUNDLED, Cards
 from schemas.errors import Rejected
 
 DEEP = "[" * 100_000

@@ -9,8 +9,8 @@ import pytest
 
 from consumer.engine.loading.model_files import ModelUnavailable, check
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.models.cards import Cards, ModelCard
 from consumer.renderer.protocol import Drawn
+from infra.models.cards import Cards, ModelCard
 from schemas.errors import Rejected
 
 

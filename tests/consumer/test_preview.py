@@ -20,9 +20,9 @@ from PIL import Image
 from consumer.engine import preview
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.jobs.job import Eta
-from consumer.models.cards import Cards
 from consumer.renderer import frames
 from consumer.renderer.protocol import Complaint, Drawn, RawPicture, RendererSettings, Stepped
+from infra.models.cards import Cards
 from infra.queues.leases import MessageLeases
 from infra.queues.sqs import Queue
 from infra.stores.directory.store import DirectoryStore

@@ -15,7 +15,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-import consumer.models.cards as cards
+import infra.models.cards as cards
 from infra.models import published
 from infra.stores.open import open_store
 from schemas.models import PublishedCard

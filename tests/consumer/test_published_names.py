@@ -12,10 +12,10 @@ from consumer.intake.claiming import RequestClaimer
 from consumer.intake.fleet import Capabilities, Fleet
 from consumer.intake.names import Names
 from consumer.jobs.models import ModelFetcher
-from consumer.models.cards import BUILT_IN, Cards
 from infra.claims.claim import Claim
 from infra.models import published
 from infra.models.cache import ModelCache
+from infra.models.cards import BUILT_IN, Cards
 from infra.models.facts import BUILT_IN_FAMILIES
 from infra.stores.memory import MemoryStore
 from schemas.errors import Rejected

@@ -127,5 +127,5 @@ def test_the_models_own_sampler_keeps_every_setting():
 
 def test_names_are_known_without_torch():
     """The parent process validates requests, and never imports torch."""
-    code = "import sys, schemas.samplers, consumer.models.cards; sys.exit('torch' in sys.modules)"
+    code = "import sys, schemas.samplers, infra.models.cards; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

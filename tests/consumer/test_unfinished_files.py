@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from consumer.intake.claiming import RequestClaimer
-from consumer.models.cards import Cards
 from infra.claims.claims import Claims
+from infra.models.cards import Cards
 from infra.stores.memory import MemoryStore
 from infra.stores.open import open_store
 from infra.stores.store import Store

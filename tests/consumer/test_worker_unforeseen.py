@@ -13,8 +13,8 @@ import pytest
 
 from consumer.intake.claiming import RequestClaimer
 from consumer.intake.listing import BATCHES
-from consumer.models.cards import Cards, ModelCard
 from infra.claims.claims import Claims, Timing
+from infra.models.cards import Cards, ModelCard
 from infra.queues.leases import MessageLeases
 from infra.stores.memory import MemoryStore
 from infra.stores.store import Info

@@ -10,8 +10,8 @@ import torch
 from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import DeviceCaller
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.models.cards import Cards
 from consumer.renderer.protocol import Drawn
+from infra.models.cards import Cards
 from tests.studio import Studio, draw_alone, grey_levels_apart, make_task
 
 TASKS = ("text2img", "img2img", "inpainting")

@@ -38,7 +38,7 @@ def test_the_model_is_as_good_as_its_card_says(scores: dict[str, float], what: s
 
 def test_the_judge_draws_as_the_card_says():
     """Training cannot import the worker's cards, so it has the numbers once more."""
-    from consumer.models.cards import Cards
+    from infra.models.cards import Cards
     from training.doodle.evaluate import GUIDANCE, STEPS
 
     card = Cards.of().get("doodle")

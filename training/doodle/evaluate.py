@@ -1,6 +1,6 @@
 """How well doodle obeys: the judge over a fixed list of prompts.
 
-    python -m training.doodle.evaluate consumer/models/doodle --singles 200 --pairs 100 --negatives 60
+    python -m training.doodle.evaluate infra/models/doodle --singles 200 --pairs 100 --negatives 60
 
 Prints the accuracies and writes them, with a grid of pictures, where `--report` says.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 STEPS = 20
-GUIDANCE = 4.0  # both as in the model's card in consumer/models/cards.py, which nothing here may import
+GUIDANCE = 4.0  # both as in the model's card in infra/models/cards.py, which nothing here may import
 Paint = Callable[..., list[Image.Image]]  # `draw` of one pipeline
 _TOGETHER = 10  # pictures in one pipeline call
 _LIKE = 0.7  # overlap with the template below which a shape is not called one

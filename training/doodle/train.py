@@ -1,7 +1,7 @@
 """Train doodle from nothing, or train it further, on pictures that it draws itself.
 
-    python -m training.doodle.train --work ./doodle-work --out consumer/models/doodle
-    python -m training.doodle.train --continue-from consumer/models/doodle --work ./doodle-work --unet-steps 9000
+    python -m training.doodle.train --work ./doodle-work --out infra/models/doodle
+    python -m training.doodle.train --continue-from infra/models/doodle --work ./doodle-work --unet-steps 9000
 
 Five stages, each resumed from its checkpoint in `--work`: the text encoder learns what words
 mean (attributes of the scene), the VAE learns to draw sharp edges, 49,152 scenes are encoded
@@ -70,7 +70,7 @@ def _start(
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("doodle-work"), help="checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("consumer/models/doodle"))
+    parser.add_argument("--out", type=Path, default=Path("infra/models/doodle"))
     parser.add_argument(
         "--continue-from", type=Path, metavar="FOLDER", help="a trained pipeline whose weights are the start"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consumer.engine.loading.lora_keys import Misfit, layers, layers_with
-from consumer.models.lora_files import content_hash, shapes_of, weights_in
+from infra.models.lora_files import content_hash, shapes_of, weights_in
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer.models.json_files import read_json, read_object
-from consumer.models.safetensors_header import read_shapes
+from infra.models.json_files import read_json, read_object
+from infra.models.safetensors_header import read_shapes
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
     import torch
 
-    from consumer.models.cards import ModelCard
+    from infra.models.cards import ModelCard
 
 _LIBRARIES = {"diffusers", "transformers"}
 _FAMILIES = tuple(

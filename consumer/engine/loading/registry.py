@@ -20,8 +20,8 @@ from consumer.engine.devices import Offload, pick_dtype, place, set_attention
 from consumer.engine.loading.loras import Adapters
 from consumer.engine.loading.model_files import ModelFolder, ModelUnavailable, find
 from consumer.engine.stand_in import Embeddings, StandIn
-from consumer.models.cards import BUNDLED, Cards, ModelCard
 from consumer.renderer.protocol import Loaded, Loading
+from infra.models.cards import BUNDLED, Cards, ModelCard
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumer.models.safetensors_header import read_shapes
+from infra.models.safetensors_header import read_shapes
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consumer.models import options
-from consumer.models.folders import Reading, read_folder, read_name
-from consumer.models.lora_files import LoraFile, find_loras
+from infra.models import card_options
+from infra.models.folders import Reading, read_folder, read_name
+from infra.models.lora_files import LoraFile, find_loras
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected
 
@@ -103,7 +103,7 @@ class Cards:
     def of(cls, extra: Iterable[str] = (), loras: Iterable[str] = ()) -> Cards:
         """The built-in cards and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`.
 
-        Behind a source there may be options, such as `,steps=9,cfg=0` (`consumer.models.options`). A folder
+        Behind a source there may be options, such as `,steps=9,cfg=0` (`infra.models.card_options`). A folder
         given under a built-in name is tried before the built-in sources.
 
         Args:
@@ -188,7 +188,7 @@ def _hub_cache() -> Path:
 
 
 def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
-    source, fields = options.split(text)
+    source, fields = card_options.split(text)
     revision = ""
     if source.startswith("hub:"):
         source, _, revision = source.partition("@")

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from consumer.models.json_files import read_object
+from infra.models.json_files import read_object
 from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
 from schemas.errors import Rejected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumer.models.cards import ModelCard
+from infra.models.cards import ModelCard
 from infra.models.facts import BUILT_IN_FAMILIES, read_facts
 from schemas import samplers
 from schemas.defaults import CFG_SCALE, STEPS
