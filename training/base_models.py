@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.models.cache import ModelCache
-from infra.models.cards import Cards, fetch_folder
+from infra.models.cache import ModelCache, default_folder
+from infra.models.cards import Cards
+from infra.models.model_files import find
 from infra.models.published import resolve
 from schemas.errors import Rejected
 from schemas.models import split_reference
 
 if TYPE_CHECKING:
+    from infra.models.cache import InUse
     from infra.stores.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedBase:
-    """A base model on this machine."""
+    """A base model on this machine, until it is released."""
 
     folder: Path
     name: str
     revision: str  # of a published model its number; it decides which weights these are
     licence: str = ""
+    used: InUse | None = None
+
+    def release(self) -> None:
+        if self.used is not None:
+            self.used.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +49,13 @@ class BaseModels:
 
     def on(self, store: Store) -> BaseModels:
         """The same, and what is published in a store."""
-        return BaseModels(self.cards, store)
+        return replace(self, store=store)
 
-    async def fetch(self, reference: str, frozen: dict[str, Any] | None) -> FetchedBase:
-        """Fetch a base, in the version that the training's first attempt has frozen.
+    async def fetch(self, reference: str, frozen: dict[str, Any] | None = None) -> FetchedBase:
+        """Fetch a base.
+
+        Args:
+            frozen: its name and revision, as the training's first attempt found them.
 
         Raises:
             Rejected: `unknown_model`, or one that cannot be a base.
@@ -54,13 +64,20 @@ class BaseModels:
         name, _ = split_reference(reference)
         if name in self.cards.cards:
             card = self.cards.cards[name]
-            folder = await asyncio.to_thread(fetch_folder, card)
-            return FetchedBase(folder, name, card.revision, card.licence)
-        assert self.store is not None, "bound by `on`"
-        found = await resolve(self.store, f"{name}@{frozen['revision']}" if frozen else reference)
-        if found.kind != "full":
+            found = await asyncio.to_thread(find, card, offline=False, cache=None)
+            return FetchedBase(found.path, name, card.revision, card.licence)
+        assert self.store is not None, "given by `on`"
+        try:
+            published = await resolve(self.store, f"{name}@{frozen['revision']}" if frozen else reference)
+        except Rejected as error:
+            known = ", ".join(self.cards.known())
+            raise Rejected(
+                "unknown_model", f"base: {error.message}; built in are {known}", field="base"
+            ) from None
+        if published.kind != "full":
             raise Rejected.of_field(
-                "base", f"{reference!r} is a LoRA; start from its base, {found.base!r}, or from a full model"
+                "base",
+                f"{reference!r} is a LoRA; start from its base, {published.base!r}, or from a full model",
             )
-        folder = await ModelCache.of_environment().fetch(self.store, found)
-        return FetchedBase(folder, name, str(found.version), found.licence)
+        used = await ModelCache(default_folder()).use(self.store, published)
+        return FetchedBase(used.folder, name, str(published.version), published.licence, used)

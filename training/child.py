@@ -105,5 +105,6 @@ class TrainingChild:
         except OSError:
             lines = []
         errors = [line.strip() for line in lines if re.match(r"^(\w+\.)*\w*(Error|Exception|Killed)\b", line)]
-        how = f"it ended by signal {-self.status}" if (self.status or 0) < 0 else f"exit status {self.status}"
+        status = self.status or 0
+        how = f"it ended by signal {-status}" if status < 0 else f"exit status {status}"
         return errors[-1][:500] if errors else how

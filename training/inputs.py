@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infra.stores.store import Store
-    from training.base_models import BaseModels
+    from training.base_models import BaseModels, FetchedBase
 
 _FROZEN = "frozen.json"
 _LIMITS = Limits(max_body_bytes=64 << 20)  # of one inline picture
@@ -50,7 +50,7 @@ class Inputs:
     bases: BaseModels
     prefixes: Sequence[str] = ("uploads/",)  # keys that a training may name
 
-    async def fetch(self, id: str, training: Training, folder: Path) -> TrainingFolder:
+    async def fetch(self, id: str, training: Training, folder: Path) -> tuple[TrainingFolder, FetchedBase]:
         """Make the folders `pictures` and, where needed, the base's, and check them against the first attempt's.
 
         Raises:
@@ -79,7 +79,8 @@ class Inputs:
             raise Rejected.of_field(
                 "pictures", f"has changed since the training began ({changed}); drop it under another name"
             )
-        return TrainingFolder(training=training, base_folder=str(base.folder), pictures_folder=str(shown))
+        work = TrainingFolder(training=training, base_folder=str(base.folder), pictures_folder=str(shown))
+        return work, base
 
     async def _frozen(self, id: str) -> dict[str, Any] | None:
         try:

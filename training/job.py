@@ -24,10 +24,11 @@ from infra.claims.trainings import TrainingStore
 from infra.stores.store import Store
 from schemas import layout
 from schemas.errors import NotFound, Rejected, StoreUnavailable, Unavailable
-from schemas.plan import Refusal, read_plan
+from schemas.plan import Refusal
 from schemas.result import Failure, FailureCode, ModelUsed, Result, utc_now
 from schemas.training import Training, TrainingProgress, parse_training
 from training import saved
+from training.base_models import FetchedBase
 from training.child import TrainingChild
 from training.inputs import Inputs
 from training.publish import publish
@@ -58,6 +59,7 @@ class Job:
     draining: bool = False
     progress_at: float = field(default_factory=time.monotonic)  # when the child last reported, or we did
     _child: TrainingChild | None = None
+    _base: FetchedBase | None = None
     _stopping: bool = False  # the client wants what there is
     _abandoned: bool = False  # canceled, or another worker's: nothing is kept
     _began: float = field(default_factory=time.monotonic)
@@ -116,19 +118,27 @@ class Job:
             return await self._run()
         except Rejected as error:
             return await self._fail(Failure.of(error))
+        except StoreUnavailable:
+            raise
+        except Unavailable as error:  # such as a base that cannot be downloaded here
+            return await self._release(
+                "retry", Failure(code="model_unavailable", message=str(error), field="base")
+            )
         finally:
+            if self._base is not None:
+                self._base.release()
             if self._child is not None:
                 await self._child.kill()
             if self._saving is not None:
                 await self._saving
 
     async def _run(self) -> Ended:
-        plan = read_plan({"refusal": self.held.claim.plan["refusal"]} if _is_refused(self.held) else None)
-        if isinstance(plan, Refusal):
-            raise plan.error()
+        plan = self.held.claim.plan or {}
+        if "refusal" in plan:
+            raise Refusal.model_validate(plan["refusal"]).error()
         training = parse_training(self.held.claim.frozen.body())
         await self._report(phase="fetching")
-        work = await self.inputs.fetch(self.id, training, self.folder)
+        work, self._base = await self.inputs.fetch(self.id, training, self.folder)
         await self._fetch_progress(training)
         (self.folder / "training.json").write_text(work.model_dump_json())
         while True:
@@ -232,6 +242,10 @@ class Job:
             lambda: saved.save_folder(self.store, folder, saved.folder_of(self.id) + where, last=last)
         )
 
+    async def _keep_file(self, name: str) -> None:
+        key = saved.folder_of(self.id) + name
+        await self._trying(lambda: saved.save_file(self.store, self.folder / name, key))
+
     async def _report(self, **facts: Any) -> None:
         """Tell people how far it is, at most every two seconds within a phase."""
         before = self._progress or TrainingProgress(
@@ -253,11 +267,7 @@ class Job:
         product = json.loads((self.folder / "product.json").read_text())
         card = await publish(self.store, self.folder, product, training_id=self.id)
         for name in ("loss.jsonl", "report.html"):
-            await self._trying(
-                lambda name=name: saved.save_file(
-                    self.store, self.folder / name, saved.folder_of(self.id) + name
-                )
-            )
+            await self._keep_file(name)
         if self._saving is not None:
             await self._saving
         result = Result.ended(
@@ -305,7 +315,3 @@ class Job:
         log.info("given back", extra={"id": self.id, "reason": reason})
         await self.claims.release(self.held, reason, why)
         return "released"
-
-
-def _is_refused(held: Held) -> bool:
-    return held.claim.plan is not None and "refusal" in held.claim.plan

@@ -95,8 +95,8 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
-def _with_options() -> Any:
-    """Give `dreambooth_command` a parameter for each field, for typer to read."""
+def _add_options(command: Any) -> None:
+    """Give a command a parameter for each field, for typer to read."""
     hints = typing.get_type_hints(Training, include_extras=True)
     chosen = {
         name: _option(name, field)
@@ -108,15 +108,10 @@ def _with_options() -> Any:
         for name, (kind, default) in {**chosen, **_OWN}.items()
     ]
 
-    def decorate(function: Any) -> Any:
-        function.__signature__ = inspect.Signature(parameters)
-        function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return function
-
-    return decorate
+    command.__signature__ = inspect.Signature(parameters)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 
 
-@_with_options()
 def dreambooth_command(**given: Any) -> None:
     """Teach a model a new concept from a few pictures (DreamBooth).
 
@@ -145,6 +140,9 @@ def dreambooth_command(**given: Any) -> None:
             )
         )
     )
+
+
+_add_options(dreambooth_command)
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

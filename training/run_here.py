@@ -54,8 +54,11 @@ async def run_here(
     async with open_store(store) as opened:
         with local.LocalPictures(images.expanduser()) as folder:
             found = read_folder(folder, training.instance_prompt)
-            fetched = await bases.on(opened).fetch(training.base, None)
-            plan = recipe.resolve(training, Base.read(fetched.folder, training.base), found)
+            fetched = await bases.on(opened).fetch(training.base)
+            base = Base.read(fetched.folder, training.base)
+            cuda = Path("/dev/nvidia0").exists()  # for the plan; the process that trains looks itself
+            plan = recipe.resolve(training, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
+            fetched.release()
             for line in plan.lines():
                 people.print(line, markup=False, highlight=False)
             if dry_run:

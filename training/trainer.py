@@ -145,9 +145,8 @@ class Trainer:
             id = layout.request_id(info.key)
             if not info.key.lower().endswith(layout.SINGLE) or self.settings.only not in ("", id):
                 continue
-            held = await self._claim(info, id)
-            if held is not None:
-                return held
+            if (claimed := await self._claim(info, id)) is not None:
+                return claimed
             if self.stop.is_set():
                 return None
         return None

@@ -27,12 +27,12 @@ from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.in_flight import Call, InFlight
 from consumer.engine.loading import pipelines
-from consumer.engine.loading.model_files import ModelUnavailable
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
 from consumer.engine.turns import Turns
 from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable
+from infra.models.model_files import ModelUnavailable
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:

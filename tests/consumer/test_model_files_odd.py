@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from consumer.engine.loading.model_files import check
 from infra.models.cards import BUNDLED, Cards
+from infra.models.model_files import check
 from schemas.errors import Rejected
 
 DEEP = "[" * 100_000

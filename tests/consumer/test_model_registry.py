@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from consumer.engine.loading.model_files import ModelUnavailable, check
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Drawn
 from infra.models.cards import Cards, ModelCard
+from infra.models.model_files import ModelUnavailable, check
 from schemas.errors import Rejected
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import consumer.engine.loading.registry as registry_module
-from consumer.engine.loading.model_files import ModelUnavailable
 from consumer.engine.loading.registry import ModelRegistry
 from infra.models.cards import BUILT_IN, Cards
+from infra.models.model_files import ModelUnavailable
 
 
 def test_a_model_that_is_not_here_is_not_tried_again(tmp_path, studio, task, monkeypatch):

@@ -18,10 +18,10 @@ import torch
 from consumer.engine.device_errors import free_memory
 from consumer.engine.devices import Offload, pick_dtype, place, set_attention
 from consumer.engine.loading.loras import Adapters
-from consumer.engine.loading.model_files import ModelFolder, ModelUnavailable, find
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.renderer.protocol import Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
+from infra.models.model_files import ModelFolder, ModelUnavailable, find
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:

@@ -16,8 +16,6 @@ from infra.models.safetensors_header import read_shapes
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
-    import torch
-
     from infra.models.cards import ModelCard
 
 _LIBRARIES = {"diffusers", "transformers"}
@@ -53,9 +51,9 @@ class ModelFolder:
     left_out: tuple[str, ...]  # components that are not loaded
     elements: int  # numbers in the weights
 
-    def bytes_as(self, dtype: torch.dtype) -> int:
-        """The memory that the weights take at this precision."""
-        return self.elements * dtype.itemsize
+    def bytes_at(self, itemsize: int) -> int:
+        """The memory that the weights take at a precision of so many bytes a number."""
+        return self.elements * itemsize
 
 
 def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
