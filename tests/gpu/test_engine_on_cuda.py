@@ -7,8 +7,8 @@ import importlib.util
 import pytest
 import torch
 
-from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import DeviceCaller
+from consumer.engine.devices import CallTimer
 from consumer.engine.registry import ModelRegistry
 from consumer.models.cards import Cards
 from consumer.renderer.protocol import Drawn
