@@ -1,4 +1,4 @@
-"""Device settings: which device, which precision, which attention kernels, and CPU offload."""
+"""Device settings: which device, which precision, which attention kernels, CPU offload; and how long calls take."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from schemas.errors import DreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
+
+T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -165,3 +168,37 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+class CallTimer:
+    """Times device calls without waiting for them: a GPU's calls return before they are done."""
+
+    def __init__(self, device: str, clock: Callable[[], float]) -> None:
+        """
+        Args:
+            clock: seconds; used where calls are done when they return.
+        """
+        self._device = device
+        self._clock = clock
+        self._running: deque[tuple[Any, Any, Callable[[float], None]]] = deque()  # CUDA events: first, last
+
+    def time(self, work: Callable[[], T], then: Callable[[float], None]) -> T:
+        """Do some work; `then` gets its seconds, now or by a later `collect`."""
+        if not self._device.startswith("cuda"):
+            began = self._clock()
+            result = work()
+            then(self._clock() - began)
+            return result
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        stream = torch.cuda.current_stream(self._device)
+        first.record(stream)
+        result = work()
+        last.record(stream)
+        self._running.append((first, last, then))
+        return result
+
+    def collect(self) -> None:
+        """Report the work that the device has finished."""
+        while self._running and self._running[0][1].query():
+            first, last, then = self._running.popleft()
+            then(first.elapsed_time(last) / 1000)

@@ -21,16 +21,15 @@ import torch
 from greenlet import greenlet
 
 from consumer.engine import device_errors
-from consumer.engine.admission import AdmissionQueue, batch_key, next_group
+from consumer.engine.admission import AdmissionQueue, Turns, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
-from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
+from consumer.engine.devices import CallTimer
 from consumer.engine.in_flight import Call, InFlight
 from consumer.engine.loading import pipelines
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
-from consumer.engine.turns import Turns
 from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable
 from infra.models.model_files import ModelUnavailable
 from schemas.errors import Rejected, Unavailable

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from consumer.engine import admission
-from consumer.engine.admission import AdmissionQueue, batch_key
+from consumer.engine.admission import AdmissionQueue, Turns, batch_key
 from consumer.engine.in_flight import Call, InFlight
-from consumer.engine.turns import Turns
 from consumer.renderer.protocol import ImageTask, Lora
 from schemas.errors import Rejected
 
@@ -59,7 +58,7 @@ def admitted(queue: AdmissionQueue, in_flight: list[InFlight]) -> list[str]:
 
 def test_the_policy_needs_no_torch():
     """It is tested, and can be read, without a device."""
-    modules = ("admission", "batch_size", "in_flight", "turns")
+    modules = ("admission", "batch_size", "in_flight")
     code = "import sys" + "".join(f", consumer.engine.{module}" for module in modules)
     code += "; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

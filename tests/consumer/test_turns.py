@@ -6,9 +6,8 @@ from collections import Counter
 
 import pytest
 
-from consumer.engine.admission import AdmissionQueue, next_group
+from consumer.engine.admission import AdmissionQueue, Turns, next_group
 from consumer.engine.in_flight import InFlight
-from consumer.engine.turns import Turns
 from tests.consumer.test_admission import Registry, a_task, admitted, begun, names, unlimited
 
 

@@ -7,8 +7,8 @@ import importlib.util
 import pytest
 import torch
 
-from consumer.engine.call_timer import CallTimer
 from consumer.engine.device_call import DeviceCaller
+from consumer.engine.devices import CallTimer
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Drawn
 from infra.models.cards import Cards
