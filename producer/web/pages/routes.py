@@ -170,7 +170,7 @@ async def home(
         request,
         "home.html",
         models=sorted(models),
-        here={name for heartbeat in heartbeats for name in models_here(heartbeat)},
+        available={name for heartbeat in heartbeats for name in models_here(heartbeat)},
         default_model=", ".join(sorted(defaults)),
         schedulers=samplers.names(),
         limits=facade.settings.limits,
