@@ -177,7 +177,7 @@ async def home(
         "home.html",
         models=sorted(models - {item.card.name for item in published}),
         published=published,
-        here={name for heartbeat in heartbeats for name in models_here(heartbeat)},
+        available={name for heartbeat in heartbeats for name in models_here(heartbeat)},
         default_model=", ".join(sorted(default)),
         defaults=defaults | {"": ModelDefaults.common(defaults_of(heartbeats, name) for name in default)},
         schedulers=samplers.names(),
