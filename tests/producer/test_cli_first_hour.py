@@ -142,7 +142,7 @@ def test_status_says_what_waits_and_what_is_drawn(tmp_path: Path, dreamdrop: Cli
     assert max(map(len, table.splitlines())) <= 80
     with worker(tmp_path / "store", "--null", json.dumps({"seconds_per_step": 2})):
         deadline = time.monotonic() + 240
-        while "processing" not in table and time.monotonic() < deadline:
+        while "processing  " not in table and time.monotonic() < deadline:
             table = dreamdrop("status", "cat", "--store", "store", COLUMNS="100").stdout
     assert re.search(r"^cat +processing +a sleepy cat +\d+ s ago", table, re.MULTILINE)
 
