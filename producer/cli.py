@@ -26,6 +26,7 @@ GROUP = "dreamdrop.commands"
 EXTRAS = {
     "worker": "consumer",
     "train": "training",
+    "trainer": "training",
     "serve": "web",
     "up": "web,consumer",
 }  # what to install for a command

@@ -115,8 +115,8 @@ def run_trainer(
         )
     from infra.claims.claims import Timing
     from infra.logs import log_lines
-    from training.serve import serve
-    from training.trainer import TrainerSettings
+    from training.lease.serve import serve
+    from training.lease.trainer import TrainerSettings
 
     log_lines(log_level, "training", "infra", "dreamdrop")
     beat = lease / 3

@@ -12,8 +12,8 @@ from schemas import layout
 from schemas.errors import DreamError, NotFound, Rejected, StoreUnavailable
 from schemas.result import Result
 from schemas.training import parse_training, validate_training
-from training import saved
-from training.job import STOP
+from training.lease import saved
+from training.lease.job import STOP
 from training.local import body_of, is_known
 
 #: What belongs to the report; the rest of the folder is for trainers.

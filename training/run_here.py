@@ -16,12 +16,13 @@ from schemas import layout
 from schemas.errors import NotFound, Rejected
 from schemas.result import Result
 from schemas.training import validate_training
-from training import local, recipe, saved
-from training.base_models import BaseModels
+from training import local, recipe
 from training.bases import Base
+from training.lease import saved
+from training.lease.base_models import BaseModels
+from training.lease.serve import make_trainer
+from training.lease.trainer import TrainerSettings
 from training.pictures import read_folder
-from training.serve import make_trainer
-from training.trainer import TrainerSettings
 
 people = Console(stderr=True)
 

@@ -216,8 +216,7 @@ class Renderer:
         self._progress_at = time.monotonic()
         self._outbox = asyncio.Queue()
         self._send(self.settings)  # the child reads its settings before any task
-        for task in self._held.values():  # submitted while there was no child
-            self._send(task)
+        list(map(self._send, self._held.values()))  # submitted while there was no child
         writer = asyncio.create_task(self._write(process.stdin))
         watchdog = asyncio.create_task(self._watch(process))
         tail = asyncio.create_task(self._stderr.listen(process.stderr))

@@ -108,7 +108,7 @@ class ModelRegistry:
         """Whether the model is loaded, or can be once every model not in use is evicted."""
         if name in self._loaded or self.memory_budget is None or not in_use:
             return True  # where nothing is in use, `get` reports a model that is too large
-        needed = self._find(name).bytes_as(self._dtype(self._card(name)))
+        needed = self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
         held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
         return held + needed <= self.memory_budget
 
@@ -158,7 +158,7 @@ class ModelRegistry:
         """Make room for a model, least recently used first. Raises `ModelUnavailable` if it can never fit."""
         if self.memory_budget is None:
             return
-        needed = folder.bytes_as(self._dtype(self._card(name)))
+        needed = folder.bytes_at(self._dtype(self._card(name)).itemsize)
         if needed > self.memory_budget:
             raise ModelUnavailable(
                 f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"

@@ -1,6 +1,6 @@
 """The trainer's main loop: it takes trainings of a store, one at a time, and gives them back when it must stop.
 
-The parent holds the store's credentials and never imports torch. A child trains; see `training.child`.
+The parent holds the store's credentials and never imports torch. A child trains; see `training.lease.child`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from schemas import layout
 from schemas.errors import NotFound, Rejected, StoreUnavailable, TooLarge, Unavailable
 from schemas.plan import Refusal
 from schemas.training import parse_training
-from training.inputs import Inputs
-from training.job import Job
+from training.lease.inputs import Inputs
+from training.lease.job import Job
 
 log = logging.getLogger("dreamdrop.trainer")
 

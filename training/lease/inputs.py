@@ -20,13 +20,14 @@ from infra.stores.store import InvalidKey
 from schemas.errors import NotFound, Rejected
 from schemas.limits import Limits
 from schemas.training import Training, TrainingFolder
-from training import pictures, saved
+from training import pictures
+from training.lease import saved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infra.stores.store import Store
-    from training.base_models import BaseModels, FetchedBase
+    from training.lease.base_models import BaseModels, FetchedBase
 
 _FROZEN = "frozen.json"
 _LIMITS = Limits(max_body_bytes=64 << 20)  # of one inline picture

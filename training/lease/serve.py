@@ -16,9 +16,9 @@ from infra.claims.trainings import TrainingStore
 from infra.stores.open import open_store
 from infra.stores.probe import probe
 from schemas.result import utc_now
-from training.base_models import BaseModels
-from training.inputs import Inputs
-from training.trainer import Trainer, TrainerSettings, make_claims
+from training.lease.base_models import BaseModels
+from training.lease.inputs import Inputs
+from training.lease.trainer import Trainer, TrainerSettings, make_claims
 
 if TYPE_CHECKING:
     from infra.stores.store import Store

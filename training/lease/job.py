@@ -27,11 +27,11 @@ from schemas.errors import NotFound, Rejected, StoreUnavailable, Unavailable
 from schemas.plan import Refusal
 from schemas.result import Failure, FailureCode, ModelUsed, Result, utc_now
 from schemas.training import Training, TrainingProgress, parse_training
-from training import saved
-from training.base_models import FetchedBase
-from training.child import TrainingChild
-from training.inputs import Inputs
-from training.publish import publish
+from training.lease import saved
+from training.lease.base_models import FetchedBase
+from training.lease.child import TrainingChild
+from training.lease.inputs import Inputs
+from training.lease.publish import publish
 
 log = logging.getLogger("dreamdrop.trainer")
 
