@@ -147,6 +147,6 @@ def test_without_a_prior_old_shapes_are_harmed(pictures: Path, tmp_path: Path):
     pipeline = load(DOODLE)
     pipeline.load_lora_weights(product)
     new, kept, spilled = examined(pipeline)
-    assert new >= 9
-    assert kept <= 11
-    assert spilled >= 2
+    assert new >= 7  # measured: 10
+    assert kept <= 11  # measured: 4
+    assert spilled >= 2  # measured: 9
