@@ -23,7 +23,11 @@ def main() -> int:
         prog="python -m training", description="Train as FOLDER/training.json says."
     )
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="training.json lies here")
-    folder: Path = parser.parse_args().work
+    parser.add_argument(
+        "--finish", action="store_true", help="take no more steps: make the product of the newest checkpoint"
+    )
+    options = parser.parse_args()
+    folder: Path = options.work
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: told.append(number))
@@ -38,7 +42,7 @@ def main() -> int:
     from training.dreambooth.loop import NotFinite
 
     try:
-        run.train(folder, say, lambda: bool(told))
+        run.train(folder, say, lambda: bool(told), finish=options.finish)
     except Rejected as error:
         say({"event": "refused", "code": error.code, "field": error.field, "message": error.message})
         return 2
