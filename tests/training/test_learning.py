@@ -133,8 +133,8 @@ def test_lora_training_learns_and_keeps(pictures: Path, class_pictures: Path, tm
     pipeline = load(DOODLE)
     pipeline.load_lora_weights(product)
     new, kept, spilled = examined(pipeline)
-    assert new >= 6
-    assert kept >= 13
+    assert new >= 4  # measured: 7
+    assert kept >= 13  # measured: 16
     assert spilled <= 1
 
 
