@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ def main() -> int:
     parser.add_argument(
         "--finish", action="store_true", help="take no more steps: make the product of the newest checkpoint"
     )
+    parser.add_argument("--tied", action="store_true", help="end at once when standard input ends")
     options = parser.parse_args()
+    if options.tied:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     folder: Path = options.work
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -67,6 +71,13 @@ def main() -> int:
         say({"event": "failed", "code": "out_of_memory", "message": _REMEDIES})
         return 1
     return 0
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot say so; its end of the pipe is closed. Another trainer goes on."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(1)
 
 
 _REMEDIES = (

@@ -23,12 +23,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from infra.models.cards import BUNDLED
 from tests.worker_process import drop, files, result
 
 ROOT = Path(__file__).parents[2]
 EARLIER = "84f0981793553aadd56108d1f22b0e22e464cd6b"
 #: Options and variables of a worker with a model more and a higher limit.
-MODEL = ("--models", f"mine={ROOT / 'consumer' / 'models' / 'doodle'}")
+MODEL = ("--models", f"mine={BUNDLED / 'doodle'}")
 LIMITS = {"DREAMDROP_MAX_STEPS": "400"}
 PACKAGES = ("consumer", "infra", "schemas")
 CAT: dict[str, Any] = {"prompt": "a red circle", "steps": 2, "width": 8, "height": 8}

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from infra.models import lora_formats
+from infra.models.cards import BUNDLED
 from schemas.errors import Rejected
 
-DOODLE = Path(__file__).parents[2] / "consumer" / "models" / "doodle"
+DOODLE = BUNDLED / "doodle"
 
 
 def write(path, tensors, metadata=None):

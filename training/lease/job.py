@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import shutil
 import statistics
 import time
@@ -67,6 +68,7 @@ class Job:
     _status_at: float = 0.0
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))  # of the latest steps
     _saving: asyncio.Task[None] | None = None
+    _waiting: tuple[Path, int, int] | None = None  # a checkpoint to be stored: folder, step, how many to keep
 
     @property
     def id(self) -> str:
@@ -219,23 +221,41 @@ class Job:
             log.warning(event["message"], extra={"id": self.id})
 
     async def _save(self, folder: Path, step: int, keep: int) -> None:
-        """Store a checkpoint beside the training; a checkpoint that comes meanwhile waits for it."""
-        if self._saving is not None:
-            await self._saving
-        checkpoint = saved.Checkpoint(step, self.held.claim.epoch)
+        """Store a checkpoint beside the training; of those that come meanwhile, only the last is stored next."""
+        kept = self.folder / "saving" / folder.name
+        try:  # the child removes old checkpoints when it likes
+            await asyncio.to_thread(shutil.copytree, folder, kept, copy_function=os.link)
+        except (FileNotFoundError, shutil.Error):
+            shutil.rmtree(kept, ignore_errors=True)
+            return  # it was faster than we: there is a newer one
+        if self._waiting is not None:
+            shutil.rmtree(self._waiting[0], ignore_errors=True)
+        self._waiting = (kept, step, keep)
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(self._save_all())
 
-        async def save() -> None:
-            await saved.save_checkpoint(self.store, self.id, folder, checkpoint, keep)
-            log.info("checkpoint stored", extra={"id": self.id, "step": step})
+    async def _save_all(self) -> None:
+        while self._waiting is not None:
+            (folder, step, keep), self._waiting = self._waiting, None
+            checkpoint = saved.Checkpoint(step, self.held.claim.epoch)
 
-        self._saving = asyncio.create_task(self._trying(save))
+            async def save(
+                folder: Path = folder, keep: int = keep, checkpoint: saved.Checkpoint = checkpoint
+            ) -> None:
+                await saved.save_checkpoint(self.store, self.id, folder, checkpoint, keep)
 
-    async def _trying(self, work: Callable[[], Awaitable[None]]) -> None:
+            if await self._trying(save):
+                log.info("checkpoint stored", extra={"id": self.id, "step": step})
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _trying(self, work: Callable[[], Awaitable[None]]) -> bool:
         """A store that is away for a while costs a checkpoint, not the training: the next one is tried anew."""
         try:
             await work()
         except Unavailable as error:
             log.warning("a file was not stored", extra={"id": self.id, "why": str(error)})
+            return False
+        return True
 
     async def _keep(self, folder: Path, where: str, last: str = "") -> None:
         await self._trying(
