@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from infra.models.cards import BUNDLED
+
 FOLDER = BUNDLED / "doodle"
 
 

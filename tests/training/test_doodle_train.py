@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.models.cards import BUNDLED
+
 QUICK = ["--scenes", "64", "--word-steps", "1", "--vae-steps", "2", "--decoder-steps", "2"]
 
 

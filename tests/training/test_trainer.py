@@ -51,7 +51,7 @@ def trainer(store: Path | str, base: Path, *options: str) -> Iterator[subprocess
         process.wait()
 
 
-def drop(store: Path, id: str, pictures: Path, **fields: Any) -> None:
+def drop(store: Path, id: str, shown: Path, /, **fields: Any) -> None:
     """Drop a training with its pictures inside."""
     inline = [
         {
@@ -59,7 +59,7 @@ def drop(store: Path, id: str, pictures: Path, **fields: Any) -> None:
             "name": file.name,
             "caption": file.with_suffix(".txt").read_text(),
         }
-        for file in sorted(pictures.glob("*.png"))
+        for file in sorted(shown.glob("*.png"))
     ]
     path = store / "trainings" / f"{id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
