@@ -21,6 +21,7 @@ from infra.stores.open import open_store
 from producer.canceling import cancel
 from producer.request_state import state_of
 from schemas.limits import Limits
+from tests.conftest import pretend_credentials
 from tests.trainings import specks
 from tests.worker_process import worker
 
@@ -228,8 +229,8 @@ async def test_an_archive_on_s3(tiny_folder: Path, tmp_path: Path, moto_url: str
 
     from infra.models import published
 
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_url)
-    s3 = boto3.client("s3", endpoint_url=moto_url)
+    pretend_credentials(monkeypatch, moto_url)
+    s3 = boto3.client("s3")
     s3.create_bucket(Bucket="trainings")
     archive = tmp_path / "photos.zip"
     with zipfile.ZipFile(archive, "w") as packed:
