@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_the_commands_of_the_page_work_as_they_stand(tmp_path: Path):
     assert "train" in names, "install it again: pip install --no-deps -e ."
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "DREAMDROP_"))}
     environment = theirs | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    environment["PATH"] = f"{Path(shutil.which('python') or '').parent}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     terminals = Terminals(tmp_path, environment)
     try:
         for block in blocks(ROOT / "docs" / "training.md"):
