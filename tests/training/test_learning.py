@@ -103,13 +103,13 @@ def class_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("class") / "class"
 
 
-def trained(folder: Path, pictures: Path, class_pictures: Path, **options: Any) -> Path:
-    if class_pictures.exists():
-        shutil.copytree(class_pictures, folder / "class")
+def trained(folder: Path, pictures: Path, kept: Path, /, **options: Any) -> Path:
+    if kept.exists():
+        shutil.copytree(kept, folder / "class")
     prepare(folder, DOODLE, pictures, instance_prompt="a sks shape", checkpoint_every=1000, **options)
     train(folder)
-    if (folder / "class").exists() and not class_pictures.exists():
-        shutil.copytree(folder / "class", class_pictures)
+    if (folder / "class").exists() and not kept.exists():
+        shutil.copytree(folder / "class", kept)
     return folder / "product"
 
 
