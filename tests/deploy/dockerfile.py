@@ -93,6 +93,14 @@ def environment_of(stage: Stage, stages: Mapping[str, Stage], given: Mapping[str
     return environment
 
 
+def workdir_of(stage: Stage | None, stages: Mapping[str, Stage]) -> str:
+    """The working directory that a stage ends with."""
+    if stage is None:
+        return "/"
+    own = [one.text for one in stage.instructions if one.name == "WORKDIR"]
+    return own[-1] if own else workdir_of(stages.get(stage.base), stages)
+
+
 def ignored_but(path: Path = ROOT / ".dockerignore") -> list[str]:
     """The names at the top that reach the build. The file must begin with `*`."""
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]

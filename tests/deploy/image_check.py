@@ -32,14 +32,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.deploy.dockerfile import ROOT, Stage, environment_of, expanded, ignored_but, read
+from tests.deploy.dockerfile import ROOT, Stage, environment_of, expanded, ignored_but, read, workdir_of
 
 #: The documented example client's body.
 DOCUMENTED = {"negative_prompt": "", "width": 768, "height": 768, "cfg_scale": 9, "steps": 100}
 BODY = {"prompt": "a red circle on a blue background", "number_of_images": 1, "seed": 5} | DOCUMENTED
+FOLDER = "IMAGE_CHECK_FOLDER"  # the variable that says where to build
 STRANGER = 12345  # a user that the image does not know
 PATIENCE = 600.0  # seconds until the worker has loaded its model
 #: Folders of this machine that the base image does not have. `/opt` stays: pip's local index may be there.
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 HIDDEN = ("/home", "/root", "/work", "/srv", "/mnt")
 
 
@@ -62,12 +64,14 @@ class Build:
         layers = [f"lowerdir={':'.join(self._lower(stage))}"]
         layers += [f"{kind}dir={self.folder / stage.name / kind}" for kind in ("upper", "work")]
         mount("-t", "overlay", "overlay", "-o", ",".join(layers), self.root(stage.name))
-        for name in ("proc", "dev"):
-            mount("--rbind", f"/{name}", self.root(stage.name) / name)
-        mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", self.root(stage.name) / "tmp")
-        if stage.base not in self.stages:
-            for hidden in filter(os.path.exists, HIDDEN):
-                shutil.rmtree(self.root(stage.name) / hidden[1:])
+        for hidden in ("/dev", "/tmp", *filter(os.path.isdir, HIDDEN)):
+            mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", self.root(stage.name) / hidden[1:])
+        mount("-t", "proc", "proc", self.root(stage.name) / "proc")
+        for device in DEVICES:
+            (self.root(stage.name) / "dev" / device).touch()
+            mount("--bind", f"/dev/{device}", self.root(stage.name) / "dev" / device)
+        (self.root(stage.name) / "dev/shm").mkdir()
+        (self.root(stage.name) / "dev/shm").chmod(0o1777)
         self._execute(stage)
 
     def _lower(self, stage: Stage) -> list[str]:
@@ -76,7 +80,7 @@ class Build:
 
     def _execute(self, stage: Stage) -> None:
         variables = {"PATH": "", **environment_of_base(stage, self)}
-        workdir = "/"
+        workdir = workdir_of(self.stages.get(stage.base), self.stages)
         for one in stage.instructions:
             if one.name == "ARG":
                 name, _, default = one.text.partition("=")
@@ -231,41 +235,41 @@ def main() -> None:
     chosen = parser.parse_args()
     if os.geteuid() or not shutil.which("unshare") or not shutil.which("apt-get"):
         raise SystemExit("image-check needs root, unshare, and Debian's or Ubuntu's packages")
-    if (
-        "IMAGE_CHECK" not in os.environ
-    ):  # again in a mount namespace, which takes all mounts along when it ends
-        command = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            sys.executable,
-            "-m",
-            "tests.deploy.image_check",
-        ]
-        raise SystemExit(
-            subprocess.run(
-                [*command, *sys.argv[1:]], cwd=ROOT, env=os.environ | {"IMAGE_CHECK": "1"}, check=False
-            ).returncode
-        )
-    with tempfile.TemporaryDirectory(prefix="dreamdrop-image-") as folder:
-        mount(
-            "-t", "tmpfs", "-o", "size=20g", "tmpfs", folder
-        )  # an overlay cannot lie inside its own lower layer
-        build = Build(Path(folder), dict(one.split("=", 1) for one in chosen.build_arg))
-        for stage in build.stages.values():
-            build.build(stage)
-        child = os.fork()  # the network is left with the process
-        if child == 0:
-            try:
-                try_it(build)
-            except BaseException as error:
-                print(error, file=sys.stderr, flush=True)
-                os._exit(1)
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        subprocess.run(["umount", "--lazy", folder], check=True)
-    raise SystemExit(status)
+    for place in ("/opt/dreamdrop", "/opt/code", "/models", "/src"):
+        if os.path.exists(place):
+            raise SystemExit(f"image-check: {place} is on this machine already, so it would be in the image")
+    if FOLDER not in os.environ:
+        raise SystemExit(again_with_mounts_of_its_own())
+    folder = Path(os.environ[FOLDER])
+    mount(
+        "-t", "tmpfs", "-o", "size=20g", "tmpfs", folder
+    )  # an overlay cannot lie inside its own lower layer
+    build = Build(folder, dict(one.split("=", 1) for one in chosen.build_arg))
+    for stage in build.stages.values():
+        build.build(stage)
+    try_it(build)
+
+
+def again_with_mounts_of_its_own() -> int:
+    """Run this program in a mount namespace, which takes all mounts along when it ends.
+
+    Nothing below the folder is ever removed file by file: other file systems are mounted there.
+    """
+    folder = tempfile.mkdtemp(prefix="dreamdrop-image-")
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        sys.executable,
+        "-m",
+        "tests.deploy.image_check",
+    ]
+    try:
+        environment = os.environ | {FOLDER: folder}
+        return subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, env=environment, check=False).returncode
+    finally:
+        os.rmdir(folder)  # empty here
 
 
 if __name__ == "__main__":
