@@ -43,6 +43,8 @@ lint: $(VENV)/.for-development
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+	@if [ -x $(bin)/hadolint ]; then echo $(bin)/hadolint Dockerfile; $(bin)/hadolint Dockerfile; fi  # no wheel elsewhere
+	$(bin)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
 
 bench: $(VENV)/.for-development
 	$(bin)/python tests/benchmarks/run.py $(BENCH_ARGS)
