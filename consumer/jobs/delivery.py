@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
+from consumer import metrics
 from consumer.jobs.picture import encode
 from infra.backoff import backoff
 from schemas.errors import StoreUnavailable
@@ -93,13 +94,15 @@ class Delivery:
             worker=self._claims.session, now=self._clock(), finished_at=utc_now(), versions=self.versions
         )
         ours = await self.commit(job.held, result)
+        seconds = self._clock() - job.began
+        metrics.ended(job.express, seconds)
         log.info(
             "request ended" if ours else "request was ended by somebody else",
             extra={
                 "id": job.id,
                 "status": result.status,
                 "images": len(result.images),
-                "seconds": round(self._clock() - job.began, 3),
+                "seconds": round(seconds, 3),
             },
         )
 
@@ -109,6 +112,7 @@ class Delivery:
 
     async def retry(self, held: Held, failure: Failure) -> None:
         """Give a claim back for another attempt; without attempts left it ends with this failure."""
+        metrics.retried(failure.code)
         await self.insist(lambda: self._claims.release(held, "retry", failure))
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:

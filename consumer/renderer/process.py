@@ -264,7 +264,7 @@ class Renderer:
             case Loading():
                 self._loads.begin(message.name, message.source)
             case Loaded():
-                self._loads.done(message.name, source=message.source, dtype=message.dtype, size=message.size)
+                self._loads.done(message)
             case Complaint():
                 facts = {"device": self.settings.device, "why": message.text}
                 log.warning("the renderer continues without a feature", extra=facts)
