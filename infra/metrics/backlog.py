@@ -55,7 +55,7 @@ class Backlog(Collector):
         lanes = {"express": _Lane(), "normal": _Lane()}
         counted = 0
         async for info in self.store.list(self.prefix):
-            if self.prefix == layout.REQUESTS and not layout.is_request(info.key):
+            if not info.key.lower().endswith((layout.SINGLE, layout.BATCH)):
                 continue
             lane = lanes["express" if info.key.startswith(layout.EXPRESS) else "normal"]
             lane.requests += 1

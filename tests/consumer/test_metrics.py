@@ -26,6 +26,10 @@ class Scraped:
         self.families = {family.name: family for family in text_string_to_metric_families(text)}
         self._samples = [sample for family in self.families.values() for sample in family.samples]
 
+    def total(self, name: str) -> float:
+        """Of all its samples; 0 when there is none."""
+        return sum(s.value for s in self._samples if s.name == name)
+
     def sum(self, name: str, **labels: str) -> float:
         """Of all samples with these labels; an error when there is none."""
         found = [s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()]
@@ -56,6 +60,14 @@ class Watched:
     def scrape(self) -> Scraped:
         return Scraped(httpx.get(f"{self.url}/metrics", timeout=60).text)
 
+    def after(self, ends: int) -> Scraped:
+        """The figures once so many results are counted, which is a moment after they can be read."""
+        until = time.monotonic() + 120
+        while (figures := self.scrape()).total("dreamdrop_requests_ended_total") < ends:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        return figures
+
     def until(self, path: str, status: int) -> str:
         """Wait until a probe answers with this status; returns its text."""
         ends = time.monotonic() + 120
@@ -84,7 +96,7 @@ def test_a_worker_that_drew_tells_what_it_did(tmp_path: Path):
             result(tmp_path, id)
         drop(tmp_path, "deadly.json", {"prompt": "deadly", "steps": 1})
         result(tmp_path, "deadly")
-        figures = one.scrape()
+        figures = one.after(ends=8)
     ended = "dreamdrop_requests_ended_total"
     assert figures.sum(ended, kind="request", status="succeeded", code="") == 4
     assert figures.sum(ended, kind="request", status="failed", code="render_error") == 1
@@ -138,7 +150,7 @@ def test_a_sweep_that_gives_up_is_counted_as_an_end(tmp_path: Path):
         dead.wait()
     with watched(tmp_path, "--max-attempts", "1") as one:
         result(tmp_path, "slow")
-        figures = one.scrape()
+        figures = one.after(ends=1)
     assert figures.sum("dreamdrop_requests_ended_total", code="worker_crashed") == 1
 
 
