@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from infra.options import MetricsHost, MetricsPort
+from infra.options import LogFormat, MetricsHost, MetricsPort
 from schemas.errors import DreamError
 from training.options import dreambooth_command
 
@@ -108,6 +108,7 @@ def run_trainer(
     log_level: Annotated[
         str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")
     ] = "info",
+    log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
@@ -121,7 +122,7 @@ def run_trainer(
     from training.lease.serve import serve
     from training.lease.trainer import TrainerSettings
 
-    log_lines(log_level, "training", "infra", "dreamdrop")
+    log_lines(log_level, "training", "infra", "dreamdrop", style=log_format)
     beat = lease / 3
     settings = TrainerSettings(
         timing=Timing(beat=beat, lease=lease, sweep=(beat, 2 * beat), max_attempts=max_attempts),

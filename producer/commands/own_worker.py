@@ -14,7 +14,11 @@ DRAIN = 40.0  # seconds that a worker has to drain
 
 
 def start(
-    options: Sequence[str], store: str, queues: Sequence[str], metrics: tuple[str, int | None]
+    options: Sequence[str],
+    store: str,
+    queues: Sequence[str],
+    metrics: tuple[str, int | None],
+    log_format: str,
 ) -> subprocess.Popen[bytes]:
     """Start `dreamdrop worker`.
 
@@ -26,6 +30,7 @@ def start(
     environment.setdefault("DREAMDROP_LOG_LEVEL", "warning")
     if not queues:
         environment.pop("DREAMDROP_QUEUE")
+    environment["DREAMDROP_LOG_FORMAT"] = log_format
     host, port = metrics
     if port is not None:
         environment |= {

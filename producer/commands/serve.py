@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.options import MetricsHost, MetricsPort
+from infra.logs import log_lines
+from infra.options import LogFormat, MetricsHost, MetricsPort
 from producer.commands import own_worker
 from producer.commands.listening import address_of, bind, check_store
 from producer.commands.session import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from producer.web.settings import FacadeSettings
 
+LOGGERS = ("producer", "infra", "consumer")
 GRACE = 10.0  # seconds that open calls have when the server stops
 START = 300.0  # seconds without a heartbeat until a line says so: the worker may be loading a model
 
@@ -83,6 +85,7 @@ def serve(
     without_keys: Open = False,
     wait: Wait = 300.0,
     room: Room = 1000,
+    log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
@@ -91,6 +94,8 @@ def serve(
     There are synchronous endpoints, jobs, and a gallery for the browser.
     """
     import uvicorn  # noqa: F401 - before the first line is printed: it may not be installed
+
+    log_lines("warning", *LOGGERS, style=log_format)
 
     with reporting_errors(as_json=False):
         settings = _settings(
@@ -112,6 +117,7 @@ def up(
     without_keys: Open = False,
     wait: Wait = 300.0,
     room: Room = 1000,
+    log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
@@ -122,6 +128,8 @@ def up(
     """
     import uvicorn  # noqa: F401 - before the first line is printed: it may not be installed
 
+    log_lines("warning", *LOGGERS, style=log_format)
+
     draws = "null" not in (os.environ.get("DREAMDROP_RENDERER"), *context.args)
     if draws and find_spec("torch") is None:
         raise ModuleNotFoundError("torch", name="torch")
@@ -131,7 +139,7 @@ def up(
         )
         asyncio.run(check_store(store))
         sockets = bind(host, port)
-    worker = own_worker.start(context.args, store, queue or (), (metrics_host, metrics_port))
+    worker = own_worker.start(context.args, store, queue or (), (metrics_host, metrics_port), log_format)
     try:
         worker_ended = asyncio.run(_serve(settings, host, sockets, (metrics_host, metrics_port), worker))
     finally:
