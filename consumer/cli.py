@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from infra.options import LogFormat, MetricsHost, MetricsPort
 from schemas.errors import DreamError
 from schemas.limits import Limits
 
@@ -222,6 +223,9 @@ def worker(
         str,
         typer.Option(envvar="DREAMDROP_LOG_LEVEL", callback=_log_level, help="debug, info or warning."),
     ] = "info",
+    log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Draw the requests of a store.
 
@@ -234,7 +238,7 @@ def worker(
     from infra.logs import log_lines
     from infra.models.cards import Cards
 
-    log_lines(log_level, "consumer", "infra", "dreamdrop")
+    log_lines(log_level, "consumer", "infra", "dreamdrop", style=log_format)
     beat = lease / 3
     settings = WorkerSettings(
         default_model=model,
@@ -281,6 +285,7 @@ def worker(
         input_prefix or ("uploads/",),
         denied_patience,
         int(model_cache_gb * 2**30),
+        (metrics_host, metrics_port),
     )
     try:
         _check_temporary_folder(log)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from consumer import metrics
 from schemas.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Heartbeats:
             if any(renderer.healthy for renderer in self.renderers):
                 await self.beat()
             else:
+                metrics.heartbeat_withheld()
                 log.warning("no renderer makes progress: no heartbeat is written")
 
     async def beat(self) -> None:
@@ -49,10 +51,10 @@ class Heartbeats:
         try:
             async with asyncio.timeout(max(_TIMEOUT, self.claims.timing.beat)):
                 await self.claims.beat(self._facts())
-        except StoreUnavailable as error:
-            log.warning("the heartbeat was not written", extra={"why": str(error)})
-        except TimeoutError:  # one lost answer must not cost the lease
-            log.warning("the heartbeat was not written", extra={"why": "the store does not answer"})
+        except (StoreUnavailable, TimeoutError) as error:  # one lost answer must not cost the lease
+            metrics.heartbeat_failed()
+            why = str(error) or "the store does not answer"
+            log.warning("the heartbeat was not written", extra={"why": why})
 
     def _facts(self) -> dict[str, Any]:
         return {

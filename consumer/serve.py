@@ -21,17 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from consumer import metrics
+from consumer.gauges import watched
 from consumer.jobs.inputs import Inputs
 from consumer.jobs.models import ModelFetcher
 from consumer.renderer.stderr import last_words
 from consumer.worker import Worker, WorkerSettings
 from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
+from infra.metrics.calls import Calls, TimedQueue
 from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
 from infra.queues.leases import MessageLeases
 from infra.stores.changes import make_inbox
 from infra.stores.open import open_store
 from infra.stores.probe import probe
+from infra.stores.timed import TimedStore
 from schemas.errors import DreamError, StoreUnavailable
 from schemas.result import utc_now
 
@@ -59,6 +63,7 @@ class Places:
     input_prefixes: Sequence[str] = ("uploads/",)  # keys that a manifest may name
     denied_patience: float = 0.0  # seconds of nothing but denied calls until the worker exits; 0: never
     model_cache: int = DEFAULT_BYTES  # of published models on this machine
+    metrics: tuple[str, int | None] = ("127.0.0.1", None)  # where metrics are served: address and port
 
 
 def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: RendererSettings) -> int:
@@ -99,7 +104,9 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
             log.info("queue", extra={"url": queue.url})
         log.info("drop .json and .jsonl files into %s/requests/", places.store.rstrip("/"))
         renderers = [msgspec.structs.replace(renderer, device=device) for device in devices]
-        worker = _make_worker(places, store, queues, cards, settings, renderers)
+        calls, cache = Calls(metrics.REGISTRY), ModelCache(default_folder(), places.model_cache)
+        worker = _make_worker(places, store, queues, cards, settings, renderers, calls, cache)
+        await stack.enter_async_context(watched(worker, store, queues, cache, *places.metrics))
         _drain_on_signals(worker)
         access = asyncio.create_task(_watch_access(store, worker, places.denied_patience))
         facts = {"state": "loading", "models": cards.known(), "available": worker.heartbeats.available()}
@@ -171,7 +178,10 @@ def _make_worker(
     cards: Cards,
     settings: WorkerSettings,
     renderers: list[RendererSettings],
+    calls: Calls,
+    cache: ModelCache,
 ) -> Worker:
+    store = TimedStore(store, calls)
     rng = random.Random(secrets.randbits(64))
     session = f"{platform.node().split('.')[0][:30] or 'worker'}-{secrets.token_hex(6)}"
     announced: asyncio.Queue[str] = asyncio.Queue()
@@ -197,10 +207,10 @@ def _make_worker(
         clock=time.monotonic,
         rng=rng,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
-        queues=[MessageLeases(queue, time.monotonic, rng) for queue in queues],
+        queues=[MessageLeases(TimedQueue(queue, calls), time.monotonic, rng) for queue in queues],
         announcer=announcer,
         announced=announced,
-        models=ModelFetcher(store, ModelCache(default_folder(), places.model_cache)),
+        models=ModelFetcher(store, cache),
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from consumer import spot
+from consumer import metrics, spot
 from consumer.heartbeats import Heartbeats
 from consumer.intake.claiming import RequestClaimer
 from consumer.intake.fleet import Capabilities, Fleet
@@ -252,6 +252,7 @@ class Worker:
         room, express = (max(0, self.jobs.room(express=lane)) for lane in (False, True))
         for held in await self.claims.sweep(room, self._fleet.may_take_over, express_limit=express):
             log.info("took over", extra={"id": held.claim.id, "attempt": held.claim.attempt})
+            metrics.took_over()
             self.jobs.begin(held)
         self.jobs.drop_lost()
 

@@ -18,6 +18,7 @@ from producer import canceling, collect, ids, overview, request_state, retrying,
 from producer.errors import Conflict, StillWorking
 from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
 from producer.result_poller import PollInterval, ResultPoller
+from producer.traces import traced
 from schemas.errors import NotFound
 from schemas.layout import is_batch
 from schemas.result import Result
@@ -104,7 +105,7 @@ class AsyncClient:
             Conflict: the id stands for another request.
         """
         checked = asyncio.to_thread(parcel, request, id=id, express=express, limits=self._limits)
-        return await self._drop(await checked)
+        return await traced(await checked, self._drop)
 
     async def submit_batch(
         self, rows: bytes | str | os.PathLike[str], *, id: str | None = None, express: bool = False

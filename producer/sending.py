@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from infra.gather import gather_bounded
 from producer.errors import Conflict
 from producer.requests import Parcel, Request, Ticket, parcel
+from producer.traces import submitted
 from schemas.errors import Rejected
 from schemas.events import reference
 from schemas.layout import CHOSEN_ID, is_batch
@@ -110,7 +112,10 @@ async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there:
     left = {parcel.ticket: parcel for parcel, skip in zip(parcels, there, strict=True) if not skip}
     # Objects are dropped before any message is sent: a message must not refer to what is not there yet.
     messages = dict(zip(left, await gather_bounded(left.values(), AT_ONCE, message), strict=True))
+    began = time.monotonic()
     await queue.send([text for text, _ in messages.values()])
+    for one in left.values():
+        submitted(one, time.monotonic() - began)
     sent = {given: ticket for given, (_, ticket) in messages.items()}
     return [sent.get(parcel.ticket, parcel.ticket) for parcel in parcels]
 

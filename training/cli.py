@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from infra.options import LogFormat, MetricsHost, MetricsPort
 from schemas.errors import DreamError
 from training.options import dreambooth_command
 
@@ -107,6 +108,9 @@ def run_trainer(
     log_level: Annotated[
         str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")
     ] = "info",
+    log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Run the trainings that are dropped into a store as trainings/<id>.json, one at a time."""
     if log_level.upper() not in logging.getLevelNamesMapping():
@@ -118,7 +122,7 @@ def run_trainer(
     from training.lease.serve import serve
     from training.lease.trainer import TrainerSettings
 
-    log_lines(log_level, "training", "infra", "dreamdrop")
+    log_lines(log_level, "training", "infra", "dreamdrop", style=log_format)
     beat = lease / 3
     settings = TrainerSettings(
         timing=Timing(beat=beat, lease=lease, sweep=(beat, 2 * beat), max_attempts=max_attempts),
@@ -129,7 +133,7 @@ def run_trainer(
         once=once,
     )
     try:
-        status = asyncio.run(serve(store, models or (), settings))
+        status = asyncio.run(serve(store, models or (), settings, (metrics_host, metrics_port)))
     except (DreamError, OSError) as error:
         logging.getLogger("dreamdrop.trainer").error("the trainer cannot run: %s", error)
         raise typer.Exit(3) from error

@@ -30,7 +30,7 @@ from consumer.engine.loading import pipelines
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
-from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable
+from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable, UnetCall
 from infra.models.model_files import ModelUnavailable
 from schemas.errors import Rejected, Unavailable
 
@@ -79,6 +79,7 @@ class Engine:
         self._samplers = Samplers()
         self._tickets = itertools.count(1)
         self._reported_at = float("-inf")
+        self._unet_calls: list[UnetCall] = []  # not reported yet
         self._previews = Previews(clock, registry.offloading.make_way, emit)
 
     @property
@@ -200,6 +201,9 @@ class Engine:
 
     def _took(self, first: InFlight, kind: str, key: Hashable, rows: int, seconds: float) -> None:
         """Note how long the call of a group took, whose oldest image is `first`."""
+        if kind == "unet":
+            limit = self.caller.limit(kind, key)
+            self._unet_calls.append(UnetCall(first.task.model, rows, max(rows, limit), seconds))
         self._turns.charge(first.task.express, first.batch_key, seconds)
         self.caller.took(kind, key, rows, seconds)
 
@@ -269,7 +273,8 @@ class Engine:
         if now - self._reported_at >= self._progress_every:
             self._reported_at = now
             steps = {image.name: image.steps() for image in self._in_flight}
-            self._emit(Stepped(steps, self._previews.due(self._in_flight)))
+            calls, self._unet_calls = tuple(self._unet_calls), []
+            self._emit(Stepped(steps, self._previews.due(self._in_flight), calls))
 
 
 def _impossible(task: ImageTask, error: Exception) -> Failure:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from consumer import traces
 from consumer.intake.names import Meaning, Names
 from infra.logs import redacted
 from infra.lru import LruCache
@@ -113,8 +114,13 @@ class RequestClaimer:
             source: the object that held the body; None when a queue's message did.
             express: it came by the express queue.
         """
+        began = self.clock()
         try:
-            return await self._claim(body, id, source, batch, express)
+            outcome = await self._claim(body, id, source, batch, express)
+            if outcome.held is not None:
+                lane = "express" if outcome.held.claim.in_express_lane else "normal"
+                traces.record("claim", outcome.held, seconds=self.clock() - began, facts={"lane": lane})
+            return outcome
         except DreamError:
             raise
         except Exception as error:

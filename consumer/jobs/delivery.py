@@ -11,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
+from consumer import metrics, traces
 from consumer.jobs.picture import encode
 from infra.backoff import backoff
 from schemas.errors import StoreUnavailable
@@ -68,6 +69,8 @@ class Delivery:
         for code, message in drawn.warnings:
             job.note(Note(code=code, message=message, field="prompt" if "prompt" in code else None))
         job.seconds["render"] = max(job.seconds.get("render", 0.0), drawn.seconds)
+        image: dict[str, str | int] = {"image": drawn.index, "model": job.plan.model, "task": job.plan.task}
+        traces.record("render", job.held, seconds=drawn.seconds, facts={**image, "steps": job.plan.steps})
         body, content_type, extension = await asyncio.to_thread(
             encode, drawn.picture, job.plan.output, job.recipe(drawn.index)
         )
@@ -86,6 +89,7 @@ class Delivery:
             )
         )
         job.spent("upload", self._clock() - encoded)
+        traces.record("store", job.held, seconds=self._clock() - began, facts={**image, "bytes": len(body)})
 
     async def finish(self, job: Job) -> None:
         """Commit the result of a job whose images are all stored or failed."""
@@ -93,22 +97,30 @@ class Delivery:
             worker=self._claims.session, now=self._clock(), finished_at=utc_now(), versions=self.versions
         )
         ours = await self.commit(job.held, result)
+        seconds = self._clock() - job.began
+        metrics.ended(job.express, seconds)
         log.info(
             "request ended" if ours else "request was ended by somebody else",
             extra={
                 "id": job.id,
                 "status": result.status,
                 "images": len(result.images),
-                "seconds": round(self._clock() - job.began, 3),
+                "seconds": round(seconds, 3),
             },
         )
 
     async def commit(self, held: Held, result: Result) -> bool:
         """Create the result of a claim; False when somebody else ended the request first."""
-        return await self.insist(lambda: self._claims.commit(held, result))
+        began = self._clock()
+        ours = await self.insist(lambda: self._claims.commit(held, result))
+        code = result.failure.code if result.failure is not None and result.status == "failed" else ""
+        facts: dict[str, str | int] = {"status": result.status, "images": len(result.images), "ours": ours}
+        traces.record("commit", held, seconds=self._clock() - began, error=code, facts=facts)
+        return ours
 
     async def retry(self, held: Held, failure: Failure) -> None:
         """Give a claim back for another attempt; without attempts left it ends with this failure."""
+        metrics.retried(failure.code)
         await self.insist(lambda: self._claims.release(held, "retry", failure))
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -79,6 +79,11 @@ class Dispatch:
         return max(shared, own)
 
     @property
+    def picture_bytes(self) -> int:
+        """Bytes of the pixels of images that are being drawn or wait for the store."""
+        return self.unstored_bytes + sum(slot.renderer.pending_bytes for slot in self.slots)
+
+    @property
     def waiting(self) -> list[Job]:
         """The jobs that no renderer was given yet."""
         return list(self._waiting)
@@ -131,7 +136,7 @@ class Dispatch:
         """Whether a renderer may be given another image, by its own bound and by the allowance of all."""
         renderers = [other.renderer for other in self.slots]
         held = sum(one.pending for one in renderers) + self.unstored.total()
-        taken = self.unstored_bytes + sum(one.pending_bytes for one in renderers)
+        taken = self.picture_bytes
         shared = slot.renderer.pending < self._ahead and held < 2 * self._ahead * len(renderers)
         if shared and taken < self._memory:
             return True

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from consumer import metrics
 from consumer.jobs.prepare import Preparation, refusal
 from infra.decoding.process import DecoderDown
 from schemas.errors import Rejected, StoreUnavailable, Unavailable
@@ -83,6 +84,10 @@ class Jobs:
     @property
     def busy(self) -> bool:
         return bool(self.active or self.batches or self._outcomes.tasks)
+
+    def picture_bytes(self) -> tuple[int, int]:
+        """Bytes of decoded pictures: of inputs, and of images that are being drawn or not stored yet."""
+        return self._preparation.room.held, self._outcomes.dispatch.picture_bytes
 
     # How a request begins --------------------------------------------------------------------
 
@@ -173,10 +178,12 @@ class Jobs:
         for job in list(self.active.values()):
             if job.held.taken_over:
                 log.warning("another worker took this request over", extra={"id": job.id})
+                metrics.claim_lost()
                 self._outcomes.forget(job)
         for id, (held, task) in list(self.batches.items()):
             if held.taken_over:
                 log.warning("another worker took this batch over", extra={"id": id})
+                metrics.claim_lost()
                 self._drop_batch(id, task)
 
     async def watch(self) -> None:

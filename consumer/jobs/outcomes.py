@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from consumer import metrics
 from consumer.jobs.dispatch import Dispatch
 from consumer.jobs.progress import ProgressReporter
 from consumer.renderer.process import Loss, Renderer
@@ -62,20 +63,25 @@ class Outcomes:
         self._clock = clock
 
     def _renderer(self, settings: RendererSettings) -> Renderer:
+        def on_event(event: Event) -> None:
+            self.on_event(event, settings.device)
+
         def on_loss(loss: Loss) -> None:
             self.on_loss(renderer, loss)
 
-        renderer = Renderer(settings, self.on_event, on_loss)
+        renderer = Renderer(settings, on_event, on_loss)
         return renderer
 
     # What renderers report -------------------------------------------------------------------
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: Event, device: str) -> None:
         """Handle a renderer's report; called in the event loop's thread."""
         if isinstance(event, Ready):
             self._delivery.versions.update(event.versions)
             self.dispatch.feed()
         elif isinstance(event, Stepped):
+            for call in event.calls:
+                metrics.unet_called(call.model, call.rows, call.slots, call.seconds)
             now = self._clock()
             for (request, index), steps in event.steps.items():
                 if (job := self.active.get(request)) is not None:
@@ -85,6 +91,7 @@ class Outcomes:
         elif (job := self.active.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
+                metrics.drawn(device, job.plan.model, job.plan.task, job.size(), event.seconds)
                 lane, size = job.express, len(event.picture.data)
                 self.dispatch.drawn(lane, size)  # before anything else is fed: it takes memory from now on
                 task = self.spawn(job.held, self._deliver(job, event))
@@ -109,6 +116,7 @@ class Outcomes:
             log.warning("given back for another attempt", extra={"id": job.id, "code": event.code, **why})
             await self._delivery.retry(job.held, failure)
             return
+        metrics.failed(failure.code)
         job.failures[event.index] = failure
         self._make_way(job)
         if job.complete:
@@ -132,6 +140,7 @@ class Outcomes:
         """Handle a renderer's death: draw its jobs again, each alone, while they have attempts left."""
         facts = {"device": renderer.settings.device, "why": loss.why}
         log.error("renderer lost", extra={**facts, "error": loss.redacted})
+        metrics.renderer_lost(renderer.settings.device, loss.why)
         for job in self.dispatch.lost(renderer):
             job.losses += 1
             if job.attempt <= self._max_attempts:

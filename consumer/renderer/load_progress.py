@@ -10,7 +10,12 @@ import asyncio
 import logging
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+from consumer import metrics
+
+if TYPE_CHECKING:
+    from consumer.renderer.protocol import Loaded
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +46,15 @@ class LoadProgress:
         if self._terminal.isatty():
             self._counter = asyncio.get_running_loop().create_task(self._count(name, source))
 
-    def done(self, name: str, *, source: str, dtype: str, size: int) -> None:
-        """A model is loaded; `size` is what its weights take, in bytes."""
-        seconds = time.monotonic() - self._began if self._name == name else 0.0
+    def done(self, model: Loaded) -> None:
+        """A model is loaded."""
+        seconds = time.monotonic() - self._began if self._name == model.name else 0.0
         self.end()
-        facts = {"model": name, "source": source, "device": self._device, "dtype": dtype}
-        log.info("model loaded", extra=facts | {"mib": round(size / 2**20), "seconds": round(seconds, 1)})
+        metrics.loaded(self._device, model.name, seconds, model.on_device)
+        facts = {"model": model.name, "source": model.source, "device": self._device, "dtype": model.dtype}
+        log.info(
+            "model loaded", extra=facts | {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
+        )
 
     def end(self) -> None:
         """Nothing is being loaded any more, whether the load succeeded or not."""

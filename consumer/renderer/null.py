@@ -27,6 +27,7 @@ from consumer.renderer.protocol import (
     RendererSettings,
     Stepped,
     Undrawable,
+    UnetCall,
 )
 
 
@@ -90,7 +91,8 @@ class NullRenderer:
             time.sleep(settings.seconds_per_step)
             if self._current is not task:
                 return
-            self.send(Stepped({(task.request, task.index): (step, task.steps)}))
+            call = UnetCall(task.model, 1, 1, settings.seconds_per_step)
+            self.send(Stepped({(task.request, task.index): (step, task.steps)}, calls=(call,)))
         if _applies(settings.fail_on, task) or task.seed in settings.fail_seeds:
             self.send(Undrawable(task.request, task.index, "render_error", "told to fail", False))
             return

@@ -49,7 +49,7 @@ _LOAD = 1800.0  # seconds to fetch and load a model; an interrupted download is 
 _MAX_FAILED_STARTS = 3  # children in a row that ended before they could draw; then the device counts as lost
 _EXIT_WAITS = (2.0, 10.0)  # seconds to exit by itself, then after a kill
 _MODULES = {"diffusers": "consumer.engine", "null": "consumer.renderer.null"}
-_SECRET = re.compile(r"^AWS_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
+_SECRET = re.compile(r"^AWS_|^OTEL_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 
 Why = Literal["crashed", "hung", "lost its device"]
 
@@ -264,7 +264,7 @@ class Renderer:
             case Loading():
                 self._loads.begin(message.name, message.source)
             case Loaded():
-                self._loads.done(message.name, source=message.source, dtype=message.dtype, size=message.size)
+                self._loads.done(message)
             case Complaint():
                 facts = {"device": self.settings.device, "why": message.text}
                 log.warning("the renderer continues without a feature", extra=facts)

@@ -121,6 +121,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     source: str
     dtype: str
     size: int  # bytes of its weights
+    on_device: dict[str, int] = {}  # bytes by name of all models in memory, this one included
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):
@@ -129,12 +130,22 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
+class UnetCall(msgspec.Struct, frozen=True):
+    """One call of a UNet, for metrics."""
+
+    model: str
+    rows: int  # of images
+    slots: int  # rows that it could have had
+    seconds: float
+
+
 class Stepped(msgspec.Struct, frozen=True, tag=True):
     """The device made progress: sent after a device call, at most a few times a second."""
 
     steps: dict[tuple[str, int], tuple[int, int]]  # by (request, index): steps done, steps in all
     #: Small pictures of how images look now; sent at intervals, for tasks that ask for them.
     previews: dict[tuple[str, int], RawPicture] = {}
+    calls: tuple[UnetCall, ...] = ()  # since the last report
 
 
 class Drawn(msgspec.Struct, frozen=True, tag=True):

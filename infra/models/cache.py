@@ -181,6 +181,10 @@ class ModelCache:
         finally:
             os.close(fd)
 
+    def size(self) -> int:
+        """Bytes of all files that are here. Blocks."""
+        return sum(facts.st_size for _, facts in self._files())
+
     def _make_room(self, needed: int) -> None:
         """Remove what was not used for longest. Blocks. Raises `DiskTrouble` when the disk has no room."""
         files = sorted(self._files(), key=lambda entry: entry[1].st_mtime)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from infra.backoff import backoff
 from infra.stores.directory.store import DirectoryStore
+from infra.stores.timed import plain
 from schemas.errors import DreamError
 from schemas.layout import EXPRESS, REQUESTS
 
@@ -39,6 +40,7 @@ async def make_inbox(store: Store) -> None:
 
 async def tidying(store: Store) -> None:
     """Remove the folders that the past left empty in a directory store, now and then, until cancelled."""
+    store = plain(store)
     while isinstance(store, DirectoryStore):
         try:
             removed = await store.remove_empty_folders()
@@ -96,6 +98,7 @@ async def _wait_for_either(stop: asyncio.Event, news: asyncio.Event, seconds: fl
 def _watching(
     store: Store, prefixes: Sequence[str], stop: asyncio.Event, news: Sequence[asyncio.Event]
 ) -> Iterator[None]:
+    store = plain(store)
     if not isinstance(store, DirectoryStore) or not prefixes:
         yield
         return

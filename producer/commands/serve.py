@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.child_process import child_environment, python_command
+from infra.logs import log_lines
+from infra.options import LogFormat, MetricsHost, MetricsPort
+from producer.commands import own_worker
 from producer.commands.listening import address_of, bind, check_store
 from producer.commands.session import (
     DEFAULT_STORE,
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import uvicorn
+    from fastapi import FastAPI
 
     from producer.web.settings import FacadeSettings
 
+LOGGERS = ("producer", "infra", "consumer")
 GRACE = 10.0  # seconds that open calls have when the server stops
 START = 300.0  # seconds without a heartbeat until a line says so: the worker may be loading a model
-DRAIN = 40.0  # seconds that a worker has to drain
 
 Host = Annotated[str, typer.Option(envvar="DREAMDROP_HOST", help="The address to listen on.")]
 Port = Annotated[
@@ -82,6 +85,9 @@ def serve(
     without_keys: Open = False,
     wait: Wait = 300.0,
     room: Room = 1000,
+    log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Serve a store over HTTP.
 
@@ -89,13 +95,15 @@ def serve(
     """
     import uvicorn  # noqa: F401 - before the first line is printed: it may not be installed
 
+    log_lines("warning", *LOGGERS, style=log_format)
+
     with reporting_errors(as_json=False):
         settings = _settings(
             store, queue, host, allow_host, allow_origin, wait, room, without_keys=without_keys
         )
         asyncio.run(check_store(store))
         sockets = bind(host, port)
-        asyncio.run(_serve(settings, host, sockets))
+        asyncio.run(_serve(settings, host, sockets, (metrics_host, metrics_port)))
 
 
 def up(
@@ -109,13 +117,18 @@ def up(
     without_keys: Open = False,
     wait: Wait = 300.0,
     room: Room = 1000,
+    log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Start a worker and serve the store over HTTP.
 
     Ctrl-C stops both. Options of `dreamdrop worker`, such as --model and --exact, are passed on to it; it reads
-    its environment variables, too.
+    its environment variables, too. With --metrics-port the worker serves its own metrics at the next port.
     """
     import uvicorn  # noqa: F401 - before the first line is printed: it may not be installed
+
+    log_lines("warning", *LOGGERS, style=log_format)
 
     draws = "null" not in (os.environ.get("DREAMDROP_RENDERER"), *context.args)
     if draws and find_spec("torch") is None:
@@ -126,21 +139,11 @@ def up(
         )
         asyncio.run(check_store(store))
         sockets = bind(host, port)
-    environment = os.environ | {"DREAMDROP_STORE": store, "DREAMDROP_QUEUE": " ".join(queue or ())}
-    environment.setdefault("DREAMDROP_LOG_LEVEL", "warning")
-    if not queue:
-        environment.pop("DREAMDROP_QUEUE")
-    # The worker first: it loads its model while the facade starts. In a session of its own, so that Ctrl-C
-    # reaches only us, and we choose when it stops.
-    worker = subprocess.Popen(
-        python_command("producer.cli", "worker", *context.args),
-        env=child_environment(environment),
-        start_new_session=True,
-    )
+    worker = own_worker.start(context.args, store, queue or (), (metrics_host, metrics_port), log_format)
     try:
-        worker_ended = asyncio.run(_serve(settings, host, sockets, worker))
+        worker_ended = asyncio.run(_serve(settings, host, sockets, (metrics_host, metrics_port), worker))
     finally:
-        _drain(worker)  # after the facade: its open calls wait for pictures that this worker draws
+        own_worker.drain(worker)  # after the facade: its open calls wait for pictures that this worker draws
     if worker_ended:
         say(f"dreamdrop: the worker ended with exit code {worker.returncode}; its last lines say why")
         raise typer.Exit(FAILED)
@@ -198,12 +201,33 @@ async def _serve(
     settings: FacadeSettings,
     host: str,
     sockets: list[socket.socket],
+    metrics: tuple[str, int | None],
     worker: subprocess.Popen[bytes] | None = None,
 ) -> bool:
-    """Serve until a signal comes. Returns whether the worker ended first."""
+    """Serve until a signal comes. Returns whether the worker ended first.
+
+    Args:
+        metrics: where metrics are served: address and port.
+    """
+    from producer.web.api.watched import watched
+    from producer.web.app import create_app
+
+    app = create_app(settings)
+    async with watched(app.state.facade, *metrics) as port:
+        if port is not None:
+            say(f"metrics: http://{metrics[0]}:{port}/metrics")
+        return await _serve_app(app, settings, host, sockets, worker)
+
+
+async def _serve_app(
+    app: FastAPI,
+    settings: FacadeSettings,
+    host: str,
+    sockets: list[socket.socket],
+    worker: subprocess.Popen[bytes] | None,
+) -> bool:
     import uvicorn
 
-    from producer.web.app import create_app
     from producer.web.connections import HalfCloseProtocol
 
     class Server(uvicorn.Server):
@@ -216,7 +240,6 @@ async def _serve(
             yield
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    app = create_app(settings)
     server = Server(
         uvicorn.Config(
             app,
@@ -281,15 +304,3 @@ async def _until_ready(store: str) -> None:
                 say(f"still not ready after {loop.time() - began:.0f} s; a large model takes minutes ...")
                 late += START
             await asyncio.sleep(0.2)
-
-
-def _drain(worker: subprocess.Popen[bytes]) -> None:
-    """Let the worker drain; kill it if it does not end in time."""
-    if worker.poll() is None:
-        say("stopping: the worker finishes what it has begun, or gives it back ...")
-        worker.send_signal(signal.SIGTERM)
-    try:
-        worker.wait(DRAIN)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()

@@ -54,6 +54,19 @@ def test_the_mixture_shared_its_calls(mixture):
     assert len(ended) == len(tasks)
 
 
+def test_unet_calls_are_reported_with_their_rows_and_times(registry, studio, task):
+    """What metrics show is what the device did."""
+    room = studio(registry, progress_every=0.0)
+    room.draw(*(task(f"r{number}", steps=3, seed=number) for number in range(3)))
+    calls = [call for event in room.events if isinstance(event, Stepped) for call in event.calls]
+    counters = room.engine.counters
+    assert len(calls) == counters.unet_calls
+    assert sum(call.rows for call in calls) == counters.useful_rows
+    assert sum(call.slots for call in calls) == counters.slots
+    assert {call.model for call in calls} == {"tiny"}
+    assert all(call.seconds > 0 for call in calls)
+
+
 def test_slots_are_useful_on_a_saturated_mixed_load(registry, studio, task):
     """Sixty mixed images waste less than 15 % of the UNet's rows, the run-out at the end included."""
     rng = random.Random(7)

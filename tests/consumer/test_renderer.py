@@ -117,7 +117,15 @@ def test_a_listener_that_fails_does_not_stop_the_others():
 
 def test_a_child_gets_no_secrets(monkeypatch: pytest.MonkeyPatch):
     """Its environment holds no credentials; what libraries need to work is left."""
-    secrets = ("AWS_SESSION_THING", "AWS_PROFILE", "MY_SECRET", "HF_TOKEN", "db_password", "API_KEY_OLD")
+    secrets = (
+        "AWS_SESSION_THING",
+        "AWS_PROFILE",
+        "MY_SECRET",
+        "HF_TOKEN",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "db_password",
+        "API_KEY_OLD",
+    )
     kept = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nowhere", "TOKENIZERS_PARALLELISM": "false"}
     for name in secrets:
         monkeypatch.setenv(name, "hush-hush")

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from consumer import metrics
 from consumer.renderer.load_progress import LoadProgress
-from consumer.renderer.protocol import Ready
+from consumer.renderer.protocol import Loaded, Ready
 from consumer.renderer.stderr import StderrTail
 from infra.logs import redacted
 from infra.stores.memory import MemoryStore
@@ -150,7 +151,7 @@ async def test_a_load_is_told_when_it_begins_and_when_it_has_ended(caplog: pytes
     with caplog.at_level(logging.INFO):
         loads.begin("sd21", "a folder or the hub")
         loads.begin("sd21", "the hub")
-        loads.done("sd21", source="the hub", dtype="float16", size=5 << 20)
+        loads.done(Loaded("sd21", "the hub", "float16", 5 << 20))
     first, second = caplog.records
     assert (first.getMessage(), first.__dict__["source"]) == ("loading model", "a folder or the hub")
     assert second.getMessage() == "model loaded"
@@ -185,6 +186,11 @@ async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixtur
     assert lines["loading model"]["model"] == "tiny"
     assert lines["model loaded"]["source"] == str(tiny_folder)
     assert lines["model loaded"]["dtype"] == "float32"
+    loaded = {"device": "cpu", "model": "tiny"}
+    assert metrics.REGISTRY.get_sample_value("dreamdrop_model_loaded_bytes", loaded) > 1000
+    assert metrics.REGISTRY.get_sample_value("dreamdrop_model_load_seconds_count", {"model": "tiny"}) == 1
+    metrics.renderer_lost("cpu", "crashed")
+    assert metrics.REGISTRY.get_sample_value("dreamdrop_model_loaded_bytes", loaded) is None
 
 
 async def test_a_file_that_is_no_request_is_named_once(caplog: pytest.LogCaptureFixture):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.producer.facade import ROOT, address_of, command, ready, worker
 
@@ -147,3 +149,55 @@ def test_a_caller_that_waits_when_the_server_stops_is_told_where_its_picture_wil
         assert answer.headers["location"] == f"/jobs/{id}"
         assert list((tmp_path / "claims" / id).iterdir())
     assert "Traceback" not in errors
+
+
+def test_metrics_have_a_port_of_their_own(tmp_path: Path):
+    """`serve` with keys: who scrapes needs none, and learns what waits also while no worker is alive."""
+    (tmp_path / "requests").mkdir()
+    (tmp_path / "requests" / "waits.json.tmp").write_text("{}")
+    made = json.loads(command("keys", "new", "a", "--json").communicate(timeout=240)[0])
+    settings = {"DREAMDROP_API_KEYS": made["setting"], "DREAMDROP_RENDERER": "null"}
+    served = command("serve", "--store", str(tmp_path), "--port", "0", "--metrics-port", "0", **settings)
+    try:
+        assert served.stderr is not None
+        while not (line := served.stderr.readline()).startswith("metrics: "):
+            assert line, "it ended"
+        url = line.split()[1].removesuffix("/metrics")
+        address = address_of(served)
+        assert httpx.get(f"{address}/metrics").status_code == 401
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/readyz").status_code == 503
+        (tmp_path / "requests" / "waits.json.tmp").rename(tmp_path / "requests" / "waits.json")
+        samples = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+            for sample in family.samples
+        }
+        assert samples["dreamdrop_inbox_requests", "normal"] == 1
+        assert samples["dreamdrop_inbox_requests", "express"] == 0
+        assert samples["dreamdrop_inbox_oldest_seconds", "normal"] >= 0
+        assert samples["dreamdrop_workers_alive",] == 0
+        assert samples["dreamdrop_http_answers_total", "GET", "/metrics", "401"] == 1
+        with worker(tmp_path):
+            ready(address)
+            assert httpx.get(f"{url}/readyz").text == "ok\n"
+    finally:
+        served.send_signal(signal.SIGTERM)
+        served.communicate(timeout=240)
+    assert served.returncode == 0
+
+
+def test_the_worker_of_up_serves_metrics_at_the_next_port(tmp_path: Path):
+    """One number for both."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    up = command(
+        "up", "--store", str(tmp_path), "--port", "0", "--metrics-port", str(port), DREAMDROP_RENDERER="null"
+    )
+    try:
+        address_of(up)
+        assert "dreamdrop_workers_alive 1.0" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        assert "dreamdrop_renderer_ready" in httpx.get(f"http://127.0.0.1:{port + 1}/metrics").text
+    finally:
+        up.send_signal(signal.SIGINT)
+        up.communicate(timeout=240)

@@ -12,11 +12,16 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CollectorRegistry
+
 from infra.claims.trainings import TrainingStore
+from infra.metrics.calls import Calls
 from infra.stores.open import open_store
 from infra.stores.probe import probe
+from infra.stores.timed import TimedStore
 from schemas.result import utc_now
 from training.lease.base_models import BaseModels
+from training.lease.gauges import watched
 from training.lease.inputs import Inputs
 from training.lease.trainer import Trainer, TrainerSettings, make_claims
 
@@ -26,11 +31,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("dreamdrop.trainer")
 
 
-async def serve(url: str, models: Sequence[str], settings: TrainerSettings) -> int:
+async def serve(
+    url: str, models: Sequence[str], settings: TrainerSettings, metrics: tuple[str, int | None]
+) -> int:
     """Run a trainer until it stops; returns the exit status of the process.
 
     Args:
         models: `name=folder` of base models.
+        metrics: where metrics are served: address and port; no port: nowhere.
 
     Raises:
         DreamError: the trainer cannot run with these settings, or on this store.
@@ -41,8 +49,10 @@ async def serve(url: str, models: Sequence[str], settings: TrainerSettings) -> i
         level = logging.DEBUG if verdict.is_atomic else logging.WARNING
         log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})
         log.info("drop trainings into %s/trainings/", url.rstrip("/"))
-        trainer = make_trainer(store, bases, settings)
-        await trainer.run()
+        registry = CollectorRegistry()
+        trainer = make_trainer(TimedStore(store, Calls(registry)), bases, settings)
+        async with watched(trainer, store, registry, *metrics):
+            await trainer.run()
         log.info("stopped", extra={"session": trainer.claims.session})
     return 1 if trainer.failed else 0
 

@@ -130,7 +130,8 @@ class ModelRegistry:
             model  # only when it is whole: a load that failed is tried again by the next task
         )
         self.loads += 1
-        self.emit(Loaded(name, model.record["source"], model.record["dtype"], model.bytes))
+        sizes = {key: one.bytes for key, one in self._loaded.items()}
+        self.emit(Loaded(name, model.record["source"], model.record["dtype"], model.bytes, sizes))
         return model
 
     def loaded(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,8 +12,12 @@ from pydantic import BaseModel, Field
 from producer.web.caller import Caller, FacadeOf
 from schemas.errors import DreamError
 
+if TYPE_CHECKING:
+    from producer.web.facade import Facade
+
 router = APIRouter(tags=["Health"])
 OPEN: dict[str, Any] = {"security": []}  # no key is needed
+READY = "ready"
 STORE_TIMEOUT = 5.0  # seconds
 
 
@@ -42,17 +46,9 @@ async def livez() -> dict[str, str]:
 )
 async def readyz(facade: FacadeOf, response: Response) -> Readiness:
     """200 when the store answers and a worker is alive that has loaded its model."""
-    try:
-        async with asyncio.timeout(STORE_TIMEOUT):
-            workers = await facade.workers()
-    except (DreamError, TimeoutError):
-        response.status_code = 503
-        return Readiness(status="the store does not answer")
-    ready = sum(worker.get("state") != "loading" for worker in workers)
-    if not ready:
-        response.status_code = 503
-        return Readiness(status="loading a model" if workers else "no worker is alive")
-    return Readiness(status="ready", workers=ready)
+    ready = await readiness(facade)
+    response.status_code = 200 if ready.status == READY else 503
+    return ready
 
 
 @router.get(
@@ -62,11 +58,28 @@ async def readyz(facade: FacadeOf, response: Response) -> Readiness:
     summary="Metrics for Prometheus",
 )
 async def metrics(facade: FacadeOf, caller: Caller) -> Response:
-    gauges = facade.metrics
-    gauges.waiting.set(facade.waiting.total())
+    await refresh(facade)
+    return Response(generate_latest(facade.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def refresh(facade: Facade) -> None:
+    """Read what is not counted as it happens."""
+    facade.metrics.waiting.set(facade.waiting.total())
     try:
         async with asyncio.timeout(STORE_TIMEOUT):
-            gauges.workers.set(len(await facade.workers()))
+            facade.metrics.workers.set(len(await facade.workers()))
     except (DreamError, TimeoutError):
-        gauges.workers.set(0)
-    return Response(generate_latest(gauges.registry), media_type=CONTENT_TYPE_LATEST)
+        facade.metrics.workers.set(0)
+
+
+async def readiness(facade: Facade) -> Readiness:
+    """Whether the store answers and a worker is alive that has loaded its model."""
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT):
+            workers = await facade.workers()
+    except (DreamError, TimeoutError):
+        return Readiness(status="the store does not answer")
+    ready = sum(worker.get("state") != "loading" for worker in workers)
+    if not ready:
+        return Readiness(status="loading a model" if workers else "no worker is alive")
+    return Readiness(status=READY, workers=ready)
