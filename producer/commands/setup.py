@@ -140,6 +140,7 @@ def _apply(store: str, name: str, account: str, apply: bool, make_bucket: bool, 
         say("the server accepted every call, yet not everything is in place: see the checks above")
         return FAILED
     typer.echo(f"export DREAMDROP_QUEUE={made.queue}")
+    say(_next(store))
     return OK
 
 
@@ -207,5 +208,17 @@ def _commands(wiring: Wiring) -> str:
         "",
         "# For workers and clients",
         f"export DREAMDROP_QUEUE={wiring.url}",
+        "",
+        *(f"# {line}" for line in _next(f"s3://{wiring.bucket}/{wiring.prefix}".rstrip("/")).splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _next(store: str) -> str:
+    """What to do after the queue is there."""
+    return (
+        f"next: start a worker with that variable (dreamdrop worker --store {shlex.quote(store)}), then look at it "
+        f"all (dreamdrop doctor --store {shlex.quote(store)})\n"
+        "workers that follow the queue down to none: infra/deploy/aws and infra/deploy/kubernetes, see "
+        "docs/operations.md"
+    )

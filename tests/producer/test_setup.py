@@ -51,7 +51,9 @@ def test_what_others_set_up_stays(setup: Cli, cloud: Cloud):
     cloud.s3.put_bucket_notification_configuration(
         Bucket=cloud.bucket, NotificationConfiguration={"QueueConfigurations": [theirs]}
     )
-    assert setup("--apply").returncode == 0
+    made = setup("--apply")
+    assert made.returncode == 0
+    assert f"dreamdrop worker --store {cloud.store}" in made.stderr  # the next step
     found = cloud.s3.get_bucket_notification_configuration(Bucket=cloud.bucket)["QueueConfigurations"]
     assert [entry["Id"] for entry in found] == ["theirs", "dreamdrop-json", "dreamdrop-jsonl"]
 
