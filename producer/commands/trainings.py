@@ -9,43 +9,16 @@ from rich.console import Group
 
 from producer.commands import show
 from producer.request_state import State
-from producer.trainings.product import product_of
-from schemas.training import TrainingProgress
+from producer.trainings.words import facts, product_of
 
 if TYPE_CHECKING:
     from producer.overview import Asked, Overview
-    from schemas.result import Progress
 
 
 def about(state: State, asked: Asked | None = None) -> str:
     """How far a training is, or what came of it, in a line. `asked`: not used; the tables pass it."""
-    if state.result is not None:
-        return "; ".join(filter(None, (product_of(state.result), show.why(state.result.failure))))
-    if state.status == "queued":
-        return f"{state.position} ahead of it" if state.position else "next"
-    return _progress(state.progress)
-
-
-def _progress(progress: Progress | None) -> str:
-    if not isinstance(progress, TrainingProgress):
-        return "starting"
-    parts = [progress.phase or "starting"]
-    if progress.steps_total:
-        unit = "picture" if progress.phase == "class pictures" else "step"
-        parts.append(f"{unit} {progress.steps_done} of {progress.steps_total}")
-    if progress.phase == "training":
-        if progress.loss is not None:
-            parts.append(f"loss {progress.loss:.4f}")
-        if progress.eta is not None:
-            parts.append(f"about {duration(progress.eta)} left")
-    return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A time that may be hours."""
-    if seconds >= 3600:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
-    return f"{seconds / 60:.0f} min" if seconds > 100 else f"{seconds:.0f} s"
+    failure = state.result.failure if state.result is not None else None
+    return "; ".join(filter(None, (", ".join(facts(state)), show.why(failure))))
 
 
 def is_worth_a_line(trainings: Overview) -> bool:

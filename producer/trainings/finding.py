@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from infra.claims.trainings import TrainingStore
+from infra.claims.trainings import MAX_BODY, TrainingStore
+from infra.limits_env import limits_from
 from producer.client import AsyncClient
 from producer.errors import UnknownRequest
 from schemas.layout import TRAININGS
@@ -31,7 +32,8 @@ class Found:
 
 def trainings_of(client: AsyncClient) -> AsyncClient:
     """A client of the trainings of a client's store. It needs no closing."""
-    return AsyncClient(TrainingStore(client.store))
+    limits = replace(limits_from(), max_body_bytes=MAX_BODY)
+    return AsyncClient(TrainingStore(client.store), limits=limits)
 
 
 async def find(client: AsyncClient, name: str) -> Found:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.stores.open import open_store
-from producer.commands.trainings import duration
+from producer.trainings.words import duration
 from tests.producer.facade import command
 from tests.producer.training_store import REPORT, FakeTrainer, drop, every_state
 from tests.worker_process import drop as drop_request

@@ -67,6 +67,8 @@ async def metrics(facade: FacadeOf, caller: Caller) -> Response:
     try:
         async with asyncio.timeout(STORE_TIMEOUT):
             gauges.workers.set(len(await facade.workers()))
+            gauges.trainers.set(len(await facade.trainers()))
     except (DreamError, TimeoutError):
         gauges.workers.set(0)
+        gauges.trainers.set(0)
     return Response(generate_latest(gauges.registry), media_type=CONTENT_TYPE_LATEST)
