@@ -38,6 +38,7 @@ TAGS = [
         "description": "The endpoints that programs for AUTOMATIC1111's web UI call. Lists of things that this server "
         "does not have, such as upscalers, are there too, and empty.",
     },
+    {"name": "Events", "description": "For object stores that report new requests by a webhook."},
     {"name": "Health", "description": "For load balancers and for Prometheus."},
 ]
 #: How a caller sends its key; each one is enough.

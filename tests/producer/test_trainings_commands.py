@@ -98,6 +98,13 @@ def test_a_training_is_canceled(dreamdrop: Cli, store: Path, id: str):
     assert (again["was_over"], again["status"], again["kind"]) == (True, "canceled", "training")
 
 
+def test_the_id_of_a_training_is_the_path_of_its_file(dreamdrop: Cli, store: Path):
+    """Trainers refuse an `id` in the body; a cancellation by the path must not lose the file for it."""
+    drop(store, "odd", id="other")
+    assert dreamdrop("cancel", "odd").returncode == 0
+    assert json.loads(dreamdrop("status", "odd", "--json").stdout)["status"] == "canceled"
+
+
 def test_the_report_and_the_validation_pictures_are_saved(
     dreamdrop_process: Cli, store: Path, tmp_path: Path
 ):

@@ -152,6 +152,19 @@ def test_a_key_with_a_prefix_has_trainings_of_its_own(tmp_path: Path):
     assert dropped["resume_from"] == "team-a.cat"
 
 
+def test_what_strangers_left_does_not_stop_the_pages(http: httpx.Client, store: Path):
+    """A claim, a status, a result and a heartbeat that cannot be read, and prompts that are no list."""
+    for key in (
+        *("training-claims/running/000001", "training-status/running.json", "trainers/trainer-1"),
+        *("training-results/done/result.json", "training-results/done/validation/prompts.json"),
+    ):
+        (store / key).write_bytes(b"[{")
+    for path in ("/t", "/t/running", "/t/done", "/trainings", "/trainings/running", "/trainings/done"):
+        assert http.get(path).status_code == 200, path
+    assert http.get("/trainings/done").json()["status"] == "failed"
+    assert http.get("/trainings").json()["trainers"] == 0
+
+
 def test_the_pages_escape_what_they_show(http: httpx.Client, store: Path):
     """Prompts and messages come from strangers."""
     drop(store, "hostile", instance_prompt="<script>alert(1)</script>")

@@ -30,7 +30,7 @@ MANIFEST = {
 REPORT = b"<!doctype html><title>my-dog</title><style>h1{color:red}</style><h1>Report of my-dog</h1>"
 
 
-def drop(store: Path, id: str, **fields: Any) -> bytes:
+def drop(store: Path, id: str, /, **fields: Any) -> bytes:
     """Drop a training as people do: by a file."""
     body = json.dumps(MANIFEST | fields).encode()
     path = store / TRAININGS / f"{id}.json"
