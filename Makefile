@@ -28,12 +28,12 @@ sizes := about 300 MB are downloaded with a CPU build of torch, gigabytes with C
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
-	$(bin)/python -m producer.commands.demo
+	$(bin)/python -m producer.commands.local.demo
 
 STACK_ARGS ?=
 
 stack: $(VENV)/.for-development
-	@exec $(bin)/python -m producer.commands.stack $(STACK_ARGS)
+	@exec $(bin)/python -m producer.commands.local.stack $(STACK_ARGS)
 
 test: $(VENV)/.for-development
 	@.ci/browser

@@ -24,7 +24,7 @@ def start(*options: str, **environment: str) -> subprocess.Popen[str]:
     """The command of `make stack`, by a user who has AWS credentials of their own."""
     theirs = {"AWS_PROFILE": "production", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
     return subprocess.Popen(
-        [sys.executable, "-m", "producer.commands.stack", "--port", "0", *options],
+        [sys.executable, "-m", "producer.commands.local.stack", "--port", "0", *options],
         cwd=ROOT,
         env=os.environ | theirs | {"PYTHONPATH": str(ROOT)} | environment,
         stderr=subprocess.PIPE,

@@ -10,12 +10,11 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import shutil
 import statistics
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,6 +32,7 @@ from training.lease.base_models import FetchedBase
 from training.lease.child import TrainingChild
 from training.lease.inputs import Inputs
 from training.lease.publish import publish
+from training.lease.saver import CheckpointSaver, trying
 
 log = logging.getLogger("dreamdrop.trainer")
 
@@ -67,8 +67,9 @@ class Job:
     _progress: TrainingProgress | None = None
     _status_at: float = 0.0
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))  # of the latest steps
-    _saving: asyncio.Task[None] | None = None
-    _waiting: tuple[Path, int, int] | None = None  # a checkpoint to be stored: folder, step, how many to keep
+
+    def __post_init__(self) -> None:
+        self._saver = CheckpointSaver(self.store, self.id, self.held.claim.epoch, self.folder / "saving")
 
     @property
     def id(self) -> str:
@@ -131,8 +132,7 @@ class Job:
                 self._base.release()
             if self._child is not None:
                 await self._child.kill()
-            if self._saving is not None:
-                await self._saving
+            await self._saver.finish()
 
     async def _run(self) -> Ended:
         plan = self.held.claim.plan or {}
@@ -214,57 +214,21 @@ class Job:
             if (self.folder / _CLASS).is_dir():
                 await self._keep(self.folder / _CLASS, f"{_CLASS}/")
         elif kind == "checkpoint":
-            await self._save(self.folder / event["folder"], event["step"], training.keep)
+            await self._saver.add(self.folder / event["folder"], event["step"], training.keep)
         elif kind == "validation":
             await self._keep(self.folder / _VALIDATION, f"{_VALIDATION}/")
         elif kind == "warning":
             log.warning(event["message"], extra={"id": self.id})
 
-    async def _save(self, folder: Path, step: int, keep: int) -> None:
-        """Store a checkpoint beside the training; of those that come meanwhile, only the last is stored next."""
-        kept = self.folder / "saving" / folder.name
-        try:  # the child removes old checkpoints when it likes
-            await asyncio.to_thread(shutil.copytree, folder, kept, copy_function=os.link)
-        except (FileNotFoundError, shutil.Error):
-            shutil.rmtree(kept, ignore_errors=True)
-            return  # it was faster than we: there is a newer one
-        if self._waiting is not None:
-            shutil.rmtree(self._waiting[0], ignore_errors=True)
-        self._waiting = (kept, step, keep)
-        if self._saving is None or self._saving.done():
-            self._saving = asyncio.create_task(self._save_all())
-
-    async def _save_all(self) -> None:
-        while self._waiting is not None:
-            (folder, step, keep), self._waiting = self._waiting, None
-            checkpoint = saved.Checkpoint(step, self.held.claim.epoch)
-
-            async def save(
-                folder: Path = folder, keep: int = keep, checkpoint: saved.Checkpoint = checkpoint
-            ) -> None:
-                await saved.save_checkpoint(self.store, self.id, folder, checkpoint, keep)
-
-            if await self._trying(save):
-                log.info("checkpoint stored", extra={"id": self.id, "step": step})
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    async def _trying(self, work: Callable[[], Awaitable[None]]) -> bool:
-        """A store that is away for a while costs a checkpoint, not the training: the next one is tried anew."""
-        try:
-            await work()
-        except Unavailable as error:
-            log.warning("a file was not stored", extra={"id": self.id, "why": str(error)})
-            return False
-        return True
-
     async def _keep(self, folder: Path, where: str, last: str = "") -> None:
-        await self._trying(
-            lambda: saved.save_folder(self.store, folder, saved.folder_of(self.id) + where, last=last)
+        await trying(
+            self.id,
+            lambda: saved.save_folder(self.store, folder, saved.folder_of(self.id) + where, last=last),
         )
 
     async def _keep_file(self, name: str) -> None:
         key = saved.folder_of(self.id) + name
-        await self._trying(lambda: saved.save_file(self.store, self.folder / name, key))
+        await trying(self.id, lambda: saved.save_file(self.store, self.folder / name, key))
 
     async def _report(self, **facts: Any) -> None:
         """Tell people how far it is, at most every two seconds within a phase."""
@@ -288,8 +252,7 @@ class Job:
         card = await publish(self.store, self.folder, product, training_id=self.id)
         for name in ("loss.jsonl", "report.html"):
             await self._keep_file(name)
-        if self._saving is not None:
-            await self._saving
+        await self._saver.finish()
         result = Result.ended(
             self.id,
             "succeeded",
@@ -330,8 +293,7 @@ class Job:
                 await asyncio.sleep(self.claims.timing.beat)
 
     async def _release(self, reason: Literal["drain", "retry"], why: Failure | None) -> Ended:
-        if self._saving is not None:
-            await self._saving  # what was learned last; the next attempt goes on from there
+        await self._saver.finish()  # what was learned last; the next attempt goes on from there
         log.info("given back", extra={"id": self.id, "reason": reason})
         await self.claims.release(self.held, reason, why)
         return "released"
