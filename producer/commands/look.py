@@ -46,7 +46,7 @@ Id = Annotated[
 
 
 def status(id: AnyId = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Show how far a request or a training is, or what is in the store."""
+    """Show a request, a training, or what is in the store."""
     id = None if id is None else id_of(id)
     run(with_client(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
 
@@ -57,9 +57,9 @@ def watch(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Follow a request or a training until it ends, or the store until Ctrl-C.
+    """Follow a request or a training until it ends, or the store.
 
-    With --json it prints a line for each change.
+    The store is followed until Ctrl-C. With --json it prints a line for each change.
     """
     from producer.commands import watching
 
@@ -112,7 +112,10 @@ def fetch(
 
 
 def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Cancel a request, or a training; for a batch, also its open rows."""
+    """Cancel a request or a training.
+
+    For a batch, cancel also its open rows.
+    """
     id = id_of(id)
 
     async def work(client: AsyncClient) -> int:
