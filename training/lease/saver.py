@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from infra.stores.store import Store
@@ -60,7 +61,8 @@ class CheckpointSaver:
     async def _save(self) -> None:
         while self._waiting is not None:
             (folder, step, keep), self._waiting = self._waiting, None
-            if await trying(self.id, lambda f=folder, s=step, k=keep: self._store(f, s, k)):
+            store = partial(self._store, folder, step, keep)
+            if await trying(self.id, store):
                 log.info("checkpoint stored", extra={"id": self.id, "step": step})
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
