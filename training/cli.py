@@ -112,7 +112,10 @@ def run_trainer(
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
-    """Run the trainings that are dropped into a store as trainings/<id>.json, one at a time."""
+    """Run the trainings of a store.
+
+    It takes what is dropped as trainings/<id>.json, one at a time.
+    """
     if log_level.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter(
             f"{log_level!r} is none of debug, info and warning", param_hint="--log-level"

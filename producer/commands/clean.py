@@ -53,7 +53,7 @@ def clean(
     store: StoreUrl = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old results, with their pictures and all that lies beside them.
+    """Remove old results with all that belongs to them.
 
     A batch goes with its rows. What is not over is never touched. Ages are by the store's own clock. If it is
     interrupted, run it again. Afterwards an id is free: the same request is drawn anew.

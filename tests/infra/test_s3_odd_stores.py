@@ -24,8 +24,8 @@ async def test_a_key_with_dots_that_the_server_resolves_is_never_mistaken_for_an
     await s3_front.store.create(f"bucket/{key}", b"dropped", metadata={"content-md5": "0" * 32})
     answer = s3_front._get
 
-    async def resolving(full: str) -> object:
-        return await answer(full.replace("requests/../", ""))
+    async def resolving(request: object, full: str) -> object:
+        return await answer(request, full.replace("requests/../", ""))
 
     monkeypatch.setattr(s3_front, "_get", resolving)
     [listed] = [info async for info in bucket.list("requests/")]

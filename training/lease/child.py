@@ -43,7 +43,14 @@ class TrainingChild:
         arguments = ["--work", str(self._folder), "--tied", *(["--finish"] if finish else [])]
         command = python_command("training", *arguments)
         if self._processes > 1 and not finish:
-            launch = ["--num_processes", str(self._processes), "--module", "training", *arguments]
+            launch = [
+                "--multi_gpu",
+                "--num_processes",
+                str(self._processes),
+                "--module",
+                "training",
+                *arguments,
+            ]
             command = python_command("accelerate.commands.launch", *launch)
         with self.log_file.open("ab") as stderr:
             self._process = await asyncio.create_subprocess_exec(
