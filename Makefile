@@ -1,10 +1,13 @@
 # Everything here needs Python 3.11 or newer, and nothing else.
 #   make demo    set up, render a dozen requests, show where the pictures are
 #   make test    set up, run the tests; as root it installs Chromium, for the tests of the pages
+#   make stack   a bucket, a queue, a worker and the web server on this machine, until Ctrl-C
 #   make lint    style, types, import directions
 #   make bench   measurements, printed as ratios
 #   make chaos   the long proof that nothing is lost, doubled or torn: hours; see docs/reliability.md
 #   make interop other programs' clients (awscli, rclone, s3cmd, exiftool, ...) against ours: a quarter of an hour
+#   make image-check  execute the Dockerfile without a container engine, and try the result: as root, on Debian
+#   make deploy-check  the AWS and Kubernetes files against their schemas, and on an emulator: two minutes
 #   make clean   remove what the above made
 #
 # No CUDA? TORCH_INDEX=<url of a CPU index> saves gigabytes where your index has no CPU build of torch.
@@ -21,11 +24,16 @@ install := $(bin)/python -m pip install -q --disable-pip-version-check -c constr
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 sizes := about 300 MB are downloaded with a CPU build of torch, gigabytes with CUDA. It takes minutes ...
 
-.PHONY: demo test lint chaos bench interop clean
+.PHONY: demo stack test lint chaos bench interop image-check deploy-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
-	$(bin)/python -m producer.commands.demo
+	$(bin)/python -m producer.commands.local.demo
+
+STACK_ARGS ?=
+
+stack: $(VENV)/.for-development
+	@exec $(bin)/python -m producer.commands.local.stack $(STACK_ARGS)
 
 test: $(VENV)/.for-development
 	@.ci/browser
@@ -36,6 +44,8 @@ lint: $(VENV)/.for-development
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+	@if [ -x $(bin)/hadolint ]; then echo $(bin)/hadolint Dockerfile; $(bin)/hadolint Dockerfile; fi  # no wheel elsewhere
+	$(bin)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
 
 bench: $(VENV)/.for-development
 	$(bin)/python tests/benchmarks/run.py $(BENCH_ARGS)
@@ -56,6 +66,15 @@ interop: $(VENV)/clients/.installed
 	INTEROP=$(VENV)/clients $(bin)/python -m pytest -q -ra -n 0 tests/interop tests/producer/test_recorded_bodies.py \
 		tests/producer/test_a1111.py tests/producer/test_openai.py tests/producer/test_openai_batches.py \
 		tests/producer/test_clients_page.py tests/producer/test_clients_draw.py $(PYTEST_ARGS)
+
+IMAGE_ARGS ?= MODEL=doodle $(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX))
+
+image-check: $(VENV)/.for-development
+	$(bin)/python -m tests.deploy.image_check $(addprefix --build-arg ,$(IMAGE_ARGS))
+
+# The checkers have an environment of their own, because they want other versions of libraries that the tests use, too.
+deploy-check: $(VENV)/deploy-check/.installed
+	DEPLOY_CHECK=$(VENV)/deploy-check $(bin)/python -m pytest -q -ra -n 0 tests/deploy $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info dreamdrop-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \
@@ -79,6 +98,11 @@ $(VENV)/clients/.installed: $(VENV)/.for-development tests/interop/requirements.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends libimage-exiftool-perl rsync s3fs; \
 	else echo "Not root, or no apt-get: exiftool, rsync and s3fs are tried where they are installed."; fi
+	@touch $@
+
+$(VENV)/deploy-check/.installed: $(VENV)/.for-development tests/deploy/requirements.txt
+	$(bin)/python -m venv $(VENV)/deploy-check
+	$(VENV)/deploy-check/bin/python -m pip install -q --disable-pip-version-check -r tests/deploy/requirements.txt
 	@touch $@
 
 $(VENV)/.for-development: $(bin)/python pyproject.toml constraints.txt

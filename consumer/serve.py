@@ -269,11 +269,10 @@ def _default_model(wanted: str, devices: list[str]) -> tuple[str, str]:
 
 def _devices(renderer: RendererSettings) -> list[str]:
     """The device of each renderer. A child process looks for GPUs: this process never imports torch."""
-    launched = os.environ.get(
-        "LOCAL_RANK"
-    )  # set by `accelerate launch`, which starts one process for each device
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false") == "true"
-    wanted = f"cuda:{launched}" if launched and not on_cpu else renderer.device
+    launched = os.environ.get("LOCAL_RANK")  # `accelerate launch` sets it where it starts several processes
+    wanted = f"cuda:{launched}" if launched else renderer.device
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and wanted in ("auto", "all"):
+        wanted = "cpu"  # `accelerate launch --cpu`, which starts one process
     driver = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
     unasked = wanted in ("auto", "all") or launched
     if renderer.kind == "null" or wanted == "cpu" or (not driver and unasked):

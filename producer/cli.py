@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from infra.logs import log_lines
-from producer.commands import doctor, keys, look, mend, models, replay, serve, setup, submit
+from producer.commands import clean, doctor, keys, look, mend, models, replay, serve, setup, submit
 from producer.commands.session import WRONG, code_of, say, sentence_of
 from schemas.errors import DreamError
 
@@ -59,6 +59,7 @@ app.command()(mend.retry)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(replay.replay)
+app.command()(clean.clean)
 app.add_typer(mend.dead_letters, name="dead-letters")
 app.add_typer(models.app, name="models")
 app.add_typer(setup.app, name="setup")

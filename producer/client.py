@@ -11,16 +11,12 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from infra.claims.claim import Claim
 from infra.limits_env import limits_from
 from infra.stores.open import open_store
 from producer import canceling, collect, ids, overview, request_state, retrying, sending
-from producer.errors import Conflict, StillWorking
-from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel
+from producer.errors import StillWorking
+from producer.requests import Parcel, Request, Ticket, batch_parcel, parcel, traced
 from producer.result_poller import PollInterval, ResultPoller
-from producer.traces import traced
-from schemas.errors import NotFound
-from schemas.layout import is_batch
 from schemas.result import Result
 
 if TYPE_CHECKING:
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
     from infra.stores.open import OpenableStore
     from infra.stores.store import Store
     from schemas.limits import Limits
-
-TRIES = 5  # a worker may take an id's request object between two looks; this often is not chance
 
 
 class AsyncClient:
@@ -279,41 +273,15 @@ class AsyncClient:
             parcels,
             await self.queues.get(queue),
             drop=self._drop,
-            is_there=lambda parcel: self._is_there(parcel.ticket),
+            is_there=self._is_there,
         )
 
     async def _drop(self, parcel: Parcel) -> Ticket:
-        store, ticket = await self._open(), parcel.ticket
-        for _ in range(TRIES):
-            # The claim and the result before the object: a worker that took the request has deleted its object.
-            if parcel.chosen and await self._is_there(ticket):
-                return ticket
-            if await store.create(ticket.key, parcel.body, content_type=_content_type(ticket.key)):
-                return ticket
-            try:
-                waiting = await store.get(ticket.key)
-            except NotFound:
-                continue  # a worker took it just now: its claim tells what it was
-            if waiting.body == parcel.body:
-                return ticket
-            raise Conflict(ticket.id, "it belongs to another request, which is waiting")
-        raise Conflict(ticket.id, "other requests keep taking it")
+        return await sending.drop(await self._open(), parcel)
 
-    async def _is_there(self, ticket: Ticket) -> bool:
-        """Whether this very request is being drawn or has ended. Raises `Conflict` for another one."""
-        owner = await request_state.owner(self.store, ticket.id)
-        if owner is None:
-            return False
-        if owner.fingerprint == ticket.fingerprint:
-            return True
-        if isinstance(owner, Claim):
-            raise Conflict(ticket.id, "it belongs to another request, which is being drawn")
-        raise Conflict(ticket.id, f"it belongs to another request, which has ended ({owner.status})")
+    async def _is_there(self, parcel: Parcel) -> bool:
+        return await sending.is_there(self.store, parcel.ticket)
 
 
 def _id(request: Ticket | str) -> str:
     return request if isinstance(request, str) else request.id
-
-
-def _content_type(key: str) -> str:
-    return "application/jsonl" if is_batch(key) else "application/json"

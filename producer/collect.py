@@ -61,15 +61,15 @@ async def save(store: Store, result: Result, out: Path, *, flat: bool = False) -
     if flat:
         prefix = result.id.rsplit("/", 1)[-1] + "-"
         return [
-            await _write(out / f"{prefix}{PurePosixPath(one.key).name}", await read_image(store, one))
+            await write(out / f"{prefix}{PurePosixPath(one.key).name}", await read_image(store, one))
             for one in result.images
         ]
 
     async def image(one: ImageResult, below: Path) -> Path:
-        return await _write(below / PurePosixPath(one.key).name, await read_image(store, one))
+        return await write(below / PurePosixPath(one.key).name, await read_image(store, one))
 
     async def plain(key: str) -> Path:
-        return await _write(folder / PurePosixPath(key).name, (await store.get(key)).body)
+        return await write(folder / PurePosixPath(key).name, (await store.get(key)).body)
 
     files = [partial(image, one, folder) for one in result.images]
     if result.batch is not None:
@@ -89,7 +89,8 @@ async def rows(store: Store, batch: str) -> AsyncIterator[Result]:
             yield result
 
 
-async def _write(path: Path, body: bytes) -> Path:
+async def write(path: Path, body: bytes) -> Path:
+    """Save a file whole or not at all; its folders are made."""
     await asyncio.to_thread(_replace, path, body)
     return path
 

@@ -21,16 +21,24 @@ class Conflict(DreamError):
 class UnknownRequest(DreamError):
     """No request, claim or result has this id."""
 
+    what = "request"
+    advice = (
+        "`dreamdrop status` lists the known requests. A message to a queue is known once a worker has read "
+        "it; where the body of a file has an `id`, its result is found by that `id`"
+    )
+
     def __init__(self, id: str, store: str, near: Sequence[str] = ()) -> None:
-        hint = (
-            f"did you mean {' or '.join(map(repr, near))}?"
-            if near
-            else "`dreamdrop status` lists the known requests. A message to a queue is known once a worker has read "
-            "it; where the body of a file has an `id`, its result is found by that `id`"
-        )
-        super().__init__(f"there is no request {id!r} in {store}; {hint}")
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else self.advice
+        super().__init__(f"there is no {self.what} {id!r} in {store}; {hint}")
         self.id = id
         self.near = tuple(near)
+
+
+class UnknownTraining(UnknownRequest):
+    """No training has this id."""
+
+    what = "training"
+    advice = "`dreamdrop status` lists the trainings"
 
 
 class StillWorking(DreamError, TimeoutError):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from infra.claims.claim import Claim, answers
+from infra.claims.trainings import TrainingStore
 from producer import request_state
 from producer.errors import Conflict, UnknownRequest
 from schemas.errors import NotFound, TooLarge
@@ -100,9 +101,10 @@ async def make_sure_it_came_first(store: Store, ticket: Ticket) -> None:
 async def id_of_body(store: Store, body: bytes) -> str | None:
     """The id under which a body that names one is answered; None if it names none.
 
-    It is the id in the body, or `<id>~<hash>` where that id stands for another body already.
+    It is the id in the body, or `<id>~<hash>` where that id stands for another body already. A training's body
+    names none: its id is the path of its file.
     """
-    chosen = chosen_id(body)
+    chosen = None if isinstance(store, TrainingStore) else chosen_id(body)
     if chosen is None:
         return None
     print_ = fingerprint(body)

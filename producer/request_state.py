@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.claims.claim import Claim
+from infra.claims.trainings import TrainingStore
 from infra.stores.store import Info, InvalidKey, Store
-from producer.errors import Damaged, UnknownRequest
+from producer.errors import Damaged, UnknownRequest, UnknownTraining
 from producer.liveness import looks_alive
 from schemas.errors import NotFound, TooLarge
 from schemas.layout import (
@@ -36,6 +37,7 @@ from schemas.layout import (
     status_key,
 )
 from schemas.result import Progress, Result, Status
+from schemas.training import TrainingProgress
 
 RequestStatus = Literal["queued", "processing"] | Status
 
@@ -128,9 +130,13 @@ async def find_request(store: Store, id: str) -> Info | None:
 
 
 async def read_progress(store: Store, id: str) -> Progress | None:
-    """What a request's worker last reported; None if nothing, or nothing that can be read."""
+    """What a request's worker last reported; None if nothing, or nothing that can be read.
+
+    That of a training is a `TrainingProgress`.
+    """
+    kind = TrainingProgress if isinstance(store, TrainingStore) else Progress
     with contextlib.suppress(NotFound, ValueError, TooLarge, InvalidKey):
-        progress = Progress.model_validate_json((await store.get(status_key(id), max_bytes=MAX_STATUS)).body)
+        progress = kind.model_validate_json((await store.get(status_key(id), max_bytes=MAX_STATUS)).body)
         if (
             progress.id == id
             and max(progress.steps_done, progress.steps_total, progress.images_total) < MAX_COUNT
@@ -154,7 +160,8 @@ async def state_of(store: Store, id: str) -> State:
         return State(id, "queued", position=await position(store, request))
     if await _is_row_of_a_known_batch(store, id):
         return State(id, "queued")
-    raise UnknownRequest(id, store.url, difflib.get_close_matches(id, await known_ids(store), 3, 0.6))
+    unknown = UnknownTraining if isinstance(store, TrainingStore) else UnknownRequest
+    raise unknown(id, store.url, difflib.get_close_matches(id, await known_ids(store), 3, 0.6))
 
 
 async def is_known(store: Store, id: str) -> bool:

@@ -10,13 +10,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from infra import traces
 from producer.errors import Conflict
 from schemas.batch import split_rows
 from schemas.errors import Rejected
@@ -142,3 +143,17 @@ def _key(name: str | None, extension: str, express: bool) -> str:
             field="id",
         )
     return f"{EXPRESS if express else REQUESTS}{name or fresh_id()}{extension}"
+
+
+async def traced(parcel: Parcel, drop: Callable[[Parcel], Awaitable[Ticket]]) -> Ticket:
+    """Drop a request, and send a span of how long that took."""
+    began = time.monotonic()
+    ticket = await drop(parcel)
+    submitted(parcel, time.monotonic() - began)
+    return ticket
+
+
+def submitted(parcel: Parcel, seconds: float) -> None:
+    """Send the span of a request that was dropped or sent."""
+    ticket = parcel.ticket
+    traces.record("submit", ticket.id, ticket.fingerprint, lambda: parcel.body, seconds=seconds, top=True)

@@ -1,4 +1,6 @@
-"""Sends requests through a queue: a message holds the manifest itself, or refers to it in the store.
+"""Drops requests into a store, or sends them through a queue.
+
+A queue's message holds the manifest itself, or refers to it in the store.
 
 A message carries its id inside the manifest, so that the sender can ask for the result before anybody
 has received it. A request that a message cannot carry (too big, a batch, an id that is a path) is dropped
@@ -18,20 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from infra.claims.claim import Claim
 from infra.gather import gather_bounded
+from producer import request_state
 from producer.errors import Conflict
-from producer.requests import Parcel, Request, Ticket, parcel
-from producer.traces import submitted
-from schemas.errors import Rejected
+from producer.requests import Parcel, Request, Ticket, parcel, submitted
+from schemas.errors import NotFound, Rejected
 from schemas.events import reference
 from schemas.layout import CHOSEN_ID, is_batch
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.queues.sqs import Queue
+    from infra.stores.store import Store
     from schemas.limits import Limits
 
 AT_ONCE = 16  # objects dropped at the same time
+TRIES = 5  # a worker may take an id's request object between two looks; this often is not chance
 Post = Callable[[Parcel], Awaitable[Any]]
 
 
@@ -82,6 +87,41 @@ def parcels(requests: Request | Iterable[Request], *, id: str | None, limits: Li
             ) from fault
     _expect_one_body_for_each_id(checked)
     return checked
+
+
+async def drop(store: Store, parcel: Parcel) -> Ticket:
+    """Create a request's object, unless this very request is known. Raises `Conflict`."""
+    ticket = parcel.ticket
+    for _ in range(TRIES):
+        # The claim and the result before the object: a worker that took the request has deleted its object.
+        if parcel.chosen and await is_there(store, ticket):
+            return ticket
+        if await store.create(ticket.key, parcel.body, content_type=_content_type(ticket.key)):
+            return ticket
+        try:
+            waiting = await store.get(ticket.key)
+        except NotFound:
+            continue  # a worker took it just now: its claim tells what it was
+        if waiting.body == parcel.body:
+            return ticket
+        raise Conflict(ticket.id, "it belongs to another request, which is waiting")
+    raise Conflict(ticket.id, "other requests keep taking it")
+
+
+async def is_there(store: Store, ticket: Ticket) -> bool:
+    """Whether this very request is being drawn or has ended. Raises `Conflict` for another one."""
+    owner = await request_state.owner(store, ticket.id)
+    if owner is None:
+        return False
+    if owner.fingerprint == ticket.fingerprint:
+        return True
+    if isinstance(owner, Claim):
+        raise Conflict(ticket.id, "it belongs to another request, which is being drawn")
+    raise Conflict(ticket.id, f"it belongs to another request, which has ended ({owner.status})")
+
+
+def _content_type(key: str) -> str:
+    return "application/jsonl" if is_batch(key) else "application/json"
 
 
 async def send(parcels: Sequence[Parcel], queue: Queue, *, drop: Post, is_there: Post) -> list[Ticket]:

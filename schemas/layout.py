@@ -193,6 +193,12 @@ def parse_result(key: str) -> str | None:
     return id if id and key == result_key(id) else None
 
 
+def parse_result_file(key: str) -> str | None:
+    """The id in whose folder under `results/` a key is one of our files, or None for a stranger's file."""
+    id, _, name = key.removeprefix(RESULTS).rpartition("/")
+    return id if key.startswith(RESULTS) and _OWN_FILE.fullmatch(name) and is_id(id) else None
+
+
 def image_key(request: str, index: int, extension: str) -> str:
     """The key of image `index` (from 0) of a request; extension such as "png"."""
     return f"{RESULTS}{request}/{index}.{extension}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-ALWAYS_DRAWN = 768 * 768  # pixels that every model draws, however small it is: the documented size
+ALWAYS_DRAWN = 1024 * 1024  # pixels that every model draws, however small it is: what clients of OpenAI send
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Limits:
         """These limits with the `max_pixels` that hold for one model.
 
         A small model draws a large picture badly, and for minutes: the work grows faster than the area. So
-        the bound is its native area (pixels) times `max_native_areas`, or 768 x 768 if that is more.
+        the bound is its native area (pixels) times `max_native_areas`, or 1024 x 1024 if that is more.
         """
         most = max(self.max_native_areas * native_width * native_height, ALWAYS_DRAWN)
         return replace(self, max_pixels=min(self.max_pixels, most))

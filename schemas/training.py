@@ -111,7 +111,7 @@ class Training(_Body):
     targets: Literal["attention", "linear", "all"] | None = Field(
         None, description="LoRA only; the layers that get one. all: linear and convolutional layers."
     )
-    dora: bool = Field(False, description="LoRA only; weight-decomposed (arXiv:2402.09353).")
+    dora: bool = Field(False, description="LoRA only; weight-decomposed (arXiv:2402.09353), in the UNet.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA only.")
 
     # How it learns.

@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from infra.models.cards import BUNDLED
 from training.doodle.scenes import PALETTE, SIDE, colours_for
 
-DOODLE = Path(__file__).parents[1] / "consumer" / "models" / "doodle"
+DOODLE = BUNDLED / "doodle"
 
 # A process of its own for each training, without importing torch each time.
 _PROCESSES = multiprocessing.get_context("forkserver")

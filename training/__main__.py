@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ def main() -> int:
         prog="python -m training", description="Train as FOLDER/training.json says."
     )
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER", help="training.json lies here")
-    folder: Path = parser.parse_args().work
+    parser.add_argument(
+        "--finish", action="store_true", help="take no more steps: make the product of the newest checkpoint"
+    )
+    parser.add_argument("--tied", action="store_true", help="end at once when standard input ends")
+    options = parser.parse_args()
+    if options.tied:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder: Path = options.work
     told: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: told.append(number))
@@ -38,7 +46,7 @@ def main() -> int:
     from training.dreambooth.loop import NotFinite
 
     try:
-        run.train(folder, say, lambda: bool(told))
+        run.train(folder, say, lambda: bool(told), finish=options.finish)
     except Rejected as error:
         say({"event": "refused", "code": error.code, "field": error.field, "message": error.message})
         return 2
@@ -63,6 +71,13 @@ def main() -> int:
         say({"event": "failed", "code": "out_of_memory", "message": _REMEDIES})
         return 1
     return 0
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot say so; its end of the pipe is closed. Another trainer goes on."""
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    os._exit(1)
 
 
 _REMEDIES = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import types
 import typing
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic.fields import FieldInfo
 from schemas.errors import Rejected
 from schemas.training import Training
 
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", list[str]: "TEXT"}
 _LEFT_OUT = {"pictures", "archive", "method", "resume_from"}  # given in other ways
 _OWN: dict[str, tuple[Any, Any]] = {
     "instance_images": (
@@ -67,15 +69,26 @@ _OWN: dict[str, tuple[Any, Any]] = {
 }
 
 
+def _flag(name: str) -> str:
+    """The flag of a field; one that may be given several times is called by one of its values."""
+    alias = Training.model_fields[name].alias or name
+    return "--" + alias.removesuffix("s" if name == "class_prompts" else "").replace("_", "-")
+
+
 def _option(name: str, field: FieldInfo) -> tuple[Any, Any]:
     """The option of a field: not given means that the manifest leaves it open."""
-    flag = "--" + (field.alias or name).replace("_", "-")
-    kind = _plain(field.annotation)
+    flag, kind = _flag(name), _plain(field.annotation)
     flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
-    help_text = (field.description or "").rstrip(".")
+    text = re.sub(
+        r"`(\w+)`", lambda m: _flag(m[1]) if m[1] in Training.model_fields else m[1], field.description or ""
+    )
+    text = text.rstrip(".").replace("null:", "not given:")
+    if get_origin(kind) is list:
+        text = f"{text}; repeatable"
     if field.default not in (None, ()) and not field.is_required():
-        help_text = f"{help_text} [{_shown(field.default)}]".strip()
-    return Annotated[kind | None, typer.Option(*flags, help=help_text, show_default=False)], None
+        text = f"{text} [{_shown(field.default)}]".strip()
+    metavar = _METAVARS.get(kind)
+    return Annotated[kind | None, typer.Option(*flags, help=text, metavar=metavar, show_default=False)], None
 
 
 def _shown(default: Any) -> str:

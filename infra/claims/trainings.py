@@ -27,6 +27,8 @@ from schemas.layout import (
     WORKERS,
 )
 
+MAX_BODY = 64 << 20  # bytes of a training's file that are read, inline pictures included
+
 _RENAMED = (
     (REQUESTS, TRAININGS),
     (CLAIMS, TRAINING_CLAIMS),

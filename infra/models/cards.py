@@ -6,13 +6,13 @@ No torch here: the parent looks models up to validate requests, the child to loa
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.models import card_options
 from infra.models.folders import Reading, read_folder, read_name
+from infra.models.hub_caches import baked_cache, hub_cache
 from infra.models.lora_files import LoraFile, find_loras
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected
@@ -176,15 +176,11 @@ def _has_weights(source: str, revision: str) -> bool:
 def _downloads(source: str, revision: str) -> list[Path]:
     """The folders in which the hub's library keeps downloads of `hub:owner/name`."""
     owner_name = source.removeprefix("hub:").replace("/", "--")
-    snapshots = _hub_cache() / f"models--{owner_name}" / "snapshots"
-    return sorted(folder for folder in snapshots.glob(revision or "*") if folder.is_dir())
-
-
-def _hub_cache() -> Path:
-    """Where the hub's library keeps downloads; it has the same rules."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    hub = os.environ.get("HF_HOME") or f"{home}/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{hub}/hub").expanduser()
+    found: list[Path] = []
+    for cache in (*baked_cache(), hub_cache()):
+        snapshots = cache / f"models--{owner_name}" / "snapshots"
+        found += sorted(folder for folder in snapshots.glob(revision or "*") if folder.is_dir())
+    return found
 
 
 def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:

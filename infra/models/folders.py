@@ -62,7 +62,7 @@ def read_folder(folder: Path, *names: str) -> Reading:
         width=sides[1] * factor,
         height=sides[0] * factor,
         size_multiple=max(SIZE_MULTIPLE, factor),
-        scheduler=_canonical(str(scheduler.get("_class_name", ""))),
+        scheduler=_canonical(scheduler.get("_class_name")),
         steps=steps,
         cfg_scale=cfg_scale,
     )
@@ -94,7 +94,9 @@ def _is_turbo(names: Iterable[str]) -> bool:
     return any(_TURBO.search(name) for name in names)
 
 
-def _canonical(scheduler: str) -> str:
+def _canonical(scheduler: object) -> str:
+    if not isinstance(scheduler, str):
+        return _FALLBACK
     try:
         return samplers.resolve(scheduler).name
     except Rejected:

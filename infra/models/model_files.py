@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.models.hub_caches import baked_cache
 from infra.models.json_files import read_json, read_object
 from infra.models.safetensors_header import read_shapes
 from schemas.errors import Rejected, Unavailable
@@ -146,19 +147,19 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
         "revision": revision or None,
         "allow_patterns": _WANTED,
         "ignore_patterns": _UNWANTED,
-        "cache_dir": cache,
     }
-    try:
-        folder = Path(snapshot_download(**wanted, local_files_only=True))
-        if (folder / "unet").is_dir():
-            return folder
-    except Exception as error:  # the hub's library has many errors for "not in the cache"
-        if offline:
-            raise ModelUnavailable("not in the download cache, and the worker is offline") from error
+    offline_because = "not complete in the download cache, and the worker is offline"
+    for place in (*baked_cache(), cache):
+        try:
+            folder = Path(snapshot_download(**wanted, cache_dir=place, local_files_only=True))
+            if (folder / "unet").is_dir():
+                return folder
+        except Exception:  # the hub's library has many errors for "not in the cache"
+            offline_because = "not in the download cache, and the worker is offline"
     if offline:
-        raise ModelUnavailable("not complete in the download cache, and the worker is offline")
+        raise ModelUnavailable(offline_because)
     try:
-        return Path(snapshot_download(**wanted))
+        return Path(snapshot_download(**wanted, cache_dir=cache))
     except Exception as error:  # network, proxy, permission, revision: all mean the same here
         text = " ".join(str(error).split())  # the hub's library writes paragraphs
         raise ModelUnavailable(f"the hub did not provide it ({type(error).__name__}: {text})") from error

@@ -69,6 +69,27 @@ class Account:
             "connect",
         )
 
+    def make_bucket(self, bucket: str) -> bool:
+        """Make a bucket where there is none, private as S3's new buckets are. Returns whether it was made.
+
+        Raises as `apply` does.
+        """
+        try:
+            self._s3.head_bucket(Bucket=bucket)
+            return False
+        except FOREIGN as error:
+            if status_of(error) != 404:
+                return False  # it is there, or somebody else's; the calls that matter will say so
+        elsewhere = {"CreateBucketConfiguration": {"LocationConstraint": self.region}}
+        _call(
+            lambda: self._s3.create_bucket(
+                Bucket=bucket, **(elsewhere if self.region != "us-east-1" else {})
+            ),
+            f"create the bucket {bucket}",
+            bucket=bucket,
+        )
+        return True
+
     def apply(self, wish: Wiring) -> SetUp:
         """Create what is missing and change what is too small. Other settings and notifications stay.
 

@@ -23,6 +23,7 @@ from infra.stores.directory.store import DirectoryStore
 from infra.stores.open import open_store
 from infra.stores.probe import probe
 from infra.stores.s3_location import S3Location
+from producer.checks.trainings import trainers, training_inbox
 from producer.liveness import ALIVE
 from producer.overview import heartbeats
 from producer.request_state import MOST, first, read_result
@@ -55,9 +56,11 @@ async def examine(store_url: str, queues: Sequence[str], *, attempts: int = 3) -
             store = opened
             yield finding
         if store is not None:
-            for check in (promises, clock, space, versions, inbox):
+            for check in (promises, clock, space, versions, inbox, training_inbox):
                 if (result := await _finding(check(store), check.__name__)) is not None:
                     yield result
+            if (result := await _finding(trainers(store, store_url), "trainers")) is not None:
+                yield result
             try:
                 for finding in await _workers(store, store_url):
                     yield finding

@@ -1,4 +1,7 @@
-"""`status`, `watch`, `fetch` and `cancel`: commands that look at requests."""
+"""`status`, `watch`, `fetch` and `cancel`: commands that look at requests, and at trainings.
+
+An id is looked for among the requests, then among the trainings.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +28,25 @@ if TYPE_CHECKING:
     from producer.client import AsyncClient
     from producer.overview import Asked, Overview
     from producer.request_state import State
+    from producer.trainings.finding import Found
 
 AnyId = Annotated[
     str | None,
-    typer.Argument(metavar="[ID]", help="An id, or the path of a dropped file; by default the whole store."),
+    typer.Argument(
+        metavar="[ID]",
+        help="The id of a request, else of a training, or the path of a dropped file; by default the whole store.",
+    ),
 ]
 Id = Annotated[
-    str, typer.Argument(metavar="ID", help="The id that `submit` printed, or the path of the dropped file.")
+    str,
+    typer.Argument(
+        metavar="ID", help="The id of a request, else of a training, or the path of the dropped file."
+    ),
 ]
 
 
 def status(id: AnyId = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Show how far a request is, or what is in the store."""
+    """Show a request, a training, or what is in the store."""
     id = None if id is None else id_of(id)
     run(with_client(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
 
@@ -47,14 +57,17 @@ def watch(
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Follow a request until it ends, or the store until Ctrl-C.
+    """Follow a request or a training until it ends, or the store.
 
-    With --json it prints a line for each change.
+    The store is followed until Ctrl-C. With --json it prints a line for each change.
     """
+    from producer.commands import watching
+
     id = None if id is None else id_of(id)
     raise typer.Exit(
         run(
-            with_client(store, as_json, lambda client: _watch(client, id, interval, as_json)), as_json=as_json
+            with_client(store, as_json, lambda client: watching.follow(client, id, interval, as_json)),
+            as_json=as_json,
         )
     )
 
@@ -69,38 +82,49 @@ def fetch(
 ) -> None:
     """Save the images of a request that has ended.
 
-    For a batch, save the images of all rows and the gallery page.
+    For a batch, save the images of all rows and the gallery page; for a training, its report page and the
+    validation pictures.
     """
     id = id_of(id)
 
     async def work(client: AsyncClient) -> int:
-        result = await client.result(id)
+        from producer.errors import StillWorking
+
+        found = await located(client, id, as_json)
+        result = found.state.result
+        if result is None:
+            raise StillWorking([found.state.id], 0)
         require_folder(out)
-        paths = await client.fetch(id, out)
+        paths = await _save(found, out)
         if as_json:
-            print_json({"id": id, "status": result.status, "saved": [str(path) for path in paths]})
+            print_json({"id": result.id, "status": result.status, "saved": [str(path) for path in paths]})
             return OK
         for path in paths:
             typer.echo(path)
         if not paths:
             from producer.commands.show import why
 
-            say(f"{id} has no images (status: {result.status}); {why(result.failure)}".rstrip("; "))
+            lacks = "no report" if found.is_training else "no images"
+            say(f"{id} has {lacks} (status: {result.status}); {why(result.failure)}".rstrip("; "))
         return OK if paths else 1
 
     raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
 
 
 def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Cancel a request; for a batch, also its open rows."""
+    """Cancel a request or a training.
+
+    For a batch, cancel also its open rows.
+    """
     id = id_of(id)
 
     async def work(client: AsyncClient) -> int:
-        before = await client.find(id)
-        state = before if before.over else await client.cancel(id)
-        _print_source(before)
+        found = await located(client, id, as_json)
+        before = found.state
+        state = before if before.over else await found.client.cancel(before.id if found.is_training else id)
+        print_source(before)
         if as_json:
-            print_json(_document(state) | {"was_over": before.over})
+            print_json(document(found, state) | {"was_over": before.over})
         elif before.over:
             say(f"{before.id} had ended already: {state.status}")
         elif state.status == "canceled":
@@ -133,28 +157,78 @@ async def with_client(store: str, as_json: bool, work: Any) -> Any:
         return await work(client)
 
 
+async def located(client: AsyncClient, id: str, as_json: bool) -> Found:
+    """What an id stands for; tells people where both a request and a training have it."""
+    from producer.trainings.finding import find
+
+    found = await find(client, id)
+    if found.also_training and not as_json:
+        say(f"this is the request {found.state.id}; a training has the id, too: trainings/{found.state.id}")
+    return found
+
+
+async def _save(found: Found, out: Path) -> list[Path]:
+    from infra.claims.trainings import TrainingStore
+    from producer.trainings import report
+
+    store = found.client.store
+    if isinstance(store, TrainingStore):
+        return await report.save(store, found.state.id, out)
+    return await found.client.fetch(found.state.id, out)
+
+
 async def _status(client: AsyncClient, id: str | None, as_json: bool) -> None:
     from rich.console import Console
 
-    from producer.commands import show
     from producer.request_state import namesakes
 
     if id is None:
-        overview = await client.known()
+        glance = await known(client)
         if as_json:
-            print_json(_overview(overview))
+            print_json(overview_document(*glance))
         else:
-            Console().print(show.overview(overview, await _asked(client, show.opened(overview))))
+            Console().print(await tables(client, *glance))
         return
-    state = await client.find(id)
+    found = await located(client, id, as_json)
+    state = found.state
     if as_json:
-        print_json(_document(state))
+        print_json(document(found, state))
     else:
-        _print_source(state)
-        Console().print(show.states([state], await _asked(client, [] if state.over else [state.id])))
-        others = await namesakes(client.store, state.id) if state.over else []
+        print_source(state)
+        Console().print(await table(found, state))
+        others = await namesakes(found.client.store, state.id) if state.over else []
         if others:
-            say(f"another request was dropped under this name; see {', '.join(others)}")
+            what = "training" if found.is_training else "request"
+            say(f"another {what} was dropped under this name; see {', '.join(others)}")
+
+
+async def known(client: AsyncClient) -> tuple[Overview, Overview]:
+    """The store at a glance: its requests, and its trainings."""
+    from producer.trainings.finding import trainings_of
+
+    return await client.known(), await trainings_of(client).known()
+
+
+async def tables(client: AsyncClient, requests: Overview, trainings: Overview) -> Any:
+    """A store at a glance as tables."""
+    from rich.console import Group
+
+    from producer.commands import show
+    from producer.commands.trainings import section
+    from producer.trainings.finding import trainings_of
+
+    return Group(
+        show.overview(requests, await _asked(client, show.opened(requests))),
+        section(trainings, await _asked(trainings_of(client), show.opened(trainings))),
+    )
+
+
+async def table(found: Found, state: State) -> Any:
+    """The state of a request or a training as a table."""
+    from producer.commands import show, trainings
+
+    asked = await _asked(found.client, [] if state.over else [state.id])
+    return trainings.table([state], asked) if found.is_training else show.states([state], asked)
 
 
 async def _asked(client: AsyncClient, ids: Sequence[str]) -> dict[str, Asked]:
@@ -174,63 +248,19 @@ async def _asked(client: AsyncClient, ids: Sequence[str]) -> dict[str, Asked]:
     return {id: asked for id, asked in zip(ids, found, strict=True) if asked is not None}
 
 
-async def _watch(client: AsyncClient, id: str | None, interval: float, as_json: bool) -> int:
-    """Show changes until the request ends. Returns the exit code: for a request, how it ended.
-
-    On a terminal a table that is drawn again; without one, a line when the status changes and now and then.
-    """
-    import asyncio
-    import contextlib
-    import json
-
-    from rich.live import Live
-
-    from producer.commands import show
-    from producer.commands.progress import NowAndThen
-
-    last = ""
-    lines = NowAndThen()
-    live = not as_json and show.people.is_terminal
-    screen = Live(console=show.people, auto_refresh=False) if live else None
-    with screen or contextlib.nullcontext():
-        while True:
-            if id is None:
-                overview = await client.known()
-                line, over, ok = json.dumps(_overview(overview)), False, True
-            else:
-                state = await client.find(id)
-                if state.id != id:
-                    _print_source(state)
-                    id = state.id
-                line, over, ok = json.dumps(_document(state)), state.over, state.status == "succeeded"
-            if as_json and line != last:
-                typer.echo(line)
-            elif screen is not None:
-                asked = await _asked(client, show.opened(overview) if id is None else [] if over else [id])
-                table = show.overview(overview, asked) if id is None else show.states([state], asked)
-                screen.update(table, refresh=True)
-            elif not as_json:
-                about = "" if id is None else show.about(state)
-                text = (
-                    show.counts(overview)
-                    if id is None
-                    else f"{id}: {state.status}" + (about and f", {about}")
-                )
-                lines.say(text, "" if id is None else state.status)
-            last = line
-            if over:
-                return OK if ok else 1
-            await asyncio.sleep(interval)
-
-
-def _print_source(state: State) -> None:
+def print_source(state: State) -> None:
     """Say which file has this id in its body, when its path is another name."""
     if state.source:
         say(f"{state.source} has the id {state.id}: its result will be stored under that id")
 
 
-def _document(state: State) -> dict[str, Any]:
+def document(found: Found, state: State) -> dict[str, Any]:
+    """The state of a request or a training as JSON."""
     document: dict[str, Any] = {"id": state.id, "status": state.status}
+    if found.is_training:
+        document["kind"] = "training"
+    if found.also_training:
+        document["also_training"] = True
     if state.source:
         document["source"] = state.source
     if state.position is not None:
@@ -242,7 +272,10 @@ def _document(state: State) -> dict[str, Any]:
     return document
 
 
-def _overview(overview: Overview) -> dict[str, Any]:
+def overview_document(overview: Overview, trainings: Overview) -> dict[str, Any]:
+    """A store at a glance as JSON."""
+    from producer.commands import trainings as of_trainings
+
     return {
         "counts": {
             "queued": len(overview.queued),
@@ -253,4 +286,5 @@ def _overview(overview: Overview) -> dict[str, Any]:
         "queued": list(overview.queued),
         "processing": {id: p.model_dump(mode="json") if p else None for id, p in overview.processing.items()},
         "latest": [{"id": r.id, "status": r.status, "images": len(r.images)} for r in overview.latest],
+        "trainings": of_trainings.document(trainings),
     }

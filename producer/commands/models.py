@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from producer.client import AsyncClient
     from schemas.models import PublishedCard
 
-app = typer.Typer(help="Models: those of live workers, and those that are published in the store.")
+app = typer.Typer(help="List, publish, move and remove models.")
 
 Reference = Annotated[
     str, typer.Argument(metavar="NAME[@VERSION]", help="A published model, such as my-dog or my-dog@2.")

@@ -16,8 +16,8 @@ import typer
 
 from infra.logs import log_lines
 from infra.options import LogFormat, MetricsHost, MetricsPort
-from producer.commands import own_worker
-from producer.commands.listening import address_of, bind, check_store
+from producer.commands.local import own_worker
+from producer.commands.local.listening import address_of, bind, check_store
 from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from producer.commands.session import (
     DEFAULT_STORE,
     FAILED,
     OK,
+    WRONG,
     AsJson,
     StoreUrl,
     print_json,
@@ -46,6 +48,9 @@ def queue(
     apply: Annotated[
         bool, typer.Option("--apply", help="Make what is missing, with your credentials.")
     ] = False,
+    make_bucket: Annotated[
+        bool, typer.Option("--make-bucket", help="With --apply: make the bucket, too, where there is none.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Check that everything is in place.")] = False,
     url: Annotated[
         str | None, typer.Option("--queue", help="With --check: the URL of a queue that has another name.")
@@ -59,9 +64,13 @@ def queue(
     command line that make two queues, their policies, and the bucket's notifications. --apply ends with
     --check's look, and fails where something is not in place.
     """
+    if make_bucket and not apply:
+        say("dreamdrop: --make-bucket makes nothing by itself: give --apply, too")
+        raise typer.Exit(WRONG)
     with reporting_errors(as_json=as_json):
-        code = _check(store, name, url, as_json) if check else _apply(store, name, account, apply, as_json)
-    raise typer.Exit(code)
+        if check:
+            raise typer.Exit(_check(store, name, url, as_json))
+        raise typer.Exit(_apply(store, name, account, apply, make_bucket, as_json))
 
 
 def _check(store: str, name: str, url: str | None, as_json: bool) -> int:
@@ -94,7 +103,7 @@ def _show(findings: Sequence[Finding]) -> None:
     Console().print(show.findings(findings))
 
 
-def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> int:
+def _apply(store: str, name: str, account: str, apply: bool, make_bucket: bool, as_json: bool) -> int:
     from infra.aws import new_session, region_of, region_source
     from infra.queues.setup_documents import Wiring, partition_of
 
@@ -113,7 +122,11 @@ def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> i
     from infra.queues.setup import Account
 
     aws = Account()
+    created = (
+        (f"created the bucket {location.bucket}",) if make_bucket and aws.make_bucket(location.bucket) else ()
+    )
     made = aws.apply(wiring)
+    made = replace(made, changed=(*created, *made.changed))
     findings = aws.read_back(made)
     if as_json:
         changed = {"changed": list(made.changed), "checks": documents(findings), "ok": ok(findings)}
@@ -127,6 +140,7 @@ def _apply(store: str, name: str, account: str, apply: bool, as_json: bool) -> i
         say("the server accepted every call, yet not everything is in place: see the checks above")
         return FAILED
     typer.echo(f"export DREAMDROP_QUEUE={made.queue}")
+    say(_next(store))
     return OK
 
 
@@ -194,5 +208,17 @@ def _commands(wiring: Wiring) -> str:
         "",
         "# For workers and clients",
         f"export DREAMDROP_QUEUE={wiring.url}",
+        "",
+        *(f"# {line}" for line in _next(f"s3://{wiring.bucket}/{wiring.prefix}".rstrip("/")).splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _next(store: str) -> str:
+    """What to do after the queue is there."""
+    return (
+        f"next: start a worker with that variable (dreamdrop worker --store {shlex.quote(store)}), then look at it "
+        f"all (dreamdrop doctor --store {shlex.quote(store)})\n"
+        "workers that follow the queue down to none: infra/deploy/aws and infra/deploy/kubernetes, see "
+        "docs/operations.md"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -99,17 +99,45 @@ def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
     return table
 
 
-def states(rows: Iterable[State], asked: Mapping[str, Asked] | None = None) -> Table:
+def about(state: State, asked: Asked | None = None) -> str:
+    """How far a request is, or what came of it, in a line."""
+    if state.result is not None:
+        result = state.result
+        if result.batch is not None:
+            counts = result.batch.counts
+            return f"{counts.succeeded} of {counts.total} rows" + _also(why(result.failure))
+        return f"{len(result.images)} image{'s' * (len(result.images) != 1)}" + _also(why(result.failure))
+    if state.progress is not None and state.progress.steps_total:
+        progress = state.progress
+        image = min(progress.images_done + 1, progress.images_total)
+        steps = f"step {progress.steps_done} of {progress.steps_total}"
+        return f"{steps}, image {image} of {progress.images_total}{remaining(progress)}"
+    batch = f"batch of {asked.rows} row{'s' * (asked.rows != 1)}" if asked and asked.batch else ""
+    if state.position is not None:
+        ahead = f"{state.position} ahead of it" if state.position else "next"
+        return f"{batch}, {ahead}" if batch else ahead
+    return batch
+
+
+def states(
+    rows: Iterable[State],
+    asked: Mapping[str, Asked] | None = None,
+    *,
+    heading: str = "request",
+    describe: Callable[[State, Asked | None], str] = about,
+) -> Table:
     """A table of single requests; the columns that none of them fills are left out.
 
     Args:
         asked: what those ask for that have not ended, by id.
+        heading: of the column of ids.
+        describe: writes the last column.
     """
     opened = asked or {}
     table = Table(box=None, padding=(0, 2, 0, 0))
-    names = ("request", "status", "prompt", "when", "took", "about")
+    names = (heading, "status", "prompt", "when", "took", "about")
     lines = [
-        (state.id, state.status, _prompt(state, a), _when(state, a), _took(state.result), about(state, a))
+        (state.id, state.status, _prompt(state, a), _when(state, a), _took(state.result), describe(state, a))
         for state in rows
         for a in (opened.get(state.id),)
     ]
@@ -117,7 +145,7 @@ def states(rows: Iterable[State], asked: Mapping[str, Asked] | None = None) -> T
     table.expand = 2 in used
     for i in used:
         # In a narrow terminal prompts are cut and `about` is wrapped; statuses and times are what people look for.
-        ratio, folded = {"prompt": 2, "about": 1}.get(names[i]), names[i] == "request"
+        ratio, folded = {"prompt": 2, "about": 1}.get(names[i]), i == 0
         table.add_column(
             names[i], ratio=ratio, no_wrap=i in (2, 3, 4), overflow="fold" if folded else "ellipsis"
         )
@@ -154,26 +182,6 @@ def _took(result: Result | None) -> str:
     return f"{result.timings.total:.1f} s" if result is not None and result.timings is not None else ""
 
 
-def about(state: State, asked: Asked | None = None) -> str:
-    """How far a request is, or what came of it, in a line."""
-    if state.result is not None:
-        result = state.result
-        if result.batch is not None:
-            counts = result.batch.counts
-            return f"{counts.succeeded} of {counts.total} rows" + _also(why(result.failure))
-        return f"{len(result.images)} image{'s' * (len(result.images) != 1)}" + _also(why(result.failure))
-    if state.progress is not None and state.progress.steps_total:
-        progress = state.progress
-        image = min(progress.images_done + 1, progress.images_total)
-        steps = f"step {progress.steps_done} of {progress.steps_total}"
-        return f"{steps}, image {image} of {progress.images_total}{remaining(progress)}"
-    batch = f"batch of {asked.rows} row{'s' * (asked.rows != 1)}" if asked and asked.batch else ""
-    if state.position is not None:
-        ahead = f"{state.position} ahead of it" if state.position else "next"
-        return f"{batch}, {ahead}" if batch else ahead
-    return batch
-
-
 def remaining(progress: Progress) -> str:
     """The time that remains, if the worker has reported it."""
     return f", about {math.ceil(progress.eta)} s left" if progress.eta else ""
@@ -190,11 +198,15 @@ def counts(store: Overview, note: str = "") -> str:
 def overview(store: Overview, asked: Mapping[str, Asked]) -> Group:
     """A store's counts and a table of its requests."""
     some = f" (the newest {len(store.latest)} below)" if len(store.latest) < store.over else ""
-    rows = [State(id, "queued", position=n) for n, id in enumerate(store.queued[:SHOWN])]
-    rows += [State(id, "processing", progress=p) for id, p in list(store.processing.items())[:SHOWN]]
-    rows += [State(result.id, result.status, result=result) for result in store.latest]
-    line = counts(store, some)
-    return Group(line, states(rows, asked)) if rows else Group(line)
+    line, found = counts(store, some), rows(store)
+    return Group(line, states(found, asked)) if found else Group(line)
+
+
+def rows(store: Overview) -> list[State]:
+    """The requests that an overview shows: queued, in progress, and ended ones."""
+    found = [State(id, "queued", position=n) for n, id in enumerate(store.queued[:SHOWN])]
+    found += [State(id, "processing", progress=p) for id, p in list(store.processing.items())[:SHOWN]]
+    return found + [State(result.id, result.status, result=result) for result in store.latest]
 
 
 def opened(store: Overview) -> list[str]:

@@ -59,19 +59,24 @@ class Key:
 
     def check_pictures(self, document: Mapping[str, Any]) -> None:
         """Refuse a manifest that refers to stored pictures outside the caller's own folder. Raises `Rejected`."""
-        if not self.prefix:
-            return
-        own = f"{UPLOADS}{self.prefix}/"
         for field in PICTURE_FIELDS:
-            value = document.get(field)
-            if not isinstance(value, str) or value.startswith("data:"):
-                continue
-            if "." not in value and "://" not in value:  # base64 has neither
-                continue
-            if not value.startswith(own) or ".." in value:
-                raise Rejected.of_field(
-                    field, f"refers to a picture outside {own}; your key may use those only, or base64"
-                )
+            self.check_stored(field, document.get(field))
+
+    def check_stored(self, field: str, value: object, *, is_key: bool = False) -> None:
+        """Refuse a value that refers to a stored file outside the caller's own folder. Raises `Rejected`.
+
+        Args:
+            is_key: it is a key, and never base64.
+        """
+        if not self.prefix or not isinstance(value, str):
+            return
+        if not is_key and (value.startswith("data:") or not ("." in value or "://" in value)):
+            return  # base64 has neither
+        own = f"{UPLOADS}{self.prefix}/"
+        if not value.startswith(own) or ".." in value:
+            kind = "file" if is_key else "picture"
+            rest = "those only" if is_key else "those only, or base64"
+            raise Rejected.of_field(field, f"refers to a {kind} outside {own}; your key may use {rest}")
 
 
 ANONYMOUS = Key("anonymous")  # every caller of a server without keys

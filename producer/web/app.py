@@ -25,7 +25,7 @@ from producer.web.a1111 import lists as a1111_lists
 from producer.web.a1111 import routes as a1111
 from producer.web.accept import wants_page
 from producer.web.addresses import Addresses
-from producer.web.api import batches, events, generate, health, jobs, models
+from producer.web.api import batches, events, generate, health, jobs, models, trainings
 from producer.web.compression import Compression
 from producer.web.facade import Facade
 from producer.web.guard import Guard
@@ -37,6 +37,7 @@ from producer.web.openai import images as openai_images
 from producer.web.openai.batch_input import Tally
 from producer.web.pages import models as model_pages
 from producer.web.pages import routes as pages
+from producer.web.pages import trainings as training_pages
 from producer.web.pages.gallery import Gallery
 from producer.web.settings import FacadeSettings
 from producer.web.shutdown import ShutdownMiddleware
@@ -51,9 +52,9 @@ this server restarts.
 ROUTERS = tuple(
     module.router
     for module in (
-        *(generate, jobs, batches, models, events),
+        *(generate, jobs, batches, trainings, models, events),
         *(openai_images, openai_files, openai_batches, a1111, a1111_lists),
-        *(health, pages, model_pages),
+        *(health, pages, model_pages, training_pages),
     )
 )
 ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-PAGES = {"/", "/live", "/b", "/docs", "/openapi.json"}
-FOLDERS = ("/b/", "/pictures/", "/static/", "/swagger/")
+PAGES = {"/", "/live", "/b", "/t", "/docs", "/openapi.json"}
+FOLDERS = ("/b/", "/t/", "/pictures/", "/static/", "/swagger/")
 SMALLEST = 1024  # bytes; less gains nothing
 
 

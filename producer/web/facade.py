@@ -23,6 +23,7 @@ from producer.liveness import Liveness
 from producer.overview import heartbeats
 from producer.requests import Ticket, fresh_id
 from producer.result_poller import PollInterval
+from producer.trainings.reader import TrainingReader
 from producer.web.api_keys import Key
 from producer.web.cache import CachedCall
 from producer.web.metrics import Metrics
@@ -97,6 +98,7 @@ class Facade:
 
     settings: FacadeSettings
     client: AsyncClient = field(init=False)
+    trainings: TrainingReader = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     waiting: Counter[str] = field(default_factory=Counter)  # id to the callers that wait for it here
     waiters: Counter[tuple[str, str]] = field(default_factory=Counter)  # the same, by key's name and id
@@ -107,11 +109,14 @@ class Facade:
     _finish_times: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # monotonic seconds
     _states: LruCache[str, CachedCall[request_state.State]] = field(default_factory=lambda: LruCache(10_000))
     _overviews: dict[str, CachedCall[Overview]] = field(default_factory=dict)  # by id prefix
+    _trainings: dict[str, CachedCall[Overview]] = field(default_factory=dict)  # the same of trainings
 
     def __post_init__(self) -> None:
         self.client = AsyncClient(
             self.settings.store, limits=self.settings.limits, poll_interval=POLL_INTERVAL
         )
+        self.trainings = TrainingReader(self.client)
+        self.trainers = CachedCall(self.trainings.trainers)
         self._liveness = Liveness()
         self.workers = CachedCall(self._workers)
         self._listed = CachedCall(self._count_lane)
@@ -206,6 +211,12 @@ class Facade:
         cached = self._overviews.setdefault(
             prefix, CachedCall(lambda: self.client.known(LATEST, begin=prefix))
         )
+        return await cached()
+
+    async def overview_of_trainings(self, caller: Key) -> Overview:
+        """The store's trainings at a glance, as far as a caller may see them; all that are queued."""
+        prefix = caller.id_prefix
+        cached = self._trainings.setdefault(prefix, CachedCall(lambda: self.trainings.overview(prefix)))
         return await cached()
 
     def waits_of(self, caller: Key) -> list[str]:

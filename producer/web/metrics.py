@@ -40,6 +40,9 @@ class Metrics:
         self.workers = Gauge(
             "dreamdrop_workers_alive", "Workers with a recent heartbeat.", registry=self.registry
         )
+        self.trainers = Gauge(
+            "dreamdrop_trainers_alive", "Trainers with a recent heartbeat.", registry=self.registry
+        )
 
 
 class MetricsMiddleware:

@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 
 from producer.web.accept import OCTETS
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img
+from schemas.training import Training
 
 _REFERENCE = "#/components/schemas/{model}"
 BODIES = TASKS
@@ -27,12 +28,17 @@ TAGS = [
     {"name": "Draw", "description": "Send a request and wait for its pictures."},
     {"name": "Jobs", "description": "Queue a request, follow it, get its pictures, cancel it."},
     {"name": "Batches", "description": "Queue a file of many requests, one per line."},
+    {
+        "name": "Trainings",
+        "description": "Teach a model a new concept from a few pictures. A trainer does it: `dreamdrop trainer`.",
+    },
     {"name": "OpenAI", "description": "The endpoints that OpenAI's client libraries call."},
     {
         "name": "A1111",
         "description": "The endpoints that programs for AUTOMATIC1111's web UI call. Lists of things that this server "
         "does not have, such as upscalers, are there too, and empty.",
     },
+    {"name": "Events", "description": "For object stores that report new requests by a webhook."},
     {"name": "Health", "description": "For load balancers and for Prometheus."},
 ]
 #: How a caller sends its key; each one is enough.
@@ -93,10 +99,9 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def components() -> dict[str, Any]:
-    """The JSON schemas of the three bodies and what they refer to."""
-    _, schema = models_json_schema(
-        [(model, "validation") for model in MODELS.values()], ref_template=_REFERENCE
-    )
+    """The JSON schemas of the three bodies and of a training, and what they refer to."""
+    bodies: list[type[BaseModel]] = [*MODELS.values(), Training]
+    _, schema = models_json_schema([(body, "validation") for body in bodies], ref_template=_REFERENCE)
     schemas: dict[str, Any] = schema["$defs"]
     return schemas
 
@@ -111,6 +116,19 @@ def request_body(
     """
     content = {content_type: {"schema": schema, **examples}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def training_body() -> dict[str, Any]:
+    """`openapi_extra` for a training's manifest."""
+    schema = {"$ref": _REFERENCE.format(model=Training.__name__)}
+    example = {
+        "name": "my-dog",
+        "base": "sd21",
+        "instance_prompt": "a photo of sks dog",
+        "archive": "uploads/my-dog.zip",
+        "steps": 400,
+    }
+    return request_body(schema, example=example)
 
 
 def manifest_body(*tasks: str) -> dict[str, Any]:

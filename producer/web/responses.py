@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra.gather import gather_bounded
 from producer import collect
-from producer.errors import Conflict, Damaged, StillWorking, UnknownRequest
+from producer.errors import Conflict, Damaged, StillWorking, UnknownRequest, UnknownTraining
 from producer.web.facade import CallerGone, NoWorker, QueueFull, WaitExpired
 from schemas.errors import DreamError, Rejected, Unavailable
 from schemas.result import BatchResult, Failure, ImageResult, ModelUsed, Note, Progress, Result, Timings
@@ -162,6 +162,8 @@ def json_with_images(body: BaseModel, images: Sequence[bytes]) -> bytes:
 
 def message_for(error: DreamError) -> str:
     """The message that a caller gets: without the store's address and other callers' ids."""
+    if isinstance(error, UnknownTraining):
+        return f"no training has the id {error.id!r}"
     if isinstance(error, UnknownRequest):
         return f"no request has the id {error.id!r}; a request that was sent to a queue is known once a worker reads it"
     if _is_outage(error):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from consumer.intake.names import Meaning
 from infra.claims.claims import Claim
 from infra.models.cards import BUILT_IN, Cards
 from infra.stores.memory import MemoryStore
@@ -29,8 +30,10 @@ CIRCLE = "a red circle on a blue background"
 
 def planned(document: dict[str, Any], *models: str, limits: Limits | None = None) -> Plan:
     """The plan of a document, by a worker with these models."""
-    worker = make_worker(MemoryStore(), cards=Cards.of(models), limits=limits or Limits())
-    return worker._listing.claimer.plan(validate_manifest({"prompt": "x", "seed": 1} | document, Limits()))
+    cards = Cards.of(models)
+    worker = make_worker(MemoryStore(), cards=cards, limits=limits or Limits())
+    manifest = validate_manifest({"prompt": "x", "seed": 1} | document, Limits())
+    return worker._inbox.claimer.plan(manifest, Meaning(cards.get(manifest.model or "doodle")))
 
 
 async def left_by_a_dead_worker(store: MemoryStore, cards: Cards) -> Claim:
@@ -40,7 +43,7 @@ async def left_by_a_dead_worker(store: MemoryStore, cards: Cards) -> Claim:
     assert info is not None
     dead = make_worker(store, cards=cards)
     dead.claims.session = "dead"
-    held = (await dead._listing.claimer.claim_object(info)).held
+    held = (await dead._inbox.claimer.claim_object(info)).held
     assert held is not None
     return held.claim
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from consumer.jobs.memory import Budget
 from infra.stores.open import open_store
+from schemas.limits import Limits
 from tests.decoding import decoder_children, killed_decoders, many_scans
 from tests.worker_inside import make_worker, running, until
 from tests.worker_process import drop, files, result, worker
@@ -24,6 +25,7 @@ from tests.worker_process import drop, files, result, worker
 pytestmark = pytest.mark.anyio
 
 MIB = 1 << 20
+LARGE = ("--max-native-areas", "256")  # doodle at 2048 x 2048
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
 
@@ -122,14 +124,14 @@ def test_large_inputs_do_not_fill_the_parent(tmp_path: Path):
     }
     for i in range(64):
         drop(tmp_path, f"r{i}.json", body)
-    with worker(tmp_path, null={"seconds_per_step": 3600.0}) as first:
+    with worker(tmp_path, *LARGE, null={"seconds_per_step": 3600.0}) as first:
         ends = time.monotonic() + 600
         while len(files(tmp_path / "claims", "000001")) < 20 and time.monotonic() < ends:
             time.sleep(0.1)
         time.sleep(2.0)
         peaks = [peak(first.pid)]
         first.kill()
-    with worker(tmp_path) as second:
+    with worker(tmp_path, *LARGE) as second:
         answers = [result(tmp_path, f"r{i}", timeout=800) for i in range(64)]
         peaks.append(peak(second.pid))
     assert {answer["status"] for answer in answers} == {"succeeded"}
@@ -143,7 +145,8 @@ def test_large_inputs_do_not_fill_the_parent(tmp_path: Path):
 async def test_images_on_their_way_are_bounded_in_bytes(tmp_path: Path):
     """Images of 12 MiB are handed out two at a time where 16 MiB are allowed, and all of them are stored."""
     async with open_store(str(tmp_path)) as store:
-        made = make_worker(store, ahead=16, picture_memory=32 * MIB)
+        limits = Limits(max_native_areas=256)
+        made = make_worker(store, ahead=16, picture_memory=32 * MIB, limits=limits)
         drop(
             tmp_path,
             "a.json",

@@ -68,6 +68,7 @@ def test_an_index_that_is_no_object_or_no_file_is_refused(folder: Path):
     write(folder / "model_index.json", "[]")
     with pytest.raises(Rejected, match="holds no object"):
         check(folder)
+    write(folder / "model_index.json", (BUNDLED / "doodle" / "model_index.json").read_text())
     (folder / "unet" / "config.json").unlink()
     os.mkfifo(folder / "unet" / "config.json")
     with pytest.raises(Rejected, match="not a plain file"):

@@ -40,18 +40,18 @@ async def answered(*bodies: dict[str, Any], **settings: Any) -> list[Result]:
 
 
 async def test_a_size_beyond_the_models_bound_is_refused_with_field_and_bound():
-    """Also when one side is the model's own; the documented 768 x 768 is drawn by every model."""
+    """Also when one side is the model's own; 1024 x 1024, which clients of OpenAI send, is drawn by every model."""
     big, wide, documented = await answered(
-        DOT | {"width": 1024, "height": 1024},
+        DOT | {"width": 1032, "height": 1032},
         DOT | {"width": 2048, "height": 2048 - 8},
-        DOT | {"width": 768, "height": 768},
+        DOT | {"width": 1024, "height": 1024},
     )
     for result in (big, wide):
         assert result.failure is not None
         assert (result.failure.code, result.failure.field) == ("invalid_manifest", "width")
-        assert "589,824 pixels" in result.failure.message
+        assert "1,048,576 pixels" in result.failure.message
         assert "128 x 128" in result.failure.message
-    assert [(image.width, image.height) for image in documented.images] == [(768, 768)]
+    assert [(image.width, image.height) for image in documented.images] == [(1024, 1024)]
 
 
 async def test_a_photograph_is_scaled_to_the_models_bound_with_a_warning():
@@ -64,12 +64,12 @@ async def test_a_photograph_is_scaled_to_the_models_bound_with_a_warning():
         (warning,) = [note for note in result.warnings if note.code == "image_resized"]
         assert warning.field == "image"
         assert f"4000 x 3000; drawn at {image.width} x {image.height}" in warning.message
-        assert "589,824 pixels" in warning.message
+        assert "1,048,576 pixels" in warning.message
 
 
 async def test_the_bound_is_a_setting():
     """An operator with patience, or a larger device, raises it."""
-    (result,) = await answered(DOT | {"width": 1024, "height": 1024}, limits=Limits(max_native_areas=64))
+    (result,) = await answered(DOT | {"width": 1032, "height": 1032}, limits=Limits(max_native_areas=66))
     assert result.status == "succeeded"
 
 
@@ -80,11 +80,11 @@ def test_a_large_model_keeps_its_sizes():
     assert Limits(max_pixels=100).for_model(128, 128).max_pixels == 100
 
 
-@pytest.mark.parametrize(("areas", "able"), [(8, False), (63, False), (64, True)])
+@pytest.mark.parametrize(("areas", "able"), [(8, False), (65, False), (66, True)])
 def test_only_a_worker_with_a_higher_bound_can_draw_it(areas: int, able: bool):
     """Another difference in limits does not count: both would leave the request to each other."""
     own = Capabilities.own(["doodle"], (), Limits())
     other = Capabilities.own(["doodle"], (), replace(Limits(max_native_areas=areas), max_steps=500))
-    error = TooManyPixels((1024, 1024), "doodle", (128, 128), ALWAYS_DRAWN)
-    body = json.dumps(DOT | {"width": 1024, "height": 1024}).encode()
+    error = TooManyPixels((1032, 1032), "doodle", (128, 128), ALWAYS_DRAWN)
+    body = json.dumps(DOT | {"width": 1032, "height": 1032}).encode()
     assert other.can_draw(error, body, len(body), batch=False, refused_by=own) is able

@@ -23,18 +23,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from infra.models.cards import BUNDLED
 from tests.worker_process import drop, files, result
 
 ROOT = Path(__file__).parents[2]
 EARLIER = "84f0981793553aadd56108d1f22b0e22e464cd6b"
 #: Options and variables of a worker with a model more and a higher limit.
-MODEL = ("--models", f"mine={ROOT / 'consumer' / 'models' / 'doodle'}")
+MODEL = ("--models", f"mine={BUNDLED / 'doodle'}")
 LIMITS = {"DREAMDROP_MAX_STEPS": "400"}
 PACKAGES = ("consumer", "infra", "schemas")
 CAT: dict[str, Any] = {"prompt": "a red circle", "steps": 2, "width": 8, "height": 8}
 #: What the version after today's adds: (file, the line before which it stands, lines).
 ADDED = (
-    ("schemas/manifest.py", "    steps: int = Field(30,", "    tiling: bool = False\n"),
+    ("schemas/manifest.py", "    steps: int = Field(", "    tiling: bool = False\n"),
     ("schemas/manifest.py", '    format: Literal["png",', "    lossless: bool = False\n"),
     ("schemas/plan.py", "    steps: int\n", "    tiling: bool = False\n"),
     ("schemas/result.py", "    finished_at: str = Field(", "    mood: str = 'newer'\n"),

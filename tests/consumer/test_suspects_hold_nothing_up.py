@@ -28,7 +28,7 @@ async def a_suspect(store: MemoryStore) -> None:
     assert info is not None
     dead = make_worker(store)
     dead.claims.session = "dead"
-    outcome = await dead._listing.claimer.claim_object(info)
+    outcome = await dead._inbox.claimer.claim_object(info)
     assert outcome.held is not None
     claim = outcome.held.claim.model_copy(update={"epoch": 2, "attempt": 2, "solo": True})
     assert isinstance(claim, Claim)
@@ -45,7 +45,7 @@ async def test_what_comes_while_a_suspect_is_drawn_is_left_to_idle_workers():
         await until(lambda: any(job.suspect and job.progress for job in busy.jobs.active.values()))
         for number in range(3):
             await store.create(f"requests/r{number}.json", json.dumps(CAT).encode())
-        looks = busy._listing
+        looks = busy._inbox
         await until(lambda: not looks.busy)
         await asyncio.sleep(1.5)  # several looks at the inbox
         assert [key async for key in _keys(store, "requests/")] == [f"requests/r{n}.json" for n in range(3)]

@@ -13,6 +13,7 @@ from infra.queues.sqs import QueueFacts
 from infra.stores.memory import MemoryStore
 from producer.checks import doctor
 from tests.chaos.places import CREDENTIALS
+from tests.producer.training_store import every_state
 from tests.servers.s3_front import Fault, S3Front, running
 
 
@@ -111,3 +112,25 @@ async def test_files_that_no_worker_takes_are_named():
     found = await doctor.inbox(store)
     assert found is not None
     assert (found.status, "'requests/.json', 'requests/cat.txt'" in found.found) == ("warn", True)
+
+
+@pytest.mark.anyio
+async def test_trainings_that_wait_without_a_trainer_are_told(tmp_path: Path):
+    """Nothing is said where nobody trains; a trainer that is alive is counted; ended trainings do not wait."""
+
+    async def found() -> dict[str, Any]:
+        return {f.check: f async for f in doctor.examine(str(tmp_path), [])}
+
+    assert not {"trainers", "trainings"} & (await found()).keys()
+    await every_state(tmp_path)
+    (tmp_path / "trainings" / "many.jsonl").write_text("{}\n")
+    findings = await found()
+    assert (findings["trainers"].status, findings["trainers"].found) == ("pass", "1 training")
+    assert (findings["trainings"].status, "'trainings/many.jsonl'" in findings["trainings"].found) == (
+        "warn",
+        True,
+    )
+    (tmp_path / "trainers" / "trainer-1").unlink()
+    alone = (await found())["trainers"]
+    assert (alone.status, alone.found) == ("warn", "2 trainings wait, and no trainer is running")
+    assert alone.fix == f"start one: dreamdrop trainer --store {tmp_path}"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from producer import Client
-from producer.commands import demo
+from producer.commands.local import demo
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., subprocess.CompletedProcess[str]]

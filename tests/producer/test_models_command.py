@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from infra.models import lora_formats
+from infra.models.cards import BUNDLED
 from schemas.errors import Rejected
 
-DOODLE = Path(__file__).parents[2] / "consumer" / "models" / "doodle"
+DOODLE = BUNDLED / "doodle"
 
 
 def write(path, tensors, metadata=None):
@@ -94,7 +95,7 @@ def test_the_life_of_a_lora(dreamdrop, lora, tmp_path):
     assert "trigger words:  sks" in shown
 
     dreamdrop("models", "import", lora, "--name", "ink", "--base", "sd15")
-    assert "ink\tin the store: 1, 2" in dreamdrop("models", "list").stdout
+    assert "ink\there\tin the store: 1, 2" in dreamdrop("models", "list").stdout
     assert json.loads(dreamdrop("models", "--json").stdout)["models"][0]["versions"] == ["1", "2"]
     assert "ink means ink@1 now" in dreamdrop("models", "use", "ink@1").stderr
     assert json.loads(dreamdrop("models", "rollback", "ink", "--json").stdout) == {

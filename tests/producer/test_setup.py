@@ -51,7 +51,9 @@ def test_what_others_set_up_stays(setup: Cli, cloud: Cloud):
     cloud.s3.put_bucket_notification_configuration(
         Bucket=cloud.bucket, NotificationConfiguration={"QueueConfigurations": [theirs]}
     )
-    assert setup("--apply").returncode == 0
+    made = setup("--apply")
+    assert made.returncode == 0
+    assert f"dreamdrop worker --store {cloud.store}" in made.stderr  # the next step
     found = cloud.s3.get_bucket_notification_configuration(Bucket=cloud.bucket)["QueueConfigurations"]
     assert [entry["Id"] for entry in found] == ["theirs", "dreamdrop-json", "dreamdrop-jsonl"]
 
@@ -193,3 +195,19 @@ def test_a_name_that_no_queue_of_ours_can_have_is_refused(
     done = dreamdrop("setup", "queue", "--store", "s3://bucket", "--name", name, *options)
     assert done.returncode == 3
     assert ("FIFO" if name.endswith(".fifo") else "is not a queue's name") in done.stderr
+
+
+def test_a_bucket_is_made_only_where_it_is_asked_for(setup: Cli, cloud: Cloud):
+    """`--make-bucket` needs --apply, makes what is missing, and leaves what is there."""
+    new = f"{cloud.bucket}-new"
+    assert setup("--apply", store=f"s3://{new}").returncode == 3
+    refused = setup("--make-bucket", store=f"s3://{new}")
+    assert refused.returncode == 2
+    assert "--apply" in refused.stderr
+    made = json.loads(setup("--apply", "--make-bucket", "--json", store=f"s3://{new}").stdout)
+    assert made["ok"]
+    assert made["changed"][0] == f"created the bucket {new}"
+    cloud.s3.put_object(Bucket=new, Key="kept", Body=b"1")
+    again = json.loads(setup("--apply", "--make-bucket", "--json", store=f"s3://{new}").stdout)
+    assert again["changed"] == []
+    assert cloud.s3.get_object(Bucket=new, Key="kept")["Body"].read() == b"1"

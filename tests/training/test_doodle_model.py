@@ -5,11 +5,11 @@ The floors lie just below what this subset measures, so that a few last bits of 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "consumer" / "models" / "doodle"
+from infra.models.cards import BUNDLED
+
+FOLDER = BUNDLED / "doodle"
 
 
 @pytest.fixture(scope="module")

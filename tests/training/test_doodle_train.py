@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.models.cards import BUNDLED
+
 QUICK = ["--scenes", "64", "--word-steps", "1", "--vae-steps", "2", "--decoder-steps", "2"]
 
 
@@ -28,7 +30,7 @@ def test_training_continues_from_a_trained_folder(tmp_path: Path):
     from training.doodle.evaluate import load
     from training.doodle.train import main
 
-    bundled = Path(__file__).parents[2] / "consumer" / "models" / "doodle"
+    bundled = BUNDLED / "doodle"
     arguments = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *QUICK]
     main([*arguments, "--continue-from", str(bundled), "--unet-steps", "1"])
     before, after = (load(folder).text_encoder.state_dict() for folder in (bundled, tmp_path / "out"))

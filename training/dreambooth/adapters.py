@@ -33,7 +33,8 @@ def add(parts: Parts, options: Training, chance: Chance) -> None:
                 r=options.rank,
                 lora_alpha=options.alpha,
                 lora_dropout=options.lora_dropout,
-                use_dora=options.dora,
+                # Loaders drop the magnitudes of a text encoder's DoRA without a word (transformers 5.23).
+                use_dora=options.dora and name == "unet",
                 init_lora_weights=True,
                 target_modules=layers(module, options.targets or "attention"),
             )

@@ -61,7 +61,8 @@ def save(folder: Path, loop: Loop, keep: int, class_pictures: str = "") -> Path:
         DiskFull: there is no room; every older checkpoint is kept.
     """
     target = folder / f"{loop.done:06d}"
-    if _read(target) is None:
+    there = _read(target)
+    if there is None or not _is_whole(there):
         part = folder / f".{target.name}.part"
         shutil.rmtree(part, ignore_errors=True)
         files, record = _collect(loop)
@@ -75,7 +76,7 @@ def save(folder: Path, loop: Loop, keep: int, class_pictures: str = "") -> Path:
             record |= {"files": hashes, "class_pictures": class_pictures}
             (part / COMMIT).write_text(json.dumps(record, indent=1))
             _settle(part / COMMIT)
-            shutil.rmtree(target, ignore_errors=True)  # an incomplete one
+            shutil.rmtree(target, ignore_errors=True)  # an incomplete or damaged one
             part.rename(target)
             _settle_folder(folder)
         except OSError as error:
@@ -95,14 +96,7 @@ def complete(folder: Path) -> list[Checkpoint]:
 
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint all of whose files have their hashes; None: begin at the start."""
-    for checkpoint in complete(folder):
-        hashes = checkpoint.record["files"]
-        if all(
-            (checkpoint.folder / n).is_file() and sha256(checkpoint.folder / n) == h
-            for n, h in hashes.items()
-        ):
-            return checkpoint
-    return None
+    return next((checkpoint for checkpoint in complete(folder) if _is_whole(checkpoint)), None)
 
 
 def restore(checkpoint: Checkpoint, loop: Loop, class_pictures: str = "") -> list[str]:
@@ -224,6 +218,12 @@ def _check_room(folder: Path, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < size + (16 << 20):
         raise DiskFull(f"a checkpoint needs {size >> 20} MiB, and {free >> 20} MiB are free in {folder}")
+
+
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether every file is there with its hash."""
+    files = {checkpoint.folder / name: wanted for name, wanted in checkpoint.record["files"].items()}
+    return all(file.is_file() and sha256(file) == wanted for file, wanted in files.items())
 
 
 def _read(folder: Path) -> Checkpoint | None:

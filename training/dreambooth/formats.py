@@ -47,7 +47,9 @@ def save_lora(file: Path, parts: Parts, text_encoder: bool) -> None:
             continue
         config = module.peft_config[adapters.NAME]
         scale = config.lora_alpha / config.r
-        for key, tensor in get_peft_model_state_dict(module, adapter_name=adapters.NAME).items():
+        # No embedding learns, so peft need not look for a changed vocabulary.
+        state = get_peft_model_state_dict(module, adapter_name=adapters.NAME, save_embedding_layers=False)
+        for key, tensor in state.items():
             folded = (
                 tensor.detach().cpu() * scale if ".lora_B." in key and scale != 1 else tensor.detach().cpu()
             )

@@ -100,6 +100,10 @@ def convert(source: Path, target: Path, base: Base) -> None:
         written[f"{layer}.lora_A.weight"] = down.float().contiguous()
         written[f"{layer}.lora_B.weight"] = (up.float() * (alpha / rank)).contiguous()
         if "lora_magnitude_vector" in pieces:
+            if part != "unet":
+                raise _refused(
+                    source, f"is a DoRA of the text encoder ({layer}); loaders would drop its magnitudes"
+                )
             scale, dora = pieces["lora_magnitude_vector"].float(), True
             if scale.numel() != out or (scale.dim() > 1 and scale.shape[0] != out):
                 raise _refused(
@@ -128,7 +132,7 @@ def _metadata(ranks: dict[str, int], dora: bool) -> dict[str, Any]:
             f"{part}.rank_pattern": odd,
             f"{part}.alpha_pattern": odd,
             f"{part}.lora_dropout": 0.0,
-            f"{part}.use_dora": dora,
+            f"{part}.use_dora": dora and part == "unet",
             f"{part}.bias": "none",
             f"{part}.target_modules": sorted(mine),
         }

@@ -223,7 +223,9 @@ def prepare(parts: Parts, recipe: Recipe, chance: Chance) -> dict[str, nn.Parame
     if options.gradient_checkpointing:
         parts.unet.enable_gradient_checkpointing()
         for encoder in parts.encoders.values() if options.text_encoder else ():
-            encoder.gradient_checkpointing_enable()
+            # Newer versions of transformers call it by the first name and warn of the other.
+            enable = getattr(encoder, "activation_checkpointing_enable", None)
+            (enable or encoder.gradient_checkpointing_enable)()
     practise(parts, recipe)
     return {
         f"{part}.{name}": parameter

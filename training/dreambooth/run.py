@@ -46,12 +46,13 @@ _KINDS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_C
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
-def train(folder: Path, say: Say, stop: Callable[[], bool]) -> bool:
+def train(folder: Path, say: Say, stop: Callable[[], bool], *, finish: bool = False) -> bool:
     """Train as `training.json` in a folder says; returns whether the product is there.
 
     Args:
         say: gets each event as JSON; see `training/__main__.py`.
         stop: asked after every step; true: save a checkpoint and return False.
+        finish: take no more steps, and make the product of what the newest checkpoint has learned.
 
     Raises:
         Rejected: the training cannot work as it is written.
@@ -107,10 +108,12 @@ def train(folder: Path, say: Say, stop: Callable[[], bool]) -> bool:
         for warning in checkpoint.restore(latest, loop, class_hash):
             say({"event": "warning", "message": warning})
     say({"event": "start", "step": loop.done, "steps": plan.steps, "processes": accelerator.num_processes})
-    return _go_on(folder, loop, class_hash, say, stop)
+    return _go_on(folder, loop, class_hash, say, stop, finish)
 
 
-def _go_on(folder: Path, loop: Loop, class_hash: str, say: Say, stop: Callable[[], bool]) -> bool:
+def _go_on(
+    folder: Path, loop: Loop, class_hash: str, say: Say, stop: Callable[[], bool], finish: bool
+) -> bool:
     """Every step that is left, then the product."""
     options, main = loop.recipe.options, loop.accelerator.is_main_process
     pictures_at = folder / "validation"
@@ -127,9 +130,11 @@ def _go_on(folder: Path, loop: Loop, class_hash: str, say: Say, stop: Callable[[
             say({"event": "validation", "step": loop.done, "files": files})
         loop.accelerator.wait_for_everyone()
 
-    if loop.done == 0:
+    if finish and loop.done == 0:
+        raise Rejected("unsupported", "nothing is learned yet: there is no checkpoint to make a model of")
+    if loop.done == 0 or finish:
         validate()
-    while loop.done < loop.recipe.steps:
+    while loop.done < loop.recipe.steps and not finish:
         began = time.monotonic()
         loss = loop.step()
         seconds = time.monotonic() - began

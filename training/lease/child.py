@@ -40,7 +40,7 @@ class TrainingChild:
         Args:
             finish: make the product of the newest checkpoint, without another step.
         """
-        arguments = ["--work", str(self._folder), *(["--finish"] if finish else [])]
+        arguments = ["--work", str(self._folder), "--tied", *(["--finish"] if finish else [])]
         command = python_command("training", *arguments)
         if self._processes > 1 and not finish:
             launch = ["--num_processes", str(self._processes), "--module", "training", *arguments]
@@ -50,7 +50,7 @@ class TrainingChild:
                 *command,
                 cwd=self._folder,
                 env=child_environment({k: v for k, v in os.environ.items() if not _SECRET.search(k)}),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 limit=_LONGEST_LINE,

@@ -14,7 +14,7 @@ import shutil
 import statistics
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +32,7 @@ from training.lease.base_models import FetchedBase
 from training.lease.child import TrainingChild
 from training.lease.inputs import Inputs
 from training.lease.publish import publish
+from training.lease.saver import CheckpointSaver, trying
 
 log = logging.getLogger("dreamdrop.trainer")
 
@@ -66,7 +67,9 @@ class Job:
     _progress: TrainingProgress | None = None
     _status_at: float = 0.0
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))  # of the latest steps
-    _saving: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self._saver = CheckpointSaver(self.store, self.id, self.held.claim.epoch, self.folder / "saving")
 
     @property
     def id(self) -> str:
@@ -129,8 +132,7 @@ class Job:
                 self._base.release()
             if self._child is not None:
                 await self._child.kill()
-            if self._saving is not None:
-                await self._saving
+            await self._saver.finish()
 
     async def _run(self) -> Ended:
         plan = self.held.claim.plan or {}
@@ -212,39 +214,21 @@ class Job:
             if (self.folder / _CLASS).is_dir():
                 await self._keep(self.folder / _CLASS, f"{_CLASS}/")
         elif kind == "checkpoint":
-            await self._save(self.folder / event["folder"], event["step"], training.keep)
+            await self._saver.add(self.folder / event["folder"], event["step"], training.keep)
         elif kind == "validation":
             await self._keep(self.folder / _VALIDATION, f"{_VALIDATION}/")
         elif kind == "warning":
             log.warning(event["message"], extra={"id": self.id})
 
-    async def _save(self, folder: Path, step: int, keep: int) -> None:
-        """Store a checkpoint beside the training; a checkpoint that comes meanwhile waits for it."""
-        if self._saving is not None:
-            await self._saving
-        checkpoint = saved.Checkpoint(step, self.held.claim.epoch)
-
-        async def save() -> None:
-            await saved.save_checkpoint(self.store, self.id, folder, checkpoint, keep)
-            log.info("checkpoint stored", extra={"id": self.id, "step": step})
-
-        self._saving = asyncio.create_task(self._trying(save))
-
-    async def _trying(self, work: Callable[[], Awaitable[None]]) -> None:
-        """A store that is away for a while costs a checkpoint, not the training: the next one is tried anew."""
-        try:
-            await work()
-        except Unavailable as error:
-            log.warning("a file was not stored", extra={"id": self.id, "why": str(error)})
-
     async def _keep(self, folder: Path, where: str, last: str = "") -> None:
-        await self._trying(
-            lambda: saved.save_folder(self.store, folder, saved.folder_of(self.id) + where, last=last)
+        await trying(
+            self.id,
+            lambda: saved.save_folder(self.store, folder, saved.folder_of(self.id) + where, last=last),
         )
 
     async def _keep_file(self, name: str) -> None:
         key = saved.folder_of(self.id) + name
-        await self._trying(lambda: saved.save_file(self.store, self.folder / name, key))
+        await trying(self.id, lambda: saved.save_file(self.store, self.folder / name, key))
 
     async def _report(self, **facts: Any) -> None:
         """Tell people how far it is, at most every two seconds within a phase."""
@@ -268,8 +252,7 @@ class Job:
         card = await publish(self.store, self.folder, product, training_id=self.id)
         for name in ("loss.jsonl", "report.html"):
             await self._keep_file(name)
-        if self._saving is not None:
-            await self._saving
+        await self._saver.finish()
         result = Result.ended(
             self.id,
             "succeeded",
@@ -310,8 +293,7 @@ class Job:
                 await asyncio.sleep(self.claims.timing.beat)
 
     async def _release(self, reason: Literal["drain", "retry"], why: Failure | None) -> Ended:
-        if self._saving is not None:
-            await self._saving  # what was learned last; the next attempt goes on from there
+        await self._saver.finish()  # what was learned last; the next attempt goes on from there
         log.info("given back", extra={"id": self.id, "reason": reason})
         await self.claims.release(self.held, reason, why)
         return "released"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from infra.stores.directory import safe_paths
 from infra.stores.directory.safe_paths import ABSENT, STAGING
-from schemas.layout import CLAIMS, EXPRESS, REQUESTS, STATUS, result_key
+from schemas.layout import CLAIMS, EXPRESS, REQUESTS, RESULTS, STATUS, result_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,11 +26,15 @@ THEIRS = (
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_empty_folders(root: Path) -> int:
-    """Remove what has been empty for long below `requests/`, `claims/` and `status/`. Returns how many."""
+def remove_empty_folders(root: Path, *tops: str) -> int:
+    """Remove what has been empty for long below `requests/`, `claims/` and `status/`. Returns how many.
+
+    Args:
+        tops: other prefixes than these; below `results/` what is empty goes at once.
+    """
     now = _now(root)
     removed = 0
-    for top in (REQUESTS, CLAIMS, STATUS):
+    for top in tops or (REQUESTS, CLAIMS, STATUS):
         try:
             with safe_paths.folder(root, [top.rstrip("/")]) as here:
                 removed += _below(root, here, top, now)[0]
@@ -88,9 +92,11 @@ def _remove(root: Path, here: int, name: str, base: str, now: float) -> tuple[in
 
 
 def _patience(root: Path, key: str) -> float:
-    """Seconds for which a folder may have been empty; infinite for the express lane's own."""
+    """Seconds for which a folder must have been empty; infinite for the express lane's own."""
     if f"{key}/" == EXPRESS:
         return float("inf")
+    if key.startswith(RESULTS):
+        return -1.0  # `clean` emptied it just now
     if not key.startswith(REQUESTS):
         return OURS
     # A folder under the name of a request that has ended had the rows of a batch, which a worker dropped.

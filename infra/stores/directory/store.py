@@ -122,9 +122,9 @@ class DirectoryStore:
         check_prefix(prefix)
         await self._in_thread(prefix, lambda: (self.root / prefix).mkdir(parents=True, exist_ok=True))
 
-    async def remove_empty_folders(self) -> int:
-        """Remove folders that requests, claims and statuses of the past have left. Returns how many."""
-        return await self._in_thread(str(self.root), lambda: remove_empty_folders(self.root))
+    async def remove_empty_folders(self, *tops: str) -> int:
+        """Remove folders that requests, claims and statuses, or others, of the past have left. Returns how many."""
+        return await self._in_thread(str(self.root), lambda: remove_empty_folders(self.root, *tops))
 
     async def _in_thread(self, key: str, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, key, work)

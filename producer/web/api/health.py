@@ -68,8 +68,10 @@ async def refresh(facade: Facade) -> None:
     try:
         async with asyncio.timeout(STORE_TIMEOUT):
             facade.metrics.workers.set(len(await facade.workers()))
+            facade.metrics.trainers.set(len(await facade.trainers()))
     except (DreamError, TimeoutError):
         facade.metrics.workers.set(0)
+        facade.metrics.trainers.set(0)
 
 
 async def readiness(facade: Facade) -> Readiness:

@@ -12,7 +12,7 @@ from schemas.defaults import ModelDefaults
 router = APIRouter(tags=["Draw"])
 
 
-class Model(BaseModel):
+class ModelState(BaseModel):
     """A model that a request may name."""
 
     name: str
@@ -24,17 +24,17 @@ class Model(BaseModel):
     )
 
 
-class Models(BaseModel):
+class ModelList(BaseModel):
     """All of them, by name."""
 
-    models: list[Model]
+    models: list[ModelState]
 
 
 @router.get("/models", responses=errors(401, 503), summary="List models and their defaults")
-async def models(facade: FacadeOf, caller: Caller) -> Models:
-    return Models(
+async def models(facade: FacadeOf, caller: Caller) -> ModelList:
+    return ModelList(
         models=[
-            Model(
+            ModelState(
                 name=model.name,
                 workers=model.workers,
                 here=model.here,
