@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 
 from consumer import metrics
 from infra.metrics.backlog import Backlog
-from infra.metrics.server import serving
 
 if TYPE_CHECKING:
     from consumer.worker import Worker
@@ -40,6 +39,8 @@ async def watched(
     if port is None:
         yield
         return
+    from infra.metrics.server import serving  # an HTTP library that is seldom needed
+
     backlog = Backlog(store, queues)
     gauges = Gauges(worker, backlog, cache)
 

@@ -12,7 +12,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from infra.metrics.backlog import Backlog
-from infra.metrics.server import serving
 from schemas import layout
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ async def watched(
     if port is None:
         yield
         return
+    from infra.metrics.server import serving  # an HTTP library that is seldom needed
+
     ProcessCollector(registry=registry)
     backlog = Backlog(store, prefix=layout.TRAININGS)
     for collector in (backlog, Gauges(trainer)):

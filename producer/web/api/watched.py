@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from infra.metrics.backlog import Backlog
-from infra.metrics.server import serving
 from producer.web.api.health import READY, readiness, refresh
 from schemas.errors import DreamError
 
@@ -40,6 +39,8 @@ async def watched(facade: Facade, host: str, port: int | None) -> AsyncIterator[
     if port is None:
         yield None
         return
+    from infra.metrics.server import serving  # an HTTP library that is seldom needed
+
     backlog = Backlog(facade.client.store, [_Queue(facade, url) for url in facade.settings.queues])
 
     async def refreshed() -> None:
