@@ -41,7 +41,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:12px;p
 table{border-collapse:collapse;font-size:.85rem}
 th,td{padding:.3rem .5rem;text-align:left;vertical-align:top;overflow-wrap:anywhere}
 th{color:var(--soft);font-weight:500}
-td.prompt{max-width:14rem}
+td.prompt{min-width:8rem;max-width:14rem}
 img{width:8rem;display:block;border-radius:6px}
 img.small{image-rendering:pixelated}
 svg{width:100%;max-width:60rem;height:auto}
