@@ -249,7 +249,8 @@ class Job:
     async def _publish(self, training: Training) -> Ended:
         await self._report(phase="publishing")
         product = json.loads((self.folder / "product.json").read_text())
-        card = await publish(self.store, self.folder, product, training_id=self.id)
+        assert self._base is not None
+        card = await publish(self.store, self.folder, product, self._base, training_id=self.id)
         for name in ("loss.jsonl", "report.html"):
             await self._keep_file(name)
         await self._saver.finish()

@@ -12,11 +12,14 @@ from schemas.models import PublishedCard
 
 if TYPE_CHECKING:
     from infra.stores.store import Store
+    from training.lease.base_models import FetchedBase
 
 _PICTURES = 4  # of the last validation, beside the card
 
 
-async def publish(store: Store, folder: Path, facts: dict[str, Any], *, training_id: str) -> PublishedCard:
+async def publish(
+    store: Store, folder: Path, facts: dict[str, Any], base: FetchedBase, *, training_id: str
+) -> PublishedCard:
     """Publish `product/` of a work folder; a second try of the same training finds the version of the first.
 
     Args:
@@ -35,11 +38,11 @@ async def publish(store: Store, folder: Path, facts: dict[str, Any], *, training
         version=1,  # filled in when it is published
         kind=facts["kind"],
         base=facts["base"]["name"],
-        base_revision=facts["base"]["sha256"],
+        base_revision=base.revision,
         family=facts["family"],
         prediction_type=facts["prediction_type"],
         config_hash=facts["base"]["config_sha256"],
-        licence=facts.get("licence", ""),
+        licence=base.licence,  # inherited
         trigger_words=tuple(facts["trigger_words"]),
         weight=facts["weight"] if facts["weight"] is not None else 1.0,
         native_width=side,

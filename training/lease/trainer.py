@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.claims.claims import Claims, Held, Timing
-from infra.claims.trainings import TrainingStore
+from infra.claims.trainings import MAX_BODY, TrainingStore
 from infra.stores.changes import changes
 from infra.stores.store import Info
 from schemas import layout
@@ -30,7 +30,6 @@ from training.lease.job import Job
 
 log = logging.getLogger("dreamdrop.trainer")
 
-MAX_BODY = 64 << 20  # bytes of a training's file, inline pictures included
 _SETTLED = 2.0  # seconds that a file which ends too early must stay the same until it counts as wrong
 _LOOK_EVERY = 2.0  # seconds between two looks for a cancellation
 _BEAT_TIMEOUT = 5.0  # seconds until an unanswered heartbeat is given up
