@@ -105,13 +105,10 @@ async def survey(store: Store, older_than: float, *, failed: bool = False) -> Su
     return await _sort(found, _Open(ids), before, partial(_is_without_pictures, store) if failed else None)
 
 
-async def remove(store: Store, going: list[Ended], progress: Callable[[Ended], None] | None = None) -> None:
+async def remove(store: Store, going: list[Ended]) -> None:
     """Remove a survey's requests, batches with their rows. It may be repeated after any error.
 
-    What was removed and drawn again since the survey stays.
-
-    Args:
-        progress: called with each request, or batch, that is gone.
+    What was asked for, or removed and drawn again, since the survey stays; so does a batch of which a row stays.
 
     Raises:
         StoreUnavailable: the store does not answer; a part is removed.
@@ -120,10 +117,11 @@ async def remove(store: Store, going: list[Ended], progress: Callable[[Ended], N
     async def one(ended: Ended) -> None:
         rows = {row.id: row for row in ended.rows}
         files = await _files(store, ended.id, {ended.id, *rows})
-        await gather_bounded(rows.values(), AT_ONCE, lambda row: _remove_one(store, row, files[row.id]))
-        await _remove_one(store, ended, files[ended.id])
-        if progress is not None:
-            progress(ended)
+        gone = await gather_bounded(
+            rows.values(), AT_ONCE, lambda row: _remove_one(store, row, files[row.id])
+        )
+        if all(gone):
+            await _remove_one(store, ended, files[ended.id])
 
     await gather_bounded([ended for ended in going if not ended.rows], AT_ONCE, one)
     for batch in going:
@@ -133,15 +131,30 @@ async def remove(store: Store, going: list[Ended], progress: Callable[[Ended], N
         await store.remove_empty_folders(layout.RESULTS)
 
 
-async def _remove_one(store: Store, ended: Ended, files: list[Info]) -> None:
+async def _remove_one(store: Store, ended: Ended, files: list[Info]) -> bool:
+    """Remove one id's files. False when it stays."""
     commit = layout.result_key(ended.id)
     if (commit, ended.etag) not in [(info.key, info.etag) for info in files]:
-        return  # somebody else removed it, and it may be drawn again
+        return not files  # somebody else removed it, and it may be drawn again
+    if await _is_asked_for(store, ended.id):
+        return False  # since the survey: a worker may be about to answer it with this result
     await store.delete(layout.status_key(ended.id))
-    for info in files:
-        if info.key != commit:
-            await store.delete(info.key, etag=info.etag)
+    others = [info for info in files if info.key != commit]
+    await gather_bounded(others, AT_ONCE, lambda info: store.delete(info.key, etag=info.etag))
     await store.delete(commit, etag=ended.etag)  # last: see the module's docstring
+    return True
+
+
+async def _is_asked_for(store: Store, id: str) -> bool:
+    """Whether a request object or a claim has an id; in this order, in which a request moves."""
+    for lane in (layout.REQUESTS, layout.EXPRESS):
+        for kind in (layout.SINGLE, layout.BATCH):
+            if await store.head(f"{lane}{id}{kind}") is not None:
+                return True
+    async for info in store.list(layout.claims_prefix(id)):
+        if (claim := layout.parse_claim(info.key)) and claim[0] == id:
+            return True
+    return False
 
 
 async def _files(store: Store, id: str, ids: set[str]) -> dict[str, list[Info]]:

@@ -77,7 +77,7 @@ async def _clean(store: str, seconds: float, age: str, failed: bool, apply: bool
     if as_json:
         print_json({"removed": apply, **found.totals(), **_document(found)})
     elif apply:
-        typer.echo("removed" if found.going else "nothing was removed")
+        typer.echo("removed, but for what was asked for meanwhile" if found.going else "nothing was removed")
     elif found.going:
         say("nothing is removed yet: add --apply")
 
