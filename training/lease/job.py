@@ -115,7 +115,7 @@ class Job:
         """Train until there is a result, or until the training is given back.
 
         Raises:
-            StoreUnavailable: the claim is still held; the caller lets the lease run out.
+            StoreUnavailable: the claim may still be held; the caller gives it back.
         """
         try:
             return await self._run()
