@@ -23,6 +23,7 @@ from tests.trainings import specks
 from training.control import go_on_with
 from training.lease.base_models import BaseModels
 from training.lease.inputs import Inputs
+from training.lease.job import Job
 from training.lease.trainer import Trainer, TrainerSettings, make_claims
 from training.pictures import read_folder
 
@@ -57,6 +58,29 @@ async def test_a_training_that_the_store_interrupts_is_given_back(tmp_path: Path
     result = json.loads((await store.get("training-results/a/result.json")).body)
     assert (result["status"], result["failure"]["code"]) == ("failed", "worker_crashed")
     assert "access denied" in result["failure"]["message"]
+
+
+async def test_a_training_that_another_took_over_is_left_to_it(tmp_path: Path):
+    """Such as on a computer that slept for longer than its lease."""
+    store = MemoryStore()
+    trainer, view = trainer_on(store, tmp_path), TrainingStore(store)
+    shown = specks(tmp_path / "shown", 1)
+    picture = base64.b64encode((shown / "0.png").read_bytes()).decode()
+    body = json.dumps({**BODY, "pictures": [{"image": picture, "name": "1.png"}]}).encode()
+    await view.create(layout.request_key("a"), body)
+    info = await view.head(layout.request_key("a"))
+    held = await trainer.claims.take(info, body, id="a", plan={"task": "train"})
+    assert held is not None
+    others = held.claim.model_copy(update={"epoch": 2, "session": "other", "attempt": 2})
+    (tmp_path / "work").mkdir()
+    job = Job(
+        held, trainer.claims, view, trainer._inputs, tmp_path / "work", "me", versions={}, draining=True
+    )
+    await job.look()
+    await view.create(layout.claim_key("a", 2), others.body())
+    await job.look()
+    assert await job.run() == "lost"
+    assert await view.head(layout.released_key("a", 1)) is None
 
 
 async def test_other_files_among_the_trainings_do_not_keep_a_trainer(tmp_path: Path):
