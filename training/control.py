@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from infra.claims.kept_request import with_request
 from infra.claims.trainings import TrainingStore
 from infra.stores.open import open_store
 from infra.stores.store import Store
@@ -50,7 +51,10 @@ async def go_on_with(url: str, id: str, steps: int) -> str:
             raise Rejected(
                 "unsupported", f"{id} has no checkpoint to go on from; its status is {result.status}"
             )
-        before = parse_training(result.request.body())
+        request = (await with_request(TrainingStore(store), result)).request
+        if request.cut:
+            raise DreamError(f"the request of {id} is gone from {url}; drop a new training")
+        before = parse_training(request.body())
         wanted = kept[-1].step + steps
         document = {
             **before.model_dump(mode="json", exclude_defaults=True),

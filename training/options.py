@@ -30,8 +30,13 @@ _OWN: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "lora": (
-        Annotated[bool, typer.Option("--lora/--full", help="A LoRA beside the base, or all weights.")],
-        True,
+        Annotated[
+            bool | None,
+            typer.Option(
+                "--lora/--full", help="A LoRA beside the base, or all weights [lora].", show_default=False
+            ),
+        ],
+        None,
     ),
     "options": (
         Annotated[
@@ -138,7 +143,7 @@ def dreambooth_command(**given: Any) -> None:
     for name, value in given.items():
         if value is not None:
             document[Training.model_fields[name].alias or name] = value
-    if "method" not in document or not own["lora"]:
+    if own["lora"] is not None:
         document["method"] = "lora" if own["lora"] else "full"
     raise typer.Exit(
         asyncio.run(

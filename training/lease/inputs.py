@@ -70,16 +70,20 @@ class Inputs:
         else:
             raise Rejected.of_field("pictures", "is missing; give pictures, or an archive of them")
         frozen = await self._frozen(id)
-        base = await self.bases.fetch(training.base, (frozen or {}).get("base"))
         hashes = await asyncio.to_thread(_hashes, shown)
-        found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
-        if frozen is None:
-            await self.store.create(saved.folder_of(id) + _FROZEN, json.dumps(found, indent=2).encode())
-        elif frozen["pictures"] != hashes:
+        if frozen is not None and frozen["pictures"] != hashes:
             changed = sorted({*hashes.items()} ^ {*frozen["pictures"].items()})[0][0]
             raise Rejected.of_field(
                 "pictures", f"has changed since the training began ({changed}); drop it under another name"
             )
+        base = await self.bases.fetch(training.base, (frozen or {}).get("base"))
+        if frozen is None:
+            found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
+            try:
+                await self.store.create(saved.folder_of(id) + _FROZEN, json.dumps(found, indent=2).encode())
+            except BaseException:
+                base.release()
+                raise
         work = TrainingFolder(training=training, base_folder=str(base.folder), pictures_folder=str(shown))
         return work, base
 
@@ -91,6 +95,7 @@ class Inputs:
         return document
 
     async def _pictures(self, training: Training, folder: Path) -> None:
+        captions: list[dict[str, str]] = []
         for number, picture in enumerate(training.pictures):
             field = f"pictures.{number}.image"
             is_key = len(picture.image) <= MAX_KEY_BYTES and picture.image.startswith(tuple(self.prefixes))
@@ -105,7 +110,10 @@ class Inputs:
                 raise Rejected.of_field(f"pictures.{number}.name", f"{path.name!r} is there twice")
             temporary.rename(path)
             if picture.caption is not None:
-                path.with_suffix(".txt").write_text(picture.caption, encoding="utf-8")
+                captions.append({"file_name": path.name, "text": picture.caption})
+        if captions:  # in one file: 1.png and 1.jpg would share a 1.txt
+            lines = "".join(json.dumps(row) + "\n" for row in captions)
+            (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 
     async def _fetch(self, key: str, path: Path, field: str) -> None:
         if ".." in key or not key.startswith(tuple(self.prefixes)):

@@ -101,7 +101,7 @@ class Job:
 
     async def look(self) -> None:
         """Notice that the training was canceled, taken over, or is to stop. Raises `StoreUnavailable`."""
-        if self.held.taken_over or await self.claims.is_over(self.id):
+        if await self.claims.is_over(self.id) or await self._is_taken_over():
             await self.abandon()
         elif not self._stopping and await self.view.head(layout.result_folder(self.id) + STOP):
             log.info("stopping early, as asked", extra={"id": self.id})
@@ -109,13 +109,17 @@ class Job:
             if self._child is not None:
                 self._child.save_and_stop()
 
+    async def _is_taken_over(self) -> bool:
+        """Whether the next epoch's claim exists. A trainer sweeps between trainings only, so it looks here."""
+        return await self.view.head(layout.claim_key(self.id, self.held.claim.epoch + 1)) is not None
+
     # The attempt ---------------------------------------------------------------------------------
 
     async def run(self) -> Ended:
         """Train until there is a result, or until the training is given back.
 
         Raises:
-            StoreUnavailable: the claim is still held; the caller lets the lease run out.
+            StoreUnavailable: the claim may still be held; the caller gives it back.
         """
         try:
             return await self._run()

@@ -24,6 +24,7 @@ from infra.stores.store import Info
 from schemas import layout
 from schemas.errors import NotFound, Rejected, StoreUnavailable, TooLarge, Unavailable
 from schemas.plan import Refusal
+from schemas.result import Failure
 from schemas.training import parse_training
 from training.lease.inputs import Inputs
 from training.lease.job import Job
@@ -131,8 +132,9 @@ class Trainer:
         if self.settings.only:
             return await self.view.head(layout.result_key(self.settings.only)) is not None
         for prefix in (layout.REQUESTS, layout.CLAIMS):
-            async for _info in self.view.list(prefix):
-                return False
+            async for info in self.view.list(prefix):
+                if prefix == layout.CLAIMS or _is_training(info.key):
+                    return False
         return True
 
     async def _find(self) -> Held | None:
@@ -142,7 +144,7 @@ class Trainer:
             return held
         async for info in self.view.list(layout.REQUESTS):
             id = layout.request_id(info.key)
-            if not info.key.lower().endswith(layout.SINGLE) or self.settings.only not in ("", id):
+            if not _is_training(info.key) or self.settings.only not in ("", id):
                 continue
             if (claimed := await self._claim(info, id)) is not None:
                 return claimed
@@ -208,11 +210,20 @@ class Trainer:
         try:
             await self.job.run()
         except Unavailable as error:
-            # Nothing can be said to the store: the lease runs out, and the training goes on elsewhere.
             log.warning("a training is given up here", extra={"id": held.claim.id, "why": str(error)})
+            await self._hand_back(held, f"the trainer gave up: {error}")
         finally:
             self.job = None
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _hand_back(self, held: Held, why: str) -> None:
+        """Release a claim as soon as the store answers: while we live and hold it, nobody takes it over."""
+        failure = Failure(code="worker_crashed", message=why)
+        while self.claims.holds(held.claim.id) and not self.stop.is_set():
+            try:
+                await self.claims.release(held, "retry", failure)
+            except StoreUnavailable:
+                await asyncio.sleep(self.settings.timing.beat)
 
     # Beside it -----------------------------------------------------------------------------------
 
@@ -250,6 +261,11 @@ class Trainer:
             log.exception("a loop of the trainer failed; stopping")
             self.failed = True
             self.stop.set()
+
+
+def _is_training(key: str) -> bool:
+    """Whether a dropped file is a training; people leave other files there."""
+    return key.lower().endswith(layout.SINGLE)
 
 
 def make_claims(view: TrainingStore, session: str, timing: Timing, stamp: Callable[[], str]) -> Claims:

@@ -1,0 +1,144 @@
+"""What a trainer does about its store and its inputs, in this process; nothing is trained."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from infra.claims.claims import Timing
+from infra.claims.trainings import TrainingStore
+from infra.stores.memory import MemoryStore
+from infra.stores.open import open_store
+from schemas import layout
+from schemas.errors import StoreUnavailable
+from schemas.result import Frozen, Result, utc_now
+from schemas.training import parse_training, validate_training
+from tests.trainings import specks
+from training.control import go_on_with
+from training.lease.base_models import BaseModels
+from training.lease.inputs import Inputs
+from training.lease.job import Job
+from training.lease.trainer import Trainer, TrainerSettings, make_claims
+from training.pictures import read_folder
+
+pytestmark = pytest.mark.anyio
+
+BODY = {"name": "new", "base": "doodle", "instance_prompt": "sks"}
+SOON = Timing(beat=0.05, lease=0.5, sweep=(0.05, 0.1), max_attempts=1)
+
+
+def trainer_on(store: Any, work: Path) -> Trainer:
+    view = TrainingStore(store)
+    settings = TrainerSettings(timing=SOON, work=work, once=True)
+    inputs = Inputs(store, BaseModels.of(()).on(store))
+    return Trainer(make_claims(view, "me", SOON, utc_now), view, inputs, settings, versions={})
+
+
+class WithoutUploads(MemoryStore):
+    """A store in which one prefix cannot be read."""
+
+    async def fetch_file(self, key: str, path: Path, **options: Any) -> str:
+        raise StoreUnavailable(f"{key}: access denied")
+
+
+async def test_a_training_that_the_store_interrupts_is_given_back(tmp_path: Path):
+    """The trainer lives on and beats, so nobody else would ever take what it keeps."""
+    store = WithoutUploads()
+    body = {**BODY, "pictures": [{"image": "uploads/a.png"}]}
+    await store.create("trainings/a.json", json.dumps(body).encode())
+    trainer = trainer_on(store, tmp_path)
+    async with asyncio.timeout(60):
+        await trainer.run()
+    result = json.loads((await store.get("training-results/a/result.json")).body)
+    assert (result["status"], result["failure"]["code"]) == ("failed", "worker_crashed")
+    assert "access denied" in result["failure"]["message"]
+
+
+async def test_a_training_that_another_took_over_is_left_to_it(tmp_path: Path):
+    """Such as on a computer that slept for longer than its lease."""
+    store = MemoryStore()
+    trainer, view = trainer_on(store, tmp_path), TrainingStore(store)
+    shown = specks(tmp_path / "shown", 1)
+    picture = base64.b64encode((shown / "0.png").read_bytes()).decode()
+    body = json.dumps({**BODY, "pictures": [{"image": picture, "name": "1.png"}]}).encode()
+    await view.create(layout.request_key("a"), body)
+    info = await view.head(layout.request_key("a"))
+    held = await trainer.claims.take(info, body, id="a", plan={"task": "train"})
+    assert held is not None
+    others = held.claim.model_copy(update={"epoch": 2, "session": "other", "attempt": 2})
+    (tmp_path / "work").mkdir()
+    job = Job(
+        held, trainer.claims, view, trainer._inputs, tmp_path / "work", "me", versions={}, draining=True
+    )
+    await job.look()
+    await view.create(layout.claim_key("a", 2), others.body())
+    await job.look()
+    assert await job.run() == "lost"
+    assert await view.head(layout.released_key("a", 1)) is None
+
+
+async def test_other_files_among_the_trainings_do_not_keep_a_trainer(tmp_path: Path):
+    store = MemoryStore()
+    await store.create("trainings/notes.txt", b"buy milk")
+    async with asyncio.timeout(60):
+        await trainer_on(store, tmp_path).run()
+    assert await store.head("trainings/notes.txt")
+
+
+async def test_pictures_of_one_stem_keep_their_captions(tmp_path: Path):
+    files = sorted(specks(tmp_path / "shown", 2).glob("*.png"))
+    images = [base64.b64encode(file.read_bytes()).decode() for file in files]
+    rows = [
+        {"image": images[0], "name": "1.png", "caption": "one"},
+        {"image": images[1], "name": "1.jpg", "caption": "two"},
+        {"image": images[1], "name": "2.png"},
+    ]
+    store = MemoryStore()
+    training = validate_training({**BODY, "pictures": rows})
+    work, base = await Inputs(store, BaseModels.of(()).on(store)).fetch("a", training, tmp_path)
+    base.release()
+    found = read_folder(Path(work.pictures_folder), training.instance_prompt).pictures
+    assert {one.name: one.caption for one in found} == {"1.png": "one", "1.jpg": "two", "2.png": "sks"}
+
+
+async def test_a_training_with_long_inline_pictures_can_be_gone_on_with(tmp_path: Path):
+    """Its result has only the beginning of such a request; the rest lies beside it."""
+    picture = base64.b64encode(bytes(100_000)).decode()
+    body = json.dumps({**BODY, "pictures": [{"image": picture, "name": "1.png"}]}).encode()
+    async with open_store(str(tmp_path)) as store:
+        view = TrainingStore(store)
+        await view.create(layout.request_key("a"), body)
+        claims = make_claims(view, "me", SOON, utc_now)
+        info = await view.head(layout.request_key("a"))
+        assert info is not None
+        held = await claims.take(info, body, id="a", plan={"task": "train"})
+        assert held is not None
+        result = Result.ended(
+            "a", "succeeded", None, request=Frozen.of(body), fingerprint=layout.fingerprint(body)
+        )
+        await claims.commit(held, result)
+        await store.create("training-results/a/checkpoints/000000005.000001/checkpoint.json", b"{}")
+    assert "to step 7" in await go_on_with(str(tmp_path), "a", 2)
+    dropped = parse_training((tmp_path / "trainings/a-to-7.json").read_bytes())
+    assert (dropped.steps, dropped.resume_from, dropped.pictures[0].image) == (7, "a", picture)
+
+
+@pytest.mark.parametrize(("flags", "method"), [((), "full"), (("--lora",), "lora"), (("--full",), "full")])
+def test_the_command_line_wins_over_the_options_file(flags: tuple[str, ...], method: str, tmp_path: Path):
+    from training.cli import train
+
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps({**BODY, "method": "full"}))
+    shown = specks(tmp_path / "shown")
+    command = ["dreambooth", "--options", str(options), "--instance-images", str(shown), *flags]
+    command += ["--store", str(tmp_path / "store"), "--detach"]
+    result = CliRunner().invoke(train, command)
+    assert result.exit_code == 0, result.output
+    (dropped,) = (tmp_path / "store/trainings").glob("*.json")
+    assert parse_training(dropped.read_bytes()).method == method
