@@ -212,6 +212,11 @@ class Trainer:
         except Unavailable as error:
             log.warning("a training is given up here", extra={"id": held.claim.id, "why": str(error)})
             await self._hand_back(held, f"the trainer gave up: {error}")
+        except Exception as error:  # one training's unforeseen error must not end the trainer
+            log.exception("a training failed unexpectedly", extra={"id": held.claim.id})
+            await self._hand_back(
+                held, f"the trainer failed unexpectedly ({type(error).__name__}); see its log"
+            )
         finally:
             self.job = None
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
