@@ -16,8 +16,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
-# Two at a time, each file in one process, which starts its servers once; PYTEST_ARGS="-n 0" for one after another.
-two := -n 2 --dist loadfile
+# Three at a time, as many tests wait for a process or a lease, each file in one process, which starts its servers once; PYTEST_ARGS="-n 0" for one after another.
+side_by_side := -n 3 --dist loadfile
 
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install -q --disable-pip-version-check -c constraints.txt \
@@ -37,7 +37,7 @@ stack: $(VENV)/.for-development
 
 test: $(VENV)/.for-development
 	@.ci/browser
-	$(bin)/python -m pytest -q -ra $(two) $(PYTEST_ARGS)
+	$(bin)/python -m pytest -q -ra $(side_by_side) $(PYTEST_ARGS)
 
 lint: $(VENV)/.for-development
 	$(bin)/ruff check .
