@@ -12,13 +12,13 @@ import typer
 
 from infra.options import LogFormat, MetricsHost, MetricsPort
 from schemas.errors import DreamError
-from training.options import dreambooth_command
 
 train = typer.Typer(
     help="Teach a model a new concept, from a few pictures.", no_args_is_help=True, rich_markup_mode=None
 )
 trainer = typer.Typer(help="Run the trainings of a store.", add_completion=False, rich_markup_mode=None)
 
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 DEFAULT_STORE = "./dreamdrop-data"
 StoreUrl = Annotated[
     str,
@@ -30,7 +30,13 @@ Id = Annotated[
     str, typer.Argument(metavar="ID", help="The training's id: the path of its file below trainings/.")
 ]
 
-train.command("dreambooth")(dreambooth_command)
+
+@train.command("dreambooth", context_settings=_PASSED_ON)
+def dreambooth(context: typer.Context) -> None:
+    """Teach a model a new concept from a few pictures; every field of the training manifest is an option."""
+    from training.options import app  # only now: the root's help must be fast, and this needs the schemas
+
+    app(context.args, prog_name=context.command_path)
 
 
 @train.command()

@@ -161,6 +161,13 @@ def dreambooth_command(**given: Any) -> None:
 
 
 _add_options(dreambooth_command)
+app = typer.Typer(
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(dreambooth_command)
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

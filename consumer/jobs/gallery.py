@@ -11,7 +11,7 @@ import hashlib
 import html
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -217,6 +217,13 @@ def thumbnail(data: bytes, side: int = 256) -> bytes:
         few = max(small.size) <= _FEW_PIXELS  # enlarged on the page, where losses would show
         small.save(buffer, "WEBP", quality=88, method=2, lossless=few)
         return buffer.getvalue()
+
+
+def for_sheet(item: GalleryItem) -> GalleryItem:
+    """Only what the contact sheet shows of an item."""
+    return replace(
+        item, prompt="", parameters={n: item.parameters[n] for n in _LABELS if n in item.parameters}
+    )
 
 
 def contact_sheet(items: Sequence[GalleryItem], cell: int = 128) -> bytes:

@@ -88,7 +88,7 @@ async def write(
         shown = await asyncio.to_thread(lambda: [*islice(items, PER_PAGE)])
         if (number - 1) * PER_PAGE < _EMBEDDED:
             shown = await gather_bounded(shown, _IN_FLIGHT, lambda item: _with_thumbnail(store, folder, item))
-            on_sheet += [item for item in shown if item.thumbnail]
+            on_sheet += [gallery.for_sheet(item) for item in shown if item.thumbnail]
         place = gallery.Place(number, pages, totals.pictures)
         page = await asyncio.to_thread(gallery.page, batch, shown, counts=totals.counts, place=place)
         await store.create(folder + gallery.page_name(number), page, content_type="text/html")

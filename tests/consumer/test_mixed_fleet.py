@@ -34,7 +34,7 @@ MINE = Cards({card.name: card for card in (*BUILT_IN, replace(BUILT_IN[0], name=
         ({"model": "mine"}, {"cards": MINE}),
         ({"steps": 400}, {"limits": Limits(max_steps=500)}),
         ({"number_of_images": 70}, {"limits": Limits(max_images=80)}),
-        ({"width": 1024, "height": 1024}, {"limits": Limits(max_native_areas=64)}),
+        ({"width": 1032, "height": 1032}, {"limits": Limits(max_native_areas=66)}),
         ({"prompt": "a red circle" + " " * 9000}, {"limits": Limits(max_prompt_chars=10_000)}),
     ],
     ids=["model", "steps", "images", "size", "prompt"],

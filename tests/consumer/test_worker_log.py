@@ -188,7 +188,9 @@ async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixtur
     assert lines["model loaded"]["dtype"] == "float32"
     loaded = {"device": "cpu", "model": "tiny"}
     assert metrics.REGISTRY.get_sample_value("dreamdrop_model_loaded_bytes", loaded) > 1000
-    assert metrics.REGISTRY.get_sample_value("dreamdrop_model_load_seconds_count", {"model": "tiny"}) == 1
+    count = metrics.REGISTRY.get_sample_value("dreamdrop_model_load_seconds_count", {"model": "tiny"})
+    assert count is not None
+    assert count >= 1  # other tests of this process load it, too
     metrics.renderer_lost("cpu", "crashed")
     assert metrics.REGISTRY.get_sample_value("dreamdrop_model_loaded_bytes", loaded) is None
 

@@ -76,7 +76,11 @@ def test_without_javascript_everything_can_be_looked_at(browser: Browser, addres
     id = finished(address, QUICK | {"prompt": "plain html"})
     context = browser.new_context(base_url=address, java_script_enabled=False)
     page = context.new_page()
-    page.goto("/")
+    for _ in range(50):  # what the first page lists is up to a second old
+        page.goto("/")
+        if page.locator(f"a[href='/pictures/{id}']").count():
+            break
+        page.wait_for_timeout(200)
     page.locator(f"a[href='/pictures/{id}']").click()
     expect(page.locator("h1")).to_have_text("plain html")
     expect(page.get_by_role("row", name="Steps")).to_contain_text("2")
