@@ -126,7 +126,7 @@ class Dispatch:
             self._begin(min(free, key=lambda other: other.renderer.pending), job)
 
     def _next(self, express: bool) -> Job | None:
-        """The oldest job of a lane that waits and is no suspect."""
+        """The oldest waiting job of a lane that is not a suspect."""
         return next((job for job in self._waiting if job.express == express and not job.suspect), None)
 
     def _free(self) -> list[DeviceSlot]:
