@@ -116,7 +116,7 @@ class RequestClaimer:
         """
         began = self.clock()
         try:
-            outcome = await self._claim(body, id, source, batch, express)
+            outcome = await self._claim(body, id, source, batch, express, began)
             if outcome.held is not None:
                 lane = "express" if outcome.held.claim.in_express_lane else "normal"
                 traces.record("claim", outcome.held, seconds=self.clock() - began, facts={"lane": lane})
@@ -136,7 +136,7 @@ class RequestClaimer:
             return await self._refuse(source, Rejected("worker_crashed", text), body, chosen_id(body) or id)
 
     async def _claim(
-        self, body: bytes, id: str, source: Info | None, batch: bool, express: bool
+        self, body: bytes, id: str, source: Info | None, batch: bool, express: bool, seen: float
     ) -> ClaimOutcome:
         try:
             if source is None and len(body) > self.limits.max_body_bytes:
@@ -151,7 +151,7 @@ class RequestClaimer:
                 request_id = manifest.id or id
                 if has_expired(manifest):
                     return await self._refuse(source, _expired(manifest), body, request_id)
-                plan_document = self.plan(manifest, await self.names.read(manifest)).document()
+                plan_document = self.plan(manifest, await self.names.read(manifest, seen)).document()
         except Rejected as error:
             if source is not None and await self._may_be_unfinished(source, error):
                 return ClaimOutcome(id, settling=True)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from schemas.manifest import Manifest
     from schemas.models import PublishedCard
 
-_FRESH = 2.0  # seconds for which a name means what it meant when it was looked up
 _REMEMBERED = 1000  # names, and cards
 
 
@@ -56,8 +55,11 @@ class Names:
     )
     _cards: LruCache[str, PublishedCard] = field(default_factory=lambda: LruCache(_REMEMBERED))
 
-    async def read(self, manifest: Manifest) -> Meaning:
+    async def read(self, manifest: Manifest, seen: float) -> Meaning:
         """Resolve the model and the LoRAs.
+
+        Args:
+            seen: when the manifest was here, by our clock. What was published before that is found.
 
         Raises:
             Rejected: one is unknown, or a LoRA is of another family than the model.
@@ -66,17 +68,17 @@ class Names:
         name = manifest.model or self.default_model
         if name in self.cards.cards:
             card = self.cards.get(name)
-            return await self._with_loras(manifest, card, None, family_of(card))
-        model = await self._published(name)
+            return await self._with_loras(manifest, card, None, family_of(card), seen)
+        model = await self._published(name, seen)
         if model is None:
             return Meaning(self.cards.get(name, await self._published_names()))  # raises
         if model.kind == "full":
-            return await self._with_loras(manifest, card_of(model), model.version, model.family)
-        return await self._lora_as_model(manifest, model)
+            return await self._with_loras(manifest, card_of(model), model.version, model.family, seen)
+        return await self._lora_as_model(manifest, model, seen)
 
-    async def _lora_as_model(self, manifest: Manifest, lora: PublishedCard) -> Meaning:
+    async def _lora_as_model(self, manifest: Manifest, lora: PublishedCard, seen: float) -> Meaning:
         """A LoRA that is named as the model: its base, with the LoRA at its default weight."""
-        base = await self._published(lora.base) if lora.base not in self.cards.cards else None
+        base = await self._published(lora.base, seen) if lora.base not in self.cards.cards else None
         if base is not None and base.kind != "full":
             raise _refused(f"is {lora.reference}, a LoRA whose base {lora.base!r} is a LoRA itself", "model")
         if base is None and lora.base not in self.cards.cards:
@@ -93,7 +95,7 @@ class Names:
             notes = (Note(code="base_changed", message=text + card.revision, field="model"),)
         version = base.version if base is not None else None
         family = base.family if base is not None else family_of(card)
-        return await self._with_loras(manifest, card, version, family, first=lora, notes=notes)
+        return await self._with_loras(manifest, card, version, family, seen, first=lora, notes=notes)
 
     async def _with_loras(
         self,
@@ -101,6 +103,7 @@ class Names:
         card: ModelCard,
         version: int | None,
         family: str,
+        seen: float,
         *,
         first: PublishedCard | None = None,
         notes: tuple[Note, ...] = (),
@@ -125,7 +128,7 @@ class Names:
                 choices.append(lora)
                 hashes[lora.name] = self.cards.lora(lora.name).sha256
                 continue
-            found = await self._published(lora.name)
+            found = await self._published(lora.name, seen)
             if found is None:
                 self.cards.lora(lora.name, await self._published_names())  # raises
             elif found.kind != "lora":
@@ -137,8 +140,11 @@ class Names:
             raise _refused(f"names {twice[0]!r} twice; give each LoRA once, with one weight")
         return Meaning(card, tuple(choices), hashes, version, versions, notes)
 
-    async def _published(self, reference: str) -> PublishedCard | None:
-        """What is published under `name` or `name@version`; None when nothing is."""
+    async def _published(self, reference: str, seen: float) -> PublishedCard | None:
+        """What is published under `name` or `name@version`; None when nothing is.
+
+        Manifests that were here before a look began share its answer.
+        """
         name, version = split_reference(reference)
         if self.store is None or not CHOSEN_ID.fullmatch(name):
             return None
@@ -146,7 +152,7 @@ class Names:
             return card
         began = self.clock()
         entry = self._current.get(name) if version is None else None
-        if entry is not None and began - entry[0] < _FRESH:
+        if entry is not None and entry[0] > seen:
             return entry[1]
         try:
             card = await published.resolve(self.store, reference)

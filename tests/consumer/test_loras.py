@@ -220,7 +220,7 @@ def test_the_worker_says_in_one_line_why_it_does_not_start(tmp_path):
 
 def _plan(cards, manifest):
     claimer = RequestClaimer(None, None, cards, "doodle", Limits(), lambda: 0.0, random.Random(1))
-    return claimer.plan(manifest, asyncio.run(claimer.names.read(manifest)))
+    return claimer.plan(manifest, asyncio.run(claimer.names.read(manifest, 0.0)))
 
 
 def test_the_plan_holds_each_files_hash(lora_file, tmp_path):

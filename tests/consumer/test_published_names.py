@@ -79,9 +79,9 @@ def planner(store, cards=None, clock=None):
         store, None, cards or Cards.of(), "doodle", Limits(), clock or Clock(), random.Random(1)
     )
 
-    async def plan(**fields):
+    async def plan(seen=0.0, **fields):
         asked = manifest(**fields)
-        return claimer.plan(asked, await claimer.names.read(asked))
+        return claimer.plan(asked, await claimer.names.read(asked, seen))
 
     return plan
 
@@ -108,21 +108,21 @@ async def test_versions_are_frozen_in_the_plan(shelf, publish):
     assert (as_model.loras[0].weight, as_model.lora_versions) == (0.7, {"ink": 1})
 
 
-async def test_a_name_is_remembered_for_seconds_and_its_absence_not_at_all(shelf, publish):
-    """What was published a moment ago is found; a move is noticed within seconds; an explicit version never moves."""
+async def test_manifests_share_a_look_that_began_after_they_came(shelf, publish):
+    """What was published before a manifest was dropped is found; an explicit version never moves."""
     clock = Clock()
     plan = planner(shelf, clock=clock)
     with pytest.raises(Rejected, match="no model named 'dog'"):
         await plan(model="dog")
     await publish("dog")
-    assert (await plan(model="dog")).model_version == 1
+    clock.now = 1.0
+    assert (await plan(model="dog", seen=0.5)).model_version == 1
     listed = shelf.listed
-    assert (await plan(model="dog")).model_version == 1
+    assert (await plan(model="dog", seen=0.9)).model_version == 1
     assert shelf.listed == listed
     await publish("dog")
-    clock.now = 3.0
-    assert (await plan(model="dog")).model_version == 2
-    assert (await plan(model="dog@1")).model_version == 1
+    assert (await plan(model="dog", seen=1.0)).model_version == 2
+    assert (await plan(model="dog@1", seen=1.0)).model_version == 1
 
 
 async def test_a_workers_own_name_comes_first(shelf, publish, tmp_path):
@@ -252,9 +252,9 @@ async def test_what_cannot_be_fetched_ends_the_request_by_name(shelf, publish, t
 
 async def test_names_without_a_store_are_the_workers_own():
     names = Names(Cards.of(), "doodle", None, Clock())
-    assert (await names.read(manifest())).card.name == "doodle"
+    assert (await names.read(manifest(), 0.0)).card.name == "doodle"
     with pytest.raises(Rejected):
-        await names.read(manifest(model="dog"))
+        await names.read(manifest(model="dog"), 0.0)
 
 
 async def until_over(store, id):

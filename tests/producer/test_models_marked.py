@@ -22,20 +22,27 @@ def heartbeat(store: Path, session: str, **facts: Any) -> None:
 def test_every_list_tells_which_models_cannot_be_had(tmp_path: Path, dreamdrop: Callable[..., Any]):
     """One worker knows sd21 and has only doodle; `sd15` is on another worker's disk."""
     models = ["doodle", "sd15", "sd21"]
-    heartbeat(tmp_path, "one", models=models, available=["doodle"], default_model="doodle")
-    heartbeat(tmp_path, "two", models=models, available=["sd15"], default_model="doodle")
+
+    def beat() -> None:  # before each look, as a worker's heartbeat counts for a minute
+        heartbeat(tmp_path, "one", models=models, available=["doodle"], default_model="doodle")
+        heartbeat(tmp_path, "two", models=models, available=["sd15"], default_model="doodle")
+
+    beat()
     with facade(tmp_path) as address, httpx.Client(base_url=address) as http:
+        beat()
         openai = [model["id"] for model in http.get("/v1/models").json()["data"]]
         a1111 = [model["model_name"] for model in http.get("/sdapi/v1/sd-models").json()]
         page = http.get("/", headers={"Accept": "text/html"}).text
     assert sorted(openai) == ["doodle", "sd15"]
     assert sorted(a1111) == ["doodle", "sd15"]
-    options = dict(re.findall(r'<option value="(\w+)">([^<]*)</option>', page))
+    options = dict(re.findall(r'<option value="(\w+)"[^>]*>([^<]*)</option>', page))
     assert [name for name in models if "not here" in options[name]] == ["sd21"]
 
+    beat()
     listed = dreamdrop("models", "--store", str(tmp_path))
     lines = {line.split("\t")[0]: line for line in listed.stdout.splitlines()}
     assert [name for name in models if "not here" in lines[name]] == ["sd21"]
+    beat()
     as_json = json.loads(dreamdrop("models", "--store", str(tmp_path), "--json").stdout)
     here = {
         model["name"]: model["here"]

@@ -47,8 +47,9 @@ def test_a_mask_is_painted_erased_and_undone_by_keyboard(page: Page):
     """The arrow keys move the brush, the space bar paints, and the button's label follows."""
     page.goto("/")
     drop(page, png())
-    page.locator("#mask").focus()
     button = page.locator("#draw")
+    expect(button).to_have_text("Redraw")  # the picture is there, and can be painted on
+    page.locator("#mask").focus()
     page.keyboard.down(" ")
     page.keyboard.press("ArrowRight")
     page.keyboard.up(" ")
@@ -110,6 +111,7 @@ def test_the_form_stays_over_a_reload_and_a_look_at_a_picture(page: Page, addres
     page.locator("#more summary").click()
     page.locator("[name=scheduler]").fill("DDIM")
     drop(page, png())
+    expect(page.locator("#draw")).to_have_text("Redraw")  # the picture is there, and can be painted on
     page.locator("#mask").focus()
     page.keyboard.press(" ")
     expect(page.locator("#draw")).to_have_text("Repaint")
