@@ -24,7 +24,7 @@ COMPOSE = """\
 # `python -m tests.deploy.env_example > .env.example` writes this file.
 
 # ---- compose.yaml ----
-# Who draws: cpu, or gpu (needs the NVIDIA container toolkit).
+# Who draws: cpu, or gpu (needs the NVIDIA container toolkit). With a trainer: cpu,train-cpu or gpu,train-gpu
 COMPOSE_PROFILES=cpu
 # What the image is built on. With a GPU: nvidia/cuda:12.8.1-base-ubuntu24.04
 BASE_IMAGE=debian:bookworm-slim
