@@ -30,6 +30,11 @@ _CUT = 60  # characters of a name or a value that a message shows
 _FAULTS = 50  # of a document that are examined; four are reported
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Many clients send a schema's default themselves. A number that is sent replaces the model's own."""
+    schema.pop("default")
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -58,11 +63,15 @@ class _Request(_Body):
     cfg_scale: float = Field(
         CFG_SCALE,
         ge=0,
-        description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Left out: "
-        "what the model's card says, else 7.",
+        description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Default: the "
+        "model's own, or 7 where its card has none.",
+        json_schema_extra=_without_default,
     )
     steps: int = Field(
-        STEPS, ge=1, description="Denoising steps. Left out: what the model's card says, else 30."
+        STEPS,
+        ge=1,
+        description="Denoising steps. Default: the model's own, or 30 where its card has none.",
+        json_schema_extra=_without_default,
     )
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
     seed: int | None = Field(
