@@ -52,8 +52,8 @@ ALONE = {
 }
 
 
-def options() -> Iterator[tuple[str, TyperOption]]:
-    """Every option that has a variable, with the path of its command.
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command with its path; "" is `dreamdrop` itself.
 
     The other packages' commands are those of pyproject.toml: an environment may have an older installation.
     """
@@ -64,10 +64,16 @@ def options() -> Iterator[tuple[str, TyperOption]]:
     todo += [(name, typer.main.get_command(command)) for name, command in loaded]
     while todo:
         path, command = todo.pop(0)
+        yield path, command
+        todo += [(f"{path} {name}".strip(), one) for name, one in getattr(command, "commands", {}).items()]
+
+
+def options() -> Iterator[tuple[str, TyperOption]]:
+    """Every option that has a variable, with the path of its command."""
+    for path, command in commands():
         for param in command.params:
             if isinstance(param, TyperOption) and param.envvar:
                 yield path or "dreamdrop", param
-        todo += [(f"{path} {name}".strip(), one) for name, one in getattr(command, "commands", {}).items()]
 
 
 def variables() -> dict[str, tuple[list[str], TyperOption]]:
