@@ -45,7 +45,7 @@ ALONE = {
     "DREAMDROP_API_KEYS": "Web server: keys of its callers, separated by spaces; `dreamdrop keys new NAME` makes one.",
     "DREAMDROP_EVENTS_TOKEN": "Web server: tokens with which object stores may post events to /events.",
     "DREAMDROP_WEBHOOK_SECRET": "Worker: secrets that sign the announcements to webhooks.",
-    "DREAMDROP_WEBHOOK_HOSTS": "Worker: hosts that the webhooks of requests may name.",
+    "DREAMDROP_WEBHOOK_HOSTS": "Worker: hosts that the webhooks of --announce may lead to.",
     "DREAMDROP_METRICS_PORT": "The port on which a worker answers /metrics, /healthz and /readyz.",
     "DREAMDROP_MODEL_CACHE": "The folder for published models; default ~/.cache/dreamdrop/models.",
     "DREAMDROP_BAKED_MODELS": "A folder of models, laid out as the hub's cache and only read; the image sets /models.",

@@ -31,6 +31,21 @@ PARTS = (
     ("The status", "progress", "`status/<id>.json` while a request is drawn."),
     ("An announcement", "completion", "What `--announce` sends: [completion.md](completion.md)."),
 )
+MEANINGS = {
+    "max_body_bytes": "bytes of one request, its base64 pictures included",
+    "max_batch_bytes": "bytes of one `.jsonl` file",
+    "max_batch_rows": "rows of a batch",
+    "max_prompt_chars": "characters of `prompt`, and of `negative_prompt`",
+    "max_side": "`width`, and `height`",
+    "max_pixels": "`width` x `height`",
+    "max_native_areas": "the same, as a multiple of the model's native size; 1024 x 1024 is always allowed",
+    "max_input_pixels": "pixels of `image`, and of `mask_image`",
+    "max_steps": "`steps`",
+    "max_images": "`number_of_images`",
+    "max_cfg_scale": "`cfg_scale`",
+    "max_metadata_bytes": "bytes of `metadata` as JSON",
+    "max_loras": "`loras`",
+}
 BODIES = ("Text2Img", "Img2Img", "Inpainting")
 CONTRACT = """\
 # The contract, field by field
@@ -108,21 +123,6 @@ def _limits() -> list[str]:
     """The bounds of an operator, which are not in the schemas."""
     limits = Limits()
     by_field = {field: (name, unit) for name, (field, unit) in _VARIABLES.items()}
-    meanings = {
-        "max_body_bytes": "bytes of one request, its base64 pictures included",
-        "max_batch_bytes": "bytes of one `.jsonl` file",
-        "max_batch_rows": "rows of a batch",
-        "max_prompt_chars": "characters of `prompt`, and of `negative_prompt`",
-        "max_side": "`width`, and `height`",
-        "max_pixels": "`width` x `height`",
-        "max_native_areas": "the same, as a multiple of the model's native size; 1024 x 1024 is always allowed",
-        "max_input_pixels": "pixels of `image`, and of `mask_image`",
-        "max_steps": "`steps`",
-        "max_images": "`number_of_images`",
-        "max_cfg_scale": "`cfg_scale`",
-        "max_metadata_bytes": "bytes of `metadata` as JSON",
-        "max_loras": "`loras`",
-    }
     lines = [
         "Besides, a request must be within the operator's limits:",
         "",
@@ -133,7 +133,7 @@ def _limits() -> list[str]:
         variable, unit = by_field.get(field, ("", 1))
         note = " (MiB)" if unit > 1 else ""
         set_by = f"`{variable}`{note}" if variable else ""
-        lines.append(f"| {int(getattr(limits, field)):,} | {meanings[field]} | {set_by} |")
+        lines.append(f"| {int(getattr(limits, field)):,} | {MEANINGS[field]} | {set_by} |")
     return lines
 
 
@@ -250,7 +250,13 @@ def settings() -> str:
     }
     rows = {name: ("", words) for name, words in ALONE.items() if name not in known}
     for name, (field, unit) in _VARIABLES.items():
-        rows.setdefault(name, (f"`{getattr(limits, field) // unit:g}`", f"Limit: {field.replace('_', ' ')}."))
+        rows.setdefault(
+            name,
+            (
+                f"`{getattr(limits, field) // unit:g}`",
+                f"At most, of {MEANINGS[field]}{' (MiB)' if unit > 1 else ''}.",
+            ),
+        )
     lines += [f"| `{name}` | {value} | {_cell(words)} |" for name, (value, words) in sorted(rows.items())]
     for path, command in commands():
         options = [param for param in command.params if isinstance(param, TyperOption) and not param.hidden]
