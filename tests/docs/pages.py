@@ -266,7 +266,9 @@ def settings() -> str:
             f"`dreamdrop {path}",
             *(_argument(p) for p in command.params if isinstance(p, TyperArgument)),
         ]
-        lines += ["", f"## dreamdrop {path}", "", f"{' '.join(usage)}`", "", _first(command.help or "")]
+        lines += ["", f"## dreamdrop {path}", ""]
+        lines += [f"{' '.join(usage)}`", ""] if len(usage) > 1 else []
+        lines += [_first(command.help or "")]
         if options:
             lines += ["", "| option | variable | default | what it does |", "|---|---|---|---|"]
             lines += [_row(option) for option in options]
