@@ -8,6 +8,7 @@
 #   make interop other programs' clients (awscli, rclone, s3cmd, exiftool, ...) against ours: a quarter of an hour
 #   make image-check  execute the Dockerfile without a container engine, and try the result: as root, on Debian
 #   make deploy-check  the AWS and Kubernetes files against their schemas, and on an emulator: two minutes
+#   make docs    the documentation as a site with search, in build/site
 #   make clean   remove what the above made
 #
 # No CUDA? TORCH_INDEX=<url of a CPU index> saves gigabytes where your index has no CPU build of torch.
@@ -24,7 +25,7 @@ install := $(bin)/python -m pip install -q --disable-pip-version-check -c constr
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 sizes := about 300 MB are downloaded with a CPU build of torch, gigabytes with CUDA. It takes minutes ...
 
-.PHONY: demo stack test lint chaos bench interop image-check deploy-check clean
+.PHONY: demo stack test lint chaos bench interop image-check deploy-check docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
@@ -76,6 +77,14 @@ image-check: $(VENV)/.for-development
 deploy-check: $(VENV)/deploy-check/.installed
 	DEPLOY_CHECK=$(VENV)/deploy-check $(bin)/python -m pytest -q -ra -n 0 tests/deploy $(PYTEST_ARGS)
 
+# Where links to files of the repository lead, such as the address of its main branch; without it they are not links.
+DOCS_ADDRESS ?=
+
+docs: $(VENV)/docs/.installed
+	$(VENV)/docs/bin/python -m tests.docs.site build/docs $(DOCS_ADDRESS)
+	$(VENV)/docs/bin/zensical build --strict --clean
+	@echo "The site is in build/site: open build/site/index.html, or serve the folder for its search."
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info dreamdrop-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
@@ -103,6 +112,11 @@ $(VENV)/clients/.installed: $(VENV)/.for-development tests/interop/requirements.
 $(VENV)/deploy-check/.installed: $(VENV)/.for-development tests/deploy/requirements.txt
 	$(bin)/python -m venv $(VENV)/deploy-check
 	$(VENV)/deploy-check/bin/python -m pip install -q --disable-pip-version-check -r tests/deploy/requirements.txt
+	@touch $@
+
+$(VENV)/docs/.installed: tests/docs/requirements.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install -q --disable-pip-version-check -r tests/docs/requirements.txt
 	@touch $@
 
 $(VENV)/.for-development: $(bin)/python pyproject.toml constraints.txt

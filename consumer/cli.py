@@ -189,7 +189,7 @@ def worker(
         typer.Option(
             envvar="DREAMDROP_MAX_NATIVE_AREAS",
             min=1,
-            help="Most pixels of an image, as a multiple of its model's native size; 768 x 768 is always allowed.",
+            help="Most pixels of an image, as a multiple of its model's native size; 1024 x 1024 is always allowed.",
         ),
     ] = _LIMITS.max_native_areas,
     max_images: Annotated[

@@ -34,19 +34,19 @@ class _Part(BaseModel):
 class AnnouncedFailure(_Part):
     """Why there is no picture; the result has the details."""
 
-    code: FailureCode
+    code: FailureCode = Field(description="The kind of failure, for programs.")
     message: str | None = Field(None, description="null where it could repeat a prompt.")
-    field: str | None = None
-    line: int | None = None
-    column: int | None = None
-    index: int | None = None
+    field: str | None = Field(None, description="The field at fault, as a dotted path.")
+    line: int | None = Field(None, description="From 1, in the request file.")
+    column: int | None = Field(None, description="From 1.")
+    index: int | None = Field(None, description="The image that failed, where only one did.")
 
 
 class CompletionData(_Part):
     """The facts of the announced result."""
 
     id: str = Field(description="The request's id.")
-    status: Status
+    status: Status = Field(description="How it ended.")
     task: str | None = Field(
         None, description='"batch" for a .jsonl file; its rows are requests of their own.'
     )
@@ -56,8 +56,8 @@ class CompletionData(_Part):
     metadata: dict[str, Any] = Field(default_factory=dict, description="The request's, unchanged.")
     timings: Timings | None = None
     batch: BatchResult | None = None
-    worker: str = ""
-    attempts: int = 1
+    worker: str = Field("", description="The session that ended it; empty where a client did.")
+    attempts: int = Field(1, description="Attempts that counted, the last one included.")
     fingerprint: str = Field(description="SHA-256 of the request's bytes.")
     omitted: tuple[Literal["images", "metadata", "failure"], ...] = Field(
         (), description="What was left out because the event was too large; the result has it."
@@ -67,7 +67,7 @@ class CompletionData(_Part):
 class Completion(_Part):
     """A CloudEvents 1.0 event: a request is over."""
 
-    specversion: Literal["1.0"] = "1.0"
+    specversion: Literal["1.0"] = Field("1.0", description="Of CloudEvents.")
     id: str = Field(description="The same each time this result is announced: discard repeats by it.")
     source: str = Field(min_length=1, description="The deployment that announces it; a URI reference.")
     type: Literal[
@@ -76,14 +76,14 @@ class Completion(_Part):
         "dreamdrop.request.failed",
         "dreamdrop.request.canceled",
         "dreamdrop.request.expired",
-    ]
+    ] = Field(description="How the request ended.")
     subject: str = Field(description="The request's id.")
     time: str | None = Field(
         None,
         description="RFC 3339: when it ended, by the worker's clock.",
         json_schema_extra={"format": "date-time"},
     )
-    datacontenttype: Literal["application/json"] = "application/json"
+    datacontenttype: Literal["application/json"] = Field("application/json", description="Of `data`.")
     data: CompletionData
 
     def to_json(self) -> bytes:

@@ -39,6 +39,10 @@ TRAINING_CLAIMS = "training-claims/"
 TRAINING_RESULTS = "training-results/"
 TRAINING_STATUS = "training-status/"
 TRAINERS = "trainers/"
+TRAINING_UPLOADS = "uploads/trainings/"  # pictures by their content, which `train dreambooth --detach` stores
+#: Folders below a training's results that only its continuation needs.
+CHECKPOINTS, CLASS_PICTURES = "checkpoints/", "class/"
+CHECKPOINT_COMMIT = "checkpoint.json"  # the last file of a checkpoint; it holds the hashes of the others
 
 MAX_ID_BYTES = 400
 MAX_SEGMENT_BYTES = 100

@@ -25,9 +25,15 @@ if TYPE_CHECKING:
 
 TASKS = ("text2img", "img2img", "inpainting")
 DEFAULT_LIMITS = Limits()
+_TASK = "Which kind of request it is. Default: what its pictures say."
 _MAX_SEED = 2**63 - 1
 _CUT = 60  # characters of a name or a value that a message shows
 _FAULTS = 50  # of a document that are examined; four are reported
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Many clients send a schema's default themselves. A number that is sent replaces the model's own."""
+    schema.pop("default")
 
 
 class _Body(BaseModel):
@@ -37,15 +43,15 @@ class _Body(BaseModel):
 class LoraChoice(_Body):
     """A LoRA that the worker knows, and its weight."""
 
-    name: str = Field(min_length=1, max_length=200)
-    weight: float = Field(1.0, ge=-4, le=4)
+    name: str = Field(min_length=1, max_length=200, description="Of the LoRA, as the worker knows it.")
+    weight: float = Field(1.0, ge=-4, le=4, description="How strongly it changes the model.")
 
 
 class Output(_Body):
     """The image format."""
 
-    format: Literal["png", "jpeg", "webp"] = "png"
-    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG and WebP only")
+    format: Literal["png", "jpeg", "webp"] = Field("png", description="Of the image files.")
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG and WebP only.")
 
 
 class _Request(_Body):
@@ -58,11 +64,15 @@ class _Request(_Body):
     cfg_scale: float = Field(
         CFG_SCALE,
         ge=0,
-        description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Left out: "
-        "what the model's card says, else 7.",
+        description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Default: the "
+        "model's own, or 7 where its card has none.",
+        json_schema_extra=_without_default,
     )
     steps: int = Field(
-        STEPS, ge=1, description="Denoising steps. Left out: what the model's card says, else 30."
+        STEPS,
+        ge=1,
+        description="Denoising steps. Default: the model's own, or 30 where its card has none.",
+        json_schema_extra=_without_default,
     )
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
     seed: int | None = Field(
@@ -80,7 +90,7 @@ class _Request(_Body):
         None, gt=0, le=1, description="How much to change `image`; default 0.8, inpainting 1."
     )
     clip_skip: int | None = Field(None, ge=1, le=12, description="1: none; 2: skip the last layer; ...")
-    loras: tuple[LoraChoice, ...] = Field((), strict=False)
+    loras: tuple[LoraChoice, ...] = Field((), strict=False, description="LoRAs to apply, each once.")
     output: Output = Output()
     metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; repeated in the result.")
     strict: bool = Field(
@@ -136,7 +146,7 @@ class _Request(_Body):
 class Text2Img(_Request):
     """Draw from a prompt alone."""
 
-    task: Literal["text2img"] = "text2img"
+    task: Literal["text2img"] = Field("text2img", description=_TASK)
     width: int | None = Field(
         None, ge=8, multiple_of=8, description="Pixels; default the model's native width."
     )
@@ -148,7 +158,7 @@ class Text2Img(_Request):
 class Img2Img(_Request):
     """Redraw a picture. The result has the picture's size, rounded down to multiples of 8."""
 
-    task: Literal["img2img"] = "img2img"
+    task: Literal["img2img"] = Field("img2img", description=_TASK)
     image: str = Field(
         min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
     )
@@ -157,7 +167,7 @@ class Img2Img(_Request):
 class Inpainting(_Request):
     """Redraw the white part of a mask; everything else stays as it is."""
 
-    task: Literal["inpainting"] = "inpainting"
+    task: Literal["inpainting"] = Field("inpainting", description=_TASK)
     image: str = Field(
         min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
     )

@@ -52,20 +52,20 @@ class ImageResult(_Part):
 
     index: int = Field(ge=0, description="Which of the request's images; its seed is the first seed + index.")
     key: str = Field(description="Its key in the store.")
-    seed: int
-    width: int
-    height: int
-    bytes: int
-    sha256: str
-    content_type: str
+    seed: int = Field(description="With it, alone, the same image is drawn again.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    bytes: int = Field(description="Of the file.")
+    sha256: str = Field(description="Of the file, in hex.")
+    content_type: str = Field(description="Such as image/png.")
 
 
 class Failure(_Part):
     """Why there is no picture, for the author of the request."""
 
-    code: FailureCode
-    message: str
-    field: str | None = None
+    code: FailureCode = Field(description="The kind of failure, for programs.")
+    message: str = Field(description="What is wrong and what to do, for people.")
+    field: str | None = Field(None, description="The field at fault, as a dotted path.")
     line: int | None = Field(None, description="From 1, in the request file.")
     column: int | None = Field(None, description="From 1.")
     index: int | None = Field(None, description="The image that failed, where only one did.")
@@ -80,42 +80,44 @@ class Failure(_Part):
 class Note(_Part):
     """A warning: something was changed, cut or ignored."""
 
-    code: str
-    message: str
-    field: str | None = None
+    code: str = Field(description="The kind of warning, for programs; there may be new ones.")
+    message: str = Field(description="What was changed, for people.")
+    field: str | None = Field(None, description="The field that it is about, as a dotted path.")
 
 
 class Timings(_Part):
     """Seconds, by the worker's clock."""
 
     total: float = Field(description="From the claim to the commit.")
-    decode: float = 0.0
+    decode: float = Field(0.0, description="Pictures of the request to pixels.")
     render: float = Field(
         0.0, description="From the first device call to the last, waiting for other requests included."
     )
-    encode: float = 0.0
-    upload: float = 0.0
+    encode: float = Field(0.0, description="Pixels to files.")
+    upload: float = Field(0.0, description="Files to the store.")
 
 
 class ModelUsed(_Part):
     """The exact weights that drew the images."""
 
-    name: str
-    revision: str = ""
-    source: str = ""
-    licence: str = ""
-    dtype: str = ""
+    name: str = Field(description="As requests name it.")
+    revision: str = Field(
+        "", description="Which weights: a commit of the hub, a published version, or a hash."
+    )
+    source: str = Field("", description="Where they came from.")
+    licence: str = Field("", description="As the model's card says it.")
+    dtype: str = Field("", description="The precision in which they drew.")
 
 
 class BatchCounts(_Part):
     """How the rows of a batch ended."""
 
-    total: int
-    succeeded: int = 0
-    partial: int = 0
-    failed: int = 0
-    canceled: int = 0
-    expired: int = 0
+    total: int = Field(description="All rows.")
+    succeeded: int = Field(0, description="Rows with all of their images.")
+    partial: int = Field(0, description="Rows with some of their images.")
+    failed: int = Field(0, description="Rows without images, for a fault.")
+    canceled: int = Field(0, description="Rows that were canceled.")
+    expired: int = Field(0, description="Rows that had not begun by their `expires_at`.")
 
 
 class BatchResult(_Part):
@@ -131,7 +133,9 @@ class BatchResult(_Part):
         description="Pages of the gallery: gallery.html, gallery-2.html, ... beside it; left out if there is one.",
         exclude_if=lambda pages: pages == 1,
     )
-    contact_sheet: str = ""
+    contact_sheet: str = Field(
+        "", description="Key of one picture with all images, small; empty when there is none."
+    )
 
     def gallery_keys(self) -> list[str]:
         """The keys of the gallery's pages, in order; none if there is no gallery."""
@@ -143,8 +147,8 @@ class BatchResult(_Part):
 class Frozen(_Part):
     """A request's bytes: as text if they are UTF-8, else in base64."""
 
-    text: str | None = None
-    base64: str | None = None
+    text: str | None = Field(None, description="The bytes, where they are UTF-8.")
+    base64: str | None = Field(None, description="The bytes, where they are not.")
     cut: bool = Field(
         False,
         description="True if only the beginning of the body is here: it is too long, or was over the limit.",
@@ -190,10 +194,12 @@ class Frozen(_Part):
 class Result(_Part):
     """`results/<id>/result.json`: once it exists, the request has ended."""
 
-    v: Literal[1] = 1
-    id: str
-    status: Status
-    task: str | None = None
+    v: Literal[1] = Field(1, description="The version of this format.")
+    id: str = Field(description="The request's id.")
+    status: Status = Field(description="How it ended; partial: some images are there.")
+    task: str | None = Field(
+        None, description="text2img, img2img, inpainting, batch or train; null where unknown."
+    )
     images: tuple[ImageResult, ...] = ()
     failure: Failure | None = None
     warnings: tuple[Note, ...] = ()
@@ -203,9 +209,9 @@ class Result(_Part):
     )
     timings: Timings | None = None
     model: ModelUsed | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    worker: str = ""
-    attempts: int = 1
+    versions: dict[str, str] = Field(default_factory=dict, description="Of Dreamdrop and the libraries.")
+    worker: str = Field("", description="The session that ended it; empty where a client did.")
+    attempts: int = Field(1, description="Attempts that counted, the last one included.")
     finished_at: str = Field("", description="ISO 8601, UTC, by the worker's clock; for people.")
     batch: BatchResult | None = None
     fingerprint: str = Field(description="SHA-256 of the request's bytes.")
@@ -256,14 +262,14 @@ class Result(_Part):
 class Progress(_Part):
     """`status/<id>.json`: how far a request is. Advisory, for people and progress bars."""
 
-    id: str
-    status: Literal["queued", "processing"] = "processing"
-    steps_done: int = 0
-    steps_total: int = 0
-    images_done: int = 0
-    images_total: int = 0
-    worker: str = ""
-    attempts: int = 1
+    id: str = Field(description="The request's id.")
+    status: Literal["queued", "processing"] = Field("processing", description="queued: claimed, not begun.")
+    steps_done: int = Field(0, description="Of all images together.")
+    steps_total: int = Field(0, description="Of all images together.")
+    images_done: int = Field(0, description="Images that are stored.")
+    images_total: int = Field(0, description="Images that were asked for.")
+    worker: str = Field("", description="The session that draws it.")
+    attempts: int = Field(1, description="Attempts that counted, this one included.")
     eta: float | None = Field(
         None,
         ge=0,

@@ -52,7 +52,9 @@ class Training(_Body):
         description="The caption of pictures that have none of their own.",
         examples=["a photo of sks dog"],
     )
-    pictures: tuple[TrainingPicture, ...] = Field((), strict=False, max_length=10_000)
+    pictures: tuple[TrainingPicture, ...] = Field(
+        (), strict=False, max_length=10_000, description="What to learn, with captions; or give `archive`."
+    )
     resume_from: str | None = Field(
         None,
         max_length=400,
@@ -74,10 +76,10 @@ class Training(_Body):
         (), strict=False, max_length=1000, description="What the base must go on drawing as it does."
     )
     class_pictures: int = Field(100, ge=1, le=10_000, description="How many the base draws, in all.")
-    prior_weight: float = Field(1.0, gt=0, le=100)
+    prior_weight: float = Field(1.0, gt=0, le=100, description="Of the loss of the class pictures.")
 
     # How long.
-    seed: int = Field(0, ge=0, le=2**63 - 1)
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="All chance follows from it.")
     steps: int | None = Field(None, ge=1, le=1_000_000, description="Optimizer steps.")
     epochs: int | None = Field(
         None, ge=1, le=100_000, description="Instead of `steps`: each picture this often."
@@ -97,7 +99,7 @@ class Training(_Body):
         None, ge=16, le=4096, description="Pixels; default the base's native size."
     )
     buckets: bool = Field(False, description="Keep aspect ratios; false: square crops.")
-    crop: Literal["center", "random"] = "center"
+    crop: Literal["center", "random"] = Field("center", description="Which part of a picture is shown.")
     flip: bool = Field(False, description="Mirror every second view, by chance.")
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of rows that learn without a caption.")
 
@@ -106,24 +108,30 @@ class Training(_Body):
     text_encoder_stop: float = Field(
         1.0, ge=0, le=1, description="Share of the steps after which the text encoder stays as it is."
     )
-    rank: int | None = Field(None, ge=1, le=1024, description="LoRA only.")
+    rank: int | None = Field(None, ge=1, le=1024, description="LoRA only; its size.")
     alpha: float | None = Field(None, gt=0, le=4096, description="LoRA only; default the rank.")
     targets: Literal["attention", "linear", "all"] | None = Field(
         None, description="LoRA only; the layers that get one. all: linear and convolutional layers."
     )
     dora: bool = Field(False, description="LoRA only; weight-decomposed (arXiv:2402.09353), in the UNet.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA only.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA only; share of its inputs left out.")
 
     # How it learns.
-    learning_rate: float | None = Field(None, gt=0, le=10)
+    learning_rate: float | None = Field(None, gt=0, le=10, description="How fast; null: by base and method.")
     text_encoder_learning_rate: float | None = Field(
         None, gt=0, le=10, description="Default `learning_rate`."
     )
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] | None = None
-    warmup_steps: int | None = Field(None, ge=0, le=1_000_000)
-    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = "adamw"
-    weight_decay: float = Field(0.01, ge=0, le=1)
-    max_grad_norm: float = Field(1.0, gt=0, le=1e6)
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] | None = Field(
+        None, description="How the learning rate changes over the steps."
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, le=1_000_000, description="Steps in which the learning rate grows from 0."
+    )
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "prodigy"] = Field(
+        "adamw", description="adamw8bit needs CUDA; prodigy finds its own learning rate."
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Of the optimizer.")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="Longer gradients are shortened to it.")
     snr_gamma: float | None = Field(
         None, gt=0, le=1000, description="min-SNR weighting (arXiv:2303.09556); 5 is usual; null: none."
     )
@@ -135,7 +143,9 @@ class Training(_Body):
     )
 
     # What is kept and shown.
-    checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="Steps.")
+    checkpoint_every: int = Field(
+        100, ge=1, le=1_000_000, description="Steps from one checkpoint to the next."
+    )
     keep: int = Field(2, ge=1, le=1000, description="Checkpoints that are kept.")
     validate_prompts: tuple[str, ...] | None = Field(
         None, strict=False, max_length=64, alias="validate", description="Drawn along the way, same seeds."

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from infra.claims.trainings import TrainingStore
 from schemas import layout
 from schemas.errors import Rejected
-from schemas.layout import UPLOADS
+from schemas.layout import TRAINING_UPLOADS
 from schemas.training import Training, validate_training
 from training import pictures
 
 if TYPE_CHECKING:
     from infra.stores.store import Store
     from training.pictures import PictureSet
-
-PREFIX = f"{UPLOADS}trainings/"
 
 
 class LocalPictures:
@@ -53,7 +51,7 @@ def with_pictures(training: Training, found: PictureSet) -> Training:
     """The training with the keys that its pictures get, which follow from their content."""
     rows = [
         {
-            "image": f"{PREFIX}{picture.sha256}{Path(picture.name).suffix.lower()}",
+            "image": f"{TRAINING_UPLOADS}{picture.sha256}{Path(picture.name).suffix.lower()}",
             "name": picture.name,
             "caption": None if picture.caption == training.instance_prompt else picture.caption,
         }

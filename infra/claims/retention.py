@@ -94,7 +94,7 @@ async def survey(store: Store, older_than: float, *, failed: bool = False) -> Su
     """
     if older_than < LEAST:
         raise ValueError(f"older_than is {older_than:g} s; the least is {LEAST:g} s")
-    before = await _now(store) - older_than
+    before = await store_time(store) - older_than
     # In the order in which a request moves, so that it is seen, however fast it is.
     waiting = [info async for info in store.list(layout.REQUESTS) if layout.is_request(info.key)]
     ids = {layout.request_id(info.key) for info in waiting}
@@ -247,7 +247,7 @@ async def _is_without_pictures(store: Store, id: str) -> bool:
         return True
 
 
-async def _now(store: Store) -> float:
+async def store_time(store: Store) -> float:
     """The time by the store's clock: the date of an object that is written for this, and deleted."""
     key = layout.worker_key(f".probe-clock-{secrets.token_hex(8)}")  # workers tidy there what a crash leaves
     await store.put(key, b"")

@@ -1,4 +1,4 @@
-"""`dreamdrop clean`: removes what ended long ago."""
+"""`dreamdrop clean`: removes requests, or trainings, that ended long ago."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from producer.commands.session import (
 
 if TYPE_CHECKING:
     from infra.claims.retention import Ended, Survey
+    from producer.trainings.retention import TrainingSurvey
 
 _AGE = re.compile(r"([0-9]{1,9})([hdw])")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -47,6 +48,13 @@ def clean(
         bool,
         typer.Option("--failed", help="Only what ended without pictures: failed, canceled or expired."),
     ] = False,
+    trainings: Annotated[
+        bool,
+        typer.Option(
+            "--trainings",
+            help="Trainings in place of requests: their results, checkpoints and uploaded pictures.",
+        ),
+    ] = False,
     apply: Annotated[
         bool, typer.Option("--apply", help="Remove it; without this, only say what would go.")
     ] = False,
@@ -57,9 +65,13 @@ def clean(
 
     A batch goes with its rows. What is not over is never touched. Ages are by the store's own clock. If it is
     interrupted, run it again. Afterwards an id is free: the same request is drawn anew.
+
+    With --trainings: of a training that a published model names only the checkpoints and class pictures go, so that
+    `train continue` cannot go on with it; its report stays until `models remove`, and a clean after that.
     """
     seconds = _age(older_than)
-    run(_clean(store, seconds, older_than, failed, apply, as_json), as_json=as_json)
+    work = _clean_trainings if trainings else _clean
+    run(work(store, seconds, older_than, failed, apply, as_json), as_json=as_json)
 
 
 async def _clean(store: str, seconds: float, age: str, failed: bool, apply: bool, as_json: bool) -> None:
@@ -80,6 +92,49 @@ async def _clean(store: str, seconds: float, age: str, failed: bool, apply: bool
         typer.echo("removed, but for what was asked for meanwhile" if found.going else "nothing was removed")
     elif found.going:
         say("nothing is removed yet: add --apply")
+
+
+async def _clean_trainings(
+    store: str, seconds: float, age: str, failed: bool, apply: bool, as_json: bool
+) -> None:
+    from infra.stores.open import open_store
+    from producer.trainings.retention import remove, survey
+
+    with reporting_errors(as_json=as_json):
+        require_store(store)
+    async with open_store(store) as opened:
+        found = await survey(opened, seconds, failed=failed)
+        if not as_json:
+            _show_trainings(found, age)
+        if apply:
+            await remove(opened, found)
+    if as_json:
+        ids = [
+            {"id": old.id, "whole": old.whole, "objects": old.objects, "bytes": old.bytes}
+            for old in found.going
+        ]
+        print_json({"removed": apply, **found.totals(), "ids": ids, "kept": {"open": found.open}})
+    elif apply:
+        some = found.going or found.uploads
+        typer.echo("removed, but for what was asked for meanwhile" if some else "nothing was removed")
+    elif found.going or found.uploads:
+        say("nothing is removed yet: add --apply")
+
+
+def _show_trainings(found: TrainingSurvey, age: str) -> None:
+    for old in found.going[:_SHOWN]:
+        what = "" if old.whole else " (checkpoints; its model is published)"
+        typer.echo(f"{old.id}{what}: {old.objects:,} objects, {_bytes(old.bytes)}")
+    if len(found.going) > _SHOWN:
+        typer.echo(f"... and {len(found.going) - _SHOWN:,} more (--json lists them all)")
+    t = found.totals()
+    typer.echo(
+        f"ended more than {age} ago: {t['trainings']:,} trainings, checkpoints of {t['checkpoints_of_published']:,} "
+        f"with published models, and {t['uploads']:,} uploaded pictures that no training needs; "
+        f"{t['objects']:,} objects, {_bytes(t['bytes'])}"
+    )
+    if found.open:
+        typer.echo(f"kept: {len(found.open):,} old trainings that are asked for again or gone on from")
 
 
 def _document(found: Survey) -> dict[str, Any]:

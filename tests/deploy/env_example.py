@@ -24,7 +24,7 @@ COMPOSE = """\
 # `python -m tests.deploy.env_example > .env.example` writes this file.
 
 # ---- compose.yaml ----
-# Who draws: cpu, or gpu (needs the NVIDIA container toolkit).
+# Who draws: cpu, or gpu (needs the NVIDIA container toolkit). With a trainer: cpu,train-cpu or gpu,train-gpu
 COMPOSE_PROFILES=cpu
 # What the image is built on. With a GPU: nvidia/cuda:12.8.1-base-ubuntu24.04
 BASE_IMAGE=debian:bookworm-slim
@@ -45,15 +45,15 @@ ALONE = {
     "DREAMDROP_API_KEYS": "Web server: keys of its callers, separated by spaces; `dreamdrop keys new NAME` makes one.",
     "DREAMDROP_EVENTS_TOKEN": "Web server: tokens with which object stores may post events to /events.",
     "DREAMDROP_WEBHOOK_SECRET": "Worker: secrets that sign the announcements to webhooks.",
-    "DREAMDROP_WEBHOOK_HOSTS": "Worker: hosts that the webhooks of requests may name.",
+    "DREAMDROP_WEBHOOK_HOSTS": "Worker: hosts that the webhooks of --announce may lead to.",
     "DREAMDROP_METRICS_PORT": "The port on which a worker answers /metrics, /healthz and /readyz.",
     "DREAMDROP_MODEL_CACHE": "The folder for published models; default ~/.cache/dreamdrop/models.",
     "DREAMDROP_BAKED_MODELS": "A folder of models, laid out as the hub's cache and only read; the image sets /models.",
 }
 
 
-def options() -> Iterator[tuple[str, TyperOption]]:
-    """Every option that has a variable, with the path of its command.
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command with its path; "" is `dreamdrop` itself.
 
     The other packages' commands are those of pyproject.toml: an environment may have an older installation.
     """
@@ -64,10 +64,16 @@ def options() -> Iterator[tuple[str, TyperOption]]:
     todo += [(name, typer.main.get_command(command)) for name, command in loaded]
     while todo:
         path, command = todo.pop(0)
+        yield path, command
+        todo += [(f"{path} {name}".strip(), one) for name, one in getattr(command, "commands", {}).items()]
+
+
+def options() -> Iterator[tuple[str, TyperOption]]:
+    """Every option that has a variable, with the path of its command."""
+    for path, command in commands():
         for param in command.params:
             if isinstance(param, TyperOption) and param.envvar:
                 yield path or "dreamdrop", param
-        todo += [(f"{path} {name}".strip(), one) for name, one in getattr(command, "commands", {}).items()]
 
 
 def variables() -> dict[str, tuple[list[str], TyperOption]]:

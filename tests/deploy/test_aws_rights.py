@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fnmatch
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.ended_batches import png
 from tests.infra.claims_bench import BODY, Bench, paint, success, work
 from tests.producer.facade import facade
 from tests.worker_inside import make_worker, running
+from training import control
 from training.lease import saved
 
 pytestmark = pytest.mark.anyio
@@ -108,8 +110,8 @@ async def test_a_worker_may_do_what_it_does() -> None:
     assert recorder.denied(role) == []
 
 
-async def test_a_client_may_do_what_it_does() -> None:
-    """Submit, look, cancel and retry, a batch, an upload, and a training's files."""
+async def test_a_client_may_do_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submit, look, cancel and retry, a batch, an upload, a training's files, and `train stop`."""
     store = MemoryStore()
     await draw_one(store)
     recorder = Recorder(store)
@@ -122,6 +124,8 @@ async def test_a_client_may_do_what_it_does() -> None:
         await client.retry("new")
     for key in ("trainings/dog.json", "uploads/dog/1.png"):
         assert await recorder.create(key, b"{}")
+    monkeypatch.setattr(control, "open_store", lambda _url: contextlib.nullcontext(recorder))
+    assert "stops" in await control.ask_to_stop("memory://rights", "dog")
     assert recorder.prefixes("delete") == {"requests"}
     assert recorder.denied(Template().role("ProducerRole")) == []
 

@@ -14,10 +14,13 @@ from infra.health import DEFAULTS
 from producer.cli import app, mount_all
 from tests.deploy.dockerfile import ROOT, environment_of, read
 from tests.deploy.env_example import text, variables
+from training.lease.trainer import TrainerSettings
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("setup", "worker-cpu", "worker-gpu", "web")
+WORKERS = ("worker-cpu", "worker-gpu")
+TRAINERS = ("trainer-cpu", "trainer-gpu")
+OURS = ("setup", *WORKERS, *TRAINERS, "web")
 #: What the compose specification knows of a service and this project uses; a typo is not in it.
 KNOWN = {
     *(
@@ -125,8 +128,18 @@ def test_everything_is_published_on_loopback_only():
 
 def test_a_worker_has_longer_to_stop_than_to_drain():
     grace = float(variables()["DREAMDROP_GRACE"][1].default)
-    for name in ("worker-cpu", "worker-gpu"):
+    for name in WORKERS:
         assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > grace + 10
+
+
+def test_a_trainer_has_longer_to_stop_than_to_save_a_checkpoint():
+    """Its own grace holds, also where .env gives the worker's."""
+    for name in TRAINERS:
+        grace = float(SERVICES[name]["environment"]["DREAMDROP_GRACE"])
+        assert grace == TrainerSettings().grace
+        assert int(SERVICES[name]["stop_grace_period"].removesuffix("s")) > grace + 20
+        [volume] = SERVICES[name]["volumes"]
+        assert SERVICES[name]["environment"]["DREAMDROP_WORK"].startswith(volume.partition(":")[2])
 
 
 def test_the_health_check_looks_where_each_service_listens():
@@ -135,6 +148,6 @@ def test_the_health_check_looks_where_each_service_listens():
     image = environment_of(list(stages.values())[-1], stages, {})
     web = image | SERVICES["web"]["environment"]
     assert SERVICES["web"]["ports"][0].endswith(f":{web['DREAMDROP_PORT']}")
-    for name in ("worker-cpu", "worker-gpu"):
+    for name in (*WORKERS, *TRAINERS):
         assert (image | SERVICES[name]["environment"]).keys() >= DEFAULTS.keys()
         assert "healthcheck" not in SERVICES[name]

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from consumer.worker import _LAST_ANNOUNCEMENTS, _LAST_SWEEP, _LAST_WRITES, WorkerSettings
 from infra.claims.claim import Timing
 from infra.queues.setup_documents import VISIBILITY
+from training.cli import trainer as train_app
+from training.lease.child import _EXIT_WAIT
+from training.lease.trainer import TrainerSettings
 
 FOLDER = Path(__file__).parents[2] / "infra" / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
+TRAINER = "# components: [../../components/trainer]"  # the line of each overlay that adds a trainer
 AFTER_GRACE = _LAST_ANNOUNCEMENTS + _LAST_SWEEP + _LAST_WRITES  # seconds
 OLDEST, NEWEST = "1.30", "1.37"  # versions of Kubernetes that the files must fit
 
@@ -39,19 +44,29 @@ SQS_TRIGGER = {
 }  # fmt: skip
 
 
-def rendered(overlay: str) -> str:
+def rendered(overlay: str, folder: Path = FOLDER) -> str:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
-    command = ["kubectl", "kustomize", str(FOLDER / "overlays" / overlay)]
+    command = ["kubectl", "kustomize", str(folder / "overlays" / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.fixture(params=OVERLAYS)
-def text(request: pytest.FixtureRequest) -> str:
-    """What an overlay renders to, each in turn."""
-    return rendered(request.param)
+def with_trainer(overlay: str, folder: Path) -> str:
+    """What an overlay renders to when an operator takes the line of the trainer into use."""
+    shutil.copytree(FOLDER, folder)
+    path = folder / "overlays" / overlay / "kustomization.yaml"
+    assert TRAINER in path.read_text()
+    path.write_text(path.read_text().replace(TRAINER, TRAINER.removeprefix("# ")))
+    return rendered(overlay, folder)
+
+
+@pytest.fixture(scope="module", params=[*OVERLAYS, *(f"{name} with a trainer" for name in OVERLAYS)])
+def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What an overlay renders to, each in turn, without and with a trainer."""
+    overlay, _, more = request.param.partition(" ")
+    return with_trainer(overlay, tmp_path_factory.mktemp("k") / "files") if more else rendered(overlay)
 
 
 def objects(text: str, kind: str) -> dict[str, Any]:
@@ -149,11 +164,38 @@ def test_a_worker_has_time_to_drain_and_to_load(text: str):
     assert worker["args"] == ["worker"]
 
 
+def test_a_trainer_has_time_to_save_a_checkpoint(text: str):
+    """It is there only where it was asked for; its probes, its account and its folder are those of the code."""
+    if "trainer" not in objects(text, "Deployment"):
+        assert "trainer" not in text
+        return
+    spec = pod(text, "trainer")
+    [trainer] = spec["containers"]
+    environment = {entry["name"]: entry["value"] for entry in trainer["env"]}
+    default = next(p.default for p in get_command(train_app).params if p.name == "grace")
+    assert float(environment["DREAMDROP_GRACE"]) == default == TrainerSettings().grace
+    after = _EXIT_WAIT + Timing().beat  # the child is killed, and the last heartbeat goes
+    assert spec["terminationGracePeriodSeconds"] > TrainerSettings().grace + after + 10
+    assert trainer["args"] == ["trainer"]
+    assert spec["serviceAccountName"] == "dreamdrop-trainer" in objects(text, "ServiceAccount")
+    paths = [trainer[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+    assert [get["path"] for get in paths] == ["/healthz", "/healthz", "/readyz"]
+    assert {get["port"] for get in paths} == {"metrics"}
+    assert trainer["ports"] == [
+        {"name": "metrics", "containerPort": int(environment["DREAMDROP_METRICS_PORT"])}
+    ]
+    live = trainer["livenessProbe"]
+    assert live["periodSeconds"] * live["failureThreshold"] > 2 * Timing().lease
+    assert environment["DREAMDROP_WORK"].startswith("/data/")  # /tmp is small
+    assert trainer["image"] == pod(text, "worker")["containers"][0]["image"]
+    assert trainer["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
 def test_the_pods_keep_to_the_restricted_profile(text: str):
     """Every rule of the profile, and more: a read-only root, a number as user, no token of the cluster."""
     [namespace] = objects(text, "Namespace").values()
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    for name in ("worker", "web"):
+    for name in objects(text, "Deployment"):
         spec = pod(text, name)
         context = spec["securityContext"]
         assert (context["runAsNonRoot"], context["runAsUser"]) == (True, 10001)
@@ -208,8 +250,9 @@ def test_selectors_find_their_pods(text: str):
     for want in wanted:
         assert any(want.items() <= have.items() for have in labels), want
     budgets = objects(text, "PodDisruptionBudget")
+    assert budgets.keys() == objects(text, "Deployment").keys()
     assert budgets["worker"]["spec"]["maxUnavailable"] == 1
     [settings] = objects(text, "ConfigMap")
-    for name in ("worker", "web"):
+    for name in objects(text, "Deployment"):
         [container] = pod(text, name)["containers"]
         assert {"configMapRef": {"name": settings}} in container["envFrom"]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from producer.cli import app, mount_all
 from tests.deploy.dockerfile import ROOT
 from tests.deploy.env_example import variables
+from training.lease.trainer import TrainerSettings
 
 UNITS = sorted((ROOT / "infra/deploy/systemd").glob("*.service"))
 INSTALLED = "/opt/dreamdrop/bin/dreamdrop"
@@ -29,8 +30,9 @@ def settings(unit: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_there_are_units_for_worker_and_web_server():
-    assert [unit.name for unit in UNITS] == ["dreamdrop-serve.service", "dreamdrop-worker@.service"]
+def test_there_are_units_for_web_server_trainer_and_worker():
+    names = ["dreamdrop-serve.service", "dreamdrop-trainer@.service", "dreamdrop-worker@.service"]
+    assert [unit.name for unit in UNITS] == names
 
 
 @units
@@ -84,10 +86,19 @@ def test_units_that_share_folders_share_a_user(unit: Path):
 
 
 def test_a_worker_has_longer_to_stop_than_to_drain():
-    found = settings(UNITS[1])
+    found = settings(UNITS[2])
     grace = float(variables()["DREAMDROP_GRACE"][1].default)
     assert float(found["TimeoutStopSec"][0]) > grace + 10
     assert found["KillSignal"] == ["SIGTERM"]
+
+
+def test_a_trainer_has_longer_to_stop_than_to_save_a_checkpoint():
+    found = settings(UNITS[1])
+    assert float(found["TimeoutStopSec"][0]) > TrainerSettings().grace + 20
+    assert (found["KillSignal"], found["KillMode"]) == (["SIGTERM"], ["mixed"])
+    # A folder that the service may write to; both are its own.
+    assert "DREAMDROP_WORK=/var/cache/dreamdrop/" in found["Environment"][0]
+    assert found["CacheDirectory"] == ["dreamdrop"]
 
 
 @units

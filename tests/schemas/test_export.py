@@ -48,3 +48,15 @@ def test_schema_and_models_agree(document: dict[str, object], good: bool):
         assert not good
     else:
         assert good
+
+
+@pytest.mark.parametrize(("name", "number"), [("steps", 30), ("cfg_scale", 7)])
+def test_what_a_model_decides_has_no_default_that_a_client_would_send(name: str, number: int):
+    """Forms and generated clients send a schema's default, and a number that is sent replaces the model's own."""
+    for body in documents()["manifest"]["$defs"].values():
+        if name in body["properties"]:
+            field = body["properties"][name]
+            assert "default" not in field
+            assert f"the model's own, or {number} where its card has none" in field["description"]
+    left_open = validate_manifest({"prompt": "a cat"})
+    assert (left_open.chosen(name), getattr(left_open, name)) == (None, number)

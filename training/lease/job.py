@@ -38,7 +38,8 @@ log = logging.getLogger("dreamdrop.trainer")
 
 STOP = "stop.json"  # a client creates it in the training's result folder: keep what has been learned so far
 _STATUS_EVERY = 2.0  # seconds between two writes of the status
-_CLASS, _VALIDATION = "class", "validation"  # folders of pictures, in the work folder and in the store
+# Folders of pictures, in the work folder and in the store.
+_CLASS, _VALIDATION = layout.CLASS_PICTURES.rstrip("/"), "validation"
 #: Codes of the child that end a training; any other trouble may be this machine's, and another one tries again.
 _FINAL = frozenset(get_args(FailureCode))
 Ended = Literal["committed", "released", "lost"]

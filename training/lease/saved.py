@@ -15,9 +15,9 @@ from pathlib import Path
 
 from infra.stores.store import Store
 from schemas.errors import NotFound
-from schemas.layout import TRAINING_RESULTS
+from schemas.layout import CHECKPOINT_COMMIT, CHECKPOINTS, TRAINING_RESULTS
 
-COMMIT = "checkpoint.json"  # the last file of a checkpoint; it holds the hashes of the others
+COMMIT = CHECKPOINT_COMMIT
 _CHECKPOINT = re.compile(r"(?P<step>\d{9})\.(?P<epoch>\d{6})")
 
 
@@ -40,7 +40,7 @@ class Checkpoint:
 
 async def checkpoints(store: Store, id: str) -> list[Checkpoint]:
     """The complete checkpoints of a training, oldest first."""
-    prefix = f"{folder_of(id)}checkpoints/"
+    prefix = f"{folder_of(id)}{CHECKPOINTS}"
     found = []
     async for info in store.list(prefix):
         name, _, file = info.key.removeprefix(prefix).partition("/")
@@ -52,7 +52,7 @@ async def checkpoints(store: Store, id: str) -> list[Checkpoint]:
 
 async def save_checkpoint(store: Store, id: str, folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Store a checkpoint; then, and only then, delete all but the newest `keep`."""
-    await save_folder(store, folder, f"{folder_of(id)}checkpoints/{checkpoint.name}/", last=COMMIT)
+    await save_folder(store, folder, f"{folder_of(id)}{CHECKPOINTS}{checkpoint.name}/", last=COMMIT)
     for old in (await checkpoints(store, id))[:-keep]:
         await _delete_checkpoint(store, id, old)
 
@@ -64,7 +64,7 @@ async def delete_checkpoints(store: Store, id: str) -> None:
 
 
 async def _delete_checkpoint(store: Store, id: str, checkpoint: Checkpoint) -> None:
-    prefix = f"{folder_of(id)}checkpoints/{checkpoint.name}/"
+    prefix = f"{folder_of(id)}{CHECKPOINTS}{checkpoint.name}/"
     await store.delete(prefix + COMMIT)  # first: without it the rest is no checkpoint
     for key in [info.key async for info in store.list(prefix)]:
         await store.delete(key)
@@ -72,7 +72,7 @@ async def _delete_checkpoint(store: Store, id: str, checkpoint: Checkpoint) -> N
 
 async def load_checkpoint(store: Store, id: str, checkpoint: Checkpoint, folder: Path) -> None:
     """Fetch a checkpoint into a folder that does not exist yet. Raises `NotFound` when it was just deleted."""
-    prefix = f"{folder_of(id)}checkpoints/{checkpoint.name}/"
+    prefix = f"{folder_of(id)}{CHECKPOINTS}{checkpoint.name}/"
     await load_folder(store, prefix, folder)
     if not (folder / COMMIT).is_file():
         raise NotFound(prefix + COMMIT)

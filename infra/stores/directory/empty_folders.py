@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from infra.stores.directory import safe_paths
 from infra.stores.directory.safe_paths import ABSENT, STAGING
-from schemas.layout import CLAIMS, EXPRESS, REQUESTS, RESULTS, STATUS, result_key
+from schemas.layout import CLAIMS, EXPRESS, REQUESTS, RESULTS, STATUS, TRAINING_RESULTS, result_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ def remove_empty_folders(root: Path, *tops: str) -> int:
     """Remove what has been empty for long below `requests/`, `claims/` and `status/`. Returns how many.
 
     Args:
-        tops: other prefixes than these; below `results/` what is empty goes at once.
+        tops: other prefixes than these; below `results/` and `training-results/` what is empty goes at once.
     """
     now = _now(root)
     removed = 0
@@ -95,7 +95,7 @@ def _patience(root: Path, key: str) -> float:
     """Seconds for which a folder must have been empty; infinite for the express lane's own."""
     if f"{key}/" == EXPRESS:
         return float("inf")
-    if key.startswith(RESULTS):
+    if key.startswith((RESULTS, TRAINING_RESULTS)):
         return -1.0  # `clean` emptied it just now
     if not key.startswith(REQUESTS):
         return OURS

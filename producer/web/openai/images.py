@@ -58,7 +58,7 @@ _EDIT_FIELDS = {
     "n": {"type": "integer"},
     "size": {"type": "string", "example": "auto"},
     "seed": {"type": "integer", "example": 5},
-    "steps": {"type": "integer", "description": "Left out: what the model's card says, else 30."},
+    "steps": {"type": "integer", "description": "Default: the model's own, or 30 where its card has none."},
 }
 
 
