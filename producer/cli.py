@@ -25,6 +25,7 @@ from schemas.errors import DreamError
 GROUP = "dreamdrop.commands"
 EXTRAS = {
     "worker": "consumer",
+    "bench": "consumer",
     "train": "training",
     "trainer": "training",
     "serve": "web",

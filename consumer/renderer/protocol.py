@@ -53,6 +53,9 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     offload: bool = False
     max_rows: int = 16
     exact: bool = False
+    measure: bool | None = (
+        None  # find out how many rows pay, up to max_rows; None: on GPUs, outside exact mode
+    )
     models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
     loras: tuple[tuple[str, str], ...] = ()  # name and file
     memory_budget: int | None = None  # bytes of loaded models
