@@ -215,7 +215,9 @@ class _Estimation:
             _row("finish", f"in {_time(found.finish[False])} {devices}")
             _row("", f"in {_time(found.finish[True])} with --express")
             if (cost := self._cost(found)) is not None:
-                _row("cost", f"{cost:,.4g} at {self.price:g} a {self.per} and device, idle time not counted")
+                _row(
+                    "cost", f"{cost:,.4g} at {self.price:g} per device and {self.per}, idle time not counted"
+                )
         for note in notes:
             say(f"note: {note}")
 

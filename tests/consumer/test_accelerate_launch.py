@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from consumer.renderer.protocol import RendererSettings
 from consumer.renderer.devices import devices_of
+from consumer.renderer.protocol import RendererSettings
 from tests.worker_process import drop, result
 
 ROOT = Path(__file__).parents[2]

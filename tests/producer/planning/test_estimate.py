@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from consumer.renderer.protocol import DeviceCall
-from consumer.speeds import Speeds
-from infra.models.cards import Cards
-from infra.stores.open import open_store
-from producer.cli import app
 from producer.input_files import gather
 from schemas.errors import Rejected
-
-ROW, IMAGE = 0.005, 0.1  # seconds
+from tests.producer.planning.heartbeat import IMAGE, ROW, alive, run
 
 
 @pytest.fixture
@@ -31,34 +22,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "dreamdrop-data"
     folder.mkdir()
     return folder
-
-
-def alive(store: Path, *, measured: bool = True) -> None:
-    """Write the heartbeat of a worker with two devices."""
-    cards, speeds = Cards.of(), Speeds()
-    for _ in range(3 * measured):
-        speeds.called(DeviceCall("unet", "doodle", 128 * 128, 16, 16, ROW * 16, ROW * 16))
-        speeds.called(DeviceCall("decode", "doodle", 128 * 128, 1, 16, IMAGE, IMAGE))
-    facts: dict[str, Any] = {
-        "v": 1,
-        "session": "w",
-        "seq": 1,
-        "models": cards.known(),
-        "defaults": cards.defaults(),
-        "default_model": "doodle",
-        "devices": ["cpu", "cpu"],
-        "speeds": speeds.facts(),
-    }
-
-    async def write() -> None:
-        async with open_store(str(store)) as opened:
-            await opened.put("workers/w", json.dumps(facts).encode())
-
-    asyncio.run(write())
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["estimate", *arguments])
 
 
 def test_files_are_estimated_with_what_waits(store: Path):
@@ -96,7 +59,7 @@ def test_people_read_a_few_lines(store: Path):
     ]
     assert "80 row-steps of 5 ms, and 100 ms an image" in done.stdout
     assert "with 4 devices" in done.stdout
-    assert "a day and device" in done.stdout
+    assert "per device and day" in done.stdout
 
 
 @pytest.mark.parametrize("worker", [True, False])
