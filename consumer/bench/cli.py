@@ -22,6 +22,13 @@ _MAX_ROWS = 256
 STOPPED = 130  # exit status after Ctrl-C
 
 
+app = typer.Typer(
+    help="Measure a model on this machine, and recommend settings for a worker.",
+    add_completion=False,
+    rich_markup_mode=None,  # help texts hold brackets
+)
+
+
 def _sizes(text: str) -> str:
     for part in text.split(","):
         found = _SIZE.fullmatch(part.strip())
@@ -37,6 +44,7 @@ def _rows(text: str) -> str:
     return text
 
 
+@app.command()
 def bench(
     model: Annotated[
         str, typer.Option(metavar="NAME", help="The model to measure; auto: sd21 with CUDA, else doodle.")

@@ -73,8 +73,8 @@ def estimate(
     live workers have measured and write into their heartbeats: milliseconds of a row in a UNet call, and of an
     image beside that, by model and size. For another size they are scaled by the pixels.
 
-    What waits in the store comes first: all of it for the normal lane, the express lane for --express. Up to 200
-    waiting requests of each kind are read, and the others count like them. Messages of a queue are not seen.
+    What waits in the store comes first; both finishes are printed, as submitted with and without --express. Up to
+    200 waiting requests of each kind are read, and the others count like them. Messages of a queue are not seen.
     """
     from infra.limits_env import limits_from
     from producer.input_files import gather

@@ -14,11 +14,10 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from consumer.bench import report
-from consumer.bench.cli import STOPPED, bench
+from consumer.bench.cli import STOPPED, app
 from consumer.bench.measure import Cell
 from infra.models.cards import BUILT_IN
 
@@ -37,7 +36,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks at the processes under /proc")
 def test_a_model_is_measured_until_ctrl_c(tiny_folder: Path, tmp_path: Path):
     """Real calls of a real child, with all rows that were asked for. What was measured is kept; the child is gone."""
-    code = "import typer; from consumer.bench.cli import bench; typer.run(bench)"
+    code = "from consumer.bench.cli import app; app()"
     sizes = ",".join(str(8 * n) for n in range(4, 60))
     command = [
         sys.executable,
@@ -82,7 +81,7 @@ def test_it_is_a_command_of_dreamdrop():
     """The package announces it, so an installation has it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     announced = project["entry-points"]["dreamdrop.commands"]["bench"]
-    assert EntryPoint("bench", announced, "dreamdrop.commands").load() is bench
+    assert EntryPoint("bench", announced, "dreamdrop.commands").load() is app
 
 
 def test_the_fewest_rows_that_are_nearly_as_fast_are_recommended():
@@ -149,8 +148,6 @@ def test_wrong_options_are_named_before_anything_is_loaded(
 ):
     """Each with what is right."""
     monkeypatch.chdir(tmp_path)
-    app = typer.Typer()
-    app.command()(bench)
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.replace("│", " ").split())
