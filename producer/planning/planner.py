@@ -15,7 +15,7 @@ from infra.decoding.drawing import drawn_size
 from infra.models import published
 from infra.models.cards import BUILT_IN
 from infra.models.published_cards import card_of
-from producer.overview import defaults_of
+from producer.overview import defaults_of, models_of
 from producer.planning.work import Piece, Work, piece_of
 from schemas import samplers
 from schemas.batch import split_rows
@@ -137,7 +137,8 @@ class Planner:
         return found
 
     async def _find(self, name: str) -> tuple[str, ModelDefaults]:
-        if any(name in (beat.get("models") or ()) for beat in self.beats):
+        announced = {model for beat in self.beats for model in models_of(beat)}
+        if name in announced:
             return name, defaults_of(self.beats, name)
         built_in = next((card for card in BUILT_IN if card.name == name), None)
         if built_in is not None:
@@ -145,8 +146,7 @@ class Planner:
         try:
             card = await published.resolve(self.store, name)
         except Rejected:
-            known = {model for beat in self.beats for model in beat.get("models") or ()}
-            known |= {card.name for card in BUILT_IN}
+            known = announced | {card.name for card in BUILT_IN}
             text = f"no model named {name[:200]!r}; known are {', '.join(sorted(known))}, and what is published here"
             raise Rejected("unknown_model", text, field="model") from None
         if card.kind == "full":

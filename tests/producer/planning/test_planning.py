@@ -103,6 +103,15 @@ async def test_without_a_worker_the_model_must_be_named():
     assert (await planned(planner(model="sd21"))).pixels == 768 * 768
 
 
+@pytest.mark.parametrize("models", [None, 3, "doodle", {"doodle": 1}, [3, None, ["doodle"]]])
+async def test_a_strange_heartbeat_announces_no_model(models):
+    """Whatever stands in the place of its models, the built-in ones are known."""
+    one = planner(None, beat(models=models, default_model=["doodle"]), beat())
+    assert (await planned(one)).model == "doodle"
+    with pytest.raises(Rejected, match="no model named"):
+        await planned(one, model="nosuch")
+
+
 async def test_what_waits_is_counted_by_lane():
     """Requests, rows of batches, and what is left of claims; not what has ended, nor what cannot be drawn."""
     store = MemoryStore()
