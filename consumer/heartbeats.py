@@ -14,6 +14,7 @@ from schemas.errors import StoreUnavailable
 if TYPE_CHECKING:
     from consumer.intake.fleet import Capabilities
     from consumer.renderer.process import Renderer
+    from consumer.speeds import Speeds
     from infra.claims.claims import Claims
     from infra.models.cards import Cards
 
@@ -31,6 +32,7 @@ class Heartbeats:
     cards: Cards
     default_model: str
     renderers: Sequence[Renderer]
+    speeds: Speeds
     state: Callable[[], str]  # idle, working or draining
     clock: Callable[[], float]
 
@@ -63,6 +65,7 @@ class Heartbeats:
             "available": self.available(),
             "defaults": self.cards.defaults(),
             "default_model": self.default_model,
+            "speeds": self.speeds.facts(),
             "devices": [renderer.ready.device for renderer in self.renderers if renderer.ready],
         }
 

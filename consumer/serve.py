@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
 import random
 import secrets
 import signal
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,9 +22,8 @@ from consumer import metrics
 from consumer.gauges import watched
 from consumer.jobs.inputs import Inputs
 from consumer.jobs.models import ModelFetcher
-from consumer.renderer.stderr import last_words
+from consumer.renderer.devices import default_model, devices_of, dtype_of
 from consumer.worker import Worker, WorkerSettings
-from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
 from infra.metrics.calls import Calls, TimedQueue
 from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
@@ -36,7 +32,7 @@ from infra.stores.changes import make_inbox
 from infra.stores.open import open_store
 from infra.stores.probe import probe
 from infra.stores.timed import TimedStore
-from schemas.errors import DreamError, StoreUnavailable
+from schemas.errors import StoreUnavailable
 from schemas.result import utc_now
 
 if TYPE_CHECKING:
@@ -84,11 +80,11 @@ def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: Rend
 
 
 async def _serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: RendererSettings) -> int:
-    devices = await asyncio.to_thread(_devices, renderer)
-    model, why = _default_model(settings.default_model, devices)
+    devices = await asyncio.to_thread(devices_of, renderer)
+    model, why = default_model(settings.default_model, devices)
     cards.get(model)
     settings = replace(settings, default_model=model)
-    renderer = msgspec.structs.replace(renderer, dtype=_dtype(renderer.dtype), preload=model)
+    renderer = msgspec.structs.replace(renderer, dtype=dtype_of(renderer.dtype), preload=model)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(places.store))
         await make_inbox(store)
@@ -248,49 +244,6 @@ def _queues(urls: Sequence[str]) -> list[Queue]:
     from infra.queues.sqs import Queue  # a worker on a directory needs no AWS library
 
     return [Queue(url) for url in urls]
-
-
-def _dtype(wanted: str) -> str:
-    """The precision as set, else the one that `accelerate launch` was told."""
-    launched = {"bf16": "bfloat16", "fp16": "float16", "no": "float32"}
-    return (
-        launched.get(os.environ.get("ACCELERATE_MIXED_PRECISION", ""), wanted) if wanted == "auto" else wanted
-    )
-
-
-def _default_model(wanted: str, devices: list[str]) -> tuple[str, str]:
-    """The default model, and why."""
-    if wanted != "auto":
-        return wanted, "as set"
-    if any(device.startswith("cuda") for device in devices):
-        return "sd21", "there is a CUDA device"
-    return "doodle", "bundled; there is no CUDA device"
-
-
-def _devices(renderer: RendererSettings) -> list[str]:
-    """The device of each renderer. A child process looks for GPUs: this process never imports torch."""
-    launched = os.environ.get("LOCAL_RANK")  # `accelerate launch` sets it where it starts several processes
-    wanted = f"cuda:{launched}" if launched else renderer.device
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and wanted in ("auto", "all"):
-        wanted = "cpu"  # `accelerate launch --cpu`, which starts one process
-    driver = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
-    unasked = wanted in ("auto", "all") or launched
-    if renderer.kind == "null" or wanted == "cpu" or (not driver and unasked):
-        return ["cpu"]
-    command = python_command("consumer.engine.devices", wanted)
-    try:
-        child = subprocess.run(
-            command, env=child_environment(), capture_output=True, text=True, timeout=120, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DreamError(f"devices {wanted!r}: no answer: {error}") from error
-    if child.returncode:  # such as torch that cannot be imported
-        raise DreamError(f"devices {wanted!r}: {last_words(child.stderr.splitlines(), child.returncode)}")
-    answer: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-    if "error" in answer:
-        raise DreamError(f"devices {wanted!r}: {answer['error']}")
-    devices: list[str] = answer["devices"]
-    return devices
 
 
 def _drain_on_signals(worker: Worker) -> None:

@@ -125,7 +125,7 @@ class Worker:
         )
         self._reader = self._make_reader(queues, claimer)
         self.heartbeats = Heartbeats(
-            claims, own, cards, settings.default_model, self.renderers, self._state, clock
+            claims, own, cards, settings.default_model, self.renderers, self._speeds, self._state, clock
         )
 
     def _state(self) -> str:
@@ -146,7 +146,7 @@ class Worker:
             max_attempts=settings.timing.max_attempts,
             clock=clock,
         )
-        self.renderers = outcomes.renderers
+        self.renderers, self._speeds = outcomes.renderers, outcomes.speeds
         return Jobs(
             outcomes,
             claims=self.claims,

@@ -18,13 +18,14 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from infra.logs import log_lines
-from producer.commands import clean, doctor, keys, look, mend, models, replay, serve, setup, submit
+from producer.commands import clean, doctor, estimate, keys, look, mend, models, replay, serve, setup, submit
 from producer.commands.session import WRONG, code_of, say, sentence_of
 from schemas.errors import DreamError
 
 GROUP = "dreamdrop.commands"
 EXTRAS = {
     "worker": "consumer",
+    "bench": "consumer",
     "train": "training",
     "trainer": "training",
     "serve": "web",
@@ -51,6 +52,7 @@ app = typer.Typer(
 app.command(context_settings=serve.PASSED_ON)(serve.up)
 app.command()(submit.imagine)
 app.command()(submit.submit)
+app.command()(estimate.estimate)
 app.command()(look.status)
 app.command()(look.watch)
 app.command()(look.fetch)

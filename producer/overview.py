@@ -194,6 +194,11 @@ def defaults_of(beats: Iterable[Mapping[str, Any]], model: str) -> ModelDefaults
     )
 
 
+def models_of(beat: Mapping[str, Any]) -> set[str]:
+    """The models that a worker can draw with."""
+    return _names(beat, "models")
+
+
 def models_here(beat: Mapping[str, Any]) -> set[str]:
     """The models whose weights a worker has; all of them where an older one does not say."""
     return _names(beat, "available" if "available" in beat else "models")

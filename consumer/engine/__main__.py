@@ -70,7 +70,9 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         offline=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
         emit=send,
     )
-    engine = Engine(registry, emit=send, max_rows=settings.max_rows, exact=settings.exact)
+    engine = Engine(
+        registry, emit=send, max_rows=settings.max_rows, exact=settings.exact, measure=settings.measure
+    )
     dtype = settings.dtype
     try:
         if settings.preload:

@@ -71,6 +71,15 @@ def describe_device(device: str) -> str:
     return f"{device} {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device
 
 
+def peak_memory(device: str) -> int | None:
+    """Bytes of a GPU's memory that this process had at most since the last question; None for a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
 def set_attention(unet: Any, vae: Any, wanted: str) -> str:
     """Choose the attention kernels of a UNet and VAE, and check that they changed.
 
@@ -171,7 +180,11 @@ if __name__ == "__main__":
 
 
 class CallTimer:
-    """Times device calls without waiting for them: a GPU's calls return before they are done."""
+    """Times device calls without waiting for them: a GPU's calls return before they are done.
+
+    A call is charged with its own seconds, and with those since the call before it ended: what the host did in
+    between kept the device waiting, so these add up to the time for which there was something to do.
+    """
 
     def __init__(self, device: str, clock: Callable[[], float]) -> None:
         """
@@ -180,25 +193,34 @@ class CallTimer:
         """
         self._device = device
         self._clock = clock
-        self._running: deque[tuple[Any, Any, Callable[[float], None]]] = deque()  # CUDA events: first, last
+        self._ended: Any = None  # the last call's end, a time or a CUDA event; None after a pause
+        #: CUDA events: the end of the call before, this call's beginning and end.
+        self._running: deque[tuple[Any, Any, Any, Callable[[float, float], None]]] = deque()
 
-    def time(self, work: Callable[[], T], then: Callable[[float], None]) -> T:
-        """Do some work; `then` gets its seconds, now or by a later `collect`."""
+    def pause(self) -> None:
+        """Note that the time until the next call is nobody's: there is nothing to draw, or a model is loaded."""
+        self._ended = None
+
+    def time(self, work: Callable[[], T], then: Callable[[float, float], None]) -> T:
+        """Do some work; `then` gets its seconds and those since the call before it, now or by a later `collect`."""
         if not self._device.startswith("cuda"):
             began = self._clock()
             result = work()
-            then(self._clock() - began)
+            ended = self._clock()
+            then(ended - began, ended - (began if self._ended is None else self._ended))
+            self._ended = ended
             return result
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         stream = torch.cuda.current_stream(self._device)
         first.record(stream)
         result = work()
         last.record(stream)
-        self._running.append((first, last, then))
+        self._running.append((first if self._ended is None else self._ended, first, last, then))
+        self._ended = last
         return result
 
     def collect(self) -> None:
         """Report the work that the device has finished."""
-        while self._running and self._running[0][1].query():
-            first, last, then = self._running.popleft()
-            then(first.elapsed_time(last) / 1000)
+        while self._running and self._running[0][2].query():
+            before, first, last, then = self._running.popleft()
+            then(first.elapsed_time(last) / 1000, before.elapsed_time(last) / 1000)

@@ -24,13 +24,22 @@ from consumer.engine import device_errors
 from consumer.engine.admission import AdmissionQueue, Turns, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
-from consumer.engine.devices import CallTimer
+from consumer.engine.devices import CallTimer, peak_memory
 from consumer.engine.in_flight import Call, InFlight
 from consumer.engine.loading import pipelines
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
-from consumer.renderer.protocol import Complaint, Drawn, Event, ImageTask, Lora, Stepped, Undrawable, UnetCall
+from consumer.renderer.protocol import (
+    Complaint,
+    DeviceCall,
+    Drawn,
+    Event,
+    ImageTask,
+    Lora,
+    Stepped,
+    Undrawable,
+)
 from infra.models.model_files import ModelUnavailable
 from schemas.errors import Rejected, Unavailable
 
@@ -79,7 +88,7 @@ class Engine:
         self._samplers = Samplers()
         self._tickets = itertools.count(1)
         self._reported_at = float("-inf")
-        self._unet_calls: list[UnetCall] = []  # not reported yet
+        self._calls: list[DeviceCall] = []  # not reported yet
         self._previews = Previews(clock, registry.offloading.make_way, emit)
 
     @property
@@ -120,8 +129,12 @@ class Engine:
                 group = next_group(self._in_flight, self.caller.limit, self._turns, fill=self.caller.exact)
                 if not group:
                     self.caller.idle()
+                    self._timer.pause()
                     return False
                 self._run(group)
+                if not self.busy:
+                    self._timer.collect()
+                    self._timer.pause()
                 self._report_progress()
         except Exception as error:
             if not (isinstance(error, device_errors.StickyDeviceError) or device_errors.is_sticky(error)):
@@ -133,6 +146,8 @@ class Engine:
     def _begin(self, task: ImageTask) -> None:
         """Start an image's pipeline and run it to its first device call."""
         in_use = {image.task.model for image in self._in_flight}
+        if task.model not in self.registry.loaded():
+            self._timer.pause()  # to load it is no image's time
         try:
             with torch.inference_mode(False):  # weights outlive this step: they must be ordinary tensors
                 model = self.registry.get(task.model, in_use=in_use)
@@ -199,11 +214,12 @@ class Engine:
                 image.paused_in = None
                 self._resume(image, answer)
 
-    def _took(self, first: InFlight, kind: str, key: Hashable, rows: int, seconds: float) -> None:
+    def _took(
+        self, first: InFlight, kind: str, key: Hashable, rows: int, seconds: float, busy: float
+    ) -> None:
         """Note how long the call of a group took, whose oldest image is `first`."""
-        if kind == "unet":
-            limit = self.caller.limit(kind, key)
-            self._unet_calls.append(UnetCall(first.task.model, rows, max(rows, limit), seconds))
+        task, slots = first.task, max(rows, self.caller.limit(kind, key))
+        self._calls.append(DeviceCall(kind, task.model, task.width * task.height, rows, slots, seconds, busy))
         self._turns.charge(first.task.express, first.batch_key, seconds)
         self.caller.took(kind, key, rows, seconds)
 
@@ -270,11 +286,12 @@ class Engine:
 
     def _report_progress(self) -> None:
         now = self._clock()
-        if now - self._reported_at >= self._progress_every:
+        if now - self._reported_at >= self._progress_every or (not self.busy and self._calls):
             self._reported_at = now
             steps = {image.name: image.steps() for image in self._in_flight}
-            calls, self._unet_calls = tuple(self._unet_calls), []
-            self._emit(Stepped(steps, self._previews.due(self._in_flight), calls))
+            calls, self._calls = tuple(self._calls), []
+            previews, peak = self._previews.due(self._in_flight), peak_memory(self.registry.device)
+            self._emit(Stepped(steps, previews, calls, peak))
 
 
 def _impossible(task: ImageTask, error: Exception) -> Failure:

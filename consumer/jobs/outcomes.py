@@ -16,6 +16,7 @@ from consumer.jobs.dispatch import Dispatch
 from consumer.jobs.progress import ProgressReporter
 from consumer.renderer.process import Loss, Renderer
 from consumer.renderer.protocol import Drawn, Event, Ready, RendererSettings, Stepped, Undrawable
+from consumer.speeds import Speeds
 from infra.logs import redacted
 from schemas.errors import DreamError
 from schemas.result import Failure
@@ -55,6 +56,7 @@ class Outcomes:
         self.active: dict[str, Job] = {}  # by id
         self.tasks: set[asyncio.Task[None]] = set()
         self.progress = ProgressReporter(store, claims.session, clock, self.active)
+        self.speeds = Speeds()
         self.renderers = [self._renderer(settings) for settings in renderers]
         self.dispatch = Dispatch(self.renderers, ahead, memory)
         self._claims = claims
@@ -81,7 +83,9 @@ class Outcomes:
             self.dispatch.feed()
         elif isinstance(event, Stepped):
             for call in event.calls:
-                metrics.unet_called(call.model, call.rows, call.slots, call.seconds)
+                self.speeds.called(call)
+                if call.kind == "unet":
+                    metrics.unet_called(call.model, call.rows, call.slots, call.seconds)
             now = self._clock()
             for (request, index), steps in event.steps.items():
                 if (job := self.active.get(request)) is not None:

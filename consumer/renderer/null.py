@@ -19,6 +19,7 @@ import msgspec
 from consumer.renderer import frames
 from consumer.renderer.protocol import (
     Cancel,
+    DeviceCall,
     Drawn,
     Event,
     ImageTask,
@@ -27,7 +28,6 @@ from consumer.renderer.protocol import (
     RendererSettings,
     Stepped,
     Undrawable,
-    UnetCall,
 )
 
 
@@ -91,7 +91,8 @@ class NullRenderer:
             time.sleep(settings.seconds_per_step)
             if self._current is not task:
                 return
-            call = UnetCall(task.model, 1, 1, settings.seconds_per_step)
+            seconds, pixels = settings.seconds_per_step, task.width * task.height
+            call = DeviceCall("unet", task.model, pixels, 1, 1, seconds, seconds)
             self.send(Stepped({(task.request, task.index): (step, task.steps)}, calls=(call,)))
         if _applies(settings.fail_on, task) or task.seed in settings.fail_seeds:
             self.send(Undrawable(task.request, task.index, "render_error", "told to fail", False))

@@ -53,6 +53,9 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     offload: bool = False
     max_rows: int = 16
     exact: bool = False
+    measure: bool | None = (
+        None  # find out how many rows pay, up to max_rows; None: on GPUs, outside exact mode
+    )
     models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
     loras: tuple[tuple[str, str], ...] = ()  # name and file
     memory_budget: int | None = None  # bytes of loaded models
@@ -130,13 +133,18 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
-class UnetCall(msgspec.Struct, frozen=True):
-    """One call of a UNet, for metrics."""
+class DeviceCall(msgspec.Struct, frozen=True):
+    """One call of a model's UNet, VAE or text encoder, for metrics and estimates."""
 
+    kind: str  # text | encode | unet | decode
     model: str
+    pixels: int  # width * height of its oldest image
     rows: int  # of images
     slots: int  # rows that it could have had
     seconds: float
+    busy: (
+        float  # seconds since the call before it ended, or since it began when there was nothing to do before
+    )
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):
@@ -145,7 +153,8 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     steps: dict[tuple[str, int], tuple[int, int]]  # by (request, index): steps done, steps in all
     #: Small pictures of how images look now; sent at intervals, for tasks that ask for them.
     previews: dict[tuple[str, int], RawPicture] = {}
-    calls: tuple[UnetCall, ...] = ()  # since the last report
+    calls: tuple[DeviceCall, ...] = ()  # since the last report
+    peak: int | None = None  # bytes of the device's memory, at most since the last report; None on a CPU
 
 
 class Drawn(msgspec.Struct, frozen=True, tag=True):

@@ -103,11 +103,7 @@ def fit(
     """
     notes: list[Note] = []
     width, height = whole = whole or image.size
-    scale = _scale(whole, limits)
-    wanted = (
-        int(width * scale) // _MULTIPLE * _MULTIPLE,
-        int(height * scale) // _MULTIPLE * _MULTIPLE,
-    )
+    scale, wanted = _scale(whole, limits), drawn_size(whole, limits)
     if 0 in wanted:
         text = f"is {width} x {height}; at least 8 x 8 pixels can be drawn"
         raise Rejected.of_field("image", text, pictures.INVALID)
@@ -123,6 +119,13 @@ def fit(
         image = _to_size(image, wanted, scale < 1, Image.Resampling.LANCZOS)
         mask = _to_size(mask, wanted, scale < 1, Image.Resampling.NEAREST) if mask else None
     return image, mask, notes
+
+
+def drawn_size(size: _Size, limits: Limits) -> _Size:
+    """The width and height at which a picture of this size is drawn; 0 where nothing would be left."""
+    scale = _scale(size, limits)
+    width, height = (int(side * scale) // _MULTIPLE * _MULTIPLE for side in size)
+    return width, height
 
 
 def _scale(size: _Size, limits: Limits) -> float:

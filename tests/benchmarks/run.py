@@ -22,7 +22,18 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[0] = str(Path(__file__).parents[2])
 
-BENCHMARKS = ("throughput", "latency", "protocol", "queue", "facade", "peers", "threads", "express")
+BENCHMARKS = (
+    "throughput",
+    "latency",
+    "protocol",
+    "queue",
+    "facade",
+    "peers",
+    "threads",
+    "express",
+    "scale",
+    "estimate",
+)
 MODELS = ("launch", "mixed", "doodle")
 
 
@@ -61,6 +72,14 @@ def main() -> None:
             from tests.benchmarks import express
 
             express.measure(Path(folder), table, options.quick)
+        if "scale" in names:
+            from tests.benchmarks import scale
+
+            scale.measure(table, options.quick)
+        if "estimate" in names:
+            from tests.benchmarks import estimate
+
+            estimate.measure(Path(folder), table, options.quick)
     facts["load at the end"] = _load()
     print(f"\nload at the end: {facts['load at the end']}")
     if options.json:

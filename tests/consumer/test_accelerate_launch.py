@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from consumer.renderer.devices import devices_of
 from consumer.renderer.protocol import RendererSettings
-from consumer.serve import _devices
 from tests.worker_process import drop, result
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +100,9 @@ def test_a_rank_is_a_gpu_and_cpu_is_heard(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("consumer.serve.subprocess.run", run)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert _devices(RendererSettings(device="auto")) == ["cpu"]
-    assert _devices(RendererSettings(device="cuda:1")) == ["cuda:1"]
+    assert devices_of(RendererSettings(device="auto")) == ["cpu"]
+    assert devices_of(RendererSettings(device="cuda:1")) == ["cuda:1"]
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert _devices(RendererSettings(device="auto")) == ["cuda:3"]
+    assert devices_of(RendererSettings(device="auto")) == ["cuda:3"]
     assert asked == ["cuda:1", "cuda:3"]

@@ -54,12 +54,16 @@ def test_the_mixture_shared_its_calls(mixture):
     assert len(ended) == len(tasks)
 
 
-def test_unet_calls_are_reported_with_their_rows_and_times(registry, studio, task):
-    """What metrics show is what the device did."""
-    room = studio(registry, progress_every=0.0)
+@pytest.mark.parametrize("every", [0.0, 1e9])
+def test_device_calls_are_reported_with_their_rows_and_times(registry, studio, task, every):
+    """What metrics show is what the device did, to the last call, however seldom progress is told."""
+    room = studio(registry, progress_every=every)
     room.draw(*(task(f"r{number}", steps=3, seed=number) for number in range(3)))
-    calls = [call for event in room.events if isinstance(event, Stepped) for call in event.calls]
+    told = [call for event in room.events if isinstance(event, Stepped) for call in event.calls]
     counters = room.engine.counters
+    assert sum(call.rows for call in told if call.kind == "decode") == counters.decode_rows == 3
+    assert {call.pixels for call in told} == {32 * 32}
+    calls = [call for call in told if call.kind == "unet"]
     assert len(calls) == counters.unet_calls
     assert sum(call.rows for call in calls) == counters.useful_rows
     assert sum(call.slots for call in calls) == counters.slots
@@ -267,6 +271,9 @@ def test_time_on_and_off_the_device_is_counted(registry, studio, task):
     room.draw(task(steps=4))
     assert counters.idle_steps == 2
     assert counters.host_seconds < 3 * before  # the pause between the two was idle, not host time
+    first, *rest = [call for event in room.events if isinstance(event, Stepped) for call in event.calls]
+    assert first.busy == first.seconds
+    assert all(call.busy >= call.seconds for call in rest)
 
 
 def test_an_unknown_scheduler_fails_alone(registry, studio, task):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 
 import pytest
 import torch
@@ -28,14 +29,20 @@ def on_gpu(tiny_folder):
 
 
 def test_calls_are_timed_without_waiting_for_them():
-    """The time is the device's, and comes once the device is done."""
-    timer, seconds = CallTimer("cuda:0", clock=lambda: 0.0), []
+    """The time is the device's, and comes once the device is done; a pause before a call is nobody's."""
+    timer, taken = CallTimer("cuda:0", clock=lambda: 0.0), []
     one = torch.rand(4096, 4096, device="cuda:0")
-    timer.time(lambda: one @ one, seconds.append)
-    torch.cuda.synchronize()
-    timer.collect()
-    assert len(seconds) == 1
-    assert seconds[0] > 0
+    for wait in (0.0, 0.2, 0.2):
+        time.sleep(wait)
+        if len(taken) == 2:
+            timer.pause()
+        timer.time(lambda: one @ one, lambda own, busy: taken.append((own, busy)))
+        torch.cuda.synchronize()
+        timer.collect()
+    assert len(taken) == 3
+    assert all(0 < own <= busy for own, busy in taken)
+    assert taken[1][1] - taken[1][0] > 0.1  # the host slept
+    assert taken[2][0] == taken[2][1]
 
 
 def mixed(steps=3):
