@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from infra.lru import LruCache
 from infra.models import published
-from infra.models.published_cards import card_of, family_of
+from infra.models.published_cards import card_of
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID
 from schemas.manifest import LoraChoice
@@ -66,12 +66,12 @@ class Names:
         name = manifest.model or self.default_model
         if name in self.cards.cards:
             card = self.cards.get(name)
-            return await self._with_loras(manifest, card, None, family_of(card))
+            return await self._with_loras(manifest, card, None)
         model = await self._published(name)
         if model is None:
             return Meaning(self.cards.get(name, await self._published_names()))  # raises
         if model.kind == "full":
-            return await self._with_loras(manifest, card_of(model), model.version, model.family)
+            return await self._with_loras(manifest, card_of(model), model.version)
         return await self._lora_as_model(manifest, model)
 
     async def _lora_as_model(self, manifest: Manifest, lora: PublishedCard) -> Meaning:
@@ -92,15 +92,13 @@ class Names:
             text = f"{lora.reference} was made from revision {lora.base_revision} of {card.name}; here it is "
             notes = (Note(code="base_changed", message=text + card.revision, field="model"),)
         version = base.version if base is not None else None
-        family = base.family if base is not None else family_of(card)
-        return await self._with_loras(manifest, card, version, family, first=lora, notes=notes)
+        return await self._with_loras(manifest, card, version, first=lora, notes=notes)
 
     async def _with_loras(
         self,
         manifest: Manifest,
         card: ModelCard,
         version: int | None,
-        family: str,
         *,
         first: PublishedCard | None = None,
         notes: tuple[Note, ...] = (),
@@ -110,10 +108,10 @@ class Names:
         versions: dict[str, int] = {}
 
         def add(found: PublishedCard, weight: float) -> None:
-            if family and found.family and found.family != family:
+            if card.family and found.family and found.family != card.family:
                 raise _refused(
                     f"has {found.reference}, which is made for models of the family {found.family}; "
-                    f"{card.name} is of {family}"
+                    f"{card.name} is of {card.family}"
                 )
             choices.append(LoraChoice(name=found.name, weight=weight))
             hashes[found.name], versions[found.name] = _lora_hash(found), found.version

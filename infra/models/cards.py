@@ -37,6 +37,7 @@ class ModelCard:
     size_multiple: int = SIZE_MULTIPLE  # pixels
     revision: str = ""  # of the hub's repository, or the folder's version
     licence: str = ""
+    family: str = ""  # models of one family take the same LoRAs; "" where it cannot be told before a download
     dtype: str = ""  # float32, bfloat16 or float16; empty: what suits the device
 
     @property
@@ -63,6 +64,7 @@ BUILT_IN = (
         cfg_scale=4,  # at 7 it overdraws
         revision="3",
         licence="Apache-2.0",
+        family="doodle",
     ),
     ModelCard(  # the community's mirror
         name="sd21",
@@ -72,6 +74,7 @@ BUILT_IN = (
         native_height=768,
         scheduler="DDIM",
         licence="CreativeML Open RAIL++-M",
+        family="sd2",
     ),
     ModelCard(  # the community's mirror
         name="sd15",
@@ -80,6 +83,7 @@ BUILT_IN = (
         native_height=512,
         scheduler="PNDM",
         licence="CreativeML Open RAIL-M",
+        family="sd1",
     ),
     ModelCard(
         name="sdxl",
@@ -88,6 +92,7 @@ BUILT_IN = (
         native_height=1024,
         scheduler="Euler",
         licence="CreativeML Open RAIL++-M",
+        family="sdxl",
     ),
 )
 
@@ -210,6 +215,7 @@ def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
             steps=read.steps,
             cfg_scale=read.cfg_scale,
             size_multiple=read.size_multiple,
+            family=read.family,
         )
     card = replace(card, **fields)
     if card.native_width % card.size_multiple or card.native_height % card.size_multiple:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.models.cards import ModelCard
-from infra.models.facts import BUILT_IN_FAMILIES, read_facts
 from schemas import samplers
 from schemas.defaults import CFG_SCALE, STEPS
 from schemas.errors import Rejected
@@ -29,16 +27,7 @@ def card_of(published: PublishedCard) -> ModelCard:
         scheduler=scheduler,
         revision=str(published.version),
         licence=published.licence,
+        family=published.family,
         steps=STEPS if published.steps is None else published.steps,
         cfg_scale=CFG_SCALE if published.cfg_scale is None else published.cfg_scale,
     )
-
-
-def family_of(card: ModelCard) -> str:
-    """The family of a model that this worker knows by itself; "" where that cannot be told before it is loaded."""
-    if card.name in BUILT_IN_FAMILIES:
-        return BUILT_IN_FAMILIES[card.name]
-    for source in card.sources:
-        if not source.startswith("hub:") and (family := read_facts(Path(source).expanduser()).family):
-            return family
-    return ""

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.models import published
-from infra.models.facts import BUILT_IN_FAMILIES, WIDTHS, read_facts
-from infra.models.lora_formats import convert, format_of, read_header
+from infra.models.cards import BUILT_IN
+from infra.models.folders import WIDTHS, read_folder
+from infra.models.lora_formats import convert, header_of
+from infra.models.lora_names import format_of
 from infra.stores.store import WrongContent
 from schemas.errors import Rejected
-from schemas.models import BUILT_IN_NAMES, LORA_FILE, PublishedCard, check_name, is_path, version_prefix
+from schemas.models import LORA_FILE, PublishedCard, check_name, is_path, version_prefix
 
 if TYPE_CHECKING:
     from infra.stores.store import Store
@@ -63,20 +65,26 @@ def prepare(
     if source.is_file():
         family = _family_of_lora(source)
         base = base or _base_of(source, family)
-        (scratch / LORA_FILE).symlink_to(source.absolute())
+        entries = header_of(source).entries
+        if format_of(entries) == "kohya" and any(name.endswith(".dora_scale") for name in entries):
+            convert(source, scratch / LORA_FILE, "diffusers")  # which reads no DoRA in Kohya's spelling
+        else:
+            (scratch / LORA_FILE).symlink_to(source.absolute())
         card = PublishedCard(kind="lora", base=base, family=family, weight=weight, **common)
         return scratch, card, []
     left_out = _link_folder(source, scratch)
-    facts = read_facts(source)
+    read = read_folder(source, name)
     card = PublishedCard(
         kind="full",
         base=base,
-        family=facts.family,
-        prediction_type=facts.prediction_type,
-        config_hash=facts.config_hash,
-        native_width=facts.native_width,
-        native_height=facts.native_height,
-        scheduler=facts.scheduler,
+        family=read.family,
+        prediction_type=read.prediction_type,
+        config_hash=read.config_hash,
+        native_width=read.width,
+        native_height=read.height,
+        scheduler=read.scheduler,
+        steps=read.steps,
+        cfg_scale=read.cfg_scale,
         **common,
     )
     return scratch, card, left_out
@@ -122,29 +130,29 @@ def _family_of_lora(source: Path) -> str:
     """The family that a LoRA's tensors are made for; "" where they do not tell. Raises `Rejected`."""
     if source.suffix in _PICKLES:
         raise _refused(source, "it is a pickle, which may run code when it is read; use a .safetensors file")
-    entries, _, _ = read_header(source)
+    entries = header_of(source).entries
     if checkpoint := next((name for name in entries if _CHECKPOINT.match(name)), None):
         raise _refused(
             source,
             f"it is a whole model in one file ({checkpoint}); make a diffusers folder of it first, with diffusers' "
             "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder), and import that",
         )
-    if format_of(list(entries)) is None:
+    if format_of(entries) is None:
         raise _refused(
             source, f"{next(iter(entries))!r} is not a tensor of a LoRA in diffusers' or Kohya's form"
         )
     if any(re.match(r"(lora_te2_|text_encoder_2\.)", name) for name in entries):
         return "sdxl"
     for name, entry in entries.items():
-        if re.search(r"attn2.*to_[kv].*(lora_A|down)", name) and len(entry["shape"]) == 2:
-            return WIDTHS.get(int(entry["shape"][1]), "")
+        if re.search(r"attn2.*to_[kv].*(lora_A|down)", name) and len(entry.shape) == 2:
+            return WIDTHS.get(entry.shape[1], "")
     return ""
 
 
 def _base_of(source: Path, family: str) -> str:
-    for name in BUILT_IN_NAMES:
-        if family and BUILT_IN_FAMILIES[name] == family:
-            return name
+    for card in BUILT_IN:
+        if family and card.family == family:
+            return card.name
     raise _refused(source, "its tensors do not tell for which model it was made: name that with --base")
 
 

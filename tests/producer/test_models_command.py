@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from infra.models import lora_formats
+from infra.models import lora_formats, lora_names, published
 from infra.models.cards import BUNDLED
+from infra.models.safetensors_header import read_header
+from infra.stores.open import open_store
+from producer.commands import model_import
 from schemas.errors import Rejected
 
 DOODLE = BUNDLED / "doodle"
+pytestmark = pytest.mark.anyio
 
 
 def write(path, tensors, metadata=None):
@@ -33,15 +37,13 @@ def write(path, tensors, metadata=None):
 
 
 def read(path):
-    entries, metadata, begin = lora_formats.read_header(path)
-    body = path.read_bytes()[begin:]
+    header = read_header(path)
+    body = path.read_bytes()
     codes = {"F32": "f", "F16": "e"}
     return {
-        name: tuple(
-            v[0] for v in struct.iter_unpack("<" + codes[e["dtype"]], body[slice(*e["data_offsets"])])
-        )
-        for name, e in entries.items()
-    }, metadata
+        name: tuple(v[0] for v in struct.iter_unpack("<" + codes[e.dtype], body[e.begin : e.begin + e.size]))
+        for name, e in header.entries.items()
+    }, header.metadata
 
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -202,19 +204,91 @@ def test_alpha_is_what_the_metadata_says(tmp_path, settings, alpha):
     assert back[f"{LAYER}.lora_B.weight"] == pytest.approx((3 * alpha / 2, 4 * alpha / 2))
 
 
+PAIR = {
+    "kohya": {
+        f"{LAYER}.lora_A.weight": ("F32", [1, 1], [1]),
+        f"{LAYER}.lora_B.weight": ("F32", [1, 1], [1]),
+    },
+    "diffusers": {
+        f"{FLAT}.lora_down.weight": ("F32", [1, 1], [1]),
+        f"{FLAT}.lora_up.weight": ("F32", [1, 1], [1]),
+    },
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("to", "name", "shape", "words"),
     [
-        (f"{LAYER}.lora_magnitude_vector", "DoRA"),
-        ("transformer.blocks.0.to_q.lora_A.weight", "transformer"),
-        ("lora_unet_input_blocks_4_1_proj_in.lora_down.weight", "one of its two"),
-        ("lora_unet_x.dora_scale", "DoRA"),
+        ("kohya", "transformer.blocks.0.to_q.lora_A.weight", [1, 1], "transformer"),
+        ("kohya", f"{LAYER}.lora_magnitude_vector", [2, 1], "magnitudes of the shape"),
+        ("diffusers", "lora_unet_input_blocks_4_1_proj_in.lora_down.weight", [1, 1], "one of its two"),
+        ("diffusers", "lora_unet_x.dora_scale", [1, 1], "one of its two"),
+        ("kohya", f"{TEXT}.lora_A.weight", [1, 1], "one of its two"),
+        ("diffusers", f"{FLAT}.dora_scale", [1, 2], "scaled by its 1 outputs"),
+        ("diffusers", f"{FLAT}.hada_w1_a", [1, 1], "LyCORIS"),
     ],
 )
-def test_keys_that_the_other_form_does_not_have(tmp_path, name, words):
+def test_keys_that_the_other_form_does_not_have(tmp_path, to, name, shape, words):
     """Refused by name, rather than written so that half of it is lost."""
-    to = "diffusers" if name.startswith("lora_unet") else "kohya"
-    first = f"{LAYER}.lora_A.weight" if to == "kohya" else f"{FLAT}.lora_down.weight"
-    file = write(tmp_path / "a.safetensors", {first: ("F32", [1, 1], [1]), name: ("F32", [1, 1], [1])})
+    odd = {name: ("F32", shape, [1] * (shape[0] * shape[1]))}
+    file = write(tmp_path / "a.safetensors", PAIR[to] | odd)
     with pytest.raises(Rejected, match=words):
         lora_formats.convert(file, tmp_path / "out.safetensors", to)
+
+
+ORIGINAL = {
+    "input_blocks_4_1_transformer_blocks_0_attn2_to_k": "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+    "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
+    "input_blocks_2_0_in_layers_2": "down_blocks.0.resnets.1.conv1",
+    "middle_block_1_proj_in": "mid_block.attentions.0.proj_in",
+    "middle_block_2_emb_layers_1": "mid_block.resnets.1.time_emb_proj",
+    "output_blocks_5_1_proj_out": "up_blocks.1.attentions.2.proj_out",
+    "output_blocks_2_2_conv": "up_blocks.0.upsamplers.0.conv",
+    "label_emb_0_2": "add_embedding.linear_2",
+}
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_names_of_sdxls_original_code(name):
+    """As Kohya's tools train SDXL: two layers a block."""
+    assert lora_names.to_diffusers(f"lora_unet_{name}") == f"unet.{ORIGINAL[name]}"
+
+
+async def test_a_dora_goes_to_kohyas_tools_and_comes_back(tmp_path):
+    """Magnitudes have one number for each output; the file that comes back has the same tensors and strength."""
+    conv = "unet.down_blocks.0.resnets.0.conv1"
+    tensors = {
+        f"{LAYER}.lora_A.weight": ("F32", [2, 768], [n / 8 for n in range(2 * 768)]),
+        f"{LAYER}.lora_B.weight": ("F32", [3, 2], [1, 2, 3, 4, 5, 6]),
+        f"{LAYER}.lora_magnitude_vector": ("F32", [3], [7, 8, 9]),
+        f"{conv}.lora_A.weight": ("F16", [1, 2, 1, 1], [1, 2]),
+        f"{conv}.lora_B.weight": ("F16", [2, 1, 1, 1], [1, 2]),
+        f"{conv}.lora_magnitude_vector": ("F16", [1, 2, 1, 1], [3, 4]),
+    }
+    settings = {"unet.r": 2, "unet.lora_alpha": 1, "unet.alpha_pattern": {"conv1": 1}, "unet.use_dora": True}
+    file = write(tmp_path / "dora.safetensors", tensors, {lora_formats.METADATA: json.dumps(settings)})
+    kohya = tmp_path / "kohya.safetensors"
+    async with open_store(str(tmp_path / "store")) as store:
+
+        async def bring(source, name):
+            scratch = tmp_path / name
+            scratch.mkdir()
+            folder, card, _ = model_import.prepare(source, name, scratch)
+            return await published.publish(store, folder, card)
+
+        await bring(file, "ink")
+        await model_import.save(store, "ink", kohya, "kohya", lambda *_: None)
+        shapes = {name: list(entry.shape) for name, entry in read_header(kohya).entries.items()}
+        assert shapes[f"{FLAT}.dora_scale"] == [3, 1]
+        assert shapes["lora_unet_down_blocks_0_resnets_0_conv1.dora_scale"] == [2, 1, 1, 1]
+        assert read(kohya)[0][f"{FLAT}.alpha"] == (1.0,)
+
+        card = await bring(kohya, "back")
+        assert (card.base, card.family) == ("sd15", "sd1")
+        await model_import.save(store, "back", tmp_path / "out.safetensors", "diffusers", lambda *_: None)
+    back = read_header(tmp_path / "out.safetensors").entries
+    assert {name: list(entry.shape) for name, entry in back.items()} == {n: t[1] for n, t in tensors.items()}
+    numbers, _ = read(tmp_path / "out.safetensors")
+    halved = {f"{LAYER}.lora_B.weight"}  # alpha 1 at rank 2, folded in
+    for name, (_, _, expected) in tensors.items():
+        assert numbers[name] == tuple(n / 2 if name in halved else n for n in expected), name
