@@ -110,6 +110,8 @@ def _to_kohya(
                 tensor = _magnitude(source, layer, pieces, "kohya")
             renamed[lora_names.join(stem, piece, "kohya")] = tensor
         part, _, inner = layer.removeprefix("base_model.model.").partition(".")
+        if "alpha" in pieces:  # which diffusers reads, too
+            continue
         alpha = alpha_of(part, inner, pieces["down"].shape[0])
         renamed[lora_names.join(stem, "alpha", "kohya")] = _Tensor("F32", (), 0, 4, value=alpha)
     return renamed

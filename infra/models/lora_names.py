@@ -17,7 +17,7 @@ Piece = Literal["down", "up", "alpha", "magnitude"]  # what of a layer a tensor 
 _DIFFUSERS = re.compile(
     r"(?P<layer>.+?)\.(?:(?P<down>lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight"
     r"|(?P<up>lora_B(?:\.default)?|lora\.up|lora_linear_layer\.up)\.weight"
-    r"|(?P<magnitude>lora_magnitude_vector(?:\.default)?(?:\.weight)?))"
+    r"|(?P<magnitude>lora_magnitude_vector(?:\.default)?(?:\.weight)?)|(?P<alpha>alpha))"
 )
 _KOHYA = re.compile(
     r"(?P<layer>lora_(?:unet|te1|te2|te)_.+?)\."

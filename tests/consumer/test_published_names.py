@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -73,9 +74,9 @@ def manifest(**fields):
     return validate_manifest({"prompt": "x", "seed": 1, **fields})
 
 
-def planner(store, cards=None, clock=None):
+def planner(store, cards=None, clock=None, default="doodle"):
     claimer = RequestClaimer(
-        store, None, cards or Cards.of(), "doodle", Limits(), clock or Clock(), random.Random(1)
+        store, None, cards or Cards.of(), default, Limits(), clock or Clock(), random.Random(1)
     )
 
     async def plan(**fields):
@@ -259,3 +260,18 @@ async def test_names_without_a_store_are_the_workers_own():
 async def until_over(store, id):
     await until(lambda: f"results/{id}/result.json" in store._objects)
     return json.loads(store._objects[f"results/{id}/result.json"].body)
+
+
+async def test_a_published_default_model_is_fetched_at_the_start(shelf, publish, tmp_path):
+    """Of a LoRA its base; what is not published is named with what is."""
+    await publish("dog")
+    await publish("ink", kind="lora")
+    fetcher = ModelFetcher(shelf, ModelCache(tmp_path / "cache"))
+    name, fetched = await fetcher.fetch_default("dog", Cards.of())
+    assert (name, Path(fetched.folder).is_dir()) == ("dog@1", True)
+    fetched.release()
+    assert (await fetcher.fetch_default("ink@1", Cards.of()))[0] == "doodle"
+    with pytest.raises(Rejected, match=r"no model named 'dgo'; known are .*dog.*did you mean 'dog'"):
+        await fetcher.fetch_default("dgo", Cards.of())
+    plan = planner(shelf, default="dog")
+    assert (await plan()).model_version == 1

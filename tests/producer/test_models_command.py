@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from infra.models import lora_formats, lora_names, published
+from infra.models import lora_formats, published
 from infra.models.cards import BUNDLED
 from infra.models.safetensors_header import read_header
 from infra.stores.open import open_store
 from producer.commands import model_import
 from schemas.errors import Rejected
+from tests.tensor_files import FLAT, LAYER, TEXT, read, write
 
 DOODLE = BUNDLED / "doodle"
 pytestmark = pytest.mark.anyio
-
-
-def write(path, tensors, metadata=None):
-    """A safetensors file of float32 or float16 tensors: name to (dtype, shape, numbers)."""
-    header = {"__metadata__": metadata} if metadata else {}
-    data = b""
-    for name, (dtype, shape, numbers) in tensors.items():
-        piece = struct.pack(f"<{len(numbers)}{'f' if dtype == 'F32' else 'e'}", *numbers)
-        ends = [len(data), len(data) + len(piece)]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": ends}
-        data += piece
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
-
-
-def read(path):
-    header = read_header(path)
-    body = path.read_bytes()
-    codes = {"F32": "f", "F16": "e"}
-    return {
-        name: tuple(v[0] for v in struct.iter_unpack("<" + codes[e.dtype], body[e.begin : e.begin + e.size]))
-        for name, e in header.entries.items()
-    }, header.metadata
-
-
-LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-FLAT = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
@@ -145,10 +116,10 @@ def test_a_folder_is_imported_and_exported(dreamdrop, tmp_path):
     [
         (lambda p: p / "nowhere", "there is no such file"),
         (lambda p: p, "neither a diffusers folder"),
-        (lambda p: write(p / "a.safetensors", {"x": ("F32", [1], [1])}), "is not a tensor of a LoRA"),
+        (lambda p: write(p / "a.safetensors", {"x": ("F32", [1], [1])}), "a tensor neither of a LoRA"),
         (
             lambda p: write(p / "a.safetensors", {"model.diffusion_model.x": ("F32", [1], [1])}),
-            "from_single_file",
+            "such as Flux or SD 3",
         ),
         (lambda p: write(p / "a.safetensors", {f"{TEXT}.lora_A.weight": ("F32", [1, 1], [1])}), "--base"),
     ],
@@ -177,81 +148,37 @@ def test_pickles_and_code_are_not_imported(dreamdrop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "alpha"),
+    ("tensors", "options", "words"),
     [
-        ({}, 2.0),
-        ({"unet.lora_alpha": 1}, 1.0),
-        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"attn2.to_k": 4}}, 4.0),
-        ({"unet.lora_alpha": 1, "unet.use_rslora": True}, 2**0.5),
+        ({f"{LAYER}.lora_A.weight": 768}, {"base": "sdxl"}, "of the family sd1; sdxl is of sdxl"),
+        (
+            {f"{LAYER}.lora_A.weight": 768, "transformer.x.weight": 1},
+            {},
+            "'transformer.x.weight' is a tensor neither",
+        ),
+        (
+            {f"{FLAT}.lora_down.weight": 768, "lora_unet_x.lokr_w1": 1},
+            {},
+            "'lora_unet_x.lokr_w1' is a tensor neither",
+        ),
+        (
+            {f"{TEXT}.lora_A.weight": 1, f"{TEXT}.lora_magnitude_vector": 1},
+            {"base": "sd15"},
+            "a DoRA of a text encoder",
+        ),
     ],
 )
-def test_alpha_is_what_the_metadata_says(tmp_path, settings, alpha):
-    """Of rank 2; diffusers' own conversion writes the rank."""
-    tensors = {
-        f"{LAYER}.lora_A.weight": ("F32", [2, 1], [1, 2]),
-        f"{LAYER}.lora_B.weight": ("F32", [1, 2], [3, 4]),
-    }
-    metadata = {lora_formats.METADATA: json.dumps(settings)}
-    file = write(tmp_path / "lora.safetensors", tensors, metadata)
-    lora_formats.convert(file, tmp_path / "kohya.safetensors", "kohya")
-    found, kept = read(tmp_path / "kohya.safetensors")
-    assert found[f"{FLAT}.alpha"] == pytest.approx((alpha,))
-    assert lora_formats.METADATA not in kept
-
-    lora_formats.convert(tmp_path / "kohya.safetensors", tmp_path / "back.safetensors", "diffusers")
-    back, _ = read(tmp_path / "back.safetensors")
-    assert back[f"{LAYER}.lora_A.weight"] == (1, 2)
-    assert back[f"{LAYER}.lora_B.weight"] == pytest.approx((3 * alpha / 2, 4 * alpha / 2))
-
-
-PAIR = {
-    "kohya": {
-        f"{LAYER}.lora_A.weight": ("F32", [1, 1], [1]),
-        f"{LAYER}.lora_B.weight": ("F32", [1, 1], [1]),
-    },
-    "diffusers": {
-        f"{FLAT}.lora_down.weight": ("F32", [1, 1], [1]),
-        f"{FLAT}.lora_up.weight": ("F32", [1, 1], [1]),
-    },
-}
-
-
-@pytest.mark.parametrize(
-    ("to", "name", "shape", "words"),
-    [
-        ("kohya", "transformer.blocks.0.to_q.lora_A.weight", [1, 1], "transformer"),
-        ("kohya", f"{LAYER}.lora_magnitude_vector", [2, 1], "magnitudes of the shape"),
-        ("diffusers", "lora_unet_input_blocks_4_1_proj_in.lora_down.weight", [1, 1], "one of its two"),
-        ("diffusers", "lora_unet_x.dora_scale", [1, 1], "one of its two"),
-        ("kohya", f"{TEXT}.lora_A.weight", [1, 1], "one of its two"),
-        ("diffusers", f"{FLAT}.dora_scale", [1, 2], "scaled by its 1 outputs"),
-        ("diffusers", f"{FLAT}.hada_w1_a", [1, 1], "LyCORIS"),
-    ],
-)
-def test_keys_that_the_other_form_does_not_have(tmp_path, to, name, shape, words):
-    """Refused by name, rather than written so that half of it is lost."""
-    odd = {name: ("F32", shape, [1] * (shape[0] * shape[1]))}
-    file = write(tmp_path / "a.safetensors", PAIR[to] | odd)
+def test_loras_that_no_worker_would_draw_are_not_imported(tmp_path, tensors, options, words):
+    """A worker would refuse them with their first request."""
+    shapes = {name: ("F32", [1, width], [0] * width) for name, width in tensors.items()}
+    file = write(tmp_path / "a.safetensors", shapes)
     with pytest.raises(Rejected, match=words):
-        lora_formats.convert(file, tmp_path / "out.safetensors", to)
+        model_import.prepare(file, "x", tmp_path, **options)
 
 
-ORIGINAL = {
-    "input_blocks_4_1_transformer_blocks_0_attn2_to_k": "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
-    "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
-    "input_blocks_2_0_in_layers_2": "down_blocks.0.resnets.1.conv1",
-    "middle_block_1_proj_in": "mid_block.attentions.0.proj_in",
-    "middle_block_2_emb_layers_1": "mid_block.resnets.1.time_emb_proj",
-    "output_blocks_5_1_proj_out": "up_blocks.1.attentions.2.proj_out",
-    "output_blocks_2_2_conv": "up_blocks.0.upsamplers.0.conv",
-    "label_emb_0_2": "add_embedding.linear_2",
-}
-
-
-@pytest.mark.parametrize("name", ORIGINAL)
-def test_names_of_sdxls_original_code(name):
-    """As Kohya's tools train SDXL: two layers a block."""
-    assert lora_names.to_diffusers(f"lora_unet_{name}") == f"unet.{ORIGINAL[name]}"
+def test_a_weight_is_for_loras(tmp_path):
+    with pytest.raises(Rejected, match="--weight is for a LoRA"):
+        model_import.prepare(DOODLE, "x", tmp_path, weight=0.5)
 
 
 async def test_a_dora_goes_to_kohyas_tools_and_comes_back(tmp_path):
