@@ -128,6 +128,16 @@ async def test_a_training_with_long_inline_pictures_can_be_gone_on_with(tmp_path
     dropped = parse_training((tmp_path / "trainings/a-to-7.json").read_bytes())
     assert (dropped.steps, dropped.resume_from, dropped.pictures[0].image) == (7, "a", picture)
 
+    assert (
+        await go_on_with(str(tmp_path), "a", 2)
+        == "a-to-7 was dropped before: it goes on from step 5 to step 7"
+    )
+    async with open_store(str(tmp_path)) as store:
+        await store.delete("trainings/a-to-7.json")
+        await store.create("training-results/a-to-7/result.json", b"{}")
+    assert "a-to-7 has ended already; nothing new was dropped" in await go_on_with(str(tmp_path), "a", 2)
+    assert not (tmp_path / "trainings/a-to-7.json").exists()
+
 
 @pytest.mark.parametrize(("flags", "method"), [((), "full"), (("--lora",), "lora"), (("--full",), "full")])
 def test_the_command_line_wins_over_the_options_file(flags: tuple[str, ...], method: str, tmp_path: Path):
