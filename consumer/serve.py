@@ -92,15 +92,15 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         await make_inbox(store)
         queues = [await stack.enter_async_context(queue) for queue in _queues(places.queues)]
         verdict = await probe(store)
-        log.info("store", extra={"url": store.url})
-        level = logging.DEBUG if verdict.is_atomic else logging.WARNING
-        log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})
         cache = ModelCache(default_folder(), places.model_cache)
         loaded, fetched = model, Fetched()
         if model not in cards.cards:
             loaded, fetched = await ModelFetcher(store, cache).fetch_default(model, cards)
             stack.callback(fetched.release)  # at the end: a renderer that is replaced loads it again
             why = f"{why}; published, loads {loaded}"
+        log.info("store", extra={"url": store.url})
+        level = logging.DEBUG if verdict.is_atomic else logging.WARNING
+        log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})
         renderer = msgspec.structs.replace(
             renderer, dtype=_dtype(renderer.dtype), preload=loaded, preload_folder=fetched.folder
         )

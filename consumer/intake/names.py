@@ -71,8 +71,11 @@ class Names:
         if model is None:
             return Meaning(self.cards.get(name, await self._published_names()))  # raises
         if model.kind == "full":
-            return await self._with_loras(manifest, card_of(model), model.version)
+            return await self._with_loras(manifest, self._card_of(model), model.version)
         return await self._lora_as_model(manifest, model)
+
+    def _card_of(self, model: PublishedCard) -> ModelCard:
+        return card_of(model, self.cards.cards.get(split_reference(model.base)[0]))
 
     async def _lora_as_model(self, manifest: Manifest, lora: PublishedCard) -> Meaning:
         """A LoRA that is named as the model: its base, with the LoRA at its default weight."""
@@ -86,7 +89,7 @@ class Names:
                 f"with --models {lora.base or 'name'}=..., or publish it",
                 field="model",
             )
-        card = self.cards.get(lora.base) if base is None else card_of(base)
+        card = self.cards.get(lora.base) if base is None else self._card_of(base)
         notes: tuple[Note, ...] = ()
         if lora.base_revision and card.revision and lora.base_revision != card.revision:
             text = f"{lora.reference} was made from revision {lora.base_revision} of {card.name}; here it is "

@@ -108,6 +108,19 @@ async def test_versions_are_frozen_in_the_plan(shelf, publish):
     assert (as_model.loras[0].weight, as_model.lora_versions) == (0.7, {"ink": 1})
 
 
+async def test_a_model_is_drawn_as_its_base_where_its_card_says_nothing(shelf, publish):
+    """Steps, guidance and size of doodle for what was trained from it; what the card says comes first."""
+    await publish("dog")
+    plan = planner(shelf)
+    like = await plan(model="dog")
+    assert (like.steps, like.cfg_scale, like.scheduler, like.width) == (20, 4, "DPM++ 2M", 128)
+    await publish("cat", scheduler="DDIM", steps=9, cfg_scale=0, native_width=64, native_height=64)
+    own = await plan(model="cat")
+    assert (own.steps, own.cfg_scale, own.scheduler, own.width) == (9, 0, "DDIM", 64)
+    await publish("cow", base="elsewhere", scheduler="Oiler")
+    assert (await plan(model="cow")).steps == 30
+
+
 async def test_a_name_is_remembered_for_seconds_and_its_absence_not_at_all(shelf, publish):
     """What was published a moment ago is found; a move is noticed within seconds; an explicit version never moves."""
     clock = Clock()

@@ -86,6 +86,23 @@ async def test_two_publishers_at_once_get_two_numbers(
     assert moves == list(range(1, len(moves) + 1))
 
 
+async def test_moves_at_once_each_have_their_place(
+    store: OpenableStore, folder: Path, request: pytest.FixtureRequest
+):
+    """Moves, rollbacks and publications of one name: no number twice or missing, and the highest one decides."""
+    if "moto" in request.node.callspec.id:
+        pytest.skip("moto checks and then acts, so it is no referee for races")
+    for _ in range(3):
+        await published.publish(store, folder, card())
+    moves = [published.use(store, f"my-dog@{version}") for version in (1, 2, 1, 2)]
+    moves += [published.rollback(store, "my-dog") for _ in range(2)]
+    await asyncio.gather(*moves, published.publish(store, folder, card()))
+    history = await published.history(store, "my-dog")
+    assert [move.number for move in history] == list(range(1, len(history) + 1))
+    assert all(move.version in (1, 2, 3, 4) for move in history)
+    assert (await published.resolve(store, "my-dog")).version == history[-1].version
+
+
 async def test_a_slow_publisher_does_not_move_the_name_back(store: OpenableStore, folder: Path):
     """Version 1 is finished after version 2: the name goes on meaning version 2."""
     number = await published._take_number(store, "my-dog", "slow", "")

@@ -176,6 +176,25 @@ def test_loras_that_no_worker_would_draw_are_not_imported(tmp_path, tensors, opt
         model_import.prepare(file, "x", tmp_path, **options)
 
 
+@pytest.mark.parametrize("spelling", ["diffusers", "kohya"])
+def test_a_lora_is_published_as_it_is(lora, tmp_path, spelling):
+    """In either spelling, which workers read; a folder with one file is that file."""
+    given = tmp_path / "given"
+    given.mkdir()
+    lora_formats.convert(lora, given / "a.safetensors", spelling)
+    folder, card, left_out = model_import.prepare(given, "x", tmp_path, trigger=("sks",))
+    assert (folder / "pytorch_lora_weights.safetensors").read_bytes() == (
+        given / "a.safetensors"
+    ).read_bytes()
+    assert (card.kind, card.base, card.family, card.trigger_words, left_out) == (
+        "lora",
+        "sd15",
+        "sd1",
+        ("sks",),
+        [],
+    )
+
+
 def test_a_weight_is_for_loras(tmp_path):
     with pytest.raises(Rejected, match="--weight is for a LoRA"):
         model_import.prepare(DOODLE, "x", tmp_path, weight=0.5)
