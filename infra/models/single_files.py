@@ -21,7 +21,7 @@ from schemas.defaults import CFG_SCALE, STEPS
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -35,7 +35,13 @@ _VAE = "first_stage_model."
 _TEXT = ("cond_stage_model.", "conditioner.embedders.")
 _SECOND_TEXT = "conditioner.embedders.1."
 _CROSS = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight")
-_TYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # the widest first
+_PREFIXES: dict[str, tuple[str, ...]] = {
+    "unet": (_UNET,),
+    "vae": (_VAE,),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "text_encoder_2": (_SECOND_TEXT,),
+}
+_TYPES = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # the widest first
 _PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 CONFIGS = (".json", ".txt", ".model")
 
@@ -48,7 +54,7 @@ class SingleFile:
     width: int  # of the text that its UNet reads
     channels: int  # of its UNet's input: 4, or 9 for inpainting
     text_encoders: int
-    dtype: str  # the widest type of its parts, as torch calls it
+    dtypes: Mapping[str, str]  # part of the pipeline to the widest type of its numbers, as torch calls it
     elements: int  # numbers in the weights
     prediction_type: str  # "" where the file does not say it
     zero_snr: bool  # trained with noise schedules that end without signal
@@ -103,14 +109,17 @@ def read_single_file(path: Path) -> SingleFile:
     odd = next((e.dtype for e in own if e.dtype not in (*_TYPES, "I64", "I32", "BOOL")), None)
     if odd:
         raise _refused(path, f"its numbers are of the type {odd}; use a file of {', '.join(_TYPES)}")
-    widest = next(name for name in _TYPES if any(entry.dtype == name for entry in own))
     said = header.metadata.get("modelspec.prediction_type", "").lower()
     return SingleFile(
         path=path,
         width=next((e.shape[-1] for name, e in entries.items() if _CROSS.fullmatch(name) and e.shape), 0),
         channels=first.shape[1],
         text_encoders=2 if any(name.startswith(_SECOND_TEXT) for name in entries) else 1,
-        dtype="float32" if widest == "F64" else _TYPES[widest],
+        dtypes={
+            part: _widest(kinds)
+            for part, prefixes in _PREFIXES.items()
+            if (kinds := {entry.dtype for name, entry in entries.items() if name.startswith(prefixes)})
+        },
         elements=sum(math.prod(entry.shape) for entry in own),
         prediction_type="v_prediction"
         if "v_pred" in entries or said.startswith("v")
@@ -119,6 +128,10 @@ def read_single_file(path: Path) -> SingleFile:
         else "",
         zero_snr="ztsnr" in entries,
     )
+
+
+def _widest(kinds: Collection[str]) -> str:
+    return next((name for kind, name in _TYPES.items() if kind in kinds), "float32")
 
 
 def _what_else(entries: Mapping[str, Entry]) -> str:

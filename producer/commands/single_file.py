@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,13 @@ async def to_folder(
         raise Unsupported(
             f"{source} is a whole model in one file; converting it needs torch and diffusers, which are not "
             "installed: in Dreamdrop's folder, pip install -c constraints.txt -e '.[consumer]'"
+        )
+    needed, free = source.stat().st_size, shutil.disk_usage(scratch).free
+    if free < needed:
+        raise _refused(
+            source,
+            f"its folder needs {needed:,} bytes in {scratch.parent}, which has {free:,} left; set TMPDIR to "
+            "a folder on another disk",
         )
     configs, origin = await _configs(store, file, wishes.configs, scratch / "configs")
     say(f"configs and tokenizers are those of {origin}")

@@ -32,15 +32,19 @@ def sdxl_folder(tiny_folder, tmp_path_factory):
     return save_tiny_sdxl(tmp_path_factory.mktemp("models") / "xl", tiny_folder, second_width=48)
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", "sd1 with a UNet in half", "sd2", "sdxl"])
 def test_every_tensor_arrives(kind, tiny_folder, sdxl_folder, tmp_path):
-    """In its place, in all families, with nothing but the file and a folder's configs."""
-    from safetensors.torch import load_file
+    """In its place and precision, in all families, with nothing but the file and a folder's configs."""
+    from safetensors.torch import load_file, save_file
 
     from consumer.engine.loading import single_file
 
     folder = sdxl_folder if kind == "sdxl" else tiny_folder
-    file = read_single_file(write_checkpoint(folder, tmp_path / "a.safetensors", open_clip=kind == "sd2"))
+    path, half = tmp_path / "a.safetensors", kind.endswith("half")
+    tensors = load_file(write_checkpoint(folder, path, open_clip=kind == "sd2"))
+    if half:
+        save_file({n: t.half() if n.startswith("model.diffusion") else t for n, t in tensors.items()}, path)
+    file = read_single_file(path)
     configs = tmp_path / "configs"
     for path in folder.glob("**/*.json"):
         target = configs / path.relative_to(folder)
@@ -54,7 +58,9 @@ def test_every_tensor_arrives(kind, tiny_folder, sdxl_folder, tmp_path):
     for path in weights:
         ours, theirs = load_file(folder / path), load_file(tmp_path / "out" / path)
         assert ours.keys() == theirs.keys()
-        assert all(ours[name].equal(theirs[name]) for name in ours)
+        kept = {name: t.half() if half and path.parts[0] == "unet" else t for name, t in ours.items()}
+        assert all(kept[name].equal(theirs[name]) for name in ours)
+        assert all(kept[name].dtype == theirs[name].dtype for name in ours)
     assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "out").rglob("*.json"))
 
 
@@ -180,6 +186,7 @@ def test_what_cannot_be_read_is_named(checkpoint, tmp_path):
 def test_what_a_file_says_wins_over_the_configs(shapes, metadata, scheduler, pipeline, tmp_path):
     """What it predicts, by the marks that such files carry, and how many channels it takes."""
     file = read_single_file(header(tmp_path / "a.safetensors", shapes, metadata=metadata))
+    assert file.dtypes == dict.fromkeys(("unet", "vae", "text_encoder"), "float16")
     (tmp_path / "out").mkdir()
     assert write_configs(file, DOODLE, tmp_path / "out") == f"StableDiffusion{pipeline}Pipeline"
     written = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())

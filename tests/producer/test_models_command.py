@@ -195,6 +195,17 @@ def test_a_lora_is_published_as_it_is(lora, tmp_path, spelling):
     )
 
 
+def test_a_whole_model_in_one_file_is_told_from_a_lora(lora, tmp_path):
+    """By its header; a pickle is refused before it is opened, and so is a file that broke off."""
+    model = write(tmp_path / "a.safetensors", {"model.diffusion_model.x": ("F32", [1], [1])})
+    found = [model_import.is_single_file(path) for path in (model, lora, DOODLE, tmp_path / "nowhere")]
+    assert found == [True, False, False, False]
+    for name, words in (("a.ckpt", "it is a pickle"), ("b.safetensors", "it ends too early")):
+        (tmp_path / name).write_bytes(model.read_bytes()[:-1])
+        with pytest.raises(Rejected, match=f"{name}: {words}"):
+            model_import.is_single_file(tmp_path / name)
+
+
 def test_a_weight_is_for_loras(tmp_path):
     with pytest.raises(Rejected, match="--weight is for a LoRA"):
         model_import.prepare(DOODLE, "x", tmp_path, weight=0.5)

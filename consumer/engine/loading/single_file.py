@@ -55,7 +55,12 @@ def load(file: SingleFile, configs: Path, dtype: torch.dtype, prediction_type: s
 
 def save(file: SingleFile, configs: Path, target: Path, prediction_type: str = "") -> None:
     """Write a diffusers folder in the file's own precision. Raises `Rejected`."""
-    pipe = load(file, configs, getattr(torch, file.dtype), prediction_type)
+    same = set(file.dtypes.values())  # else all is read as float32, and each part gets its own type again
+    wanted = getattr(torch, same.pop()) if len(same) == 1 else torch.float32
+    pipe = load(file, configs, wanted, prediction_type)
+    for part in _MODELS:
+        if (module := getattr(pipe, part, None)) is not None:
+            module.to(getattr(torch, file.dtypes[part]))
     pipe.save_pretrained(target, safe_serialization=True)
     for path in (target / "model_index.json", *target.glob("*/*config.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
