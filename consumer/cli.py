@@ -69,14 +69,19 @@ def worker(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(envvar="DREAMDROP_MODEL", help="Default model; auto: sd21 with CUDA, else doodle.")
+        str,
+        typer.Option(
+            envvar="DREAMDROP_MODEL",
+            help="Default model: one of --models, a built-in or a published one; auto: sd21 with CUDA, else doodle.",
+        ),
     ] = "auto",
     models: Annotated[
         list[str] | None,
         typer.Option(
             envvar="DREAMDROP_MODELS",
-            help="name=folder or name=hub:owner/name[@revision]; repeatable. Options may follow, "
-            "which fill what requests leave open: ,steps=9,cfg=0,scheduler=Euler,size=512x768,multiple=16.",
+            help="name=folder, name=file.safetensors or name=hub:owner/name[@revision]; repeatable. Options may "
+            "follow, which fill what requests leave open: ,steps=9,cfg=0,scheduler=Euler,size=512x768,multiple=16; "
+            "for a whole model in one file also ,configs=a diffusers folder or model of its family.",
         ),
     ] = None,
     loras: Annotated[

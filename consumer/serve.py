@@ -21,7 +21,7 @@ import msgspec
 from consumer import metrics
 from consumer.gauges import watched
 from consumer.jobs.inputs import Inputs
-from consumer.jobs.models import ModelFetcher
+from consumer.jobs.models import Fetched, ModelFetcher
 from consumer.renderer.devices import default_model, devices_of, dtype_of
 from consumer.worker import Worker, WorkerSettings
 from infra.claims.claims import Claims
@@ -82,17 +82,24 @@ def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: Rend
 async def _serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: RendererSettings) -> int:
     devices = await asyncio.to_thread(devices_of, renderer)
     model, why = default_model(settings.default_model, devices)
-    cards.get(model)
     settings = replace(settings, default_model=model)
-    renderer = msgspec.structs.replace(renderer, dtype=dtype_of(renderer.dtype), preload=model)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(places.store))
         await make_inbox(store)
         queues = [await stack.enter_async_context(queue) for queue in _queues(places.queues)]
         verdict = await probe(store)
+        cache = ModelCache(default_folder(), places.model_cache)
+        loaded, fetched = model, Fetched()
+        if model not in cards.cards:
+            loaded, fetched = await ModelFetcher(store, cache).fetch_default(model, cards)
+            stack.callback(fetched.release)  # at the end: a renderer that is replaced loads it again
+            why = f"{why}; published, loads {loaded}"
         log.info("store", extra={"url": store.url})
         level = logging.DEBUG if verdict.is_atomic else logging.WARNING
         log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})
+        renderer = msgspec.structs.replace(
+            renderer, dtype=dtype_of(renderer.dtype), preload=loaded, preload_folder=fetched.folder
+        )
         log.info("model", extra={"default": model, "why": why, "serves": ",".join(cards.known())})
         for card in cards.own():
             log.info("model card", extra={"model": card.name, "defaults": card.defaults.text()})
@@ -100,7 +107,7 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
             log.info("queue", extra={"url": queue.url})
         log.info("drop .json and .jsonl files into %s/requests/", places.store.rstrip("/"))
         renderers = [msgspec.structs.replace(renderer, device=device) for device in devices]
-        calls, cache = Calls(metrics.REGISTRY), ModelCache(default_folder(), places.model_cache)
+        calls = Calls(metrics.REGISTRY)
         worker = _make_worker(places, store, queues, cards, settings, renderers, calls, cache)
         await stack.enter_async_context(watched(worker, store, queues, cache, *places.metrics))
         _drain_on_signals(worker)

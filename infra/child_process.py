@@ -7,6 +7,7 @@ A plain `python -m` looks for modules in the working directory first, and client
 from __future__ import annotations
 
 import os
+import re
 import site
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]  # the folder that holds `consumer`, 
 #: documentation has both names; other OpenMP libraries know the first one only, and sleep at once.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 _NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # either one is the user's word on the number of threads
+_SECRET = re.compile(r"^AWS_|^OTEL_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -40,6 +42,11 @@ def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
     if entries:
         child["PYTHONPATH"] = os.pathsep.join(entries)
     return {**thread_settings(environment), **child, "PYTHONSAFEPATH": "1"}
+
+
+def without_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that a process may have which loads models or pictures of strangers."""
+    return {name: value for name, value in environment.items() if not _SECRET.search(name)}
 
 
 def thread_settings(environment: Mapping[str, str], cgroup: Path = _CGROUP) -> dict[str, str]:

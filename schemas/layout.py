@@ -37,6 +37,7 @@ UPLOADS = "uploads/"  # what a facade keeps for its callers; not part of the pro
 TRAININGS = "trainings/"
 TRAINING_CLAIMS = "training-claims/"
 TRAINING_RESULTS = "training-results/"
+FROZEN = "frozen.json"  # in a training's folder: which base and pictures its first attempt found
 TRAINING_STATUS = "training-status/"
 TRAINERS = "trainers/"
 TRAINING_UPLOADS = "uploads/trainings/"  # pictures by their content, which `train dreambooth --detach` stores

@@ -76,18 +76,20 @@ def save_tiny(folder: Path) -> Path:
     return folder
 
 
-def save_tiny_sdxl(folder: Path, tiny: Path) -> Path:
+def save_tiny_sdxl(folder: Path, tiny: Path, *, second_width: int = 32) -> Path:
     """Write a tiny SDXL around the parts of `save_tiny`: two text encoders, size conditioning, random weights."""
     torch.manual_seed(5)
     base = StableDiffusionPipeline.from_pretrained(tiny, safety_checker=None)
-    config = CLIPTextConfig(**{**base.text_encoder.config.to_dict(), "projection_dim": 32})
+    config = CLIPTextConfig(
+        **{**base.text_encoder.config.to_dict(), "projection_dim": 32, "hidden_size": second_width}
+    )
     unet = UNet2DConditionModel(
         sample_size=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(16, 32),
         layers_per_block=1,
-        cross_attention_dim=64,
+        cross_attention_dim=32 + second_width,
         attention_head_dim=4,
         norm_num_groups=8,
         addition_embed_type="text_time",

@@ -12,10 +12,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from infra.models.folders import config_hash, family_of
 from schemas.errors import Rejected
 
 _PIPELINES = {"StableDiffusionPipeline": 1, "StableDiffusionXLPipeline": 2}  # how many text encoders each has
-_WIDTHS = {128: "doodle", 768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of the text that the UNet attends to
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -73,8 +73,7 @@ class Base:
     @property
     def family(self) -> str:
         """Models of one family take the same LoRAs: doodle, sd1, sd2, sdxl, or one by the UNet's config."""
-        width = self.unet.get("cross_attention_dim")
-        return _WIDTHS.get(width if isinstance(width, int) else 0) or f"unet-{self.config_sha256[:8]}"
+        return family_of(self._json("unet/config.json"))
 
     @property
     def kind(self) -> str:
@@ -151,8 +150,7 @@ class Base:
     @cached_property
     def config_sha256(self) -> str:
         """A hash of the UNet's config without what says nothing about its layers."""
-        kept = {k: v for k, v in self._json("unet/config.json").items() if not k.startswith("_")}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        return config_hash(self._json("unet/config.json"))
 
     def _json(self, path: str) -> dict[str, Any]:
         try:

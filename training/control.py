@@ -64,10 +64,15 @@ async def go_on_with(url: str, id: str, steps: int) -> str:
         document.pop("epochs", None)
         after = validate_training(document)
         new_id = f"{id.partition('~')[0][:80]}-to-{wanted}"
-        await TrainingStore(store).create(
+        view = TrainingStore(store)
+        if await view.head(layout.result_key(new_id)) is not None:
+            return f"{new_id} has ended already; nothing new was dropped: ask for another number of steps"
+        steps_of_it = f"it goes on from step {kept[-1].step} to step {wanted}"
+        if await is_known(view, new_id) or not await view.create(
             layout.request_key(new_id), body_of(after), content_type="application/json"
-        )
-        return f"dropped {new_id}: it goes on from step {kept[-1].step} to step {wanted}"
+        ):
+            return f"{new_id} was dropped before: {steps_of_it}"
+        return f"dropped {new_id}: {steps_of_it}"
 
 
 async def save_report(url: str, id: str, out: Path) -> str:

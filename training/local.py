@@ -71,16 +71,16 @@ def id_of(training: Training, body: bytes) -> str:
     return f"{training.name[:80]}-{layout.fingerprint(body)[:8]}"
 
 
-async def drop(store: Store, id: str, body: bytes, training: Training, folder: Path) -> None:
-    """Store the pictures, then the manifest, unless the training is known already."""
+async def drop(store: Store, id: str, body: bytes, training: Training, folder: Path) -> bool:
+    """Store the pictures, then the manifest; False when the training is known already."""
     view = TrainingStore(store)
     if await is_known(view, id):
-        return
+        return False
     for picture in training.pictures:
         path = folder / str(picture.name)
         sha256 = Path(picture.image).stem
         await store.create_file(picture.image, path, sha256=sha256)
-    await view.create(layout.request_key(id), body, content_type="application/json")
+    return await view.create(layout.request_key(id), body, content_type="application/json")
 
 
 async def is_known(view: TrainingStore, id: str) -> bool:

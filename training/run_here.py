@@ -68,10 +68,13 @@ async def run_here(
             body = local.body_of(training)
             id = local.id_of(training, body)
             view = TrainingStore(opened)
-            if await view.head(layout.result_key(id)) is None:
-                await local.drop(opened, id, body, training, folder)
+            ended = await view.head(layout.result_key(id)) is not None
+            dropped = not ended and await local.drop(opened, id, body, training, folder)
         if detach:
-            people.print(f"dropped {id}; `dreamdrop trainer --store {store}` runs it", markup=False)
+            said = f"dropped {id}" if dropped else f"{id} was dropped before"
+            told = f"{id} has ended already; another --seed makes it a new one"
+            runs = f"{said}; `dreamdrop trainer --store {store}` runs it"
+            people.print(told if ended else runs, markup=False, highlight=False, soft_wrap=True)
             print(id)
             return 0
         settings = TrainerSettings(only=id, processes=processes)

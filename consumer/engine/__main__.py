@@ -51,7 +51,8 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     from consumer.engine.device_errors import StickyDeviceError
     from consumer.engine.devices import describe_device
     from consumer.engine.engine import Engine
-    from consumer.engine.loading.registry import ModelRegistry, quiet
+    from consumer.engine.loading.libraries import quiet
+    from consumer.engine.loading.registry import ModelRegistry
     from infra.models.cards import Cards
 
     def send(message: Message) -> None:
@@ -76,6 +77,8 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     dtype = settings.dtype
     try:
         if settings.preload:
+            if settings.preload_folder:
+                registry.learn(settings.preload, settings.preload_folder)
             dtype = registry.get(settings.preload).record["dtype"]
         send(Ready(describe_device(settings.device), dtype, _versions()))
         while True:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from infra.lru import LruCache
 from infra.models import published
-from infra.models.published_cards import card_of, family_of
+from infra.models.published_cards import card_of
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID
 from schemas.manifest import LoraChoice
@@ -68,13 +68,16 @@ class Names:
         name = manifest.model or self.default_model
         if name in self.cards.cards:
             card = self.cards.get(name)
-            return await self._with_loras(manifest, card, None, family_of(card), seen)
+            return await self._with_loras(manifest, card, None, seen)
         model = await self._published(name, seen)
         if model is None:
             return Meaning(self.cards.get(name, await self._published_names()))  # raises
         if model.kind == "full":
-            return await self._with_loras(manifest, card_of(model), model.version, model.family, seen)
+            return await self._with_loras(manifest, self._card_of(model), model.version, seen)
         return await self._lora_as_model(manifest, model, seen)
+
+    def _card_of(self, model: PublishedCard) -> ModelCard:
+        return card_of(model, self.cards.cards.get(split_reference(model.base)[0]))
 
     async def _lora_as_model(self, manifest: Manifest, lora: PublishedCard, seen: float) -> Meaning:
         """A LoRA that is named as the model: its base, with the LoRA at its default weight."""
@@ -88,21 +91,19 @@ class Names:
                 f"with --models {lora.base or 'name'}=..., or publish it",
                 field="model",
             )
-        card = self.cards.get(lora.base) if base is None else card_of(base)
+        card = self.cards.get(lora.base) if base is None else self._card_of(base)
         notes: tuple[Note, ...] = ()
         if lora.base_revision and card.revision and lora.base_revision != card.revision:
             text = f"{lora.reference} was made from revision {lora.base_revision} of {card.name}; here it is "
             notes = (Note(code="base_changed", message=text + card.revision, field="model"),)
         version = base.version if base is not None else None
-        family = base.family if base is not None else family_of(card)
-        return await self._with_loras(manifest, card, version, family, seen, first=lora, notes=notes)
+        return await self._with_loras(manifest, card, version, seen, first=lora, notes=notes)
 
     async def _with_loras(
         self,
         manifest: Manifest,
         card: ModelCard,
         version: int | None,
-        family: str,
         seen: float,
         *,
         first: PublishedCard | None = None,
@@ -113,10 +114,10 @@ class Names:
         versions: dict[str, int] = {}
 
         def add(found: PublishedCard, weight: float) -> None:
-            if family and found.family and found.family != family:
+            if card.family and found.family and found.family != card.family:
                 raise _refused(
                     f"has {found.reference}, which is made for models of the family {found.family}; "
-                    f"{card.name} is of {family}"
+                    f"{card.name} is of {card.family}"
                 )
             choices.append(LoraChoice(name=found.name, weight=weight))
             hashes[found.name], versions[found.name] = _lora_hash(found), found.version

@@ -14,6 +14,7 @@ from schemas.models import version_prefix
 
 if TYPE_CHECKING:
     from infra.models.cache import InUse, ModelCache
+    from infra.models.cards import Cards
     from infra.stores.store import Store
     from schemas.models import PublishedCard
     from schemas.plan import Plan
@@ -77,6 +78,31 @@ class ModelFetcher:
             fetched.release()
             raise
         return fetched
+
+    async def fetch_default(self, reference: str, cards: Cards) -> tuple[str, Fetched]:
+        """Fetch what a worker loads at its start when its default model is a published one.
+
+        Returns:
+            What the renderers call it, and its files, which stay on this machine until they are released. Of a LoRA it
+            is the base: a model of the worker's own has no files here.
+
+        Raises:
+            Rejected: no such model is published, or it cannot be fetched; the message says what is known.
+            StoreUnavailable: the store does not answer.
+            DiskTrouble: there is no room on this machine.
+        """
+        try:
+            card = await published.resolve(self.store, reference)
+        except Rejected:
+            cards.get(reference, await published.names(self.store))  # raises, with what is known
+            raise
+        if card.kind == "lora" and card.base in cards.cards:
+            return card.base, Fetched()
+        if card.kind == "lora":
+            card = await published.resolve(self.store, card.base)
+        fetched = Fetched()
+        fetched.folder = str((await self._use(card, fetched, "model")).folder)
+        return card.reference, fetched
 
     async def _card(self, name: str, version: int, where: str) -> PublishedCard:
         reference = f"{name}@{version}"

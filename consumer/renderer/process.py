@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import re
 import statistics
 import time
 from collections import deque
@@ -38,7 +36,7 @@ from consumer.renderer.protocol import (
 )
 from consumer.renderer.stderr import StderrTail
 from infra.backoff import backoff
-from infra.child_process import child_environment, python_command
+from infra.child_process import child_environment, python_command, without_secrets
 from infra.logs import redacted
 from schemas.errors import DreamError
 
@@ -49,7 +47,6 @@ _LOAD = 1800.0  # seconds to fetch and load a model; an interrupted download is 
 _MAX_FAILED_STARTS = 3  # children in a row that ended before they could draw; then the device counts as lost
 _EXIT_WAITS = (2.0, 10.0)  # seconds to exit by itself, then after a kill
 _MODULES = {"diffusers": "consumer.engine", "null": "consumer.renderer.null"}
-_SECRET = re.compile(r"^AWS_|^OTEL_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 
 Why = Literal["crashed", "hung", "lost its device"]
 
@@ -250,7 +247,7 @@ class Renderer:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=1 << 22,
-            env=child_environment({k: v for k, v in os.environ.items() if not _SECRET.search(k)}),
+            env=child_environment(without_secrets()),
             start_new_session=True,  # a terminal's Ctrl-C is for the parent only
         )
 

@@ -60,6 +60,7 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     loras: tuple[tuple[str, str], ...] = ()  # name and file
     memory_budget: int | None = None  # bytes of loaded models
     preload: str | None = None  # loaded before the child sends `Ready`
+    preload_folder: str = ""  # of a published one: where its files are on this machine
     patience: float = 60.0  # seconds without progress while busy, or ten times the usual: the child hangs
     null: dict[str, Any] = {}  # settings of the null renderer, see `NullSettings`
 

@@ -1,4 +1,4 @@
-"""What an operator says of a model beside its source: `--models name=folder,steps=9,cfg=0,size=512x768`."""
+"""What an operator says of a model beside its source: `--models name=folder,steps=9,cfg=0`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from schemas.errors import Rejected
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_OPTION = re.compile(r"(.*),\s*([a-z_]+)=([^,/]*)", re.DOTALL)
+#: A folder that is named as a source may have commas; one that is named as an option has none.
+_OPTION = re.compile(r"(.*),\s*(?:(?P<name>[a-z_]+)=(?P<value>[^,/]*)|configs=(?P<folder>[^,]*))", re.DOTALL)
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?", re.ASCII)
 
 
@@ -27,7 +28,8 @@ def split(text: str) -> tuple[str, dict[str, Any]]:
     source, seen = text, set[str]()
     fields: dict[str, Any] = {}
     while (found := _OPTION.fullmatch(source)) is not None:
-        source, option, value = found[1], found[2], found[3].strip()
+        source, option = found[1], found["name"] or "configs"
+        value = (found["folder"] if found["value"] is None else found["value"]).strip()
         if option not in _READERS:
             raise _wrong(f"{option!r} is no option; known are {', '.join(_READERS)}")
         if option in seen:
@@ -38,6 +40,12 @@ def split(text: str) -> tuple[str, dict[str, Any]]:
         except ValueError as error:
             raise _wrong(f"{option} is {value!r}; it should be {error}") from error
     return source.strip(), fields
+
+
+def _configs(value: str) -> dict[str, Any]:
+    if not value:
+        raise ValueError("a diffusers folder, or the name of a model")
+    return {"configs": value}
 
 
 def _steps(value: str) -> dict[str, Any]:
@@ -93,4 +101,5 @@ _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "scheduler": _scheduler,
     "size": _size,
     "multiple": _multiple,
+    "configs": _configs,
 }

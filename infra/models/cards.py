@@ -5,6 +5,7 @@ No torch here: the parent looks models up to validate requests, the child to loa
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,13 @@ from infra.models import card_options
 from infra.models.folders import Reading, read_folder, read_name
 from infra.models.hub_caches import baked_cache, hub_cache
 from infra.models.lora_files import LoraFile, find_loras
+from infra.models.single_files import (
+    PICKLES,
+    SingleFile,
+    check_configs,
+    read_single_file,
+    suits,
+)
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected
 
@@ -25,7 +33,7 @@ BUNDLED = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """One model. A source is a diffusers folder or `hub:owner/name`; the first that is available is loaded."""
+    """One model. A source is a folder, a file or `hub:owner/name`; the first that is available is loaded."""
 
     name: str
     sources: tuple[str, ...]
@@ -37,6 +45,8 @@ class ModelCard:
     size_multiple: int = SIZE_MULTIPLE  # pixels
     revision: str = ""  # of the hub's repository, or the folder's version
     licence: str = ""
+    family: str = ""  # models of one family take the same LoRAs; "" where it cannot be told before a download
+    configs: str = ""  # where a source is one file: the diffusers folder with its configs and tokenizers
     dtype: str = ""  # float32, bfloat16 or float16; empty: what suits the device
 
     @property
@@ -63,6 +73,7 @@ BUILT_IN = (
         cfg_scale=4,  # at 7 it overdraws
         revision="3",
         licence="Apache-2.0",
+        family="doodle",
     ),
     ModelCard(  # the community's mirror
         name="sd21",
@@ -72,6 +83,7 @@ BUILT_IN = (
         native_height=768,
         scheduler="DDIM",
         licence="CreativeML Open RAIL++-M",
+        family="sd2",
     ),
     ModelCard(  # the community's mirror
         name="sd15",
@@ -80,6 +92,7 @@ BUILT_IN = (
         native_height=512,
         scheduler="PNDM",
         licence="CreativeML Open RAIL-M",
+        family="sd1",
     ),
     ModelCard(
         name="sdxl",
@@ -88,6 +101,7 @@ BUILT_IN = (
         native_height=1024,
         scheduler="Euler",
         licence="CreativeML Open RAIL++-M",
+        family="sdxl",
     ),
 )
 
@@ -101,16 +115,18 @@ class Cards:
 
     @classmethod
     def of(cls, extra: Iterable[str] = (), loras: Iterable[str] = ()) -> Cards:
-        """The built-in cards and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`.
+        """The built-in cards and the operator's own: `name=folder`, `name=file` or `name=hub:owner/name[@revision]`.
 
         Behind a source there may be options, such as `,steps=9,cfg=0` (`infra.models.card_options`). A folder
-        given under a built-in name is tried before the built-in sources.
+        given under a built-in name is tried before the built-in sources. A file is a whole model; its configs are
+        those of `,configs=`, else of a model of its family whose files are here.
 
         Args:
             loras: `name=file`; each file is read.
         """
         cards = {card.name: card for card in BUILT_IN}
-        for text in extra:
+        texts = list(extra)
+        for text in sorted(texts, key=_is_file):  # files last: they may need the configs of the others
             name, equals, source = text.partition("=")
             if not (equals and name.strip() and source.strip()):
                 raise Rejected(
@@ -120,7 +136,7 @@ class Cards:
                 )
             name = name.strip()
             try:
-                cards[name] = _own_card(name, source.strip(), cards.get(name))
+                cards[name] = _own_card(name, source.strip(), cards)
             except Rejected as error:
                 raise Rejected(error.code, f"model {name!r}: {error.message}", field="model") from error
         return cls(cards, find_loras(loras))
@@ -169,7 +185,8 @@ def is_here(card: ModelCard) -> bool:
 
 def _has_weights(source: str, revision: str) -> bool:
     if not source.startswith("hub:"):
-        return (Path(source).expanduser() / "model_index.json").is_file()
+        path = Path(source).expanduser()
+        return path.is_file() or (path / "model_index.json").is_file()
     return any(any(folder.glob("unet/*.safetensors")) for folder in _downloads(source, revision))
 
 
@@ -183,7 +200,63 @@ def _downloads(source: str, revision: str) -> list[Path]:
     return found
 
 
-def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
+def folders_of(card: ModelCard) -> list[Path]:
+    """The folders on this machine that have a model's configs, whether or not its weights are there."""
+    found: list[Path] = []
+    for source in card.sources:
+        given = [] if source.startswith("hub:") else [Path(source).expanduser()]
+        found += given or _downloads(source, card.revision)
+    return [folder for folder in found if (folder / "model_index.json").is_file()]
+
+
+def find_configs(file: SingleFile, given: str, cards: Iterable[ModelCard]) -> Path | None:
+    """The folder with the configs of a model in one file.
+
+    Args:
+        given: a folder, or the name of one of the cards; "" looks for a model of the same family.
+
+    Raises:
+        Rejected: what is given is not on this machine, or does not fit.
+    """
+    by_name = {card.name: card for card in cards}
+    if not given:
+        every = (folder for card in by_name.values() for folder in folders_of(card))
+        return next((folder for folder in every if suits(file, folder)), None)
+    folder = Path(given).expanduser()
+    if not folder.is_dir() and given in by_name:
+        if not (folders := folders_of(by_name[given])):
+            text = f"are to be those of {given!r}, of which no file is on this machine"
+            raise Rejected.of_field("configs", text)
+        folder = folders[0]
+    check_configs(file, folder)
+    return folder
+
+
+def need_configs(file: SingleFile) -> str:
+    """What to do when no configs of a model in one file are on this machine, in sentences."""
+    text = (
+        f"{file.path} is a whole model in one file ({file.title}). It holds neither configs nor a tokenizer, and no "
+        "model of its family is on this machine to take them from."
+    )
+    card = next((card for card in BUILT_IN if card.family == file.family), None)
+    if card is not None:
+        at = f" --revision {card.revision}" if card.revision else ""
+        text += (
+            f" Where there is a network, `hf download {card.sources[0].removeprefix('hub:')}{at} --include '*.json' "
+            "'*.txt' --local-dir FOLDER` fetches them: a few MB, no weights."
+        )
+    return text
+
+
+def _is_file(text: str) -> bool:
+    """Whether a `name=source` setting has a file as its source."""
+    with contextlib.suppress(Rejected):
+        return Path(card_options.split(text.partition("=")[2])[0]).expanduser().is_file()
+    return False
+
+
+def _own_card(name: str, text: str, cards: Mapping[str, ModelCard]) -> ModelCard:
+    built_in = cards.get(name)
     source, fields = card_options.split(text)
     revision = ""
     if source.startswith("hub:"):
@@ -193,10 +266,22 @@ def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
     else:
         folder = Path(source).expanduser()
         source = str(folder)
-        if built_in is None and not (folder / "model_index.json").is_file():
+        if folder.is_file() or folder.suffix in (*PICKLES, ".safetensors"):
+            file = read_single_file(folder)
+            configs = find_configs(file, fields.pop("configs", ""), cards.values())
+            if configs is None:
+                text = f"{need_configs(file)} Give it as {name}={source},configs=FOLDER"
+                raise Rejected("model_unavailable", text, field="model")
+            fields["configs"] = str(configs)
+            read = read_folder(configs, name) if built_in is None else Reading()
+        elif built_in is None and not (folder / "model_index.json").is_file():
             text = f"{folder} is not a diffusers folder (it has no model_index.json)"
             raise Rejected("model_unavailable", text, field="model")
-        read = read_folder(folder, name) if built_in is None else Reading()
+        else:
+            read = read_folder(folder, name) if built_in is None else Reading()
+    if "configs" in fields and not Path(source).is_file():
+        text = "configs is for a model in one file; a folder has its own"
+        raise Rejected("invalid_manifest", text, field="model")
     if built_in is not None:  # the same model from elsewhere: what its card says holds
         card = replace(built_in, sources=(source, *built_in.sources))
     else:
@@ -210,6 +295,7 @@ def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
             steps=read.steps,
             cfg_scale=read.cfg_scale,
             size_multiple=read.size_multiple,
+            family=read.family,
         )
     card = replace(card, **fields)
     if card.native_width % card.size_multiple or card.native_height % card.size_multiple:

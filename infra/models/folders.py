@@ -1,10 +1,12 @@
-"""What a diffusers folder says of itself: its native size, sampler and, where it is distilled, steps and guidance.
+"""What a diffusers folder says of itself: family, size, sampler and, where it is distilled, steps and guidance.
 
 Only its JSON is read, never weights.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,11 @@ from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+#: The family of a model by the width of the text that its UNet's cross attention reads.
+WIDTHS = {128: "doodle", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _FALLBACK = "DPM++ 2M"  # works well with every Stable Diffusion
 _MOST_LEVELS, _LARGEST_SAMPLE = 10, 4096  # of a VAE; latents of a UNet's side
 _FEW = 4  # steps of distilled models: their cards say 1 to 9, and 4 suits most
@@ -35,6 +39,9 @@ class Reading:
     scheduler: str = _FALLBACK
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE
+    family: str = ""  # "" where that is not known
+    config_hash: str = ""  # of the UNet's config
+    prediction_type: str = ""  # "" where the scheduler's config does not say it
 
 
 def read_folder(folder: Path, *names: str) -> Reading:
@@ -65,7 +72,24 @@ def read_folder(folder: Path, *names: str) -> Reading:
         scheduler=_canonical(scheduler.get("_class_name")),
         steps=steps,
         cfg_scale=cfg_scale,
+        family=family_of(unet),
+        config_hash=config_hash(unet) if unet else "",
+        prediction_type=str(scheduler.get("prediction_type", "")),
     )
+
+
+def family_of(unet: Mapping[str, Any]) -> str:
+    """The family of a UNet by its config: models of one family take the same LoRAs. "" for an empty config."""
+    if not unet:
+        return ""
+    width = unet.get("cross_attention_dim")
+    return WIDTHS.get(width if isinstance(width, int) else 0) or f"unet-{config_hash(unet)[:8]}"
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a config without what says nothing about the layers, such as the version that wrote it."""
+    kept = {name: value for name, value in config.items() if not name.startswith("_")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_name(*names: str) -> Reading:

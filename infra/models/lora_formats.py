@@ -1,50 +1,29 @@
-"""Rewrites a LoRA's safetensors file from one spelling of its keys to another: diffusers' and Kohya's.
+"""Rewrites a LoRA's safetensors file from one spelling of its names to another: diffusers' and Kohya's.
 
-Both hold the same two matrices for each layer. They differ in the names, and in the strength: Kohya's files have an
-`alpha` for each layer, and the product is scaled by alpha / rank; a diffusers file scales by what its metadata says,
-else not at all. Only names and, where the strengths differ, the numbers of one matrix are changed, a piece at a
-time; neither torch nor numpy is needed.
+Both hold the same two matrices for each layer, and of a DoRA the magnitude of each output. They differ in the names,
+and in the strength: Kohya's files have an `alpha` for each layer, and the product is scaled by alpha / rank; a
+diffusers file scales by what its metadata says, else not at all. Only names and, where the strengths differ, the
+numbers of one matrix are changed, a piece at a time; neither torch nor numpy is needed.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from infra.models import lora_names
+from infra.models.lora_names import Format, Piece, format_of
+from infra.models.safetensors_header import Header, read_header
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Format = Literal["diffusers", "kohya"]
 METADATA = "lora_adapter_metadata"  # where diffusers keeps the settings of a LoRA, as JSON
-_LONGEST = 100 << 20  # bytes of a header, as the safetensors library allows
 _PIECE = 1 << 20  # bytes
-_PREFIX = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
-_PARTS = {
-    "lora_unet_": "unet",
-    "lora_te2_": "text_encoder_2",
-    "lora_te1_": "text_encoder",
-    "lora_te_": "text_encoder",
-}
-#: diffusers' and PEFT's ends of a name: which matrix it is.
-_DOWN = re.compile(r"\.(?:lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight$")
-_UP = re.compile(r"\.(?:lora_B(?:\.default)?|lora\.up|lora_linear_layer\.up)\.weight$")
-_KOHYA = re.compile(
-    r"^(lora_unet|lora_te1|lora_te2|lora_te)_(.+)\.(lora_down\.weight|lora_up\.weight|alpha)$"
-)
-#: Names that have an underscore, so that it is not read as a dot.
-_WORDS = (
-    "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "text_model", "self_attn", "q_proj", "k_proj",
-    "v_proj", "out_proj", "to_q", "to_k", "to_v", "to_out", "proj_in", "proj_out", "time_emb_proj", "conv_shortcut",
-    "conv_in", "conv_out", "time_embedding", "add_embedding", "linear_1", "linear_2", "position_embedding",
-    "token_embedding", "text_projection",
-)  # fmt: skip
-_SPLIT = re.compile("|".join(sorted(map(re.escape, _WORDS), key=len, reverse=True)) + "|[a-z0-9]+")
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
@@ -58,39 +37,15 @@ class _Tensor:
     value: float | None = None  # of a new one, which no file holds
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """(entries, metadata, where the data begins) of a safetensors file. Raises `Rejected`."""
+def header_of(source: Path) -> Header:
+    """The header of a file that somebody gave. Raises `Rejected` for what is not a whole safetensors file."""
     try:
-        with path.open("rb") as stream:
-            start = stream.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST + 1
-            if length > _LONGEST:
-                raise ValueError("it is not a safetensors file")
-            header = json.loads(stream.read(int(length)))
-        metadata = header.pop("__metadata__", None) or {}
-        for entry in header.values():
-            begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end or path.stat().st_size < 8 + length + end:
-                raise ValueError("it ends too early; is the download complete?")
-            tuple(map(int, entry["shape"]))
-        if not header:
-            raise ValueError("it holds no tensors")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = str(error) if isinstance(error, ValueError) and str(error).startswith("it ") else ""
-        raise Rejected(
-            "unsupported", f"{path}: {why or 'it is not a safetensors file'}", field="file"
-        ) from error
-    return header, {str(k): str(v) for k, v in metadata.items()}, 8 + int(length)
-
-
-def format_of(names: Iterator[str] | list[str]) -> Format | None:
-    """How the tensors of a LoRA are spelled; None when they are not a LoRA's."""
-    for name in names:
-        if _KOHYA.match(name):
-            return "kohya"
-        if _DOWN.search(name) or _UP.search(name):
-            return "diffusers"
-    return None
+        header = read_header(source)
+    except ValueError as error:
+        raise _refused(source, str(error)) from error
+    if not header.entries:
+        raise _refused(source, "it holds no tensors")
+    return header
 
 
 def convert(source: Path, target: Path, to: Format) -> None:
@@ -100,63 +55,69 @@ def convert(source: Path, target: Path, to: Format) -> None:
         Rejected: it is not a LoRA in a spelling that is known here; the message names the first such tensor.
         OSError: a file cannot be read or written.
     """
-    entries, metadata, begin = read_header(source)
-    spelling = format_of(list(entries))
+    header = header_of(source)
+    spelling = format_of(header.entries)
     if spelling is None:
-        raise _refused(source, f"{next(iter(entries))!r} is not a tensor of a LoRA")
+        raise _refused(source, f"{next(iter(header.entries))!r} is not a tensor of a LoRA")
     tensors = {
-        name: _Tensor(
-            str(entry["dtype"]),
-            tuple(map(int, entry["shape"])),
-            begin + int(entry["data_offsets"][0]),
-            int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
-        )
-        for name, entry in entries.items()
+        name: _Tensor(entry.dtype, entry.shape, entry.begin, entry.size)
+        for name, entry in header.entries.items()
     }
     with source.open("rb") as stream:
         if spelling == to:
-            renamed, kept = tensors, metadata
+            renamed, kept = tensors, header.metadata
         elif to == "kohya":
-            renamed, kept = _to_kohya(source, tensors, metadata), _without_settings(metadata)
+            renamed = _to_kohya(source, _layers(source, tensors, spelling), header.metadata)
+            kept = {name: text for name, text in header.metadata.items() if name != METADATA}
         else:
-            renamed, kept = _to_diffusers(source, tensors, stream), {"format": "pt"}
+            renamed = _to_diffusers(source, _layers(source, tensors, spelling), stream)
+            kept = {"format": "pt"}
         with target.open("wb") as out:
             _write(out, renamed, kept, stream)
 
 
-def _to_kohya(
-    source: Path, tensors: Mapping[str, _Tensor], metadata: Mapping[str, str]
-) -> dict[str, _Tensor]:
-    alphas = _alphas(source, metadata)
-    two_encoders = any(name.startswith("text_encoder_2.") for name in tensors)
-    renamed: dict[str, _Tensor] = {}
+def _layers(
+    source: Path, tensors: Mapping[str, _Tensor], spelling: Format
+) -> dict[str, dict[Piece, _Tensor]]:
+    """The tensors of each layer, both matrices of which must be there."""
+    found: dict[str, dict[Piece, _Tensor]] = {}
     for name, tensor in tensors.items():
-        down, up = _DOWN.search(name), _UP.search(name)
-        found = down or up
-        if found is None:
-            why = (
-                "a DoRA has no spelling in which Kohya's tools agree"
-                if "magnitude" in name
-                else "it is unknown"
-            )
-            raise _refused(source, f"{name!r} cannot be written for Kohya's tools: {why}")
-        layer = name[: found.start()].removeprefix("base_model.model.")
-        part, _, inner = layer.partition(".")
-        if part not in _PREFIX:
-            raise _refused(source, f"{name!r} belongs to {part!r}, for which Kohya's tools have no name")
-        prefix = "lora_te1_" if part == "text_encoder" and two_encoders else _PREFIX[part]
-        if part != "unet" and not inner.startswith("text_model."):
-            inner = f"text_model.{inner}"
-        stem = prefix + inner.replace(".", "_")
-        renamed[f"{stem}.lora_{'down' if down else 'up'}.weight"] = tensor
-        if down:
-            rank = tensor.shape[0]
-            alpha = alphas(part, layer.partition(".")[2], rank)
-            renamed[f"{stem}.alpha"] = _Tensor("F32", (), 0, 4, value=alpha)
+        place = lora_names.split(name, spelling)
+        if place is None:
+            raise _refused(source, f"{name!r} is not a tensor of a LoRA or DoRA (is it a LyCORIS file?)")
+        found.setdefault(place[0], {})[place[1]] = tensor
+    for layer, pieces in found.items():
+        if "down" not in pieces or "up" not in pieces:
+            raise _refused(source, f"{layer!r} has only one of its two matrices")
+        if not pieces["down"].shape or not pieces["up"].shape:
+            raise _refused(source, f"{layer!r} has a number in place of a matrix")
+    return found
+
+
+def _to_kohya(
+    source: Path, layers: Mapping[str, Mapping[Piece, _Tensor]], metadata: Mapping[str, str]
+) -> dict[str, _Tensor]:
+    alpha_of = _alphas(source, metadata)
+    two_encoders = any(layer.startswith("text_encoder_2.") for layer in layers)
+    renamed: dict[str, _Tensor] = {}
+    for layer, pieces in layers.items():
+        try:
+            stem = lora_names.to_kohya(layer, two_encoders=two_encoders)
+        except ValueError as error:
+            raise _refused(source, f"{layer!r} cannot be written for Kohya's tools: {error}") from error
+        for piece, tensor in pieces.items():
+            if piece == "magnitude":
+                tensor = _magnitude(source, layer, pieces, "kohya")
+            renamed[lora_names.join(stem, piece, "kohya")] = tensor
+        part, _, inner = layer.removeprefix("base_model.model.").partition(".")
+        if "alpha" in pieces:  # which diffusers reads, too
+            continue
+        alpha = alpha_of(part, inner, pieces["down"].shape[0])
+        renamed[lora_names.join(stem, "alpha", "kohya")] = _Tensor("F32", (), 0, 4, value=alpha)
     return renamed
 
 
-def _alphas(source: Path, metadata: Mapping[str, str]) -> Any:
+def _alphas(source: Path, metadata: Mapping[str, str]) -> Callable[[str, str, int], float]:
     """A function from (part, layer, rank) to the alpha that the file's metadata gives, else the rank."""
     try:
         settings = json.loads(metadata.get(METADATA, "{}"))
@@ -180,47 +141,50 @@ def _alphas(source: Path, metadata: Mapping[str, str]) -> Any:
     return alpha
 
 
-def _without_settings(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in metadata.items() if name != METADATA}
-
-
-def _to_diffusers(source: Path, tensors: Mapping[str, _Tensor], stream: BinaryIO) -> dict[str, _Tensor]:
-    found: dict[str, dict[str, _Tensor]] = {}
-    for name, tensor in tensors.items():
-        match = _KOHYA.match(name)
-        if match is None:
-            raise _refused(source, f"{name!r} has no place in a diffusers LoRA (a LyCORIS file or a DoRA?)")
-        found.setdefault(f"{match[1]}_{match[2]}", {})[match[3]] = tensor
+def _to_diffusers(
+    source: Path, layers: Mapping[str, Mapping[Piece, _Tensor]], stream: BinaryIO
+) -> dict[str, _Tensor]:
     renamed: dict[str, _Tensor] = {}
-    for stem, parts in found.items():
-        down, up = parts.get("lora_down.weight"), parts.get("lora_up.weight")
-        if down is None or up is None:
-            raise _refused(source, f"{stem!r} has only one of its two matrices")
-        layer = _dotted(source, stem)
-        scale = _read_alpha(source, parts["alpha"], stream) / down.shape[0] if "alpha" in parts else 1.0
+    for stem, pieces in layers.items():
+        try:
+            layer = lora_names.to_diffusers(stem)
+        except ValueError as error:
+            raise _refused(source, f"{stem!r}: {error}") from error
+        down, up = pieces["down"], pieces["up"]
+        scale = _read_alpha(source, pieces["alpha"], stream) / down.shape[0] if "alpha" in pieces else 1.0
         if scale != 1.0 and up.dtype not in _BYTES:
             raise _refused(
                 source, f"{stem!r} has numbers of the type {up.dtype}, which cannot be scaled here"
             )
-        renamed[f"{layer}.lora_A.weight"] = down
-        renamed[f"{layer}.lora_B.weight"] = _Tensor(up.dtype, up.shape, up.begin, up.size, scale)
+        renamed[lora_names.join(layer, "down", "diffusers")] = down
+        renamed[lora_names.join(layer, "up", "diffusers")] = replace(up, scale=scale)
+        if "magnitude" in pieces:
+            if not layer.startswith("unet."):
+                raise _refused(
+                    source, f"{stem!r} is a DoRA of a text encoder, whose magnitudes diffusers leaves out"
+                )
+            magnitude = _magnitude(source, stem, pieces, "diffusers")
+            renamed[lora_names.join(layer, "magnitude", "diffusers")] = magnitude
     return renamed
 
 
-def _dotted(source: Path, stem: str) -> str:
-    """`lora_unet_mid_block_attentions_0_proj_in` as `unet.mid_block.attentions.0.proj_in`."""
-    prefix = next(prefix for prefix in _PARTS if stem.startswith(prefix))
-    part, inner = _PARTS[prefix], stem.removeprefix(prefix)
-    if part == "unet" and re.match(
-        r"(input_blocks|output_blocks|middle_block|time_embed_|label_emb|out_)", inner
-    ):
+def _magnitude(source: Path, layer: str, pieces: Mapping[Piece, _Tensor], to: Format) -> _Tensor:
+    """A DoRA's magnitudes, one for each output, in the shape of the other spelling.
+
+    LyCORIS, ComfyUI and the others of Kohya's spelling have (outputs, 1, ...), and (1, inputs, ...) for a DoRA that is
+    scaled by its inputs; peft has (outputs,), and for a convolution (1, outputs, 1, 1).
+    """
+    tensor, outputs = pieces["magnitude"], pieces["up"].shape[0]
+    ones = (1,) * (len(pieces["down"].shape) - 1)
+    kohya, peft = (outputs, *ones), (1, outputs, *ones[1:]) if len(ones) > 1 else (outputs,)
+    given, wanted = (peft, kohya) if to == "kohya" else (kohya, peft)
+    if tensor.shape not in (given, (outputs,)):
         raise _refused(
-            source, f"{stem!r} is named after the original code of SDXL; keep this file in Kohya's form"
+            source,
+            f"{layer!r} has magnitudes of the shape {list(tensor.shape)}; only a DoRA that is scaled by its "
+            f"{outputs} outputs can be converted",
         )
-    words = _SPLIT.findall(inner)
-    if "_".join(words) != inner:
-        raise _refused(source, f"{stem!r} names no layer that is known here")
-    return ".".join([part, *words])
+    return replace(tensor, shape=wanted)
 
 
 def _read_alpha(source: Path, tensor: _Tensor, stream: BinaryIO) -> float:

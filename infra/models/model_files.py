@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from infra.models.hub_caches import baked_cache
 from infra.models.json_files import read_json, read_object
 from infra.models.safetensors_header import read_shapes
+from infra.models.single_files import check_configs, read_single_file
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ class ModelUnavailable(Unavailable):
 class ModelFolder:
     """A folder that was checked and may be loaded."""
 
-    path: Path
+    path: Path  # or the one file that holds the whole model
     source: str
     revision: str
     variant: str | None  # such as "fp16", where the folder holds only that precision
     left_out: tuple[str, ...]  # components that are not loaded
     elements: int  # numbers in the weights
+    configs: Path | None = None  # of a model in one file: the folder with its configs and tokenizers
 
     def bytes_at(self, itemsize: int) -> int:
         """The memory that the weights take at a precision of so many bytes a number."""
@@ -66,6 +68,8 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
     """
     tried = []
     for source in card.sources:
+        if (file := Path(source).expanduser()).is_file():
+            return _single_file(file, card)
         try:
             folder = _fetch(source, card.revision, offline, cache)
         except ModelUnavailable as error:
@@ -77,6 +81,12 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
         f"model {card.name!r} is not here. Tried {'; '.join(tried)}. Give the worker a diffusers "
         f"folder with it, as {card.name}=/path/to/folder, or access to the hub"
     )
+
+
+def _single_file(file: Path, card: ModelCard) -> ModelFolder:
+    known, configs = read_single_file(file), Path(card.configs)
+    check_configs(known, configs)
+    return ModelFolder(file, str(file), "", None, (), known.elements, configs)
 
 
 def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
@@ -138,7 +148,9 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
     if not source.startswith("hub:"):
         folder = Path(source).expanduser()
         if not (folder / "model_index.json").is_file():
-            raise ModelUnavailable("it has no model_index.json" if folder.is_dir() else "no such folder")
+            raise ModelUnavailable(
+                "it has no model_index.json" if folder.is_dir() else "no such folder or file"
+            )
         return folder
     from huggingface_hub import snapshot_download
 
@@ -152,7 +164,7 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
     for place in (*baked_cache(), cache):
         try:
             folder = Path(snapshot_download(**wanted, cache_dir=place, local_files_only=True))
-            if (folder / "unet").is_dir():
+            if any(folder.glob("unet/*.safetensors")):  # else only its configs were downloaded
                 return folder
         except Exception:  # the hub's library has many errors for "not in the cache"
             offline_because = "not in the download cache, and the worker is offline"
@@ -163,6 +175,27 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
     except Exception as error:  # network, proxy, permission, revision: all mean the same here
         text = " ".join(str(error).split())  # the hub's library writes paragraphs
         raise ModelUnavailable(f"the hub did not provide it ({type(error).__name__}: {text})") from error
+
+
+def download_configs(card: ModelCard) -> Path:
+    """The JSON files and tokenizers of a model on the hub: a few MB, in the hub library's cache.
+
+    Raises:
+        ModelUnavailable: the hub does not provide them, or its library is not installed.
+    """
+    source = next(source for source in card.sources if source.startswith("hub:"))
+    try:
+        from huggingface_hub import snapshot_download
+
+        wanted = [pattern for pattern in _WANTED if not pattern.endswith(".safetensors")]
+        return Path(
+            snapshot_download(
+                source.removeprefix("hub:"), revision=card.revision or None, allow_patterns=wanted,
+                ignore_patterns=_UNWANTED,
+            )
+        )  # fmt: skip
+    except Exception as error:  # network, proxy, permission, revision: all mean the same here
+        raise ModelUnavailable(f"the hub did not provide them ({type(error).__name__})") from error
 
 
 def _refuse(folder: Path, why: str) -> Rejected:

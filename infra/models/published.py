@@ -238,8 +238,15 @@ async def list_models(store: Store, name: str = "") -> list[PublishedCard]:
 
 
 async def use(store: Store, reference: str) -> Move:
-    """Let a name mean the given version from now on. Raises `Rejected`."""
+    """Let a name mean the given version from now on; where it does already, nothing moves. Raises `Rejected`."""
+    if split_reference(reference)[1] is None:
+        raise Rejected.of_field(
+            "model", f"is {reference[:100]!r}; name the version too, as in {reference[:100]}@1"
+        )
     card = await resolve(store, reference)
+    moves = await history(store, card.name)
+    if moves and moves[-1].version == card.version:
+        return moves[-1]
     return await _move(store, card.name, card.version)
 
 

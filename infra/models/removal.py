@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.gather import gather_bounded
-from infra.models.published import current_version, list_models, resolve, withdraw
+from infra.models.published import current_version, list_models, read_card, resolve, withdraw
 from schemas.errors import NotFound, Rejected
-from schemas.layout import CLAIMS, parse_claim
+from schemas.layout import CHOSEN_ID, CLAIMS, FROZEN, TRAINING_CLAIMS, TRAINING_RESULTS, parse_claim
 from schemas.models import card_key, split_reference, version_prefix
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ async def remove(store: Store, reference: str) -> list[PublishedCard]:
     """Remove a version (`name@version`), or a name with all of its versions (`name`); returns what was removed.
 
     Raises:
-        Rejected: it is not there; the name means this version; or a request that is being drawn uses it.
+        Rejected: it is not there; the name means this version; or a request or training that is under way uses it.
     """
     name, version = split_reference(reference)
     if version is None:
@@ -45,7 +45,7 @@ async def remove(store: Store, reference: str) -> list[PublishedCard]:
         if card.version in used:
             raise Rejected.of_field(
                 "model",
-                f"{card.reference} is needed by {used[card.version]}, which is being drawn; try later",
+                f"{card.reference} is needed by {used[card.version]}, which is not over; try later",
             )
     if version is None:
         await withdraw(store, name)
@@ -57,7 +57,7 @@ async def remove(store: Store, reference: str) -> list[PublishedCard]:
 
 
 async def _used(store: Store, name: str) -> dict[int, str]:
-    """The versions of a name that plans of claims need, each with the id of a request."""
+    """The versions of a name that plans of claims and trainings under way need, each with who needs it."""
     keys = [info.key async for info in store.list(CLAIMS)]
     claims = [(parsed[0], key) for key in keys if (parsed := parse_claim(key)) and not parsed[2]]
     used: dict[int, str] = {}
@@ -75,7 +75,21 @@ async def _used(store: Store, name: str) -> dict[int, str]:
         found += [plan.get("model_version")] if plan.get("model") == name else []
         used.update({version: claim[0] for version in found if isinstance(version, int)})
 
+    async def look_at_training(id: str) -> None:
+        try:
+            document = json.loads((await store.get(f"{TRAINING_RESULTS}{id}/{FROZEN}")).body)
+            base, revision = document["base"]["name"], int(document["base"]["revision"])
+        except (NotFound, ValueError, KeyError, TypeError):
+            return  # not begun, or from a model that is not a published one
+        if base == name:
+            used[revision] = f"the training {id}"
+
     await gather_bounded(claims, _READS, look)
+    under_way = [
+        CLAIMS + info.key.removeprefix(TRAINING_CLAIMS) async for info in store.list(TRAINING_CLAIMS)
+    ]
+    ids = sorted({claim[0] for key in under_way if (claim := parse_claim(key))})
+    await gather_bounded(ids, _READS, look_at_training)
     return used
 
 
@@ -85,6 +99,13 @@ async def verify(store: Store, reference: str, progress: Callable[[str], None] |
     Args:
         progress: called with the path of each file before it is read.
     """
+    name, version = split_reference(reference)
+    if version is None and CHOSEN_ID.fullmatch(name):
+        version = await current_version(store, name)
+    if version is not None and CHOSEN_ID.fullmatch(name):
+        key = card_key(name, version)
+        if await read_card(store, name, version) is None and await store.head(key) is not None:
+            return [f"{key} cannot be read: it is not the card of a model"]
     card = await resolve(store, reference)
     faults = []
     with tempfile.TemporaryDirectory() as folder:

@@ -5,16 +5,41 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _LONGEST = 100 << 20  # bytes, as the safetensors library allows
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file."""
+
+    dtype: str  # F32, F16, BF16, ...
+    shape: tuple[int, ...]
+    begin: int  # in the file, bytes
+    size: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says before its numbers."""
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor, by its name.
+    """The shape of each tensor, by its name. Raises as `read_header` does."""
+    return {name: entry.shape for name, entry in read_header(file).entries.items()}
+
+
+def read_header(file: Path) -> Header:
+    """Read a header, and check that the file is as long as it says.
 
     Raises:
         ValueError: it is not a safetensors file, or not a whole one; the message says which.
@@ -31,12 +56,18 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     if len(text) < length:
         raise ValueError("it ends too early; is the download complete?")
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
-        size = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        document = json.loads(text)
+        metadata = document.pop("__metadata__", None) or {}
+        entries = {}
+        for name, entry in document.items():
+            begin, end = map(int, entry["data_offsets"])
+            if not 0 <= begin <= end:
+                raise ValueError
+            shape = tuple(map(int, entry["shape"]))
+            entries[name] = Entry(str(entry["dtype"]), shape, 8 + int(length) + begin, end - begin)
+        header = Header(entries, {str(name): str(value) for name, value in metadata.items()})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError("it is not a safetensors file") from error
-    if file.stat().st_size < 8 + length + size:
+    if file.stat().st_size < max((e.begin + e.size for e in entries.values()), default=0):
         raise ValueError("it ends too early; is the download complete?")
-    return shapes
+    return header

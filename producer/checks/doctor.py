@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from infra.models import published
 from infra.queues.setup_check import Finding
 from infra.stores.directory import safe_paths
 from infra.stores.directory.store import DirectoryStore
@@ -189,12 +190,13 @@ async def _workers(store: Store, store_url: str) -> list[Finding]:
     lists = [beat["models"] for beat in beats if isinstance(beat.get("models"), list)]
     served = {str(name) for names in lists for name in names}
     defaults = {str(beat.get("default_model", "")) for beat in beats} - {""}
-    unknown = sorted(default for default in defaults if default not in served)
+    known = served | set(await published.names(store))
+    unknown = sorted(default for default in defaults if default.partition("@")[0] not in known)
     if unknown:
         why = f"the workers do not know their default model {', '.join(unknown)}"
         return [
             alive,
-            Finding("models", "fail", why, "start them with --model and --models that match"),
+            Finding("models", "fail", why, "start them with --model and --models that match, or publish it"),
         ]
     if len(defaults) > 1:
         why = f"the workers have different default models: {', '.join(sorted(defaults))}"

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from infra.models import published
-from infra.models.facts import BUILT_IN_FAMILIES, WIDTHS, read_facts
-from infra.models.lora_formats import convert, format_of, read_header
+from infra.models.cards import BUILT_IN
+from infra.models.folders import WIDTHS, read_folder
+from infra.models.lora_formats import convert, header_of
+from infra.models.lora_names import format_of, split
+from infra.models.safetensors_header import read_header
+from infra.models.single_files import PICKLES, is_checkpoint
 from infra.stores.store import WrongContent
 from schemas.errors import Rejected
-from schemas.models import BUILT_IN_NAMES, LORA_FILE, PublishedCard, check_name, is_path, version_prefix
+from schemas.models import LORA_FILE, PublishedCard, check_name, is_path, version_prefix
 
 if TYPE_CHECKING:
     from infra.stores.store import Store
@@ -25,10 +29,9 @@ Report = Callable[[str, int, int], None]  # a file's path, the bytes of it that 
 
 _PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 _KINDS = (".json", ".txt", ".safetensors", ".model")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PIPELINE = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")
-#: Tensors that only a whole model in one file has.
-_CHECKPOINT = re.compile(r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.")
+
+_ENCODERS_DORA = re.compile(r"text_encoder.*\.lora_magnitude_vector|lora_te.*\.dora_scale")
 
 
 def prepare(
@@ -63,23 +66,46 @@ def prepare(
     if source.is_file():
         family = _family_of_lora(source)
         base = base or _base_of(source, family)
-        (scratch / LORA_FILE).symlink_to(source.absolute())
+        built_in = next((card for card in BUILT_IN if card.name == base), None)
+        if built_in is not None and family not in ("", built_in.family):
+            raise _refused(
+                source, f"it is made for models of the family {family}; {base} is of {built_in.family}"
+            )
+        entries = header_of(source).entries
+        if format_of(entries) == "kohya" and any(name.endswith(".dora_scale") for name in entries):
+            convert(source, scratch / LORA_FILE, "diffusers")  # which reads no DoRA in Kohya's spelling
+        else:
+            (scratch / LORA_FILE).symlink_to(source.absolute())
         card = PublishedCard(kind="lora", base=base, family=family, weight=weight, **common)
         return scratch, card, []
+    if weight != 1:
+        raise _refused(source, "it is a full model; --weight is for a LoRA")
     left_out = _link_folder(source, scratch)
-    facts = read_facts(source)
+    read = read_folder(source, name)
     card = PublishedCard(
         kind="full",
         base=base,
-        family=facts.family,
-        prediction_type=facts.prediction_type,
-        config_hash=facts.config_hash,
-        native_width=facts.native_width,
-        native_height=facts.native_height,
-        scheduler=facts.scheduler,
+        family=read.family,
+        prediction_type=read.prediction_type,
+        config_hash=read.config_hash,
+        native_width=read.width,
+        native_height=read.height,
+        scheduler=read.scheduler,
+        steps=read.steps,
+        cfg_scale=read.cfg_scale,
         **common,
     )
     return scratch, card, left_out
+
+
+def is_single_file(source: Path) -> bool:
+    """Whether it is, or claims to be, a whole model in one file. Raises `Rejected` for a pickle."""
+    if source.suffix in PICKLES and source.is_file():
+        raise _refused(source, "it is a pickle, which may run code when it is read; use a .safetensors file")
+    try:
+        return source.is_file() and is_checkpoint(read_header(source))
+    except ValueError as error:
+        raise _refused(source, str(error)) from error
 
 
 def _link_folder(source: Path, scratch: Path) -> list[str]:
@@ -110,7 +136,7 @@ def _link_folder(source: Path, scratch: Path) -> list[str]:
     for part in ("unet", "vae", "text_encoder"):
         if any((scratch / part).glob("*.safetensors")):
             continue
-        pickles = [path.name for path in (source / part).glob("*") if path.suffix in _PICKLES]
+        pickles = [path.name for path in (source / part).glob("*") if path.suffix in PICKLES]
         why = f"is a pickle ({pickles[0]})" if pickles else "has no full-precision .safetensors file"
         raise _refused(
             source, f"its {part} {why}; save it with save_pretrained(..., safe_serialization=True)"
@@ -120,31 +146,29 @@ def _link_folder(source: Path, scratch: Path) -> list[str]:
 
 def _family_of_lora(source: Path) -> str:
     """The family that a LoRA's tensors are made for; "" where they do not tell. Raises `Rejected`."""
-    if source.suffix in _PICKLES:
-        raise _refused(source, "it is a pickle, which may run code when it is read; use a .safetensors file")
-    entries, _, _ = read_header(source)
-    if checkpoint := next((name for name in entries if _CHECKPOINT.match(name)), None):
+    entries = header_of(source).entries
+    spelling = format_of(entries)
+    if odd := next((name for name in entries if not spelling or not split(name, spelling)), None):
+        what = "a whole model" if spelling is None else "what its other tensors are part of"
         raise _refused(
-            source,
-            f"it is a whole model in one file ({checkpoint}); make a diffusers folder of it first, with diffusers' "
-            "StableDiffusionPipeline.from_single_file(...).save_pretrained(folder), and import that",
+            source, f"{odd!r} is a tensor neither of a LoRA in diffusers' or Kohya's form nor of {what}"
         )
-    if format_of(list(entries)) is None:
+    if odd := next((name for name in entries if _ENCODERS_DORA.match(name)), None):
         raise _refused(
-            source, f"{next(iter(entries))!r} is not a tensor of a LoRA in diffusers' or Kohya's form"
+            source, f"it is a DoRA of a text encoder ({odd}), whose magnitudes diffusers leaves out"
         )
     if any(re.match(r"(lora_te2_|text_encoder_2\.)", name) for name in entries):
         return "sdxl"
     for name, entry in entries.items():
-        if re.search(r"attn2.*to_[kv].*(lora_A|down)", name) and len(entry["shape"]) == 2:
-            return WIDTHS.get(int(entry["shape"][1]), "")
+        if re.search(r"attn2.*to_[kv].*(lora_A|down)", name) and len(entry.shape) == 2:
+            return WIDTHS.get(entry.shape[1], "")
     return ""
 
 
 def _base_of(source: Path, family: str) -> str:
-    for name in BUILT_IN_NAMES:
-        if family and BUILT_IN_FAMILIES[name] == family:
-            return name
+    for card in BUILT_IN:
+        if family and card.family == family:
+            return card.name
     raise _refused(source, "its tensors do not tell for which model it was made: name that with --base")
 
 

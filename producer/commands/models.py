@@ -18,6 +18,7 @@ from producer.commands.session import (
     run,
     say,
 )
+from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
@@ -108,7 +109,10 @@ def _facts(card: PublishedCard) -> dict[str, str]:
         "trigger words": ", ".join(card.trigger_words),
         "weight": f"{card.weight:g}" if card.kind == "lora" else "",
         "size": f"{card.native_width} x {card.native_height}" if card.native_width else "",
+        "predicts": card.prediction_type,
         "scheduler": card.scheduler,
+        "steps": str(card.steps or ""),
+        "guidance": f"{card.cfg_scale:g}" if card.cfg_scale is not None else "",
         "licence": card.licence,
         "training": card.training,
         "loss": f"{card.loss:.4g}" if card.loss is not None else "",
@@ -154,7 +158,7 @@ def _say_move(name: str, version: int | None, as_json: bool) -> None:
 def remove(reference: Reference, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Remove a version, or a name with all of its versions.
 
-    Refused for the version that the name means, and while a request that is being drawn needs it.
+    Refused for the version that the name means, and while a request or a training that is under way needs it.
     """
 
     async def work(client: AsyncClient) -> None:
@@ -190,7 +194,9 @@ def verify(reference: Reference, store: StoreUrl = DEFAULT_STORE, as_json: AsJso
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="A diffusers folder, or a LoRA's .safetensors file.")],
+    source: Annotated[
+        Path, typer.Argument(help="A diffusers folder, or a .safetensors file: a whole model, or a LoRA.")
+    ],
     name: Annotated[str, typer.Option(help="The name to publish it under.")],
     base: Annotated[
         str,
@@ -201,6 +207,17 @@ def import_(
         list[str] | None, typer.Option(help="A word that calls the concept in a prompt; repeatable.")
     ] = None,
     licence: Annotated[str, typer.Option(help="The licence that it is under.")] = "",
+    configs: Annotated[
+        str,
+        typer.Option(
+            help="For a whole model in one file: a diffusers folder of its family (its weights are not read), or the "
+            "name of a built-in or published model; by default the first that is here."
+        ),
+    ] = "",
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction"] | None,
+        typer.Option(help="For a whole model in one file: what it predicts, where the file does not say it."),
+    ] = None,
     store: StoreUrl = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
@@ -210,14 +227,24 @@ def import_(
         import tempfile
 
         from infra.models import published
-        from producer.commands.model_import import prepare
+        from producer.commands import single_file
+        from producer.commands.model_import import is_single_file, prepare
         from producer.commands.progress import copying
+        from schemas.models import check_name
 
+        check_name(name)
         with tempfile.TemporaryDirectory() as scratch, copying(as_json) as progress:
+            given, links = source, Path(scratch) / "links"
+            links.mkdir()
+            if is_single_file(source):
+                wishes = single_file.Wishes(configs, prediction_type or "")
+                given = await single_file.to_folder(client.store, source, wishes, Path(scratch), say)
+            elif configs or prediction_type:
+                raise Rejected.of_field("configs", "and --prediction-type are for a whole model in one file")
             folder, card, left_out = prepare(
-                source,
+                given,
                 name,
-                Path(scratch),
+                links,
                 base=base,
                 weight=weight,
                 trigger=tuple(trigger or ()),

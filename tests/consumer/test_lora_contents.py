@@ -23,6 +23,24 @@ def test_one_file_under_two_names_acts_with_both_weights(make_registry, lora_fil
     assert registry.get("tiny").adapters.loaded() == ["ink"]
 
 
+def test_two_contents_of_one_name_are_two_loras(
+    make_registry, lora_file, studio, task, alone, apart, tmp_path
+):
+    """As two versions of a published one: neither layers nor remembered texts of the other are used."""
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other.safetensors"
+    save_file(
+        {name: -tensor for name, tensor in load_file(lora_file).items() if "text_encoder" in name}, other
+    )
+    room = studio(make_registry())
+    first = room.draw(task("first", loras=(given("ink", lora_file),)))["first", 0].picture
+    second = room.draw(task("second", loras=(given("ink", other),)))["second", 0].picture
+    fresh = make_registry()
+    assert apart(second, alone(fresh, task("second", loras=(given("ink", other),)))) <= 1
+    assert apart(first, second) > 1
+
+
 def test_a_lora_that_comes_with_its_task_is_drawn(make_registry, lora_file, studio, task, apart):
     """No setting names it; a registered one with the same content is the same."""
     room = studio(make_registry(loras={"style": lora_file}))

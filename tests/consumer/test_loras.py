@@ -119,6 +119,14 @@ def _half_foreign(tensors):
     }
 
 
+def _magnitudes(tensors, part):
+    ups = {k: v for k, v in tensors.items() if k.startswith(part) and re.search(r"lora_B|\.up\.", k)}
+    return {
+        re.sub(r"\.lora(_B|_linear_layer\.up|\.up)\.weight", ".lora_magnitude_vector", k): v[:, 0]
+        for k, v in ups.items()
+    }
+
+
 SPOILT = {
     "half of it is foreign": (_half_foreign, "another family"),
     "all of it is foreign": (lambda t: {"transformer." + k: v for k, v in t.items()}, "another family"),
@@ -134,6 +142,7 @@ SPOILT = {
     "one half of a pair": (lambda t: dict(list(t.items())[1:]), "no other half"),
     "LyCORIS": (lambda t: _kohya(t) | {"lora_unet_x.lokr_w1": next(iter(t.values()))}, "LyCORIS"),
     "a DoRA of Kohya's": (lambda t: _kohya(t) | {"lora_unet_x.dora_scale": next(iter(t.values()))}, "DoRA"),
+    "a DoRA of the text encoder": (lambda t: t | _magnitudes(t, "text_encoder."), "leaves out"),
     "no LoRA at all": (lambda t: {"conv.weight": next(iter(t.values()))}, "conv.weight"),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import boto3
 import pytest
+from PIL import Image
 
 import infra.models.cards as cards
 from infra.models import published
 from infra.stores.open import open_store
+from producer.checks import doctor
 from schemas.models import PublishedCard
 from tests.conftest import pretend_credentials
 
@@ -77,7 +80,7 @@ def worker(store, *options, **environment):
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=60)
+            process.said = process.communicate(timeout=60)[1]
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -97,6 +100,12 @@ async def result(store, id):
     return json.loads((await store.get(f"results/{id}/result.json")).body)
 
 
+async def pixels(store, ended):
+    """Of its first image; the file names the model, too."""
+    body = (await store.get(ended["images"][0]["key"])).body
+    return Image.open(io.BytesIO(body)).tobytes()
+
+
 @pytest.fixture(params=["directory", "moto"])
 def place(request, tmp_path, monkeypatch):
     """A store's URL: a directory, and a bucket of another S3 server than our own."""
@@ -111,14 +120,34 @@ def place(request, tmp_path, monkeypatch):
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
 
 
-async def test_models_that_are_published_while_a_worker_runs(place, lora_folder, full_folder):
-    """By the next manifest: a full model, a LoRA as a model and as a LoRA; the newest, and a version."""
+async def import_checkpoint(place, folder):
+    """`dreamdrop models import` of doodle in one file, with a network that answers nothing."""
+    import asyncio
+
+    from tests.single_files import write_checkpoint
+
+    file = write_checkpoint(DOODLE, folder / "shapes.safetensors")
+    command = [sys.executable, "-m", "producer.cli", "models", "import", str(file), "--name", "shapes"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = await asyncio.create_subprocess_exec(*command, "--store", place, env=environment, stderr=-1)
+    _, said = await process.communicate()
+    assert process.returncode == 0, said
+    assert b"configs and tokenizers are those of doodle" in said
+
+
+async def test_models_that_are_published_while_a_worker_runs(place, lora_folder, full_folder, tmp_path):
+    """By the next manifest: a full model, a file that is one, a LoRA as a model and as a LoRA; newest, version."""
     async with open_store(place) as store:
         with worker(place):
             await drop(store, "plain")
             plain = await result(store, "plain")
             await published.publish(store, full_folder, full_card())
             await published.publish(store, lora_folder, lora_card(weight=0.5))
+            if not place.startswith("s3:"):
+                await import_checkpoint(place, tmp_path)
+                await drop(store, "file", model="shapes")
+                same = await pixels(store, await result(store, "file"))
+                assert same == await pixels(store, plain)
             await drop(store, "full", model="my-dog")
             await drop(store, "asmodel", model="ink")
             await drop(store, "aslora", loras=[{"name": "ink", "weight": 0.5}])
@@ -177,11 +206,16 @@ async def test_a_plan_that_was_frozen_keeps_its_version(tmp_path, full_folder, m
             process.kill()
             process.wait()
         await published.publish(store, full_folder, full_card())
-        with worker(place):
-            await drop(store, "short", model="my-dog")
+        with worker(place, "--model", "my-dog") as process:
+            await drop(store, "short")  # by the worker's default model
             short = await result(store, "short")
             claim = await _until(store, "claims/long/000002")
             plan = json.loads((await store.get(claim.key)).body)["plan"]
+            found = [finding.found for finding in await doctor._workers(store, place)]
+    assert found[-1].endswith("default models: doodle, my-dog")  # of the dead worker, and of this one
+    assert 0 < process.said.index("model=my-dog@2") < process.said.index(" ready "), (
+        "loaded before a request comes"
+    )
     assert short["parameters"]["model_version"] == 2
     assert (plan["model"], plan["model_version"]) == ("my-dog", first.version)
 

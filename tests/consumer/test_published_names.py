@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,6 @@ from infra.claims.claim import Claim
 from infra.models import published
 from infra.models.cache import ModelCache
 from infra.models.cards import BUILT_IN, Cards
-from infra.models.facts import BUILT_IN_FAMILIES
 from infra.stores.memory import MemoryStore
 from schemas.errors import Rejected
 from schemas.limits import Limits
@@ -74,9 +74,9 @@ def manifest(**fields):
     return validate_manifest({"prompt": "x", "seed": 1, **fields})
 
 
-def planner(store, cards=None, clock=None):
+def planner(store, cards=None, clock=None, default="doodle"):
     claimer = RequestClaimer(
-        store, None, cards or Cards.of(), "doodle", Limits(), clock or Clock(), random.Random(1)
+        store, None, cards or Cards.of(), default, Limits(), clock or Clock(), random.Random(1)
     )
 
     async def plan(seen=0.0, **fields):
@@ -88,7 +88,7 @@ def planner(store, cards=None, clock=None):
 
 def test_the_built_in_names_are_known_everywhere():
     assert tuple(sorted(card.name for card in BUILT_IN)) == BUILT_IN_NAMES
-    assert BUILT_IN_FAMILIES.keys() == set(BUILT_IN_NAMES)
+    assert all(card.family for card in BUILT_IN)
 
 
 async def test_versions_are_frozen_in_the_plan(shelf, publish):
@@ -106,6 +106,19 @@ async def test_versions_are_frozen_in_the_plan(shelf, publish):
     as_model = await plan(model="ink")
     assert (as_model.model, as_model.model_version) == ("doodle", None)
     assert (as_model.loras[0].weight, as_model.lora_versions) == (0.7, {"ink": 1})
+
+
+async def test_a_model_is_drawn_as_its_base_where_its_card_says_nothing(shelf, publish):
+    """Steps, guidance and size of doodle for what was trained from it; what the card says comes first."""
+    await publish("dog")
+    plan = planner(shelf)
+    like = await plan(model="dog")
+    assert (like.steps, like.cfg_scale, like.scheduler, like.width) == (20, 4, "DPM++ 2M", 128)
+    await publish("cat", scheduler="DDIM", steps=9, cfg_scale=0, native_width=64, native_height=64)
+    own = await plan(model="cat")
+    assert (own.steps, own.cfg_scale, own.scheduler, own.width) == (9, 0, "DDIM", 64)
+    await publish("cow", base="elsewhere", scheduler="Oiler")
+    assert (await plan(model="cow")).steps == 30
 
 
 async def test_manifests_share_a_look_that_began_after_they_came(shelf, publish):
@@ -260,3 +273,18 @@ async def test_names_without_a_store_are_the_workers_own():
 async def until_over(store, id):
     await until(lambda: f"results/{id}/result.json" in store._objects)
     return json.loads(store._objects[f"results/{id}/result.json"].body)
+
+
+async def test_a_published_default_model_is_fetched_at_the_start(shelf, publish, tmp_path):
+    """Of a LoRA its base; what is not published is named with what is."""
+    await publish("dog")
+    await publish("ink", kind="lora")
+    fetcher = ModelFetcher(shelf, ModelCache(tmp_path / "cache"))
+    name, fetched = await fetcher.fetch_default("dog", Cards.of())
+    assert (name, Path(fetched.folder).is_dir()) == ("dog@1", True)
+    fetched.release()
+    assert (await fetcher.fetch_default("ink@1", Cards.of()))[0] == "doodle"
+    with pytest.raises(Rejected, match=r"no model named 'dgo'; known are .*dog.*did you mean 'dog'"):
+        await fetcher.fetch_default("dgo", Cards.of())
+    plan = planner(shelf, default="dog")
+    assert (await plan()).model_version == 1

@@ -63,6 +63,16 @@ async def test_names_can_be_moved_and_moved_back(store: OpenableStore, folder: P
         await published.rollback(store, "cat")
 
 
+async def test_a_name_moves_only_to_another_version(store: OpenableStore, folder: Path):
+    """That it means a version already is no move; a name without a version says nothing."""
+    for _ in range(2):
+        await published.publish(store, folder, card())
+    assert (await published.use(store, "my-dog@2")).number == 2
+    assert len(await published.history(store, "my-dog")) == 2
+    with pytest.raises(Rejected, match="name the version too, as in my-dog@1"):
+        await published.use(store, "my-dog")
+
+
 async def test_two_publishers_at_once_get_two_numbers(
     store: OpenableStore, folder: Path, request: pytest.FixtureRequest
 ):
@@ -74,6 +84,23 @@ async def test_two_publishers_at_once_get_two_numbers(
     assert (await published.resolve(store, "my-dog")).version == 8
     moves = [m.number for m in await published.history(store, "my-dog")]
     assert moves == list(range(1, len(moves) + 1))
+
+
+async def test_moves_at_once_each_have_their_place(
+    store: OpenableStore, folder: Path, request: pytest.FixtureRequest
+):
+    """Moves, rollbacks and publications of one name: no number twice or missing, and the highest one decides."""
+    if "moto" in request.node.callspec.id:
+        pytest.skip("moto checks and then acts, so it is no referee for races")
+    for _ in range(3):
+        await published.publish(store, folder, card())
+    moves = [published.use(store, f"my-dog@{version}") for version in (1, 2, 1, 2)]
+    moves += [published.rollback(store, "my-dog") for _ in range(2)]
+    await asyncio.gather(*moves, published.publish(store, folder, card()))
+    history = await published.history(store, "my-dog")
+    assert [move.number for move in history] == list(range(1, len(history) + 1))
+    assert all(move.version in (1, 2, 3, 4) for move in history)
+    assert (await published.resolve(store, "my-dog")).version == history[-1].version
 
 
 async def test_a_slow_publisher_does_not_move_the_name_back(store: OpenableStore, folder: Path):
@@ -151,6 +178,12 @@ async def test_removal_spares_what_is_needed(store: OpenableStore, folder: Path)
 
     for key in ("claims/a/000001", "claims/b/000001"):
         await store.delete(key)
+    base = {"base": {"name": "my-dog", "revision": "1"}, "pictures": {}}
+    await store.create("training-claims/t/000001", b"{}")
+    await store.create("training-results/t/frozen.json", json.dumps(base).encode())
+    with pytest.raises(Rejected, match="my-dog@1 is needed by the training t"):
+        await removal.remove(store, "my-dog@1")
+    await store.delete("training-claims/t/000001")  # it has ended
     await removal.remove(store, "my-dog@1")
     assert [c.version for c in await published.list_models(store)] == [2, 3]
     assert [c.version for c in await removal.remove(store, "my-dog")] == [2, 3]
@@ -171,6 +204,13 @@ async def test_damage_is_found(store: OpenableStore, folder: Path):
     assert len(faults) == 2
     assert "models/my-dog/1/model_index.json is missing" in faults
     assert any("models/my-dog/1/unet/model.safetensors is damaged" in fault for fault in faults)
+    await store.put("models/my-dog/1/card.json", b"{")
+    for reference in ("my-dog", "my-dog@1"):
+        [fault] = await removal.verify(store, reference)
+        assert fault.startswith("models/my-dog/1/card.json cannot be read")
+    for reference in ("my-dog@2", "my-cat", "my dog"):
+        with pytest.raises(Rejected, match="no model is published"):
+            await removal.verify(store, reference)
 
 
 async def test_a_card_of_a_newer_program_is_read(store: OpenableStore, folder: Path):

@@ -4,49 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from infra.models import lora_formats
+from infra.models import lora_formats, published
 from infra.models.cards import BUNDLED
+from infra.models.safetensors_header import read_header
+from infra.stores.open import open_store
+from producer.commands import model_import
 from schemas.errors import Rejected
+from tests.tensor_files import FLAT, LAYER, TEXT, read, write
 
 DOODLE = BUNDLED / "doodle"
-
-
-def write(path, tensors, metadata=None):
-    """A safetensors file of float32 or float16 tensors: name to (dtype, shape, numbers)."""
-    header = {"__metadata__": metadata} if metadata else {}
-    data = b""
-    for name, (dtype, shape, numbers) in tensors.items():
-        piece = struct.pack(f"<{len(numbers)}{'f' if dtype == 'F32' else 'e'}", *numbers)
-        ends = [len(data), len(data) + len(piece)]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": ends}
-        data += piece
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
-
-
-def read(path):
-    entries, metadata, begin = lora_formats.read_header(path)
-    body = path.read_bytes()[begin:]
-    codes = {"F32": "f", "F16": "e"}
-    return {
-        name: tuple(
-            v[0] for v in struct.iter_unpack("<" + codes[e["dtype"]], body[slice(*e["data_offsets"])])
-        )
-        for name, e in entries.items()
-    }, metadata
-
-
-LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-FLAT = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -143,10 +116,10 @@ def test_a_folder_is_imported_and_exported(dreamdrop, tmp_path):
     [
         (lambda p: p / "nowhere", "there is no such file"),
         (lambda p: p, "neither a diffusers folder"),
-        (lambda p: write(p / "a.safetensors", {"x": ("F32", [1], [1])}), "is not a tensor of a LoRA"),
+        (lambda p: write(p / "a.safetensors", {"x": ("F32", [1], [1])}), "a tensor neither of a LoRA"),
         (
             lambda p: write(p / "a.safetensors", {"model.diffusion_model.x": ("F32", [1], [1])}),
-            "from_single_file",
+            "such as Flux or SD 3",
         ),
         (lambda p: write(p / "a.safetensors", {f"{TEXT}.lora_A.weight": ("F32", [1, 1], [1])}), "--base"),
     ],
@@ -175,46 +148,104 @@ def test_pickles_and_code_are_not_imported(dreamdrop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "alpha"),
+    ("tensors", "options", "words"),
     [
-        ({}, 2.0),
-        ({"unet.lora_alpha": 1}, 1.0),
-        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"attn2.to_k": 4}}, 4.0),
-        ({"unet.lora_alpha": 1, "unet.use_rslora": True}, 2**0.5),
+        ({f"{LAYER}.lora_A.weight": 768}, {"base": "sdxl"}, "of the family sd1; sdxl is of sdxl"),
+        (
+            {f"{LAYER}.lora_A.weight": 768, "transformer.x.weight": 1},
+            {},
+            "'transformer.x.weight' is a tensor neither",
+        ),
+        (
+            {f"{FLAT}.lora_down.weight": 768, "lora_unet_x.lokr_w1": 1},
+            {},
+            "'lora_unet_x.lokr_w1' is a tensor neither",
+        ),
+        (
+            {f"{TEXT}.lora_A.weight": 1, f"{TEXT}.lora_magnitude_vector": 1},
+            {"base": "sd15"},
+            "a DoRA of a text encoder",
+        ),
     ],
 )
-def test_alpha_is_what_the_metadata_says(tmp_path, settings, alpha):
-    """Of rank 2; diffusers' own conversion writes the rank."""
-    tensors = {
-        f"{LAYER}.lora_A.weight": ("F32", [2, 1], [1, 2]),
-        f"{LAYER}.lora_B.weight": ("F32", [1, 2], [3, 4]),
-    }
-    metadata = {lora_formats.METADATA: json.dumps(settings)}
-    file = write(tmp_path / "lora.safetensors", tensors, metadata)
-    lora_formats.convert(file, tmp_path / "kohya.safetensors", "kohya")
-    found, kept = read(tmp_path / "kohya.safetensors")
-    assert found[f"{FLAT}.alpha"] == pytest.approx((alpha,))
-    assert lora_formats.METADATA not in kept
-
-    lora_formats.convert(tmp_path / "kohya.safetensors", tmp_path / "back.safetensors", "diffusers")
-    back, _ = read(tmp_path / "back.safetensors")
-    assert back[f"{LAYER}.lora_A.weight"] == (1, 2)
-    assert back[f"{LAYER}.lora_B.weight"] == pytest.approx((3 * alpha / 2, 4 * alpha / 2))
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        (f"{LAYER}.lora_magnitude_vector", "DoRA"),
-        ("transformer.blocks.0.to_q.lora_A.weight", "transformer"),
-        ("lora_unet_input_blocks_4_1_proj_in.lora_down.weight", "one of its two"),
-        ("lora_unet_x.dora_scale", "DoRA"),
-    ],
-)
-def test_keys_that_the_other_form_does_not_have(tmp_path, name, words):
-    """Refused by name, rather than written so that half of it is lost."""
-    to = "diffusers" if name.startswith("lora_unet") else "kohya"
-    first = f"{LAYER}.lora_A.weight" if to == "kohya" else f"{FLAT}.lora_down.weight"
-    file = write(tmp_path / "a.safetensors", {first: ("F32", [1, 1], [1]), name: ("F32", [1, 1], [1])})
+def test_loras_that_no_worker_would_draw_are_not_imported(tmp_path, tensors, options, words):
+    """A worker would refuse them with their first request."""
+    shapes = {name: ("F32", [1, width], [0] * width) for name, width in tensors.items()}
+    file = write(tmp_path / "a.safetensors", shapes)
     with pytest.raises(Rejected, match=words):
-        lora_formats.convert(file, tmp_path / "out.safetensors", to)
+        model_import.prepare(file, "x", tmp_path, **options)
+
+
+@pytest.mark.parametrize("spelling", ["diffusers", "kohya"])
+def test_a_lora_is_published_as_it_is(lora, tmp_path, spelling):
+    """In either spelling, which workers read; a folder with one file is that file."""
+    given = tmp_path / "given"
+    given.mkdir()
+    lora_formats.convert(lora, given / "a.safetensors", spelling)
+    folder, card, left_out = model_import.prepare(given, "x", tmp_path, trigger=("sks",))
+    assert (folder / "pytorch_lora_weights.safetensors").read_bytes() == (
+        given / "a.safetensors"
+    ).read_bytes()
+    assert (card.kind, card.base, card.family, card.trigger_words, left_out) == (
+        "lora",
+        "sd15",
+        "sd1",
+        ("sks",),
+        [],
+    )
+
+
+def test_a_whole_model_in_one_file_is_told_from_a_lora(lora, tmp_path):
+    """By its header; a pickle is refused before it is opened, and so is a file that broke off."""
+    model = write(tmp_path / "a.safetensors", {"model.diffusion_model.x": ("F32", [1], [1])})
+    found = [model_import.is_single_file(path) for path in (model, lora, DOODLE, tmp_path / "nowhere")]
+    assert found == [True, False, False, False]
+    for name, words in (("a.ckpt", "it is a pickle"), ("b.safetensors", "it ends too early")):
+        (tmp_path / name).write_bytes(model.read_bytes()[:-1])
+        with pytest.raises(Rejected, match=f"{name}: {words}"):
+            model_import.is_single_file(tmp_path / name)
+
+
+def test_a_weight_is_for_loras(tmp_path):
+    with pytest.raises(Rejected, match="--weight is for a LoRA"):
+        model_import.prepare(DOODLE, "x", tmp_path, weight=0.5)
+
+
+async def test_a_dora_goes_to_kohyas_tools_and_comes_back(tmp_path):
+    """Magnitudes have one number for each output; the file that comes back has the same tensors and strength."""
+    conv = "unet.down_blocks.0.resnets.0.conv1"
+    tensors = {
+        f"{LAYER}.lora_A.weight": ("F32", [2, 768], [n / 8 for n in range(2 * 768)]),
+        f"{LAYER}.lora_B.weight": ("F32", [3, 2], [1, 2, 3, 4, 5, 6]),
+        f"{LAYER}.lora_magnitude_vector": ("F32", [3], [7, 8, 9]),
+        f"{conv}.lora_A.weight": ("F16", [1, 2, 1, 1], [1, 2]),
+        f"{conv}.lora_B.weight": ("F16", [2, 1, 1, 1], [1, 2]),
+        f"{conv}.lora_magnitude_vector": ("F16", [1, 2, 1, 1], [3, 4]),
+    }
+    settings = {"unet.r": 2, "unet.lora_alpha": 1, "unet.alpha_pattern": {"conv1": 1}, "unet.use_dora": True}
+    file = write(tmp_path / "dora.safetensors", tensors, {lora_formats.METADATA: json.dumps(settings)})
+    kohya = tmp_path / "kohya.safetensors"
+    async with open_store(str(tmp_path / "store")) as store:
+
+        async def bring(source, name):
+            scratch = tmp_path / name
+            scratch.mkdir()
+            folder, card, _ = model_import.prepare(source, name, scratch)
+            return await published.publish(store, folder, card)
+
+        await bring(file, "ink")
+        await model_import.save(store, "ink", kohya, "kohya", lambda *_: None)
+        shapes = {name: list(entry.shape) for name, entry in read_header(kohya).entries.items()}
+        assert shapes[f"{FLAT}.dora_scale"] == [3, 1]
+        assert shapes["lora_unet_down_blocks_0_resnets_0_conv1.dora_scale"] == [2, 1, 1, 1]
+        assert read(kohya)[0][f"{FLAT}.alpha"] == (1.0,)
+
+        card = await bring(kohya, "back")
+        assert (card.base, card.family) == ("sd15", "sd1")
+        await model_import.save(store, "back", tmp_path / "out.safetensors", "diffusers", lambda *_: None)
+    back = read_header(tmp_path / "out.safetensors").entries
+    assert {name: list(entry.shape) for name, entry in back.items()} == {n: t[1] for n, t in tensors.items()}
+    numbers, _ = read(tmp_path / "out.safetensors")
+    halved = {f"{LAYER}.lora_B.weight"}  # alpha 1 at rank 2, folded in
+    for name, (_, _, expected) in tensors.items():
+        assert numbers[name] == tuple(n / 2 if name in halved else n for n in expected), name

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 from infra.claims.claims import Timing
 from infra.claims.trainings import TrainingStore
+from infra.models.cards import BUNDLED
 from infra.stores.memory import MemoryStore
 from infra.stores.open import open_store
 from schemas import layout
-from schemas.errors import StoreUnavailable
+from schemas.errors import Rejected, StoreUnavailable
 from schemas.result import Frozen, Result, utc_now
 from schemas.training import parse_training, validate_training
 from tests.trainings import specks
@@ -128,6 +129,16 @@ async def test_a_training_with_long_inline_pictures_can_be_gone_on_with(tmp_path
     dropped = parse_training((tmp_path / "trainings/a-to-7.json").read_bytes())
     assert (dropped.steps, dropped.resume_from, dropped.pictures[0].image) == (7, "a", picture)
 
+    assert (
+        await go_on_with(str(tmp_path), "a", 2)
+        == "a-to-7 was dropped before: it goes on from step 5 to step 7"
+    )
+    async with open_store(str(tmp_path)) as store:
+        await store.delete("trainings/a-to-7.json")
+        await store.create("training-results/a-to-7/result.json", b"{}")
+    assert "a-to-7 has ended already; nothing new was dropped" in await go_on_with(str(tmp_path), "a", 2)
+    assert not (tmp_path / "trainings/a-to-7.json").exists()
+
 
 @pytest.mark.parametrize(("flags", "method"), [((), "full"), (("--lora",), "lora"), (("--full",), "full")])
 def test_the_command_line_wins_over_the_options_file(flags: tuple[str, ...], method: str, tmp_path: Path):
@@ -142,3 +153,11 @@ def test_the_command_line_wins_over_the_options_file(flags: tuple[str, ...], met
     assert result.exit_code == 0, result.output
     (dropped,) = (tmp_path / "store/trainings").glob("*.json")
     assert parse_training(dropped.read_bytes()).method == method
+
+
+async def test_a_model_in_one_file_is_imported_before_it_is_a_base(tmp_path: Path):
+    from tests.single_files import write_checkpoint
+
+    file = write_checkpoint(BUNDLED / "doodle", tmp_path / "pony.safetensors")
+    with pytest.raises(Rejected, match=f"'pony' is a model in one file; publish it .*import {file}"):
+        await BaseModels.of([f"pony={file}"]).fetch("pony")

@@ -65,6 +65,12 @@ class BaseModels:
         if name in self.cards.cards:
             card = self.cards.cards[name]
             found = await asyncio.to_thread(find, card, offline=False, cache=None)
+            if found.configs is not None:
+                raise Rejected.of_field(
+                    "base",
+                    f"{name!r} is a model in one file; publish it (`dreamdrop models import {found.path} --name ...`), "
+                    "and train from what is published",
+                )
             return FetchedBase(found.path, name, card.revision, card.licence)
         assert self.store is not None, "given by `on`"
         try:

@@ -17,11 +17,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from infra.child_process import child_environment, python_command
+from infra.child_process import child_environment, python_command, without_secrets
 
 log = logging.getLogger(__name__)
 
-_SECRET = re.compile(r"^AWS_|SECRET|TOKEN(?!IZERS)|PASSW|CREDENTIAL|KEY|^DREAMDROP_", re.IGNORECASE)
 _LONGEST_LINE = 1 << 22  # bytes
 _EXIT_WAIT = 10.0  # seconds after SIGKILL
 
@@ -56,7 +55,7 @@ class TrainingChild:
             self._process = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=self._folder,
-                env=child_environment({k: v for k, v in os.environ.items() if not _SECRET.search(k)}),
+                env=child_environment(without_secrets()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,

@@ -18,6 +18,7 @@ from infra.pictures import decode_base64
 from infra.stores.keys import MAX_KEY_BYTES
 from infra.stores.store import InvalidKey
 from schemas.errors import NotFound, Rejected
+from schemas.layout import FROZEN
 from schemas.limits import Limits
 from schemas.training import Training, TrainingFolder
 from training import pictures
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from infra.stores.store import Store
     from training.lease.base_models import BaseModels, FetchedBase
 
-_FROZEN = "frozen.json"
 _LIMITS = Limits(max_body_bytes=64 << 20)  # of one inline picture
 _SIGNATURES = {  # how a file begins, and its usual ending
     b"\x89PNG": ".png",
@@ -80,7 +80,7 @@ class Inputs:
         if frozen is None:
             found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
             try:
-                await self.store.create(saved.folder_of(id) + _FROZEN, json.dumps(found, indent=2).encode())
+                await self.store.create(saved.folder_of(id) + FROZEN, json.dumps(found, indent=2).encode())
             except BaseException:
                 base.release()
                 raise
@@ -89,7 +89,7 @@ class Inputs:
 
     async def _frozen(self, id: str) -> dict[str, Any] | None:
         try:
-            document: dict[str, Any] = json.loads((await self.store.get(saved.folder_of(id) + _FROZEN)).body)
+            document: dict[str, Any] = json.loads((await self.store.get(saved.folder_of(id) + FROZEN)).body)
         except NotFound:
             return None
         return document

@@ -42,7 +42,7 @@ _INSIDE = (
 )  # fmt: skip
 _FOREIGN = (
     (r"lokr_|hada_|\.oft_|\.diff(_b)?$|glora|\.ia3", "it is a LyCORIS file, not a LoRA"),
-    (r"dora_scale$", "it is a DoRA in Kohya's spelling; save it as a diffusers file"),
+    (r"dora_scale$", "it is a DoRA in Kohya's spelling, which `dreamdrop models import` converts"),
     (r"lora_mid", "its layers have three parts (LoCon with CP), which is not offered"),
     (r"double_blocks|single_blocks|single_transformer_blocks", "it is made for Flux"),
     (r"^(base_model\.model\.)?(diffusion_model|transformer)\.|lora_transformer|joint_blocks|lora_te3",
@@ -87,6 +87,8 @@ def layers(shapes: Mapping[str, Shape], pipe: Any) -> set[Place]:
     for key, place in beside:
         if place not in halves:
             raise Misfit(f"it has {key}, and no weights for that layer")
+        if "magnitude" in key and place[0] != "unet":
+            raise Misfit(f"it is a DoRA of a text encoder, whose magnitudes diffusers leaves out ({key})")
     for place, parts in halves.items():
         _check(parts, tuple(weights[place].shape), shapes)
     return set(halves)

@@ -7,7 +7,6 @@ image in flight needs.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -17,11 +16,14 @@ import torch
 
 from consumer.engine.device_errors import free_memory
 from consumer.engine.devices import Offload, pick_dtype, place, set_attention
+from consumer.engine.loading import single_file
+from consumer.engine.loading.libraries import library, quiet
 from consumer.engine.loading.loras import Adapters
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.renderer.protocol import Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
 from infra.models.model_files import ModelFolder, ModelUnavailable, find
+from infra.models.single_files import read_single_file
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -172,18 +174,9 @@ class ModelRegistry:
             free_memory()  # last: no reference may be left
 
     def _load(self, card: ModelCard, folder: ModelFolder) -> LoadedModel:
-        diffusers = _library("diffusers")
         quiet()
         dtype = self._dtype(card)
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            str(folder.path),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=folder.variant,
-            **dict.fromkeys(folder.left_out),
-            **({"requires_safety_checker": False} if "safety_checker" in folder.left_out else {}),
-        )
+        pipe = _pipeline(folder, dtype)
         pipe.set_progress_bar_config(disable=True)
         if dtype == torch.float16 and pipe.vae.config.force_upcast:
             # This VAE overflows in float16; its pipeline would convert it for every image.
@@ -221,27 +214,28 @@ class ModelRegistry:
         )
 
 
+def _pipeline(folder: ModelFolder, dtype: torch.dtype) -> Any:
+    if folder.configs is not None:
+        return single_file.load(read_single_file(folder.path), folder.configs, dtype)
+    return library("diffusers").DiffusionPipeline.from_pretrained(
+        str(folder.path),
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        variant=folder.variant,
+        **dict.fromkeys(folder.left_out),
+        **({"requires_safety_checker": False} if "safety_checker" in folder.left_out else {}),
+    )
+
+
 def _public(source: str) -> str:
     """A source as results and logs name it."""
     return "bundled" if source.startswith(str(BUNDLED)) else source
 
 
-def quiet() -> None:
-    """Let the libraries log errors only: what matters to a request becomes a warning in its result."""
-    for name in ("diffusers", "transformers"):
-        logging = _library(f"{name}.utils.logging")
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-
-def _library(name: str) -> Any:
-    """Import late, because it takes seconds; as Any, because it is not typed."""
-    return importlib.import_module(name)
-
-
 def _tasks(pipe: Any) -> dict[str, Any]:
     """The three pipelines around one set of components, where the model can do them."""
-    diffusers = _library("diffusers")
+    diffusers = library("diffusers")
     if pipe.unet.config.in_channels == 9:  # made for inpainting: it cannot draw without a mask
         return {"inpainting": diffusers.AutoPipelineForInpainting.from_pipe(pipe)}
     return {
