@@ -38,7 +38,10 @@ async def ask_to_stop(url: str, id: str) -> str:
         if not await is_known(view, id):
             raise UnknownTraining(id, url)
         await view.create(layout.result_folder(id) + STOP, b"{}\n", content_type="application/json")
-        return f"{id} stops after its next step, and what it has learned is published"
+        return (
+            f"{id} stops after its next step, and what it has learned is published; before its first step it ends "
+            "without a model"
+        )
 
 
 async def go_on_with(url: str, id: str, steps: int) -> str:

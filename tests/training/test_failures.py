@@ -135,7 +135,11 @@ def test_class_pictures_are_drawn_again_only_if_they_differ(
         events = train(prepare(folder, tiny_folder, pictures, **options | prompts | changes))
         shutil.rmtree(folder / "checkpoints")
         (folder / "product.json").unlink()
-        return [event["done"] for event in events if event["event"] == "class pictures"]
+        parts = [event for event in events if event["event"] == "class pictures"]
+        for event in parts:  # a trainer stores these while the next ones are drawn
+            assert {f"class/{event['done'] - 1:05d}{end}" for end in (".png", ".json")} <= set(event["files"])
+            assert all((folder / name).is_file() for name in event["files"])
+        return [event["done"] for event in parts]
 
     assert drawn() == [8, 9]
     before = (folder / "class" / "00008.png").read_bytes()

@@ -33,9 +33,9 @@ BODY = {"name": "new", "base": "doodle", "instance_prompt": "sks"}
 SOON = Timing(beat=0.05, lease=0.5, sweep=(0.05, 0.1), max_attempts=1)
 
 
-def trainer_on(store: Any, work: Path) -> Trainer:
+def trainer_on(store: Any, work: Path, patience: float = 60.0) -> Trainer:
     view = TrainingStore(store)
-    settings = TrainerSettings(timing=SOON, work=work, once=True)
+    settings = TrainerSettings(timing=SOON, work=work, once=True, patience=patience)
     inputs = Inputs(store, BaseModels.of(()).on(store))
     return Trainer(make_claims(view, "me", SOON, utc_now), view, inputs, settings, versions={})
 

@@ -223,8 +223,15 @@ def _check_disk(folder: Path, plan: Recipe) -> None:
         )
 
 
-def _counts(say: Say) -> Callable[[int, int], None]:
-    return lambda done, count: say({"event": "class pictures", "done": done, "count": count})
+def _counts(say: Say) -> Callable[[int, int, list[str]], None]:
+    return lambda done, count, files: say(
+        {
+            "event": "class pictures",
+            "done": done,
+            "count": count,
+            "files": [f"class/{name}" for name in files],
+        }
+    )
 
 
 def _agreed(accelerator: Accelerator, stopping: bool) -> bool:

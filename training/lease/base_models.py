@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.models.cache import ModelCache, default_folder
+from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
 from infra.models.cards import Cards
 from infra.models.model_files import find
 from infra.models.published import resolve
 from schemas.errors import Rejected
 from schemas.models import split_reference
+from training.lease.pulse import Pulse
 
 if TYPE_CHECKING:
     from infra.models.cache import InUse
@@ -40,12 +41,14 @@ class BaseModels:
     """The bases that trainings may name."""
 
     cards: Cards
+    cache_bytes: int = DEFAULT_BYTES  # of published models that stay on this machine
     store: Store | None = None
+    pulse: Pulse = field(default_factory=Pulse)
 
     @classmethod
-    def of(cls, models: Iterable[str]) -> BaseModels:
+    def of(cls, models: Iterable[str], cache_bytes: int = DEFAULT_BYTES) -> BaseModels:
         """The built-in models, and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`."""
-        return cls(Cards.of(models))
+        return cls(Cards.of(models), cache_bytes)
 
     def on(self, store: Store) -> BaseModels:
         """The same, and what is published in a store."""
@@ -64,7 +67,8 @@ class BaseModels:
         name, _ = split_reference(reference)
         if name in self.cards.cards:
             card = self.cards.cards[name]
-            found = await asyncio.to_thread(find, card, offline=False, cache=None)
+            # The hub's library gives up by itself when nothing comes.
+            found = await self.pulse.during(asyncio.to_thread(find, card, offline=False, cache=None))
             return FetchedBase(found.path, name, card.revision, card.licence)
         assert self.store is not None, "given by `on`"
         try:
@@ -79,5 +83,5 @@ class BaseModels:
                 "base",
                 f"{reference!r} is a LoRA; start from its base, {published.base!r}, or from a full model",
             )
-        used = await ModelCache(default_folder()).use(self.store, published)
+        used = await ModelCache(default_folder(), self.cache_bytes).use(self.store, published)
         return FetchedBase(used.folder, name, str(published.version), published.licence, used)

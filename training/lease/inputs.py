@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from infra.stores.store import Store
     from training.lease.base_models import BaseModels, FetchedBase
+    from training.lease.pulse import Pulse
 
 _FROZEN = "frozen.json"
 _LIMITS = Limits(max_body_bytes=64 << 20)  # of one inline picture
@@ -50,6 +51,10 @@ class Inputs:
     store: Store
     bases: BaseModels
     prefixes: Sequence[str] = ("uploads/",)  # keys that a training may name
+
+    def on(self, store: Store, pulse: Pulse) -> Inputs:
+        """The same through a view of the store that tells a pulse what moves."""
+        return replace(self, store=store, bases=replace(self.bases, store=store, pulse=pulse))
 
     async def fetch(self, id: str, training: Training, folder: Path) -> tuple[TrainingFolder, FetchedBase]:
         """Make the folders `pictures` and, where needed, the base's, and check them against the first attempt's.
