@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from infra.options import DEFAULT_STORE, ModelCacheGb, StoreUrl
 from schemas.errors import Rejected
 from schemas.training import Training
 
@@ -44,15 +45,7 @@ _OWN: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "store": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."
-            ),
-        ],
-        "./dreamdrop-data",
-    ),
+    "store": (StoreUrl, DEFAULT_STORE),
     "models": (
         Annotated[
             list[str] | None,
@@ -60,11 +53,17 @@ _OWN: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "model_cache_gb": (ModelCacheGb, 50.0),
     "processes": (
         Annotated[int, typer.Option(min=1, help="Processes that train together, one a device.")],
         1,
     ),
-    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")], False),
+    "dry_run": (
+        Annotated[
+            bool, typer.Option("--dry-run", help="Print the plan, and stop; nothing is stored.")
+        ],
+        False,
+    ),
     "detach": (
         Annotated[
             bool, typer.Option("--detach", help="Drop the training into the store for a trainer, and leave.")
@@ -136,9 +135,15 @@ def dreambooth_command(**given: Any) -> None:
     The same command again goes on where the last one was stopped. The new model can be named in the next
     request: "model": "my-dog".
     """
+    from training.lease.base_models import BaseModels
     from training.run_here import run_here
 
     own = {name: given.pop(name) for name in _OWN}
+    if own["detach"] and own["processes"] > 1:
+        raise typer.BadParameter(
+            "belongs to the trainer that will run it: dreamdrop trainer --processes N; leave it out with --detach",
+            param_hint="--processes",
+        )
     document = _from_file(own["options"])
     for name, value in given.items():
         if value is not None:
@@ -151,7 +156,7 @@ def dreambooth_command(**given: Any) -> None:
                 document,
                 own["instance_images"],
                 store=own["store"],
-                models=own["models"] or (),
+                bases=BaseModels.of(own["models"] or (), int(own["model_cache_gb"] * 2**30)),
                 processes=own["processes"],
                 dry_run=own["dry_run"],
                 detach=own["detach"],

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,10 +18,14 @@ from schemas.training import validate_training
 from training import local, recipe
 from training.bases import Base
 from training.lease import saved
-from training.lease.base_models import BaseModels
 from training.lease.serve import make_trainer
 from training.lease.trainer import TrainerSettings
 from training.pictures import read_folder
+
+if TYPE_CHECKING:
+    from schemas.training import Training
+    from training.lease.base_models import BaseModels
+    from training.pictures import PictureSet
 
 people = Console(stderr=True)
 
@@ -32,7 +35,7 @@ async def run_here(
     images: Path | None,
     *,
     store: str,
-    models: Sequence[str],
+    bases: BaseModels,
     processes: int,
     dry_run: bool,
     detach: bool,
@@ -51,17 +54,15 @@ async def run_here(
             "--instance-images", "is missing; give a folder of pictures, or a .zip of one"
         )
     training = validate_training(document)
-    bases = BaseModels.of(models)
-    async with open_store(store) as opened:
-        with local.LocalPictures(images.expanduser()) as folder:
-            found = read_folder(folder, training.instance_prompt)
-            fetched = await bases.on(opened).fetch(training.base)
-            base = Base.read(fetched.folder, training.base)
-            cuda = Path("/dev/nvidia0").exists()  # for the plan; the process that trains looks itself
-            plan = recipe.resolve(training, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
-            fetched.release()
-            for line in plan.lines():
-                people.print(line, markup=False, highlight=False)
+    with local.LocalPictures(images.expanduser()) as folder:
+        found = read_folder(folder, training.instance_prompt)
+        if dry_run and bases.knows(training.base):  # opening the store would make its folders
+            await _show_plan(training, bases, found, processes)
+            return 0
+        if dry_run:
+            local.require_store(store)
+        async with open_store(store) as opened:
+            await _show_plan(training, bases.on(opened), found, processes)
             if dry_run:
                 return 0
             training = local.with_pictures(training, found)
@@ -70,12 +71,26 @@ async def run_here(
             view = TrainingStore(opened)
             if await view.head(layout.result_key(id)) is None:
                 await local.drop(opened, id, body, training, folder)
-        if detach:
-            people.print(f"dropped {id}; `dreamdrop trainer --store {store}` runs it", markup=False)
-            print(id)
-            return 0
-        settings = TrainerSettings(only=id, processes=processes)
-        return await _train(opened, store, bases, id, settings)
+            if detach:
+                people.print(f"dropped {id}; `dreamdrop trainer --store {store}` runs it", markup=False)
+                print(id)
+                return 0
+            settings = TrainerSettings(only=id, processes=processes)
+            return await _train(opened, store, bases, id, settings)
+
+
+async def _show_plan(training: Training, bases: BaseModels, found: PictureSet, processes: int) -> None:
+    """Print what will happen. Raises `Rejected` for what cannot work."""
+    fetched = await bases.fetch(training.base)
+    try:
+        base = Base.read(fetched.folder, training.base)
+        cuda = Path("/dev/nvidia0").exists()  # for the plan; the process that trains looks itself
+        plan = recipe.resolve(training, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
+        recipe.shared(plan, processes)
+    finally:
+        fetched.release()
+    for line in plan.lines():
+        people.print(line, markup=False, highlight=False)
 
 
 async def _train(opened: Store, url: str, bases: BaseModels, id: str, settings: TrainerSettings) -> int:

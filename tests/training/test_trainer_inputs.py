@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from infra.claims.claims import Timing
 from infra.claims.trainings import TrainingStore
+from infra.models import published
 from infra.stores.memory import MemoryStore
 from infra.stores.open import open_store
 from schemas import layout
-from schemas.errors import StoreUnavailable
+from schemas.errors import Rejected, StoreUnavailable
+from schemas.models import PublishedCard
 from schemas.result import Frozen, Result, utc_now
 from schemas.training import parse_training, validate_training
 from tests.trainings import specks
@@ -142,3 +144,56 @@ def test_the_command_line_wins_over_the_options_file(flags: tuple[str, ...], met
     assert result.exit_code == 0, result.output
     (dropped,) = (tmp_path / "store/trainings").glob("*.json")
     assert parse_training(dropped.read_bytes()).method == method
+
+
+def commanded(tmp_path: Path, *flags: str) -> Any:
+    from training.cli import train
+
+    shown = specks(tmp_path / "shown")
+    command = ["dreambooth", "--name", "new", "--instance-images", str(shown), "--instance-prompt", "sks"]
+    return CliRunner().invoke(train, [*command, "--store", str(tmp_path / "store"), *flags])
+
+
+def test_a_dry_run_leaves_no_trace(tmp_path: Path):
+    """Neither of a store that is missing, nor in a folder that is none yet."""
+    result = commanded(tmp_path, "--base", "doodle", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "5 pictures" in result.output
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "store").mkdir()
+    assert commanded(tmp_path, "--base", "doodle", "--dry-run").exit_code == 0
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_dry_run_from_a_base_that_no_store_has(tmp_path: Path):
+    result = commanded(tmp_path, "--base", "my-model", "--dry-run")
+    assert isinstance(result.exception, StoreUnavailable)
+    assert not (tmp_path / "store").exists()
+
+
+def test_how_many_processes_train_together_is_checked_before(tmp_path: Path):
+    """They are the trainer's business where it is left to one, and they share the rows of a step."""
+    detached = commanded(tmp_path, "--base", "doodle", "--detach", "--processes", "2")
+    assert detached.exit_code == 2
+    assert "dreamdrop trainer --processes" in " ".join(detached.output.split())
+    uneven = commanded(tmp_path, "--base", "doodle", "--batch-size", "3", "--processes", "2", "--dry-run")
+    assert isinstance(uneven.exception, Rejected)
+    assert uneven.exception.field == "batch_size"
+    assert not (tmp_path / "store").exists()
+
+
+async def test_the_trainer_fetches_bases_into_a_cache_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`--model-cache-gb`: a base that is not in use leaves for the next one."""
+    monkeypatch.setenv("DREAMDROP_MODEL_CACHE", str(tmp_path / "cache"))
+    store = MemoryStore()
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(name.encode() * 1000)
+        await published.publish(store, folder, PublishedCard(name=name, version=1, kind="full"))
+    bases = BaseModels.of((), cache_bytes=4000).on(store)
+    for name in ("one", "two"):
+        (await bases.fetch(name)).release()
+    assert [path.stat().st_size for path in (tmp_path / "cache").glob("sha256/*/*")] == [3000]

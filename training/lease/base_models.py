@@ -54,6 +54,10 @@ class BaseModels:
         """The same, and what is published in a store."""
         return replace(self, store=store)
 
+    def knows(self, reference: str) -> bool:
+        """Whether a base is built in, or the operator's own; others are looked for in the store."""
+        return split_reference(reference)[0] in self.cards.cards
+
     async def fetch(self, reference: str, frozen: dict[str, Any] | None = None) -> FetchedBase:
         """Fetch a base.
 
@@ -65,7 +69,7 @@ class BaseModels:
             Unavailable: it cannot be had at the moment.
         """
         name, _ = split_reference(reference)
-        if name in self.cards.cards:
+        if self.knows(reference):
             card = self.cards.cards[name]
             # The hub's library gives up by itself when nothing comes.
             found = await self.pulse.during(asyncio.to_thread(find, card, offline=False, cache=None))
