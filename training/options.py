@@ -59,9 +59,7 @@ _OWN: dict[str, tuple[Any, Any]] = {
         1,
     ),
     "dry_run": (
-        Annotated[
-            bool, typer.Option("--dry-run", help="Print the plan, and stop; nothing is stored.")
-        ],
+        Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop; nothing is stored.")],
         False,
     ),
     "detach": (
