@@ -86,15 +86,27 @@ def options_together(options: Training, *, cuda: bool) -> None:
     if options.optimizer == "adamw8bit":
         if not cuda:
             raise Rejected.of_field("optimizer", "adamw8bit needs a CUDA device; use adamw or adafactor")
-        _installed("bitsandbytes", options.optimizer)
+        _require("bitsandbytes", "optimizer", "adamw8bit", "or use adamw")
     if options.optimizer == "prodigy":
-        _installed("prodigyopt", options.optimizer)
+        _require("prodigyopt", "optimizer", "prodigy", "or use adamw")
+        rates = (options.learning_rate, options.text_encoder_learning_rate)
+        if options.text_encoder and rates[0] != rates[1]:
+            raise Rejected.of_field(
+                "text_encoder_learning_rate",
+                f"is {rates[1]:g} and learning_rate {rates[0]:g}; prodigy finds one rate for all: leave both out",
+            )
 
 
-def _installed(package: str, optimizer: str) -> None:
+def require_tensorboard(field: str) -> None:
+    """Raises `Rejected` where it is not installed."""
+    _require("tensorboard", field, "tensorboard", "or leave it out")
+
+
+def _require(package: str, field: str, value: str, else_: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise Rejected.of_field(
-            "optimizer", f"{optimizer} needs the package {package}; pip install {package}, or use adamw"
+            field,
+            f"{value} needs the package {package}, which is not installed; pip install {package}, {else_}",
         )
 
 

@@ -23,6 +23,7 @@ from infra.options import (
     StoreUrl,
 )
 from schemas.errors import DreamError
+from training.tracker_options import LOGS, LoggingDir, ReportTo
 
 train = typer.Typer(
     help="Teach a model a new concept, from a few pictures.", no_args_is_help=True, rich_markup_mode=None
@@ -103,6 +104,8 @@ def run_trainer(
     grace: Annotated[
         float, typer.Option(envvar="DREAMDROP_GRACE", help="Seconds to save a checkpoint after SIGTERM.")
     ] = 100.0,
+    report_to: ReportTo = None,
+    logging_dir: LoggingDir = LOGS,
     once: Once = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
@@ -127,6 +130,7 @@ def run_trainer(
         patience=patience,
         grace=grace,
         processes=processes,
+        logs=logging_dir if report_to else None,
         once=once,
     )
     try:

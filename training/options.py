@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from infra.options import DEFAULT_STORE, ModelCacheGb, StoreUrl
 from schemas.errors import Rejected
 from schemas.training import Training
+from training.tracker_options import LOGS, LoggingDir, ReportTo
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", list[str]: "TEXT"}
 _LEFT_OUT = {"pictures", "archive", "method", "resume_from"}  # given in other ways
@@ -54,6 +55,8 @@ _OWN: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "model_cache_gb": (ModelCacheGb, 50.0),
+    "report_to": (ReportTo, None),
+    "logging_dir": (LoggingDir, LOGS),
     "processes": (
         Annotated[int, typer.Option(min=1, help="Processes that train together, one a device.")],
         1,
@@ -134,14 +137,16 @@ def dreambooth_command(**given: Any) -> None:
     request: "model": "my-dog".
     """
     from training.lease.base_models import BaseModels
+    from training.lease.trainer import TrainerSettings
     from training.run_here import run_here
 
     own = {name: given.pop(name) for name in _OWN}
-    if own["detach"] and own["processes"] > 1:
-        raise typer.BadParameter(
-            "belongs to the trainer that will run it: dreamdrop trainer --processes N; leave it out with --detach",
-            param_hint="--processes",
-        )
+    for flag, is_given in (("--processes", own["processes"] > 1), ("--report-to", own["report_to"])):
+        if own["detach"] and is_given:
+            raise typer.BadParameter(
+                f"belongs to the trainer that will run it (dreamdrop trainer {flag}); leave it out with --detach",
+                param_hint=flag,
+            )
     document = _from_file(own["options"])
     for name, value in given.items():
         if value is not None:
@@ -155,7 +160,9 @@ def dreambooth_command(**given: Any) -> None:
                 own["instance_images"],
                 store=own["store"],
                 bases=BaseModels.of(own["models"] or (), int(own["model_cache_gb"] * 2**30)),
-                processes=own["processes"],
+                settings=TrainerSettings(
+                    processes=own["processes"], logs=own["logging_dir"] if own["report_to"] else None
+                ),
                 dry_run=own["dry_run"],
                 detach=own["detach"],
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,12 @@ from training import local, recipe
 from training.bases import Base
 from training.lease import saved
 from training.lease.serve import make_trainer
-from training.lease.trainer import TrainerSettings
 from training.pictures import read_folder
 
 if TYPE_CHECKING:
     from schemas.training import Training
     from training.lease.base_models import BaseModels
+    from training.lease.trainer import TrainerSettings
     from training.pictures import PictureSet
 
 people = Console(stderr=True)
@@ -36,7 +37,7 @@ async def run_here(
     *,
     store: str,
     bases: BaseModels,
-    processes: int,
+    settings: TrainerSettings,
     dry_run: bool,
     detach: bool,
 ) -> int:
@@ -57,12 +58,12 @@ async def run_here(
     with local.LocalPictures(images.expanduser()) as folder:
         found = read_folder(folder, training.instance_prompt)
         if dry_run and bases.knows(training.base):  # opening the store would make its folders
-            await _show_plan(training, bases, found, processes)
+            await _show_plan(training, bases, found, settings.processes)
             return 0
         if dry_run:
             local.require_store(store)
         async with open_store(store) as opened:
-            await _show_plan(training, bases.on(opened), found, processes)
+            await _show_plan(training, bases.on(opened), found, settings.processes)
             if dry_run:
                 return 0
             training = local.with_pictures(training, found)
@@ -75,8 +76,7 @@ async def run_here(
                 people.print(f"dropped {id}; `dreamdrop trainer --store {store}` runs it", markup=False)
                 print(id)
                 return 0
-            settings = TrainerSettings(only=id, processes=processes)
-            return await _train(opened, store, bases, id, settings)
+            return await _train(opened, store, bases, id, replace(settings, only=id))
 
 
 async def _show_plan(training: Training, bases: BaseModels, found: PictureSet, processes: int) -> None:

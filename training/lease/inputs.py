@@ -51,6 +51,7 @@ class Inputs:
     store: Store
     bases: BaseModels
     prefixes: Sequence[str] = ("uploads/",)  # keys that a training may name
+    logs: Path | None = None  # where each training's curves go, in a folder of its id
 
     def on(self, store: Store, pulse: Pulse) -> Inputs:
         """The same through a view of the store that tells a pulse what moves."""
@@ -89,7 +90,12 @@ class Inputs:
             except BaseException:
                 base.release()
                 raise
-        work = TrainingFolder(training=training, base_folder=str(base.folder), pictures_folder=str(shown))
+        work = TrainingFolder(
+            training=training,
+            base_folder=str(base.folder),
+            pictures_folder=str(shown),
+            logging_folder=str(self.logs.absolute() / id) if self.logs else None,
+        )
         return work, base
 
     async def _frozen(self, id: str) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ def make_trainer(
     trainer = Trainer(
         make_claims(view, session, settings.timing, utc_now),
         view,
-        Inputs(store, bases.on(store)),
+        Inputs(store, bases.on(store), logs=settings.logs),
         settings,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
         on_event=on_event,

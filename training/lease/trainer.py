@@ -47,6 +47,7 @@ class TrainerSettings:
     patience: float = 1800.0  # seconds without a report of the child after which it is replaced
     grace: float = 100.0  # seconds to save a checkpoint after SIGTERM
     processes: int = 1  # that train together, one a device
+    logs: Path | None = None  # for TensorBoard's files; None: none
     only: str = ""  # the id of the one training to take; "" for all
     once: bool = False  # stop when there is nothing to do
 
