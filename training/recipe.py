@@ -104,7 +104,7 @@ class Recipe:
             "tokens": {p: tokens.pieces(self.base.folder / "tokenizer", p) for p in list(prompts)[:20]},
             "rows_per_step": self.rows,
             "epochs": round(self.steps * self.rows / len(self.views), 2),
-            "memory_gib": round(checks.memory_bytes(self.options, self.base) / 2**30, 2),
+            "memory_gib": round(checks.memory_bytes(self.options, self.base, self.device) / 2**30, 2),
             "disk_gib": round(checks.disk_bytes(self.options, self.base) / 2**30, 2),
             "warnings": list(self.warnings),
             "sha256": self.sha256(),
@@ -147,7 +147,7 @@ class Recipe:
             f"{options.learning_rate:g}, {options.schedule}"
             + (f", {options.warmup_steps} steps of warm-up" if options.warmup_steps else "")
             + (f", averaged with decay {options.ema:g}" if options.ema else ""),
-            f"about {checks.memory_bytes(options, base) / 2**30:.1f} GiB of memory on {self.device}, "
+            f"about {checks.memory_bytes(options, base, self.device) / 2**30:.1f} GiB of memory on {self.device}, "
             f"{checks.disk_bytes(options, base) / 2**30:.1f} GiB of disk",
             *(f"warning: {text}" for text in self.warnings),
         ]
