@@ -26,7 +26,7 @@ _FULL: dict[str, Any] = {"learning_rate": 5e-6, "steps": 400, "ema": 0.99}
 
 _BY_KIND: dict[tuple[str, str], dict[str, Any]] = {
     ("small", "lora"): {**_SMALL, "rank": 16, "targets": "all", "learning_rate": 2e-3, "steps": 200},
-    ("small", "full"): {**_SMALL, "learning_rate": 4e-4, "steps": 150},
+    ("small", "full"): {**_SMALL, "learning_rate": 6e-4, "steps": 150},
     ("sd1", "lora"): {**_LARGE, **_LORA},
     ("sd1", "full"): {**_LARGE, **_FULL},
     ("sd2", "lora"): {**_LARGE, **_LORA},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from infra.claims.trainings import TrainingStore
 from schemas import layout
 from schemas.errors import Rejected, StoreUnavailable
-from schemas.layout import UPLOADS
+from schemas.layout import MODELS, UPLOADS
 from schemas.training import Training, validate_training
 from training import pictures
 
@@ -83,6 +83,11 @@ async def drop(store: Store, id: str, body: bytes, training: Training, folder: P
         sha256 = Path(picture.image).stem
         await store.create_file(picture.image, path, sha256=sha256)
     await view.create(layout.request_key(id), body, content_type="application/json")
+
+
+def has_models(url: str) -> bool:
+    """Whether models may be published in a store. To open a directory makes it, so this looks first."""
+    return "://" in url or (Path(url).expanduser() / MODELS).is_dir()
 
 
 def require_store(url: str) -> None:

@@ -33,6 +33,7 @@ KEPT_AND_SHOWN = frozenset(
         "resume_from",
     }
 )
+_TEXTS = {"name", "base", "instance_prompt", "pictures", "archive", "class_prompts", "validate_prompts"}
 _LENGTH = frozenset({"steps", "epochs", "warmup_steps"})  # a longer training may go on from a shorter one
 
 
@@ -110,6 +111,12 @@ class Recipe:
             "sha256": self.sha256(),
         }  # fmt: skip
 
+    def _settings(self) -> dict[str, Any]:
+        """Every option by name, but for texts, which other lines have; what is left out was not given."""
+        shown = self.options.model_dump(mode="json", exclude=_TEXTS, exclude_none=True)
+        words = {True: "yes", False: "no"}
+        return {name: words[v] if isinstance(v, bool) else v for name, v in shown.items()}
+
     def lines(self) -> list[str]:
         """The plan for people, a fact a line."""
         options, base = self.options, self.base
@@ -149,6 +156,7 @@ class Recipe:
             + (f", averaged with decay {options.ema:g}" if options.ema else ""),
             f"about {checks.memory_bytes(options, base, self.device) / 2**30:.1f} GiB of memory on {self.device}, "
             f"{checks.disk_bytes(options, base) / 2**30:.1f} GiB of disk",
+            "all settings: " + ", ".join(f"{name} {value}" for name, value in self._settings().items()),
             *(f"warning: {text}" for text in self.warnings),
         ]
 

@@ -19,6 +19,7 @@ from schemas.training import validate_training
 from training import local, recipe
 from training.bases import Base
 from training.lease import saved
+from training.lease.base_models import check_name
 from training.lease.serve import make_trainer
 from training.pictures import read_folder
 
@@ -57,11 +58,9 @@ async def run_here(
     training = validate_training(document)
     with local.LocalPictures(images.expanduser()) as folder:
         found = read_folder(folder, training.instance_prompt)
-        if dry_run and bases.knows(training.base):  # opening the store would make its folders
+        if dry_run and not local.has_models(store):
             await _show_plan(training, bases, found, settings.processes)
             return 0
-        if dry_run:
-            local.require_store(store)
         async with open_store(store) as opened:
             await _show_plan(training, bases.on(opened), found, settings.processes)
             if dry_run:
@@ -84,6 +83,8 @@ async def _show_plan(training: Training, bases: BaseModels, found: PictureSet, p
     fetched = await bases.fetch(training.base)
     try:
         base = Base.read(fetched.folder, training.base)
+        if bases.store is not None:
+            await check_name(bases.store, training.name, base)
         cuda = Path("/dev/nvidia0").exists()  # for the plan; the process that trains looks itself
         plan = recipe.resolve(training, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
         recipe.shared(plan, processes)
@@ -135,13 +136,15 @@ def _bar() -> Progress:
 
 def _show(bar: Progress, task: Any, event: dict[str, Any]) -> None:
     if event.get("event") == "step":
-        loss = event.get("loss")
+        loss = "no number" if event["loss"] is None else f"{event['loss']:.4f}"
         bar.update(
             task,
             description="training",
             completed=event["step"],
             total=event["steps"],
-            loss=f"loss {loss:.4f}" if isinstance(loss, float) else "",
+            loss=f"loss {loss}, {event['seconds']:.2f} s a step",
         )
+    elif event.get("event") == "class pictures":
+        bar.update(task, description="class pictures", completed=event["done"], total=event["count"], loss="")
     elif event.get("event") == "phase":
         bar.update(task, description=str(event["phase"]))

@@ -167,8 +167,43 @@ def test_a_dry_run_leaves_no_trace(tmp_path: Path):
 
 def test_a_dry_run_from_a_base_that_no_store_has(tmp_path: Path):
     result = commanded(tmp_path, "--base", "my-model", "--dry-run")
-    assert isinstance(result.exception, StoreUnavailable)
+    assert isinstance(result.exception, Rejected)
+    assert "the store has no models" in result.exception.message
     assert not (tmp_path / "store").exists()
+
+
+async def test_a_name_of_another_family_is_refused(tmp_path: Path):
+    """By the plan, and by the trainer: requests that use the name would be drawn by another kind of model."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "weights.safetensors").write_bytes(b"1")
+    async with open_store(str(tmp_path / "store")) as store:
+        await published.publish(
+            store, weights, PublishedCard(name="new", version=1, kind="lora", family="sdxl")
+        )
+        shown = specks(tmp_path / "inline", 3)
+        rows = [{"image": base64.b64encode(file.read_bytes()).decode()} for file in shown.glob("*.png")]
+        training = validate_training({**BODY, "pictures": rows})
+        (tmp_path / "work").mkdir()
+        with pytest.raises(Rejected) as refused:
+            await Inputs(store, BaseModels.of(()).on(store)).fetch("a", training, tmp_path / "work")
+    assert refused.value.field == "name"
+    assert "new@1 is of family sdxl" in refused.value.message
+    planned = await asyncio.to_thread(commanded, tmp_path, "--base", "doodle", "--dry-run")
+    assert isinstance(planned.exception, Rejected)
+    assert planned.exception.field == "name"
+
+
+def test_the_bar_has_loss_and_speed():
+    from training.run_here import _bar, _show
+
+    bar = _bar()
+    task = bar.add_task("waiting", total=None, loss="")
+    _show(bar, task, {"event": "step", "step": 3, "steps": 9, "loss": 0.123456, "seconds": 0.514})
+    assert (bar.tasks[0].description, bar.tasks[0].completed, bar.tasks[0].total) == ("training", 3, 9)
+    assert bar.tasks[0].fields["loss"] == "loss 0.1235, 0.51 s a step"
+    _show(bar, task, {"event": "step", "step": 4, "steps": 9, "loss": None, "seconds": 0.5})
+    assert bar.tasks[0].fields["loss"] == "loss no number, 0.50 s a step"
 
 
 def test_how_many_processes_train_together_is_checked_before(tmp_path: Path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
 from infra.models.cards import Cards
 from infra.models.model_files import find
-from infra.models.published import resolve
+from infra.models.published import current_version, read_card, resolve
 from schemas.errors import Rejected
 from schemas.models import split_reference
 from training.lease.pulse import Pulse
@@ -19,6 +19,7 @@ from training.lease.pulse import Pulse
 if TYPE_CHECKING:
     from infra.models.cache import InUse
     from infra.stores.store import Store
+    from training.bases import Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,10 @@ class BaseModels:
             # The hub's library gives up by itself when nothing comes.
             found = await self.pulse.during(asyncio.to_thread(find, card, offline=False, cache=None))
             return FetchedBase(found.path, name, card.revision, card.licence)
-        assert self.store is not None, "given by `on`"
+        if self.store is None:
+            known = ", ".join(self.cards.known())
+            text = f"{reference!r} is not built in, and the store has no models; built in are {known}"
+            raise Rejected("unknown_model", text, field="base")
         try:
             published = await resolve(self.store, f"{name}@{frozen['revision']}" if frozen else reference)
         except Rejected as error:
@@ -89,3 +93,16 @@ class BaseModels:
             )
         used = await ModelCache(default_folder(), self.cache_bytes).use(self.store, published)
         return FetchedBase(used.folder, name, str(published.version), published.licence, used)
+
+
+async def check_name(store: Store, name: str, base: Base) -> None:
+    """Raises `Rejected` where a model of another family has the name: whoever draws with it would be surprised."""
+    if (version := await current_version(store, name)) is None:
+        return
+    card = await read_card(store, name, version)
+    if card is not None and card.family not in ("", base.family):
+        raise Rejected.of_field(
+            "name",
+            f"is {name!r}, and {card.reference} is of family {card.family}; {base.name} is of family {base.family}: "
+            "choose another name",
+        )

@@ -21,7 +21,9 @@ from schemas.errors import NotFound, Rejected
 from schemas.limits import Limits
 from schemas.training import Training, TrainingFolder
 from training import pictures
+from training.bases import Base
 from training.lease import saved
+from training.lease.base_models import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,13 +85,14 @@ class Inputs:
                 "pictures", f"has changed since the training began ({changed}); drop it under another name"
             )
         base = await self.bases.fetch(training.base, (frozen or {}).get("base"))
-        if frozen is None:
-            found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
-            try:
+        try:
+            await check_name(self.store, training.name, Base.read(base.folder, training.base))
+            if frozen is None:
+                found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
                 await self.store.create(saved.folder_of(id) + _FROZEN, json.dumps(found, indent=2).encode())
-            except BaseException:
-                base.release()
-                raise
+        except BaseException:
+            base.release()
+            raise
         work = TrainingFolder(
             training=training,
             base_folder=str(base.folder),
