@@ -12,7 +12,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from infra.options import LogFormat, MetricsHost, MetricsPort
+from infra.options import (
+    DEFAULT_STORE,
+    Lease,
+    LogFormat,
+    LogLevel,
+    MaxAttempts,
+    MetricsHost,
+    MetricsPort,
+    ModelCacheGb,
+    Once,
+    StoreUrl,
+)
 from schemas.errors import DreamError
 from schemas.limits import Limits
 
@@ -23,12 +34,6 @@ app = typer.Typer(
 )
 
 _LIMITS = Limits()  # the defaults; `infra.limits_env` reads the same variables for clients
-
-
-def _log_level(text: str) -> str:
-    if text.upper() not in logging.getLevelNamesMapping():
-        raise typer.BadParameter(f"{text!r} is none of debug, info and warning")
-    return text
 
 
 def _attention(text: str) -> str:
@@ -51,9 +56,7 @@ def _json_object(text: str) -> str:
 
 @app.callback(invoke_without_command=True)
 def worker(
-    store: Annotated[
-        str, typer.Option(envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix].")
-    ] = "./dreamdrop-data",
+    store: StoreUrl = DEFAULT_STORE,
     queue: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,28 +132,9 @@ def worker(
             help="MiB of decoded pictures in memory for each renderer: half for inputs, half for what is drawn.",
         ),
     ] = 256,
-    model_cache_gb: Annotated[
-        float,
-        typer.Option(
-            envvar="DREAMDROP_MODEL_CACHE_GB",
-            min=0,
-            help="GiB on this machine for published models; DREAMDROP_MODEL_CACHE names the folder.",
-        ),
-    ] = 50,
-    lease: Annotated[
-        float,
-        typer.Option(
-            envvar="DREAMDROP_LEASE",
-            min=0.5,
-            help="Seconds without a heartbeat after which a worker is presumed dead.",
-        ),
-    ] = 30.0,
-    max_attempts: Annotated[
-        int,
-        typer.Option(
-            envvar="DREAMDROP_MAX_ATTEMPTS", min=1, help="Attempts after which a request ends as failed."
-        ),
-    ] = 3,
+    model_cache_gb: ModelCacheGb = 50,
+    lease: Lease = 30.0,
+    max_attempts: MaxAttempts = 3,
     patience: Annotated[
         float,
         typer.Option(
@@ -223,11 +207,8 @@ def worker(
     null: Annotated[
         str, typer.Option(hidden=True, callback=_json_object, help="JSON for the null renderer.")
     ] = "{}",
-    once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
-    log_level: Annotated[
-        str,
-        typer.Option(envvar="DREAMDROP_LOG_LEVEL", callback=_log_level, help="debug, info or warning."),
-    ] = "info",
+    once: Once = False,
+    log_level: LogLevel = "info",
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",

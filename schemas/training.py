@@ -200,6 +200,7 @@ class TrainingFolder(_Body):
     training: Training
     base_folder: str = Field(min_length=1, description="A diffusers folder.")
     pictures_folder: str = Field(min_length=1, description="Pictures with their captions beside them.")
+    logging_folder: str | None = Field(None, min_length=1, description="For TensorBoard's files; null: none.")
 
 
 def parse_training(body: bytes) -> Training:

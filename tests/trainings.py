@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +103,17 @@ def _child(folder: str, kill_at: int | None, environment: dict[str, str]) -> Non
     from training.dreambooth import run
 
     torch.set_num_threads(1)
+    planned: dict[str, Any] = {}
 
     def say(event: dict[str, Any]) -> None:
+        planned.update(event.get("plan", {}))
         if kill_at is not None and event["event"] == "step" and event["step"] == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     run.train(Path(folder), say, lambda: False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory = {"planned_gib": planned["memory_gib"], "peak_gib": peak / 2**30}
+    (Path(folder) / "memory.json").write_text(json.dumps(memory))
 
 
 def learned(folder: Path) -> dict[str, bytes]:

@@ -10,8 +10,20 @@ from typing import Annotated
 
 import typer
 
-from infra.options import LogFormat, MetricsHost, MetricsPort
+from infra.options import (
+    DEFAULT_STORE,
+    Lease,
+    LogFormat,
+    LogLevel,
+    MaxAttempts,
+    MetricsHost,
+    MetricsPort,
+    ModelCacheGb,
+    Once,
+    StoreUrl,
+)
 from schemas.errors import DreamError
+from training.tracker_options import LOGS, LoggingDir, ReportTo
 
 train = typer.Typer(
     help="Teach a model a new concept, from a few pictures.", no_args_is_help=True, rich_markup_mode=None
@@ -19,13 +31,6 @@ train = typer.Typer(
 trainer = typer.Typer(help="Run the trainings of a store.", add_completion=False, rich_markup_mode=None)
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-DEFAULT_STORE = "./dreamdrop-data"
-StoreUrl = Annotated[
-    str,
-    typer.Option(
-        "--store", metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."
-    ),
-]
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="The training's id: the path of its file below trainings/.")
 ]
@@ -90,30 +95,19 @@ def run_trainer(
             envvar="DREAMDROP_WORK", help="Folder for inputs and checkpoints; default a temporary one."
         ),
     ] = None,
-    lease: Annotated[
-        float,
-        typer.Option(
-            envvar="DREAMDROP_LEASE",
-            min=0.5,
-            help="Seconds without a heartbeat until a trainer counts as dead.",
-        ),
-    ] = 30.0,
-    max_attempts: Annotated[
-        int,
-        typer.Option(
-            envvar="DREAMDROP_MAX_ATTEMPTS", min=1, help="Attempts after which a training has failed."
-        ),
-    ] = 3,
+    model_cache_gb: ModelCacheGb = 50,
+    lease: Lease = 30.0,
+    max_attempts: MaxAttempts = 3,
     patience: Annotated[
         float, typer.Option(min=1, help="Seconds without progress after which an attempt is ended.")
     ] = 1800.0,
     grace: Annotated[
         float, typer.Option(envvar="DREAMDROP_GRACE", help="Seconds to save a checkpoint after SIGTERM.")
     ] = 100.0,
-    once: Annotated[bool, typer.Option(help="Stop when there is nothing left to do.")] = False,
-    log_level: Annotated[
-        str, typer.Option(envvar="DREAMDROP_LOG_LEVEL", help="debug, info or warning.")
-    ] = "info",
+    report_to: ReportTo = None,
+    logging_dir: LoggingDir = LOGS,
+    once: Once = False,
+    log_level: LogLevel = "info",
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
@@ -122,12 +116,9 @@ def run_trainer(
 
     It takes what is dropped as trainings/<id>.json, one at a time.
     """
-    if log_level.upper() not in logging.getLevelNamesMapping():
-        raise typer.BadParameter(
-            f"{log_level!r} is none of debug, info and warning", param_hint="--log-level"
-        )
     from infra.claims.claims import Timing
     from infra.logs import log_lines
+    from training.lease.base_models import BaseModels
     from training.lease.serve import serve
     from training.lease.trainer import TrainerSettings
 
@@ -139,10 +130,12 @@ def run_trainer(
         patience=patience,
         grace=grace,
         processes=processes,
+        logs=logging_dir if report_to else None,
         once=once,
     )
     try:
-        status = asyncio.run(serve(store, models or (), settings, (metrics_host, metrics_port)))
+        bases = BaseModels.of(models or (), int(model_cache_gb * 2**30))
+        status = asyncio.run(serve(store, bases, settings, (metrics_host, metrics_port)))
     except (DreamError, OSError) as error:
         logging.getLogger("dreamdrop.trainer").error("the trainer cannot run: %s", error)
         raise typer.Exit(3) from error

@@ -10,12 +10,12 @@ from infra.claims.trainings import TrainingStore
 from infra.stores.open import open_store
 from infra.stores.store import Store
 from schemas import layout
-from schemas.errors import DreamError, NotFound, Rejected, StoreUnavailable
+from schemas.errors import DreamError, NotFound, Rejected
 from schemas.result import Result
 from schemas.training import parse_training, validate_training
 from training.lease import saved
 from training.lease.job import STOP
-from training.local import body_of, is_known
+from training.local import body_of, is_known, require_store
 
 #: What belongs to the report; the rest of the folder is for trainers.
 _REPORT = ("report.html", "validation/")
@@ -30,7 +30,7 @@ class UnknownTraining(DreamError):
 
 async def ask_to_stop(url: str, id: str) -> str:
     """Ask the trainer of a training to publish what there is."""
-    _require(url)
+    require_store(url)
     async with open_store(url) as store:
         view = TrainingStore(store)
         if await view.head(layout.result_key(id)) is not None:
@@ -38,12 +38,15 @@ async def ask_to_stop(url: str, id: str) -> str:
         if not await is_known(view, id):
             raise UnknownTraining(id, url)
         await view.create(layout.result_folder(id) + STOP, b"{}\n", content_type="application/json")
-        return f"{id} stops after its next step, and what it has learned is published"
+        return (
+            f"{id} stops after its next step, and what it has learned is published; before its first step it ends "
+            "without a model"
+        )
 
 
 async def go_on_with(url: str, id: str, steps: int) -> str:
     """Drop a training that begins at the last checkpoint of one that has ended."""
-    _require(url)
+    require_store(url)
     async with open_store(url) as store:
         result = await _result(store, id, url)
         kept = await saved.checkpoints(store, id)
@@ -77,7 +80,7 @@ async def go_on_with(url: str, id: str, steps: int) -> str:
 
 async def save_report(url: str, id: str, out: Path) -> str:
     """Save the report page and the pictures that it shows; returns the page's path."""
-    _require(url)
+    require_store(url)
     async with open_store(url) as store:
         await _result(store, id, url)
         prefix = saved.folder_of(id)
@@ -102,9 +105,3 @@ async def _result(store: Store, id: str, url: str) -> Result:
         if await is_known(view, id):
             raise DreamError(f"{id} has not ended yet") from None
         raise UnknownTraining(id, url) from None
-
-
-def _require(url: str) -> None:
-    """A command that only reads must not make a directory whose name is mistyped."""
-    if "://" not in url and not Path(url).expanduser().is_dir():
-        raise StoreUnavailable(f"there is no store {url!r}: give its directory or bucket with --store")

@@ -1,7 +1,8 @@
 """What a training does where the manifest says nothing, by the kind of its base.
 
-`small` was measured on the bundled doodle: a new shape is learned in 150 to 200 steps and the old ones are kept. The
-others are the figures that the reference scripts' documents name (5e-6 full, 1e-4 LoRA, 400 and 500 steps).
+`small` was measured on the bundled doodle, with 48 class pictures. Of 24 prompts with a new shape a full training drew
+9 at a rate of 4e-4, 15 at 6e-4 and 19 at 8e-4, with 17 of 18 old shapes kept at each; a LoRA 20 at 3e-3, with 16 kept.
+The others are the figures that the reference scripts' documents name (5e-6 full, 1e-4 LoRA, 400 and 500 steps).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _LORA: dict[str, Any] = {"rank": 16, "targets": "attention", "learning_rate": 1e
 _FULL: dict[str, Any] = {"learning_rate": 5e-6, "steps": 400, "ema": 0.99}
 
 _BY_KIND: dict[tuple[str, str], dict[str, Any]] = {
-    ("small", "lora"): {**_SMALL, "rank": 16, "targets": "all", "learning_rate": 2e-3, "steps": 200},
-    ("small", "full"): {**_SMALL, "learning_rate": 4e-4, "steps": 150},
+    ("small", "lora"): {**_SMALL, "rank": 16, "targets": "all", "learning_rate": 3e-3, "steps": 200},
+    ("small", "full"): {**_SMALL, "learning_rate": 8e-4, "steps": 150},
     ("sd1", "lora"): {**_LARGE, **_LORA},
     ("sd1", "full"): {**_LARGE, **_FULL},
     ("sd2", "lora"): {**_LARGE, **_LORA},

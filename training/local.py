@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from infra.claims.trainings import TrainingStore
 from schemas import layout
-from schemas.errors import Rejected
-from schemas.layout import TRAINING_UPLOADS
+from schemas.errors import Rejected, StoreUnavailable
+from schemas.layout import MODELS, TRAINING_UPLOADS
 from schemas.training import Training, validate_training
 from training import pictures
 
@@ -81,6 +81,17 @@ async def drop(store: Store, id: str, body: bytes, training: Training, folder: P
         sha256 = Path(picture.image).stem
         await store.create_file(picture.image, path, sha256=sha256)
     return await view.create(layout.request_key(id), body, content_type="application/json")
+
+
+def has_models(url: str) -> bool:
+    """Whether models may be published in a store. To open a directory makes it, so this looks first."""
+    return "://" in url or (Path(url).expanduser() / MODELS).is_dir()
+
+
+def require_store(url: str) -> None:
+    """A command that only reads must not make a directory whose name is mistyped. Raises `StoreUnavailable`."""
+    if "://" not in url and not Path(url).expanduser().is_dir():
+        raise StoreUnavailable(f"there is no store {url!r}: give its directory or bucket with --store")
 
 
 async def is_known(view: TrainingStore, id: str) -> bool:

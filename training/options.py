@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from infra.options import DEFAULT_STORE, ModelCacheGb, StoreUrl
 from schemas.errors import Rejected
 from schemas.training import Training
+from training.tracker_options import LOGS, LoggingDir, ReportTo
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", list[str]: "TEXT"}
 _LEFT_OUT = {"pictures", "archive", "method", "resume_from"}  # given in other ways
@@ -44,15 +46,7 @@ _OWN: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "store": (
-        Annotated[
-            str,
-            typer.Option(
-                metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."
-            ),
-        ],
-        "./dreamdrop-data",
-    ),
+    "store": (StoreUrl, DEFAULT_STORE),
     "models": (
         Annotated[
             list[str] | None,
@@ -60,11 +54,17 @@ _OWN: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "model_cache_gb": (ModelCacheGb, 50.0),
+    "report_to": (ReportTo, None),
+    "logging_dir": (LoggingDir, LOGS),
     "processes": (
         Annotated[int, typer.Option(min=1, help="Processes that train together, one a device.")],
         1,
     ),
-    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")], False),
+    "dry_run": (
+        Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop; nothing is stored.")],
+        False,
+    ),
     "detach": (
         Annotated[
             bool, typer.Option("--detach", help="Drop the training into the store for a trainer, and leave.")
@@ -136,9 +136,17 @@ def dreambooth_command(**given: Any) -> None:
     The same command again goes on where the last one was stopped. The new model can be named in the next
     request: "model": "my-dog".
     """
+    from training.lease.base_models import BaseModels
+    from training.lease.trainer import TrainerSettings
     from training.run_here import run_here
 
     own = {name: given.pop(name) for name in _OWN}
+    for flag, is_given in (("--processes", own["processes"] > 1), ("--report-to", own["report_to"])):
+        if own["detach"] and is_given:
+            raise typer.BadParameter(
+                f"belongs to the trainer that will run it (dreamdrop trainer {flag}); leave it out with --detach",
+                param_hint=flag,
+            )
     document = _from_file(own["options"])
     for name, value in given.items():
         if value is not None:
@@ -151,8 +159,10 @@ def dreambooth_command(**given: Any) -> None:
                 document,
                 own["instance_images"],
                 store=own["store"],
-                models=own["models"] or (),
-                processes=own["processes"],
+                bases=BaseModels.of(own["models"] or (), int(own["model_cache_gb"] * 2**30)),
+                settings=TrainerSettings(
+                    processes=own["processes"], logs=own["logging_dir"] if own["report_to"] else None
+                ),
                 dry_run=own["dry_run"],
                 detach=own["detach"],
             )

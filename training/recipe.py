@@ -33,6 +33,7 @@ KEPT_AND_SHOWN = frozenset(
         "resume_from",
     }
 )
+_TEXTS = {"name", "base", "instance_prompt", "pictures", "archive", "class_prompts", "validate_prompts"}
 _LENGTH = frozenset({"steps", "epochs", "warmup_steps"})  # a longer training may go on from a shorter one
 
 
@@ -104,11 +105,17 @@ class Recipe:
             "tokens": {p: tokens.pieces(self.base.folder / "tokenizer", p) for p in list(prompts)[:20]},
             "rows_per_step": self.rows,
             "epochs": round(self.steps * self.rows / len(self.views), 2),
-            "memory_gib": round(checks.memory_bytes(self.options, self.base) / 2**30, 2),
+            "memory_gib": round(checks.memory_bytes(self.options, self.base, self.device) / 2**30, 2),
             "disk_gib": round(checks.disk_bytes(self.options, self.base) / 2**30, 2),
             "warnings": list(self.warnings),
             "sha256": self.sha256(),
         }  # fmt: skip
+
+    def _settings(self) -> dict[str, Any]:
+        """Every option by name, but for texts, which other lines have; what is left out was not given."""
+        shown = self.options.model_dump(mode="json", exclude=_TEXTS, exclude_none=True)
+        words = {True: "yes", False: "no"}
+        return {name: words[v] if isinstance(v, bool) else v for name, v in shown.items()}
 
     def lines(self) -> list[str]:
         """The plan for people, a fact a line."""
@@ -147,8 +154,9 @@ class Recipe:
             f"{options.learning_rate:g}, {options.schedule}"
             + (f", {options.warmup_steps} steps of warm-up" if options.warmup_steps else "")
             + (f", averaged with decay {options.ema:g}" if options.ema else ""),
-            f"about {checks.memory_bytes(options, base) / 2**30:.1f} GiB of memory on {self.device}, "
+            f"about {checks.memory_bytes(options, base, self.device) / 2**30:.1f} GiB of memory on {self.device}, "
             f"{checks.disk_bytes(options, base) / 2**30:.1f} GiB of disk",
+            "all settings: " + ", ".join(f"{name} {value}" for name, value in self._settings().items()),
             *(f"warning: {text}" for text in self.warnings),
         ]
 

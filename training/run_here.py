@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,10 +19,15 @@ from schemas.training import validate_training
 from training import local, recipe
 from training.bases import Base
 from training.lease import saved
-from training.lease.base_models import BaseModels
+from training.lease.base_models import check_name
 from training.lease.serve import make_trainer
-from training.lease.trainer import TrainerSettings
 from training.pictures import read_folder
+
+if TYPE_CHECKING:
+    from schemas.training import Training
+    from training.lease.base_models import BaseModels
+    from training.lease.trainer import TrainerSettings
+    from training.pictures import PictureSet
 
 people = Console(stderr=True)
 
@@ -32,8 +37,8 @@ async def run_here(
     images: Path | None,
     *,
     store: str,
-    models: Sequence[str],
-    processes: int,
+    bases: BaseModels,
+    settings: TrainerSettings,
     dry_run: bool,
     detach: bool,
 ) -> int:
@@ -51,17 +56,13 @@ async def run_here(
             "--instance-images", "is missing; give a folder of pictures, or a .zip of one"
         )
     training = validate_training(document)
-    bases = BaseModels.of(models)
-    async with open_store(store) as opened:
-        with local.LocalPictures(images.expanduser()) as folder:
-            found = read_folder(folder, training.instance_prompt)
-            fetched = await bases.on(opened).fetch(training.base)
-            base = Base.read(fetched.folder, training.base)
-            cuda = Path("/dev/nvidia0").exists()  # for the plan; the process that trains looks itself
-            plan = recipe.resolve(training, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
-            fetched.release()
-            for line in plan.lines():
-                people.print(line, markup=False, highlight=False)
+    with local.LocalPictures(images.expanduser()) as folder:
+        found = read_folder(folder, training.instance_prompt)
+        if dry_run and not local.has_models(store):
+            await _show_plan(training, bases, found, settings.processes)
+            return 0
+        async with open_store(store) as opened:
+            await _show_plan(training, bases.on(opened), found, settings.processes)
             if dry_run:
                 return 0
             training = local.with_pictures(training, found)
@@ -70,15 +71,30 @@ async def run_here(
             view = TrainingStore(opened)
             ended = await view.head(layout.result_key(id)) is not None
             dropped = not ended and await local.drop(opened, id, body, training, folder)
-        if detach:
-            said = f"dropped {id}" if dropped else f"{id} was dropped before"
-            told = f"{id} has ended already; another --seed makes it a new one"
-            runs = f"{said}; `dreamdrop trainer --store {store}` runs it"
-            people.print(told if ended else runs, markup=False, highlight=False, soft_wrap=True)
-            print(id)
-            return 0
-        settings = TrainerSettings(only=id, processes=processes)
-        return await _train(opened, store, bases, id, settings)
+            if detach:
+                said = f"dropped {id}" if dropped else f"{id} was dropped before"
+                told = f"{id} has ended already; another --seed makes it a new one"
+                runs = f"{said}; `dreamdrop trainer --store {store}` runs it"
+                people.print(told if ended else runs, markup=False, highlight=False, soft_wrap=True)
+                print(id)
+                return 0
+            return await _train(opened, store, bases, id, replace(settings, only=id))
+
+
+async def _show_plan(training: Training, bases: BaseModels, found: PictureSet, processes: int) -> None:
+    """Print what will happen. Raises `Rejected` for what cannot work."""
+    fetched = await bases.fetch(training.base)
+    try:
+        base = Base.read(fetched.folder, training.base)
+        if bases.store is not None:
+            await check_name(bases.store, training.name, base)
+        cuda = Path("/dev/nvidia0").exists()  # for the plan; the process that trains looks itself
+        plan = recipe.resolve(training, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
+        recipe.shared(plan, processes)
+    finally:
+        fetched.release()
+    for line in plan.lines():
+        people.print(line, markup=False, highlight=False)
 
 
 async def _train(opened: Store, url: str, bases: BaseModels, id: str, settings: TrainerSettings) -> int:
@@ -123,13 +139,15 @@ def _bar() -> Progress:
 
 def _show(bar: Progress, task: Any, event: dict[str, Any]) -> None:
     if event.get("event") == "step":
-        loss = event.get("loss")
+        loss = "no number" if event["loss"] is None else f"{event['loss']:.4f}"
         bar.update(
             task,
             description="training",
             completed=event["step"],
             total=event["steps"],
-            loss=f"loss {loss:.4f}" if isinstance(loss, float) else "",
+            loss=f"loss {loss}, {event['seconds']:.2f} s a step",
         )
+    elif event.get("event") == "class pictures":
+        bar.update(task, description="class pictures", completed=event["done"], total=event["count"], loss="")
     elif event.get("event") == "phase":
         bar.update(task, description=str(event["phase"]))

@@ -63,6 +63,9 @@ class Calls:
         if failed:
             self.store_failures.labels(verb).inc()
 
+    def moved(self) -> None:
+        """Nothing is counted before a call has ended."""
+
     def created(self, key: str, body: bytes) -> None:
         """Count a result: the create of `result.json` ends a request, whichever way it ended."""
         training = key.startswith(layout.TRAINING_RESULTS)

@@ -39,7 +39,7 @@ from schemas.models import (
 from schemas.result import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from infra.stores.store import Store
@@ -56,6 +56,7 @@ async def publish(
     *,
     nonce: str = "",
     progress: Callable[[str, int, int], None] | None = None,
+    confirm: Callable[[], Awaitable[None]] | None = None,
 ) -> PublishedCard:
     """Publish the files of a folder as the next version of a name, and let the name mean it.
 
@@ -64,6 +65,7 @@ async def publish(
         nonce: names this publication, such as a training and its step: another try with the same nonce goes on
             with the number and the files of the first. By default each call is a publication of its own.
         progress: called with a file's path, the bytes of it that are stored, and its size.
+        confirm: awaited when all files are stored; what it raises ends this before there is a version.
 
     Returns:
         The card as it is stored; of the first try, where that was complete.
@@ -82,6 +84,8 @@ async def publish(
         prefix = version_prefix(card.name, version)
         for file in files:
             await _create(store, prefix, folder, file, progress)
+        if confirm is not None:
+            await confirm()
         facts = {"version": version, "files": files, "created_at": card.created_at or utc_now()}
         whole = card.model_copy(update=facts)
         created = await store.create(

@@ -30,6 +30,10 @@ class Watcher(Protocol):
         """Take note of an object that a `create` of this process made."""
         ...
 
+    def moved(self) -> None:
+        """Take note that some bytes of a file were copied."""
+        ...
+
 
 class TimedStore(Store):
     """A view of a store; closing it leaves the store open. Cancelled calls are not reported."""
@@ -78,11 +82,20 @@ class TimedStore(Store):
     async def create_file(
         self, key: str, path: Path, *, sha256: str, progress: Progress | None = None
     ) -> bool:
-        call = self.whole.create_file(key, path, sha256=sha256, progress=progress)
+        call = self.whole.create_file(key, path, sha256=sha256, progress=self._moving(progress))
         return await self._timed("create_file", call)
 
     async def fetch_file(self, key: str, path: Path, *, progress: Progress | None = None) -> str:
-        return await self._timed("fetch_file", self.whole.fetch_file(key, path, progress=progress))
+        call = self.whole.fetch_file(key, path, progress=self._moving(progress))
+        return await self._timed("fetch_file", call)
+
+    def _moving(self, progress: Progress | None) -> Progress:
+        def report(done: int) -> None:
+            self._watcher.moved()
+            if progress is not None:
+                progress(done)
+
+        return report
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[Info]:
         seconds, listing = 0.0, aiter(self.whole.list(prefix, start_after=start_after))

@@ -115,6 +115,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert checkpoint.newest(folder / "checkpoints") is not None
 
 
+def test_a_disk_without_room_is_told_before_the_first_step(
+    tiny_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from training.dreambooth import checkpoint
+
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    folder = prepare(tmp_path / "work", tiny_folder, pictures, steps=3, rank=2, batch_size=1, resolution=32)
+    with pytest.raises(checkpoint.DiskFull, match=r"needs about .* MiB for 3 checkpoints"):
+        train(folder)
+    assert not (folder / "checkpoints").exists()
+
+
 def test_old_checkpoints_go_after_new_ones(tiny_folder: Path, pictures: Path, tmp_path: Path):
     """The newest `keep` are left."""
     options = {"rank": 2, "checkpoint_every": 1, "keep": 2, "batch_size": 1, "resolution": 32}
@@ -135,7 +148,11 @@ def test_class_pictures_are_drawn_again_only_if_they_differ(
         events = train(prepare(folder, tiny_folder, pictures, **options | prompts | changes))
         shutil.rmtree(folder / "checkpoints")
         (folder / "product.json").unlink()
-        return [event["done"] for event in events if event["event"] == "class pictures"]
+        parts = [event for event in events if event["event"] == "class pictures"]
+        for event in parts:  # a trainer stores these while the next ones are drawn
+            assert {f"class/{event['done'] - 1:05d}{end}" for end in (".png", ".json")} <= set(event["files"])
+            assert all((folder / name).is_file() for name in event["files"])
+        return [event["done"] for event in parts]
 
     assert drawn() == [8, 9]
     before = (folder / "class" / "00008.png").read_bytes()
@@ -143,6 +160,9 @@ def test_class_pictures_are_drawn_again_only_if_they_differ(
     (folder / "class" / "00008.png").write_bytes(b"torn")
     assert drawn() == [9]
     assert (folder / "class" / "00008.png").read_bytes() == before
+    facts = folder / "class" / "00008.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"base": "another model's hash"}))
+    assert drawn() == [9]
     assert drawn(class_prompts=["a", "c"]) == [8]
     assert drawn(resolution=48) == [8, 9]
     assert drawn(seed=3) == [8, 9]

@@ -119,7 +119,7 @@ def test_full_training_learns_and_keeps(pictures: Path, class_pictures: Path, tm
 
     options = {"method": "full", "class_prompts": OLD, "class_pictures": 48}
     new, kept, spilled = examined(load(trained(tmp_path, pictures, class_pictures, **options)))
-    assert new >= 4  # measured: 6; the untouched model draws none
+    assert new >= 7  # measured: 10; the untouched model draws none
     assert kept >= 14  # measured: 17
     assert spilled <= 1
 
@@ -133,7 +133,7 @@ def test_lora_training_learns_and_keeps(pictures: Path, class_pictures: Path, tm
     pipeline = load(DOODLE)
     pipeline.load_lora_weights(product)
     new, kept, spilled = examined(pipeline)
-    assert new >= 4  # measured: 7
+    assert new >= 7  # measured: 10
     assert kept >= 13  # measured: 16
     assert spilled <= 1
 

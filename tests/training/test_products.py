@@ -107,7 +107,9 @@ def test_a_full_model_is_a_diffusers_folder(
         tmp_path / "work", source, pictures, method="full", steps=2, batch_size=1, resolution=32, validate=[PROMPT],
         learning_rate=0.01, text_encoder=True, ema=0.5, schedule="constant",
     )  # fmt: skip
-    train(folder)
+    events = train(folder)
+    told = {name for event in events if event["event"] == "validation" for name in event["files"]}
+    assert told == {str(f.relative_to(folder)) for f in (folder / "validation").rglob("*") if f.is_file()}
     assert np.abs(drawn(folder / "product") - last(folder, 2)).max() <= 1
     assert np.abs(last(folder, 2) - last(folder, 0)).mean() > 1
     facts = json.loads((folder / "product.json").read_text())

@@ -111,7 +111,7 @@ def test_the_family_decides_what_is_left_open(base: Base, found: PictureSet):
     """Every default is in the plan, and what was given stays as it is."""
     full = planned(base, found, method="full").options
     assert (full.learning_rate, full.text_encoder, full.ema, full.steps, full.rank) == (
-        4e-4,
+        8e-4,
         True,
         0.97,
         150,
@@ -138,6 +138,16 @@ def test_the_plan_says_what_will_happen(base: Base, found: PictureSet):
     assert "`sks` = 3 tokens" in text
     assert "100 steps of 4 pictures = 100.0 times each picture" in text
     assert "GiB of memory" in text
+    (settings,) = (line for line in plan.lines() if line.startswith("all settings: "))
+    for name in (
+        "learning_rate 0.003",
+        "batch_size 4",
+        "seed 0",
+        "precision no",
+        "flip no",
+        "validate_every 20",
+    ):
+        assert name in settings
     assert plan.triggers == ("sks", "shape")
     assert json.loads(json.dumps(plan.plan()))["tokens"]["a sks shape"] == [
         "a</w>",

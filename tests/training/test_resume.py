@@ -55,6 +55,8 @@ def test_killed_and_resumed_equals_never_stopped(
     assert {"weights.safetensors", "optimizer.safetensors", "losses.json"} <= expected.keys()
     assert learned(killed) == expected
     assert (killed / "loss.jsonl").read_bytes() == (straight / "loss.jsonl").read_bytes()
+    memory = json.loads((straight / "memory.json").read_text())
+    assert memory["peak_gib"] / 2 < memory["planned_gib"] < 2 * memory["peak_gib"]
     products = [json.loads((f / "product.json").read_text())["files"] for f in (straight, killed)]
     assert products[0] == products[1]
 

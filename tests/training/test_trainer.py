@@ -98,19 +98,17 @@ def test_a_killed_trainer_loses_nothing(tmp_path: Path, tiny_folder: Path, pictu
     """kill -9 after a checkpoint: a second trainer goes on from it, and publishes the very same weights."""
     store = tmp_path / "store"
     options = {"method": "full", "steps": 12, "checkpoint_every": 2}
+    drop(store, "killed", pictures, name="killed", **options)
+    with trainer(store, tiny_folder) as process:
+        wait_for(store / "training-results/killed/checkpoints/*" / "checkpoint.json")
+        end(process, signal.SIGKILL)
     drop(store, "straight", pictures, name="straight", **options)
     with trainer(store, tiny_folder, "--once") as process:
         assert process.wait(300) == 0
     assert result_of(store, "straight")["model"] == {
         "name": "straight", "revision": "1", "source": "", "licence": "", "dtype": "",
     }  # fmt: skip
-
-    drop(store, "killed", pictures, name="killed", **options)
-    with trainer(store, tiny_folder) as process:
-        wait_for(store / "training-results/killed/checkpoints/*" / "checkpoint.json")
-        end(process, signal.SIGKILL)
-    with trainer(store, tiny_folder, "--once"):
-        result = result_of(store, "killed")
+    result = result_of(store, "killed")
     assert (result["status"], result["attempts"]) == ("succeeded", 2)
     assert weights_of(store, "killed") == weights_of(store, "straight")
     assert not list((store / "training-claims").rglob("0*"))

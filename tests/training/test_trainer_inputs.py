@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 
 from infra.claims.claims import Timing
 from infra.claims.trainings import TrainingStore
+from infra.models import published
 from infra.models.cards import BUNDLED
 from infra.stores.memory import MemoryStore
 from infra.stores.open import open_store
 from schemas import layout
 from schemas.errors import Rejected, StoreUnavailable
+from schemas.models import PublishedCard
 from schemas.result import Frozen, Result, utc_now
 from schemas.training import parse_training, validate_training
 from tests.trainings import specks
@@ -34,9 +36,9 @@ BODY = {"name": "new", "base": "doodle", "instance_prompt": "sks"}
 SOON = Timing(beat=0.05, lease=0.5, sweep=(0.05, 0.1), max_attempts=1)
 
 
-def trainer_on(store: Any, work: Path) -> Trainer:
+def trainer_on(store: Any, work: Path, patience: float = 60.0) -> Trainer:
     view = TrainingStore(store)
-    settings = TrainerSettings(timing=SOON, work=work, once=True)
+    settings = TrainerSettings(timing=SOON, work=work, once=True, patience=patience)
     inputs = Inputs(store, BaseModels.of(()).on(store))
     return Trainer(make_claims(view, "me", SOON, utc_now), view, inputs, settings, versions={})
 
@@ -161,3 +163,91 @@ async def test_a_model_in_one_file_is_imported_before_it_is_a_base(tmp_path: Pat
     file = write_checkpoint(BUNDLED / "doodle", tmp_path / "pony.safetensors")
     with pytest.raises(Rejected, match=f"'pony' is a model in one file; publish it .*import {file}"):
         await BaseModels.of([f"pony={file}"]).fetch("pony")
+
+
+def commanded(tmp_path: Path, *flags: str) -> Any:
+    from training.cli import train
+
+    shown = specks(tmp_path / "shown")
+    command = ["dreambooth", "--name", "new", "--instance-images", str(shown), "--instance-prompt", "sks"]
+    return CliRunner().invoke(train, [*command, "--store", str(tmp_path / "store"), *flags])
+
+
+def test_a_dry_run_leaves_no_trace(tmp_path: Path):
+    """Neither of a store that is missing, nor in a folder that is none yet."""
+    result = commanded(tmp_path, "--base", "doodle", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "5 pictures" in result.output
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "store").mkdir()
+    assert commanded(tmp_path, "--base", "doodle", "--dry-run").exit_code == 0
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_dry_run_from_a_base_that_no_store_has(tmp_path: Path):
+    result = commanded(tmp_path, "--base", "my-model", "--dry-run")
+    assert isinstance(result.exception, Rejected)
+    assert "the store has no models" in result.exception.message
+    assert not (tmp_path / "store").exists()
+
+
+async def test_a_name_of_another_family_is_refused(tmp_path: Path):
+    """By the plan, and by the trainer: requests that use the name would be drawn by another kind of model."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "weights.safetensors").write_bytes(b"1")
+    async with open_store(str(tmp_path / "store")) as store:
+        await published.publish(
+            store, weights, PublishedCard(name="new", version=1, kind="lora", family="sdxl")
+        )
+        shown = specks(tmp_path / "inline", 3)
+        rows = [{"image": base64.b64encode(file.read_bytes()).decode()} for file in shown.glob("*.png")]
+        training = validate_training({**BODY, "pictures": rows})
+        (tmp_path / "work").mkdir()
+        with pytest.raises(Rejected) as refused:
+            await Inputs(store, BaseModels.of(()).on(store)).fetch("a", training, tmp_path / "work")
+    assert refused.value.field == "name"
+    assert "new@1 is of family sdxl" in refused.value.message
+    planned = await asyncio.to_thread(commanded, tmp_path, "--base", "doodle", "--dry-run")
+    assert isinstance(planned.exception, Rejected)
+    assert planned.exception.field == "name"
+
+
+def test_the_bar_has_loss_and_speed():
+    from training.run_here import _bar, _show
+
+    bar = _bar()
+    task = bar.add_task("waiting", total=None, loss="")
+    _show(bar, task, {"event": "step", "step": 3, "steps": 9, "loss": 0.123456, "seconds": 0.514})
+    assert (bar.tasks[0].description, bar.tasks[0].completed, bar.tasks[0].total) == ("training", 3, 9)
+    assert bar.tasks[0].fields["loss"] == "loss 0.1235, 0.51 s a step"
+    _show(bar, task, {"event": "step", "step": 4, "steps": 9, "loss": None, "seconds": 0.5})
+    assert bar.tasks[0].fields["loss"] == "loss no number, 0.50 s a step"
+
+
+def test_how_many_processes_train_together_is_checked_before(tmp_path: Path):
+    """They are the trainer's business where it is left to one, and they share the rows of a step."""
+    detached = commanded(tmp_path, "--base", "doodle", "--detach", "--processes", "2")
+    assert detached.exit_code == 2
+    assert "dreamdrop trainer --processes" in " ".join(detached.output.split())
+    uneven = commanded(tmp_path, "--base", "doodle", "--batch-size", "3", "--processes", "2", "--dry-run")
+    assert isinstance(uneven.exception, Rejected)
+    assert uneven.exception.field == "batch_size"
+    assert not (tmp_path / "store").exists()
+
+
+async def test_the_trainer_fetches_bases_into_a_cache_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`--model-cache-gb`: a base that is not in use leaves for the next one."""
+    monkeypatch.setenv("DREAMDROP_MODEL_CACHE", str(tmp_path / "cache"))
+    store = MemoryStore()
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(name.encode() * 1000)
+        await published.publish(store, folder, PublishedCard(name=name, version=1, kind="full"))
+    bases = BaseModels.of((), cache_bytes=4000).on(store)
+    for name in ("one", "two"):
+        (await bases.fetch(name)).release()
+    assert [path.stat().st_size for path in (tmp_path / "cache").glob("sha256/*/*")] == [3000]

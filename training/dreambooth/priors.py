@@ -1,6 +1,7 @@
 """Class pictures: what the base draws from the class prompts, so that training keeps it.
 
-A manifest beside them says how each was drawn. Only pictures that were drawn as this training asks are used again.
+A JSON file beside each says how it was drawn, and is written after it. Only pictures that were drawn as this
+training asks are used again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _TOGETHER = (
     8  # pictures in one pipeline call; a call is repeated whole, because neighbours change the last bits
 )
-_MANIFEST = "class-pictures.json"
 
 
 def make(
@@ -37,22 +37,21 @@ def make(
     parts: Parts,
     chance: Chance,
     precision: Callable[[], AbstractContextManager[None]] = nullcontext,
-    say: Callable[[int, int], None] = lambda done, count: None,
+    say: Callable[[int, int, list[str]], None] = lambda done, count, files: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Draw the class pictures that are missing. The parts must be the untouched base's.
 
     Args:
-        say: is told how many of how many pictures are there.
+        say: is told how many of how many pictures are there, and the names of new files, which are whole.
         stop: true: end early, with what is drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [_facts(recipe, chance, number) for number in range(recipe.options.class_pictures)]
-    known = _known(folder)
     side = recipe.options.resolution or 0
     for start in range(0, len(wanted), _TOGETHER):
         part = range(start, min(start + _TOGETHER, len(wanted)))
-        if all(_is_here(folder, known.get(_name(n)), wanted[n], n) for n in part):
+        if all(_is_here(folder, wanted[n], n) for n in part):
             continue
         if stop():
             return
@@ -65,25 +64,26 @@ def make(
             precision(),
         )
         for number, picture in zip(part, pictures, strict=True):
-            file = folder / _name(number)
+            file, facts = _files(folder, number)
             picture.save(file)
-            known[file.name] = {**wanted[number], "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        part_file = folder / f"{_MANIFEST}.part"
-        part_file.write_text(json.dumps(known, indent=1, sort_keys=True))
-        part_file.rename(folder / _MANIFEST)
-        say(part.stop, len(wanted))
+            known = {**wanted[number], "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            half = facts.with_suffix(".part")
+            half.write_text(json.dumps(known, indent=1, sort_keys=True))
+            half.rename(facts)
+        say(part.stop, len(wanted), [file.name for n in part for file in _files(folder, n)])
 
 
 def read(folder: Path, recipe: Recipe) -> tuple[list[tuple[str, Image.Image]], list[str], str]:
     """The class pictures by name, their prompts, and a hash of all of them."""
-    known, pictures, prompts = _known(folder), [], []
+    pictures, prompts = [], []
     total = hashlib.sha256()
     for number in range(recipe.options.class_pictures):
-        name = _name(number)
-        with Image.open(folder / name) as picture:
-            pictures.append((f"class picture {name}", picture.convert("RGB")))
-        prompts.append(str(known[name]["prompt"]))
-        total.update(known[name]["sha256"].encode())
+        file, _ = _files(folder, number)
+        known = _known(folder, number)
+        with Image.open(file) as picture:
+            pictures.append((f"class picture {file.name}", picture.convert("RGB")))
+        prompts.append(str(known["prompt"]))
+        total.update(known["sha256"].encode())
     return pictures, prompts, total.hexdigest()
 
 
@@ -102,19 +102,21 @@ def _facts(recipe: Recipe, chance: Chance, number: int) -> dict[str, Any]:
     }
 
 
-def _is_here(folder: Path, known: dict[str, Any] | None, wanted: dict[str, Any], number: int) -> bool:
-    file = folder / _name(number)
-    if known is None or not file.is_file() or {**known, "sha256": 0} != {**wanted, "sha256": 0}:
+def _is_here(folder: Path, wanted: dict[str, Any], number: int) -> bool:
+    file, known = _files(folder, number)[0], _known(folder, number)
+    if not file.is_file() or {**known, "sha256": 0} != {**wanted, "sha256": 0}:
         return False
     return hashlib.sha256(file.read_bytes()).hexdigest() == known["sha256"]
 
 
-def _known(folder: Path) -> dict[str, dict[str, Any]]:
+def _known(folder: Path, number: int) -> dict[str, Any]:
+    """How a picture was drawn; empty where that is not known."""
     try:
-        return dict(json.loads((folder / _MANIFEST).read_text()))
+        return dict(json.loads(_files(folder, number)[1].read_text()))
     except (OSError, ValueError):
         return {}
 
 
-def _name(number: int) -> str:
-    return f"{number:05d}.png"
+def _files(folder: Path, number: int) -> tuple[Path, Path]:
+    """A picture, and how it was drawn."""
+    return folder / f"{number:05d}.png", folder / f"{number:05d}.json"

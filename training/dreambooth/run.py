@@ -28,7 +28,7 @@ from schemas.errors import Rejected
 from schemas.training import parse_training_folder
 from training import checks, pictures, recipe, report
 from training.bases import Base
-from training.dreambooth import checkpoint, formats, parts, priors, validation
+from training.dreambooth import checkpoint, formats, parts, priors, tracking, validation
 from training.dreambooth.chance import Chance
 from training.dreambooth.loop import Loop
 from training.dreambooth.rows import Latents, Rows
@@ -72,13 +72,22 @@ def train(folder: Path, say: Say, stop: Callable[[], bool], *, finish: bool = Fa
     found = pictures.read_folder(Path(work.pictures_folder), options.instance_prompt)
     base = Base.read(Path(work.base_folder), options.base)
     plan = recipe.resolve(options, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
-    accelerator = Accelerator(mixed_precision=plan.options.precision, cpu=not cuda)
+    if work.logging_folder is not None:
+        checks.require_tensorboard("logging_folder")
+    accelerator = Accelerator(
+        mixed_precision=plan.options.precision,
+        cpu=not cuda,
+        log_with=None if work.logging_folder is None else tracking.NAME,
+        project_dir=work.logging_folder,
+    )
     if accelerator.distributed_type not in _KINDS:
         raise Rejected(
             "unsupported", f"{accelerator.distributed_type} is not supported; use several GPUs or none"
         )
     main = accelerator.is_main_process
     say = say if main else lambda event: None
+    if main and work.logging_folder is not None:
+        say = tracking.tracked(say, accelerator, folder)
     say({"event": "plan", "plan": plan.plan(), "lines": plan.lines()})
     if main:
         _check_disk(folder, plan)
@@ -139,7 +148,7 @@ def _go_on(
         loss = loop.step()
         seconds = time.monotonic() - began
         say({"event": "step", "step": loss.step, "steps": loop.recipe.steps, "loss": loss.loss,
-             "norm": loss.norm, "rate": loss.rate, "seconds": round(seconds, 4)})  # fmt: skip
+             "prior": loss.prior, "norm": loss.norm, "rate": loss.rate, "seconds": round(seconds, 4)})  # fmt: skip
         last = loop.done == loop.recipe.steps
         stopping = _agreed(loop.accelerator, stop()) and not last
         if last or stopping or loop.done % options.checkpoint_every == 0:
@@ -223,8 +232,15 @@ def _check_disk(folder: Path, plan: Recipe) -> None:
         )
 
 
-def _counts(say: Say) -> Callable[[int, int], None]:
-    return lambda done, count: say({"event": "class pictures", "done": done, "count": count})
+def _counts(say: Say) -> Callable[[int, int, list[str]], None]:
+    return lambda done, count, files: say(
+        {
+            "event": "class pictures",
+            "done": done,
+            "count": count,
+            "files": [f"class/{name}" for name in files],
+        }
+    )
 
 
 def _agreed(accelerator: Accelerator, stopping: bool) -> bool:

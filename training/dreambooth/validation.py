@@ -23,13 +23,14 @@ _TOGETHER = 4  # pictures in one pipeline call
 def validate(folder: Path, loop: Loop) -> list[Path]:
     """Draw the recipe's prompts with the weights as they would be published; returns the files.
 
-    Picture k has seed `seed + k`. The folder gets `<step>/<k>.png`.
+    Picture k has seed `seed + k`. The folder gets `prompts.json` and `<step>/<k>.png`.
     """
     options = loop.recipe.options
     prompts = options.validate_prompts or ()
     target = folder / f"{loop.done:06d}"
     target.mkdir(parents=True, exist_ok=True)
-    files = []
+    files = [folder / "prompts.json"]
+    files[0].write_text(json.dumps(list(prompts), ensure_ascii=False))
     with loop.average.switched_in() if loop.average else nullcontext():
         for start in range(0, len(prompts), _TOGETHER):
             part = prompts[start : start + _TOGETHER]
@@ -41,7 +42,6 @@ def validate(folder: Path, loop: Loop) -> list[Path]:
             ):
                 files.append(target / f"{number}.png")
                 picture.save(files[-1])
-    (folder / "prompts.json").write_text(json.dumps(list(prompts), ensure_ascii=False))
     return files
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.models.cache import ModelCache, default_folder
+from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
 from infra.models.cards import Cards
 from infra.models.model_files import find
-from infra.models.published import resolve
+from infra.models.published import current_version, read_card, resolve
 from schemas.errors import Rejected
 from schemas.models import split_reference
+from training.lease.pulse import Pulse
 
 if TYPE_CHECKING:
     from infra.models.cache import InUse
     from infra.stores.store import Store
+    from training.bases import Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,22 @@ class BaseModels:
     """The bases that trainings may name."""
 
     cards: Cards
+    cache_bytes: int = DEFAULT_BYTES  # of published models that stay on this machine
     store: Store | None = None
+    pulse: Pulse = field(default_factory=Pulse)
 
     @classmethod
-    def of(cls, models: Iterable[str]) -> BaseModels:
+    def of(cls, models: Iterable[str], cache_bytes: int = DEFAULT_BYTES) -> BaseModels:
         """The built-in models, and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`."""
-        return cls(Cards.of(models))
+        return cls(Cards.of(models), cache_bytes)
 
     def on(self, store: Store) -> BaseModels:
         """The same, and what is published in a store."""
         return replace(self, store=store)
+
+    def knows(self, reference: str) -> bool:
+        """Whether a base is built in, or the operator's own; others are looked for in the store."""
+        return split_reference(reference)[0] in self.cards.cards
 
     async def fetch(self, reference: str, frozen: dict[str, Any] | None = None) -> FetchedBase:
         """Fetch a base.
@@ -62,9 +70,10 @@ class BaseModels:
             Unavailable: it cannot be had at the moment.
         """
         name, _ = split_reference(reference)
-        if name in self.cards.cards:
+        if self.knows(reference):
             card = self.cards.cards[name]
-            found = await asyncio.to_thread(find, card, offline=False, cache=None)
+            # The hub's library gives up by itself when nothing comes.
+            found = await self.pulse.during(asyncio.to_thread(find, card, offline=False, cache=None))
             if found.configs is not None:
                 raise Rejected.of_field(
                     "base",
@@ -72,7 +81,10 @@ class BaseModels:
                     "and train from what is published",
                 )
             return FetchedBase(found.path, name, card.revision, card.licence)
-        assert self.store is not None, "given by `on`"
+        if self.store is None:
+            known = ", ".join(self.cards.known())
+            text = f"{reference!r} is not built in, and the store has no models; built in are {known}"
+            raise Rejected("unknown_model", text, field="base")
         try:
             published = await resolve(self.store, f"{name}@{frozen['revision']}" if frozen else reference)
         except Rejected as error:
@@ -85,5 +97,18 @@ class BaseModels:
                 "base",
                 f"{reference!r} is a LoRA; start from its base, {published.base!r}, or from a full model",
             )
-        used = await ModelCache(default_folder()).use(self.store, published)
+        used = await ModelCache(default_folder(), self.cache_bytes).use(self.store, published)
         return FetchedBase(used.folder, name, str(published.version), published.licence, used)
+
+
+async def check_name(store: Store, name: str, base: Base) -> None:
+    """Raises `Rejected` where a model of another family has the name: whoever draws with it would be surprised."""
+    if (version := await current_version(store, name)) is None:
+        return
+    card = await read_card(store, name, version)
+    if card is not None and card.family not in ("", base.family):
+        raise Rejected.of_field(
+            "name",
+            f"is {name!r}, and {card.reference} is of family {card.family}; {base.name} is of family {base.family}: "
+            "choose another name",
+        )

@@ -32,6 +32,7 @@ class TrainingChild:
         self._folder = folder
         self._processes = processes
         self._process: asyncio.subprocess.Process | None = None
+        self._has_spoken = False  # from then on it saves a checkpoint when it is told to stop
 
     async def start(self, *, finish: bool = False) -> None:
         """Start the process.
@@ -80,6 +81,7 @@ class TrainingChild:
                 log.debug("a library's output", extra={"line": line[:200].decode(errors="replace")})
                 continue
             if isinstance(event, dict):
+                self._has_spoken = True
                 yield event
         await process.wait()
 
@@ -88,9 +90,13 @@ class TrainingChild:
         """The exit status; None while it runs."""
         return self._process.returncode if self._process else None
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     def save_and_stop(self) -> None:
-        """Tell the process to write a checkpoint and exit."""
-        self._signal(signal.SIGTERM)
+        """Tell the process to write a checkpoint and exit; one that is only starting has nothing to save."""
+        self._signal(signal.SIGTERM if self._has_spoken else signal.SIGKILL)
 
     async def kill(self) -> None:
         """End the process and its children at once."""

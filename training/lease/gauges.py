@@ -35,7 +35,7 @@ class Gauges(Collector):
         yield GaugeMetricFamily(
             "dreamdrop_training_idle_seconds",
             "Seconds since the training that is held made progress; 0 without one.",
-            value=time.monotonic() - job.progress_at if job is not None else 0.0,
+            value=time.monotonic() - job.pulse.at if job is not None else 0.0,
         )
         yield GaugeMetricFamily(
             "dreamdrop_draining", "1 while the trainer drains.", value=float(self._trainer.stop.is_set())

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,16 @@ from schemas.layout import FROZEN
 from schemas.limits import Limits
 from schemas.training import Training, TrainingFolder
 from training import pictures
+from training.bases import Base
 from training.lease import saved
+from training.lease.base_models import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from infra.stores.store import Store
     from training.lease.base_models import BaseModels, FetchedBase
+    from training.lease.pulse import Pulse
 
 _LIMITS = Limits(max_body_bytes=64 << 20)  # of one inline picture
 _SIGNATURES = {  # how a file begins, and its usual ending
@@ -50,6 +53,11 @@ class Inputs:
     store: Store
     bases: BaseModels
     prefixes: Sequence[str] = ("uploads/",)  # keys that a training may name
+    logs: Path | None = None  # where each training's curves go, in a folder of its id
+
+    def on(self, store: Store, pulse: Pulse) -> Inputs:
+        """The same through a view of the store that tells a pulse what moves."""
+        return replace(self, store=store, bases=replace(self.bases, store=store, pulse=pulse))
 
     async def fetch(self, id: str, training: Training, folder: Path) -> tuple[TrainingFolder, FetchedBase]:
         """Make the folders `pictures` and, where needed, the base's, and check them against the first attempt's.
@@ -77,14 +85,20 @@ class Inputs:
                 "pictures", f"has changed since the training began ({changed}); drop it under another name"
             )
         base = await self.bases.fetch(training.base, (frozen or {}).get("base"))
-        if frozen is None:
-            found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
-            try:
+        try:
+            await check_name(self.store, training.name, Base.read(base.folder, training.base))
+            if frozen is None:
+                found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
                 await self.store.create(saved.folder_of(id) + FROZEN, json.dumps(found, indent=2).encode())
-            except BaseException:
-                base.release()
-                raise
-        work = TrainingFolder(training=training, base_folder=str(base.folder), pictures_folder=str(shown))
+        except BaseException:
+            base.release()
+            raise
+        work = TrainingFolder(
+            training=training,
+            base_folder=str(base.folder),
+            pictures_folder=str(shown),
+            logging_folder=str(self.logs.absolute() / id) if self.logs else None,
+        )
         return work, base
 
     async def _frozen(self, id: str) -> dict[str, Any] | None:

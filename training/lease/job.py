@@ -7,17 +7,15 @@ publishes the product. Where it is cut off, the next attempt goes on from the ne
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import shutil
 import statistics
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from infra.claims.claims import Claims, Held
 from infra.claims.trainings import TrainingStore
@@ -25,24 +23,26 @@ from infra.stores.store import Store
 from schemas import layout
 from schemas.errors import NotFound, Rejected, StoreUnavailable, Unavailable
 from schemas.plan import Refusal
-from schemas.result import Failure, FailureCode, ModelUsed, Result, utc_now
+from schemas.result import Failure, FailureCode, ModelUsed, Result
 from schemas.training import Training, TrainingProgress, parse_training
 from training.lease import saved
 from training.lease.base_models import FetchedBase
 from training.lease.child import TrainingChild
+from training.lease.ending import Ended, Ending
 from training.lease.inputs import Inputs
 from training.lease.publish import publish
+from training.lease.pulse import Pulse, Status
 from training.lease.saver import CheckpointSaver, trying
 
 log = logging.getLogger("dreamdrop.trainer")
 
 STOP = "stop.json"  # a client creates it in the training's result folder: keep what has been learned so far
-_STATUS_EVERY = 2.0  # seconds between two writes of the status
-# Folders of pictures, in the work folder and in the store.
-_CLASS, _VALIDATION = layout.CLASS_PICTURES.rstrip("/"), "validation"
 #: Codes of the child that end a training; any other trouble may be this machine's, and another one tries again.
 _FINAL = frozenset(get_args(FailureCode))
-Ended = Literal["committed", "released", "lost"]
+
+
+class Unwanted(Exception):
+    """The training has ended, or is another trainer's."""
 
 
 @dataclass
@@ -59,18 +59,23 @@ class Job:
     on_event: Callable[[dict[str, Any]], None] = lambda _event: None
     processes: int = 1
     draining: bool = False
-    progress_at: float = field(default_factory=time.monotonic)  # when the child last reported, or we did
+    pulse: Pulse = field(default_factory=Pulse)
     _child: TrainingChild | None = None
     _base: FetchedBase | None = None
     _stopping: bool = False  # the client wants what there is
     _abandoned: bool = False  # canceled, or another worker's: nothing is kept
-    _began: float = field(default_factory=time.monotonic)
-    _progress: TrainingProgress | None = None
-    _status_at: float = 0.0
+    _hung: bool = False  # ended from outside, for want of progress
+    _attempt: asyncio.Task[Any] | None = None
+    _unstored: list[str] = field(
+        default_factory=list
+    )  # files beside the checkpoints, by path in the work folder
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))  # of the latest steps
 
     def __post_init__(self) -> None:
         self._saver = CheckpointSaver(self.store, self.id, self.held.claim.epoch, self.folder / "saving")
+        before = TrainingProgress(id=self.id, worker=self.session, attempts=self.held.claim.attempt)
+        self._status = Status(self.view, before)
+        self._ending = Ending(self.held, self.claims, self.session, self._saver, self.draining)
 
     @property
     def id(self) -> str:
@@ -84,21 +89,30 @@ class Job:
 
     async def drain(self) -> None:
         """Save a checkpoint and give the training back."""
-        self.draining = True
+        self.draining = self._ending.draining = True
         if self._child is not None:
             self._child.save_and_stop()
+        elif self._attempt is not None and not self._ending.begun:
+            self._attempt.cancel()  # it fetches, and has nothing to save
 
     async def abandon(self) -> None:
         """End at once: the training has ended, or is another worker's."""
         self._abandoned = True
-        if self._child is not None:
-            await self._child.kill()
+        await self._interrupt()
 
     async def hang(self) -> None:
-        """End the child, which makes no progress; the training is given back, and counts as an attempt."""
-        self.progress_at = time.monotonic()
-        if self._child is not None:
+        """End an attempt that makes no progress; the training is given back, and it counts as an attempt."""
+        self.pulse.touch()
+        self._hung = True
+        self._saver.give_up()
+        await self._interrupt()
+
+    async def _interrupt(self) -> None:
+        """End the child; without one end what the parent does, such as a transfer that hangs."""
+        if self._child is not None and self._child.is_running:
             await self._child.kill()
+        elif self._attempt is not None and not (self._ending.begun and self._abandoned):
+            self._attempt.cancel()
 
     async def look(self) -> None:
         """Notice that the training was canceled, taken over, or is to stop. Raises `StoreUnavailable`."""
@@ -122,50 +136,73 @@ class Job:
         Raises:
             StoreUnavailable: the claim may still be held; the caller gives it back.
         """
+        self._attempt = asyncio.current_task()
         try:
             return await self._run()
+        except Unwanted:
+            return "lost"
         except Rejected as error:
-            return await self._fail(Failure.of(error))
+            return await self._ending.fail(Failure.of(error))
+        except asyncio.CancelledError:
+            if not (self._hung or self._abandoned or self.draining):
+                raise
+            assert self._attempt is not None
+            self._attempt.uncancel()
+            if self._abandoned:
+                return "lost"
+            if self._hung:
+                return await self._ending.release("retry", self._status.hang_failure())
+            return await self._ending.release("drain", None)
         except StoreUnavailable:
             raise
         except Unavailable as error:  # such as a base that cannot be downloaded here
-            return await self._release(
-                "retry", Failure(code="model_unavailable", message=str(error), field="base")
-            )
+            why = Failure(code="model_unavailable", message=str(error), field="base")
+            return await self._ending.release("retry", why)
         finally:
             if self._base is not None:
                 self._base.release()
             if self._child is not None:
                 await self._child.kill()
             await self._saver.finish()
+            self._attempt = None
 
     async def _run(self) -> Ended:
         plan = self.held.claim.plan or {}
         if "refusal" in plan:
             raise Refusal.model_validate(plan["refusal"]).error()
         training = parse_training(self.held.claim.frozen.body())
+        await self.look()  # it may have been stopped while it waited
+        if self._stopping and not await self._has_learned(training):
+            return await self._ending.end_with_nothing()
         await self._report(phase="fetching")
         work, self._base = await self.inputs.fetch(self.id, training, self.folder)
         await self._fetch_progress(training)
         (self.folder / "training.json").write_text(work.model_dump_json())
         while True:
-            last = {} if self.draining else await self._train(training, finish=self._stopping)
+            if self._abandoned:
+                return "lost"
+            finish = self._stopping
+            if finish and not self.draining and not await self._has_learned(training):
+                return await self._ending.end_with_nothing()
+            last = {} if self.draining else await self._train(training, finish=finish)
             if self._abandoned:
                 return "lost"
             if self.draining and last.get("event") not in ("done", "failed"):
-                return await self._release("drain", None)
+                return await self._ending.release("drain", None)
             kind = last.get("event")
             if kind == "done":
                 return await self._publish(training)
-            if kind == "stopped" and self._stopping:
+            if self._stopping and not finish and kind not in ("refused", "failed"):
                 continue  # once more, to make a product of the checkpoint
             if kind in ("refused", "failed") and last["code"] in _FINAL:
                 facts = {key: last.get(key) for key in ("code", "message", "field")}
-                return await self._fail(Failure.model_validate(facts))
+                return await self._ending.fail(Failure.model_validate(facts))
+            if self._hung:
+                return await self._ending.release("retry", self._status.hang_failure())
             assert self._child is not None
             words = last["message"] if kind == "failed" else self._child.last_words()
-            why = Failure(code="worker_crashed", message=f"the training stopped: {words}")
-            return await self._release("retry", why)
+            words = f"the training stopped: {words}"
+            return await self._ending.release("retry", Failure(code="worker_crashed", message=words))
 
     async def _fetch_progress(self, training: Training) -> None:
         """Fetch what earlier attempts stored: the newest checkpoint and the class pictures."""
@@ -183,8 +220,18 @@ class Job:
                 continue
             log.info("going on from a checkpoint", extra={"id": self.id, "step": checkpoint.step})
             break
-        for name in (_CLASS, _VALIDATION):
+        for name in ("class", "validation"):
             await saved.load_folder(self.store, f"{saved.folder_of(id)}{name}/", self.folder / name)
+            if id != self.id:
+                files = sorted(path for path in (self.folder / name).rglob("*") if path.is_file())
+                await self._keep([path.relative_to(self.folder).as_posix() for path in files])
+
+    async def _has_learned(self, training: Training) -> bool:
+        """Whether there is a checkpoint, here or in the store, to make a model of."""
+        if any((self.folder / "checkpoints").glob(f"*/{saved.COMMIT}")):
+            return True
+        ids = [self.id, *([training.resume_from] if training.resume_from else [])]
+        return any([await saved.checkpoints(self.store, id) for id in ids])
 
     async def _train(self, training: Training, *, finish: bool) -> dict[str, Any]:
         """Run the child once; returns the last thing that it reported."""
@@ -195,7 +242,7 @@ class Job:
         last: dict[str, Any] = {}
         async for event in self._child.events():
             last = event
-            self.progress_at = time.monotonic()
+            self.pulse.touch()
             await self._on_report(event, training)
         return last
 
@@ -216,38 +263,27 @@ class Job:
             await self._report(phase="class pictures", steps_done=event["done"], steps_total=event["count"])
         elif kind == "start":
             await self._report(phase="training", steps_done=event["step"], steps_total=event["steps"])
-            if (self.folder / _CLASS).is_dir():
-                await self._keep(self.folder / _CLASS, f"{_CLASS}/")
         elif kind == "checkpoint":
             await self._saver.add(self.folder / event["folder"], event["step"], training.keep)
-        elif kind == "validation":
-            await self._keep(self.folder / _VALIDATION, f"{_VALIDATION}/")
         elif kind == "warning":
             log.warning(event["message"], extra={"id": self.id})
+        await self._keep(event.get("files", ()))  # class pictures and validation pictures, which are whole
 
-    async def _keep(self, folder: Path, where: str, last: str = "") -> None:
-        await trying(
-            self.id,
-            lambda: saved.save_folder(self.store, folder, saved.folder_of(self.id) + where, last=last),
-        )
+    async def _keep(self, files: Iterable[str]) -> None:
+        """Store files; what a store that is away does not take now is tried again with the next ones."""
+        self._unstored += files
+        await trying(self.id, self._store_files)
 
-    async def _keep_file(self, name: str) -> None:
-        key = saved.folder_of(self.id) + name
-        await trying(self.id, lambda: saved.save_file(self.store, self.folder / name, key))
+    async def _store_files(self) -> None:
+        while self._unstored:
+            name = self._unstored[0]
+            await saved.save_file(self.store, self.folder / name, saved.folder_of(self.id) + name)
+            del self._unstored[0]
 
     async def _report(self, **facts: Any) -> None:
-        """Tell people how far it is, at most every two seconds within a phase."""
-        before = self._progress or TrainingProgress(
-            id=self.id, worker=self.session, attempts=self.held.claim.attempt
-        )
-        self._progress = before.model_copy(update=facts)
+        """Tell people how far it is."""
         self.held.has_status = True
-        now = time.monotonic()
-        if self._progress.phase == before.phase and now - self._status_at < _STATUS_EVERY:
-            return
-        self._status_at = now
-        with contextlib.suppress(StoreUnavailable):
-            await self.view.put(layout.status_key(self.id), self._progress.model_dump_json().encode())
+        await self._status.tell(**facts)
 
     # How it ends ---------------------------------------------------------------------------------
 
@@ -255,10 +291,11 @@ class Job:
         await self._report(phase="publishing")
         product = json.loads((self.folder / "product.json").read_text())
         assert self._base is not None
-        card = await publish(self.store, self.folder, product, self._base, training_id=self.id)
-        for name in ("loss.jsonl", "report.html"):
-            await self._keep_file(name)
+        await self._keep(["loss.jsonl", "report.html"])
         await self._saver.finish()
+        card = await publish(
+            self.store, self.folder, product, self._base, training_id=self.id, confirm=self._still_wanted
+        )
         result = Result.ended(
             self.id,
             "succeeded",
@@ -273,33 +310,11 @@ class Job:
             attempts=self.held.claim.attempt,
             metadata={},
         )
-        await self._commit(result)
+        await self._ending.commit(result)
         log.info("published", extra={"id": self.id, "model": f"{card.name}@{card.version}"})
         return "committed"
 
-    async def _fail(self, failure: Failure) -> Ended:
-        claim = self.held.claim
-        log.warning("a training failed", extra={"id": self.id, "code": failure.code, "field": failure.field})
-        await self._commit(
-            claim.ended(
-                "failed", failure, worker=self.session, finished_at=utc_now(), task="train", metadata={}
-            )
-        )
-        return "committed"
-
-    async def _commit(self, result: Result) -> None:
-        while True:  # the work of hours must not be lost to a store that is away for a minute
-            try:
-                await self.claims.commit(self.held, result)
-                return
-            except StoreUnavailable as error:
-                log.warning("the result is not stored yet", extra={"id": self.id, "why": str(error)})
-                if self.draining:
-                    raise
-                await asyncio.sleep(self.claims.timing.beat)
-
-    async def _release(self, reason: Literal["drain", "retry"], why: Failure | None) -> Ended:
-        await self._saver.finish()  # what was learned last; the next attempt goes on from there
-        log.info("given back", extra={"id": self.id, "reason": reason})
-        await self.claims.release(self.held, reason, why)
-        return "released"
+    async def _still_wanted(self) -> None:
+        """Asked when only the card is missing. Raises `Unwanted`."""
+        if self._abandoned or await self.claims.is_over(self.id) or await self._is_taken_over():
+            raise Unwanted

@@ -11,6 +11,8 @@ from infra.models import published
 from schemas.models import PublishedCard
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from infra.stores.store import Store
     from training.lease.base_models import FetchedBase
 
@@ -18,12 +20,19 @@ _PICTURES = 4  # of the last validation, beside the card
 
 
 async def publish(
-    store: Store, folder: Path, facts: dict[str, Any], base: FetchedBase, *, training_id: str
+    store: Store,
+    folder: Path,
+    facts: dict[str, Any],
+    base: FetchedBase,
+    *,
+    training_id: str,
+    confirm: Callable[[], Awaitable[None]],
 ) -> PublishedCard:
     """Publish `product/` of a work folder; a second try of the same training finds the version of the first.
 
     Args:
         facts: `product.json`.
+        confirm: awaited just before the version can be seen; what it raises ends this without one.
 
     Raises:
         Rejected: the name cannot be used.
@@ -54,7 +63,8 @@ async def publish(
         loss=facts["loss"],
         validation=shown,
     )
-    return await published.publish(store, product, card, nonce=f"{training_id} step {facts['steps']}")
+    nonce = f"{training_id} step {facts['steps']}"
+    return await published.publish(store, product, card, nonce=nonce, confirm=confirm)
 
 
 def _add_pictures(folder: Path, product: Path) -> tuple[str, ...]:

@@ -58,6 +58,12 @@ class CheckpointSaver:
         if self._task is not None:
             await self._task
 
+    def give_up(self) -> None:
+        """Store nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
     async def _save(self) -> None:
         while self._waiting is not None:
             (folder, step, keep), self._waiting = self._waiting, None

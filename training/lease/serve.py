@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
@@ -20,30 +20,28 @@ from infra.stores.open import open_store
 from infra.stores.probe import probe
 from infra.stores.timed import TimedStore
 from schemas.result import utc_now
-from training.lease.base_models import BaseModels
 from training.lease.gauges import watched
 from training.lease.inputs import Inputs
 from training.lease.trainer import Trainer, TrainerSettings, make_claims
 
 if TYPE_CHECKING:
     from infra.stores.store import Store
+    from training.lease.base_models import BaseModels
 
 log = logging.getLogger("dreamdrop.trainer")
 
 
 async def serve(
-    url: str, models: Sequence[str], settings: TrainerSettings, metrics: tuple[str, int | None]
+    url: str, bases: BaseModels, settings: TrainerSettings, metrics: tuple[str, int | None]
 ) -> int:
     """Run a trainer until it stops; returns the exit status of the process.
 
     Args:
-        models: `name=folder` of base models.
         metrics: where metrics are served: address and port; no port: nowhere.
 
     Raises:
         DreamError: the trainer cannot run with these settings, or on this store.
     """
-    bases = BaseModels.of(models)
     async with open_store(url) as store:
         verdict = await probe(store)
         level = logging.DEBUG if verdict.is_atomic else logging.WARNING
@@ -69,7 +67,7 @@ def make_trainer(
     trainer = Trainer(
         make_claims(view, session, settings.timing, utc_now),
         view,
-        Inputs(store, bases.on(store)),
+        Inputs(store, bases.on(store), logs=settings.logs),
         settings,
         versions={"dreamdrop": importlib.metadata.version("dreamdrop"), "python": platform.python_version()},
         on_event=on_event,

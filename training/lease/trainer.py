@@ -21,6 +21,7 @@ from infra.claims.claims import Claims, Held, Timing
 from infra.claims.trainings import MAX_BODY, TrainingStore
 from infra.stores.changes import changes
 from infra.stores.store import Info
+from infra.stores.timed import TimedStore
 from schemas import layout
 from schemas.errors import NotFound, Rejected, StoreUnavailable, TooLarge, Unavailable
 from schemas.plan import Refusal
@@ -28,6 +29,7 @@ from schemas.result import Failure
 from schemas.training import parse_training
 from training.lease.inputs import Inputs
 from training.lease.job import Job
+from training.lease.pulse import Pulse
 
 log = logging.getLogger("dreamdrop.trainer")
 
@@ -45,6 +47,7 @@ class TrainerSettings:
     patience: float = 1800.0  # seconds without a report of the child after which it is replaced
     grace: float = 100.0  # seconds to save a checkpoint after SIGTERM
     processes: int = 1  # that train together, one a device
+    logs: Path | None = None  # for TensorBoard's files; None: none
     only: str = ""  # the id of the one training to take; "" for all
     once: bool = False  # stop when there is nothing to do
 
@@ -63,15 +66,17 @@ class Trainer:
     ) -> None:
         """
         Args:
-            claims: on `view`.
+            claims: on the store itself, because their heartbeats are no progress.
         """
+        self._pulse = Pulse()
+        moving = TimedStore(view.whole, self._pulse)
         self.stop = asyncio.Event()  # set it to drain
         self.failed = False
         self.job: Job | None = None
         self.claims = claims
-        self.view = view
+        self.view = TrainingStore(moving)
         self.settings = settings
-        self._inputs = inputs
+        self._inputs = inputs.on(moving, self._pulse)
         self._versions = versions
         self._on_event = on_event
         self._found_work = False  # so the next look comes soon
@@ -206,7 +211,9 @@ class Trainer:
             on_event=self._on_event,
             processes=self.settings.processes,
             draining=self.stop.is_set(),
+            pulse=self._pulse,
         )
+        self._pulse.touch()
         try:
             await self.job.run()
         except Unavailable as error:
@@ -236,7 +243,7 @@ class Trainer:
         while True:
             await asyncio.sleep(self.settings.timing.beat)
             job = self.job
-            if job is not None and time.monotonic() - job.progress_at > self.settings.patience:
+            if job is not None and time.monotonic() - job.pulse.at > self.settings.patience:
                 log.warning("the training makes no progress: it is ended", extra={"id": job.id})
                 await job.hang()
             await self._beat()
