@@ -92,9 +92,7 @@ async def publish(
             card_key(card.name, version), whole.to_json(), content_type="application/json"
         )
         earlier = whole if created else await require_card(store, card.name, version)
-    current = await current_version(store, card.name)
-    if current is None or current < version:  # else a later publication was faster
-        await _move(store, card.name, version)
+    await _move(store, card.name, version, only_forwards=True)  # a later publication may have been faster
     return earlier
 
 
@@ -194,10 +192,15 @@ async def resolve(store: Store, reference: str) -> PublishedCard:
 
 async def current_version(store: Store, name: str) -> int | None:
     """The version that a name means; None when it means none."""
+    last = await _last_move(store, name)
+    return None if last is None else last.version
+
+
+async def _last_move(store: Store, name: str) -> Move | None:
     last = None
     async for info in store.list(current_prefix(name)):
         last = info.key
-    return None if last is None else (await _read_move(store, last)).version
+    return None if last is None else await _read_move(store, last)
 
 
 async def history(store: Store, name: str) -> list[Move]:
@@ -268,12 +271,14 @@ async def rollback(store: Store, name: str) -> Move:
     raise Rejected("unknown_model", f"{name!r} has no earlier version to go back to", field="model")
 
 
-async def _move(store: Store, name: str, version: int | None) -> Move:
-    moves = [info.key async for info in store.list(current_prefix(name))]
-    number = int(moves[-1].rpartition("/")[2]) if moves else 0
-    move = Move(version=version, at=utc_now())
-    while True:  # of two moves at once one takes this number, and the other the next
-        number += 1
+async def _move(store: Store, name: str, version: int | None, *, only_forwards: bool = False) -> Move:
+    """Let a name mean a version, unless with `only_forwards` it means a later one. Returns the last move."""
+    while True:  # of two moves at once one takes the next number, and the other looks again
+        last = await _last_move(store, name)
+        if only_forwards and last is not None and last.version is not None and last.version >= (version or 0):
+            return last
+        number = last.number + 1 if last is not None else 1
+        move = Move(version=version, at=utc_now())
         if await store.create(current_key(name, number), move.model_dump_json().encode()):
             return move.model_copy(update={"number": number})
 
