@@ -8,7 +8,7 @@ import pytest
 
 from infra.models.cards import BUNDLED
 
-QUICK = ["--scenes", "64", "--word-steps", "1", "--vae-steps", "2", "--decoder-steps", "2"]
+QUICK = ["--scenes", "64", "--word-steps", "1", "--vae-steps", "1", "--decoder-steps", "1"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
