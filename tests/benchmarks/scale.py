@@ -110,7 +110,7 @@ def measure(table: Table, quick: bool, sizes: tuple[int, ...] = ()) -> None:
     """Count fleets of several sizes, then ten workers that are idle, that hold more, and that have a full inbox."""
     logging.disable(logging.CRITICAL)  # a thousand workers have much to say
     for workers in sizes or (QUICK if quick else WORKERS):
-        # A thousand read each other's claims a million times, so less happens there in less time.
+        # A thousand read each other's claims a million times, so they are counted while they start: no image ends.
         small = Load(workers, ahead=1, seconds=120.0, warm=15.0, window=20.0)
         _show(table, "", Load(workers) if workers < 1000 else small)
     few = QUICK[-1] if quick else 10
