@@ -8,6 +8,7 @@
 #   make interop other programs' clients (awscli, rclone, s3cmd, exiftool, ...) against ours: a quarter of an hour
 #   make image-check  execute the Dockerfile without a container engine, and try the result: as root, on Debian
 #   make deploy-check  the AWS and Kubernetes files against their schemas, and on an emulator: two minutes
+#   make audit   known vulnerabilities, secrets in files, and a list of all that is used (build/sbom.json)
 #   make docs    the documentation as a site with search, in build/site
 #   make clean   remove what the above made
 #
@@ -25,7 +26,7 @@ install := $(bin)/python -m pip install -q --disable-pip-version-check -c constr
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 sizes := about 300 MB are downloaded with a CPU build of torch, gigabytes with CUDA. It takes minutes ...
 
-.PHONY: demo stack test lint chaos bench interop image-check deploy-check docs clean
+.PHONY: demo stack test lint chaos bench interop image-check deploy-check audit docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
@@ -77,6 +78,10 @@ image-check: $(VENV)/.for-development
 deploy-check: $(VENV)/deploy-check/.installed
 	DEPLOY_CHECK=$(VENV)/deploy-check $(bin)/python -m pytest -q -ra -n 0 tests/deploy $(PYTEST_ARGS)
 
+# AUDIT_STRICT=1 fails where the advisories cannot be reached; without it the last lines say so.
+audit: $(VENV)/audit/.installed
+	$(VENV)/audit/bin/python -m tests.audit.audit $(AUDIT_ARGS)
+
 # Where links to files of the repository lead, such as the address of its main branch; without it they are not links.
 DOCS_ADDRESS ?=
 
@@ -112,6 +117,11 @@ $(VENV)/clients/.installed: $(VENV)/.for-development tests/interop/requirements.
 $(VENV)/deploy-check/.installed: $(VENV)/.for-development tests/deploy/requirements.txt
 	$(bin)/python -m venv $(VENV)/deploy-check
 	$(VENV)/deploy-check/bin/python -m pip install -q --disable-pip-version-check -r tests/deploy/requirements.txt
+	@touch $@
+
+$(VENV)/audit/.installed: tests/audit/requirements.txt
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install -q --disable-pip-version-check -r tests/audit/requirements.txt
 	@touch $@
 
 $(VENV)/docs/.installed: tests/docs/requirements.txt

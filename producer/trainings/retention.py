@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ async def survey(store: Store, older_than: float, *, failed: bool = False) -> Tr
     if older_than < LEAST:
         raise ValueError(f"older_than is {older_than:g} s; the least is {LEAST:g} s")
     before = await store_time(store) - older_than
-    needed = await _needed(store)
+    needed = await _needed(store, {})
     ended = await _ended(TrainingStore(store), needed.ids)
     published = {card.training for card in await list_models(store)}
     found = TrainingSurvey()
@@ -132,9 +133,10 @@ async def remove(store: Store, found: TrainingSurvey) -> None:
         StoreUnavailable: the store does not answer; a part is removed.
     """
     view = TrainingStore(store)
+    read: _Read = {}
     for old in found.going:
         info = await view.head(layout.result_key(old.id))
-        if info is None or info.etag != old.commit.etag or old.id in (await _needed(store)).ids:
+        if info is None or info.etag != old.commit.etag or old.id in (await _needed(store, read)).ids:
             continue
         commits = [each for each in old.going if _is_checkpoint(old.id, each)]
         others = [each for each in old.going if each not in commits]
@@ -144,7 +146,7 @@ async def remove(store: Store, found: TrainingSurvey) -> None:
             await view.delete(layout.status_key(old.id))
             await view.delete(layout.result_key(old.id), etag=old.commit.etag)
     if found.uploads:
-        keys = (await _needed(store)).keys
+        keys = (await _needed(store, read)).keys
         uploads = [info for info in found.uploads if info.key not in keys]
         await gather_bounded(uploads, AT_ONCE, lambda info: store.delete(info.key, etag=info.etag))
     if isinstance(store, DirectoryStore):
@@ -161,43 +163,62 @@ class _Needed:
     ids: set[str] = field(default_factory=set)  # their own, and those that they go on from
     keys: set[str] = field(default_factory=set)  # of uploads
 
+    def add(self, document: dict[str, Any]) -> None:
+        """Add what a training's document names."""
+        if isinstance(source := document.get("resume_from"), str):
+            self.ids.add(source)
+        self.keys |= _keys(document)
 
-async def _needed(store: Store) -> _Needed:
-    """Read in the order in which a training moves, so that it is seen, however fast it is."""
+
+#: What each object names, by key and etag: a training may hold megabytes of pictures, and is read once.
+_Read = dict[tuple[str, str], _Needed]
+
+
+async def _needed(store: Store, read: _Read) -> _Needed:
+    """Look in the order in which a training moves, so that it is seen, however fast it is."""
     view = TrainingStore(store)
-    needed = _Needed()
-    for info in [info async for info in view.list(layout.REQUESTS)]:
-        if not info.key.lower().endswith(layout.SINGLE):
-            continue  # people leave other files there
-        needed.ids.add(layout.request_id(info.key))
-        try:
-            body = (await view.get(info.key, max_bytes=MAX_BODY)).body
-        except (NotFound, TooLarge, InvalidKey):
-            continue  # claimed by now; or it fails as too large, and needs nothing
-        _add(needed, _document(body, in_store(info.key)))
-    newest: dict[str, str] = {}
+    all_needed = _Needed()
+    # People leave other files beside the trainings.
+    dropped = [info async for info in view.list(layout.REQUESTS) if info.key.lower().endswith(layout.SINGLE)]
+    await _add(all_needed, view, dropped, read)
+    newest: dict[str, Info] = {}
     async for info in view.list(layout.CLAIMS):
-        parsed = layout.parse_claim(info.key)
-        if parsed is not None and not parsed[2]:
-            newest[parsed[0]] = info.key
-    for id, key in newest.items():
-        needed.ids.add(id)
-        try:
-            claim = Claim.model_validate_json((await view.get(key, max_bytes=_MAX_CLAIM)).body)
-            _add(needed, load_object(claim.frozen.body()))
-        except NotFound:
-            continue  # over by now; its result is young
-        except (ValidationError, ValueError, TooLarge) as error:
-            raise Unreadable(f"{in_store(key)} cannot be read, so no training is removed: {error}") from error
-        except Rejected:
-            continue  # it was claimed to be refused
+        claim = layout.parse_claim(info.key)
+        if claim is not None and not claim[2]:
+            newest[claim[0]] = info  # keys ascend, so the last one has the newest epoch
+    await _add(all_needed, view, newest.values(), read)
+    return all_needed
+
+
+async def _add(needed: _Needed, view: TrainingStore, infos: Iterable[Info], read: _Read) -> None:
+    for info in infos:
+        named = read.get((info.key, info.etag))
+        if named is None:
+            named = read[info.key, info.etag] = await _read(view, info)
+        needed.ids |= named.ids
+        needed.keys |= named.keys
+
+
+async def _read(view: TrainingStore, info: Info) -> _Needed:
+    """What a dropped training, or a claim, names."""
+    claimed = layout.parse_claim(info.key)
+    needed = _Needed({claimed[0] if claimed else layout.request_id(info.key)})
+    try:
+        body = (await view.get(info.key, max_bytes=_MAX_CLAIM if claimed else MAX_BODY)).body
+        if not claimed:
+            needed.add(_document(body, in_store(info.key)))
+            return needed
+        frozen = Claim.model_validate_json(body).frozen.body()
+        with contextlib.suppress(Rejected):  # it was claimed to be refused
+            needed.add(load_object(frozen))
+    except (NotFound, InvalidKey):
+        pass  # a dropped one is claimed by now; a claimed one is over, and its result is young
+    except (ValueError, TooLarge) as error:
+        if claimed:  # a dropped file that is too large fails, and needs nothing
+            raise Unreadable(
+                f"{in_store(info.key)} cannot be read, so no training is removed: {error}"
+            ) from error
     return needed
-
-
-def _add(needed: _Needed, document: dict[str, Any]) -> None:
-    if isinstance(source := document.get("resume_from"), str):
-        needed.ids.add(source)
-    needed.keys |= _keys(document)
 
 
 def _keys(document: dict[str, Any]) -> set[str]:

@@ -11,11 +11,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.console import PATIENCE, Terminals, blocks
+from tests.console import PATIENCE, Block, Terminals, blocks
 from tests.deploy.dockerfile import ROOT
 from tests.docs.site import inside, make
 from tests.test_readme import environment, free_port, run
 
+RUN_HERE = ("index.md", "http.md", "cookbook.md", "operations.md")
+RUN_ELSEWHERE = {
+    "training.md",
+    "clients.md",
+}  # by tests/training/test_training_page.py, tests/producer/test_clients_page.py
+PROGRAMS = r"dreamdrop|python3?|pip|make|docker|kubectl|aws|curl|accelerate|rclone|mc"
 PAGES = {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
@@ -49,10 +55,22 @@ def test_no_link_leaves_the_site(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_every_command_is_run_or_says_what_it_needs(name: str):
+    """A block of commands is marked as one, and is run by a test unless it begins with what it needs."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S):
+        if language == "":
+            assert not re.search(rf"^(?:{PROGRAMS}) ", block, re.M), f"mark it as console:\n{block}"
+    if name not in {*RUN_HERE, *RUN_ELSEWHERE}:
+        not_run = [b.text for b in blocks(ROOT / "docs" / name) if b.kind == "console" and not b.needs]
+        assert not_run == [], "begin the block with what it needs, or run the page"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(20 * PATIENCE)
-def test_the_commands_of_quick_start_and_cookbook_work_as_they_stand(tmp_path: Path):
-    """One worker and one web server for both pages. Blocks that need more than a clone are left out."""
+def test_the_commands_of_the_pages_work_as_they_stand(tmp_path: Path):
+    """One worker and one web server for all of them. Blocks that need more than a clone are left out."""
     if not shutil.which("curl"):
         pytest.skip("curl is not installed")
     port = str(free_port())
@@ -61,15 +79,13 @@ def test_the_commands_of_quick_start_and_cookbook_work_as_they_stand(tmp_path: P
     theirs["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{theirs['PATH']}"
     terminals = Terminals(tmp_path, theirs)
     try:
-        for page in ("index.md", "cookbook.md"):
+        for page in RUN_HERE:
             for block in blocks(ROOT / "docs" / page):
                 if not block.needs:
-                    block = type(block)(
-                        block.kind, re.sub(r"^\$ dreamdrop up .*\n", "", block.text)
-                    )  # they run
+                    text = re.sub(r"^\$ dreamdrop up.*\n", "", block.text, flags=re.M)  # both run already
                     run(
                         terminals,
-                        type(block)(block.kind, block.text.replace("localhost:8000", f"localhost:{port}")),
+                        Block(block.kind, text.replace("localhost:8000", f"localhost:{port}")),
                         port,
                     )
             (tmp_path / "photos").mkdir(exist_ok=True)

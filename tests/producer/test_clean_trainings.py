@@ -180,6 +180,28 @@ async def test_what_is_asked_for_since_the_survey_stays(store: DirectoryStore):
     assert files(store.root, "training-results/b") == set()
 
 
+async def test_what_waits_is_read_once_for_all_that_goes(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+):
+    """It may hold megabytes of pictures; its key is looked at before each removal all the same."""
+    for id in ("a", "b", "c"):
+        await end(store, id, well=False)
+    drop(store.root, "waiting")
+    grow(store.root, 31)
+    found = await survey(store, 30 * DAY)
+    reads = []
+    real = store.get
+
+    async def noted(key: str, **options: object) -> object:
+        reads.append(key)
+        return await real(key, **options)
+
+    monkeypatch.setattr(store, "get", noted)
+    await remove(store, found)
+    assert reads == ["trainings/waiting.json"]
+    assert [old.id for old in found.going] == ["a", "b", "c"]
+
+
 async def test_a_crash_leaves_no_half_checkpoint_and_no_free_id(
     store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
 ):
