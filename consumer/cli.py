@@ -247,7 +247,7 @@ def worker(
     log = logging.getLogger("dreamdrop.worker")
     try:
         cards = Cards.of(models or (), loras or ())
-    except DreamError as error:
+    except (DreamError, OSError) as error:
         log.error("the worker cannot run: %s", error)
         raise typer.Exit(3) from error
     child = RendererSettings(

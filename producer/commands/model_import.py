@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -55,6 +56,8 @@ def prepare(
     check_name(name)
     if not source.exists():
         raise _refused(source, "there is no such file or folder")
+    if not math.isfinite(weight):
+        raise Rejected.of_field("weight", f"is {weight}; it should be a number, such as 0.8")
     common: dict[str, Any] = {"name": name, "trigger_words": trigger, "licence": licence}
     if source.is_dir() and not (source / "model_index.json").is_file():
         files = sorted(source.glob("*.safetensors"))

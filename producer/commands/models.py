@@ -237,6 +237,8 @@ def import_(
             given, links = source, Path(scratch) / "links"
             links.mkdir()
             if is_single_file(source):
+                if weight != 1:  # told before the conversion, which takes minutes
+                    raise Rejected.of_field("weight", f"is for LoRAs; {source} is a whole model")
                 wishes = single_file.Wishes(configs, prediction_type or "")
                 given = await single_file.to_folder(client.store, source, wishes, Path(scratch), say)
             elif configs or prediction_type:
@@ -256,7 +258,8 @@ def import_(
             return
         if left_out:
             say(f"left out: {', '.join(left_out)}")
-        say(f'published {card.reference}; use it as "model": "{card.name}"')
+        lora = f', or as "loras": [{{"name": "{card.name}"}}]' if card.kind == "lora" else ""
+        say(f'published {card.reference}; use it as "model": "{card.name}"{lora}')
 
     run(with_client(store, as_json, work), as_json=as_json)
 

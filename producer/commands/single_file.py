@@ -70,6 +70,7 @@ async def to_folder(
             "models of Stable Diffusion 2 predict either noise or velocity, and this file does not say which: it is "
             "taken as the configs have it. If its pictures are noise, import it again with --prediction-type"
         )
+    say(f"making a diffusers folder of {source.name} ({needed:,} bytes) ...")
     target = scratch / "model"
     command = python_command("consumer.engine.loading.single_file", str(source), str(configs), str(target))
     command += [wishes.prediction_type] if wishes.prediction_type else []

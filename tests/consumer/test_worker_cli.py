@@ -28,6 +28,7 @@ def test_the_help_names_every_option_with_its_variable():
     [
         (["--devices", "cuda:77"], "devices 'cuda:77': this machine has no device 'cuda:77'; it has cpu"),
         (["--devices", "cpu", "--models", "cats"], "write name=folder"),
+        (["--devices", "cpu", "--models", f"cats={'x' * 300}"], "File name too long"),
         (["--devices", "cpu", "--model", "doodel"], "did you mean 'doodle'"),
     ],
 )

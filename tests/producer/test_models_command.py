@@ -206,7 +206,9 @@ def test_a_whole_model_in_one_file_is_told_from_a_lora(lora, tmp_path):
             model_import.is_single_file(tmp_path / name)
 
 
-def test_a_weight_is_for_loras(tmp_path):
+def test_a_weight_is_a_number_and_for_loras(lora, tmp_path):
+    with pytest.raises(Rejected, match="weight is nan"):
+        model_import.prepare(lora, "x", tmp_path, weight=float("nan"))
     with pytest.raises(Rejected, match="--weight is for a LoRA"):
         model_import.prepare(DOODLE, "x", tmp_path, weight=0.5)
 
