@@ -17,10 +17,8 @@ from tests.docs.site import inside, make
 from tests.test_readme import environment, free_port, run
 
 RUN_HERE = ("index.md", "http.md", "cookbook.md", "operations.md")
-RUN_ELSEWHERE = {
-    "training.md",
-    "clients.md",
-}  # by tests/training/test_training_page.py, tests/producer/test_clients_page.py
+# By tests/training/test_training_page.py, tests/producer/test_clients_page.py and tests/producer/planning/.
+RUN_ELSEWHERE = {"training.md", "clients.md", "planning.md"}
 PROGRAMS = r"dreamdrop|python3?|pip|make|docker|kubectl|aws|curl|accelerate|rclone|mc"
 PAGES = {path.name for path in (ROOT / "docs").glob("*.md")}
 
