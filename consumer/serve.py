@@ -31,6 +31,7 @@ from infra.child_process import child_environment, python_command
 from infra.claims.claims import Claims
 from infra.metrics.calls import Calls, TimedQueue
 from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
+from infra.models.model_files import check_own
 from infra.queues.leases import MessageLeases
 from infra.stores.changes import make_inbox
 from infra.stores.open import open_store
@@ -87,6 +88,8 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
     devices = await asyncio.to_thread(_devices, renderer)
     model, why = _default_model(settings.default_model, devices)
     cards.get(model)
+    if renderer.kind == "diffusers":
+        await asyncio.to_thread(check_own, cards.own())
     settings = replace(settings, default_model=model)
     renderer = msgspec.structs.replace(renderer, dtype=_dtype(renderer.dtype), preload=model)
     async with contextlib.AsyncExitStack() as stack:

@@ -122,11 +122,3 @@ def join(answers: Sequence[Any]) -> Any:
     if hasattr(first, "parameters") and isinstance(first.parameters, torch.Tensor):
         return type(first)(torch.cat([answer.parameters for answer in answers]))
     return first
-
-
-def pad(arguments: Mapping[str, Any], rows: int, to: int) -> Any:
-    """Repeat the last row until there are `to` rows."""
-    if rows >= to:
-        return arguments
-    filler = take(arguments, rows - 1, rows)
-    return stack([arguments, *[filler] * (to - rows)])

@@ -32,6 +32,7 @@ class ModelCard:
     native_width: int  # pixels
     native_height: int  # pixels
     scheduler: str  # canonical name, see schemas/samplers.py
+    flow: bool = False  # it is made for flow matching: other samplers draw it wrongly
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE  # 1 or below: without guidance
     size_multiple: int = SIZE_MULTIPLE  # pixels
@@ -170,7 +171,11 @@ def is_here(card: ModelCard) -> bool:
 def _has_weights(source: str, revision: str) -> bool:
     if not source.startswith("hub:"):
         return (Path(source).expanduser() / "model_index.json").is_file()
-    return any(any(folder.glob("unet/*.safetensors")) for folder in _downloads(source, revision))
+    return any(
+        any(folder.glob(f"{part}/*.safetensors"))
+        for folder in _downloads(source, revision)
+        for part in ("unet", "transformer")
+    )
 
 
 def _downloads(source: str, revision: str) -> list[Path]:
@@ -207,6 +212,7 @@ def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
             native_width=read.width,
             native_height=read.height,
             scheduler=read.scheduler,
+            flow=read.flow,
             steps=read.steps,
             cfg_scale=read.cfg_scale,
             size_multiple=read.size_multiple,
