@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
 _ONE_IMAGE = {"unet": 2}  # rows, with guidance
+#: Errors of a call that would be wrong again.
+_WRONG_CALL = (TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
 _MEASURED = 1000  # kinds of calls whose time is kept
 
 
@@ -157,7 +159,8 @@ class DeviceCaller:
                 return None, Failure(
                     "out_of_memory", "the image does not fit this device's memory, even alone", False
                 )
-            return None, Failure("render_error", f"the model failed: {device_errors.describe(error)}", True)
+            again = not isinstance(error, _WRONG_CALL)
+            return None, Failure("render_error", f"the model failed: {device_errors.describe(error)}", again)
 
     def _halve(self, group: list[Call], key: Hashable) -> bool:
         """Halve the rows of this key's calls; False when it is one already."""

@@ -78,6 +78,9 @@ FAMILIES: Mapping[str, Family] = {
     "Lumina2Pipeline": Family("Lumina 2", tokens=256, native=1024, cfg_scale=4, tasks=("text2img",)),
 }
 _KINDS = ("Img2Img", "Inpaint")
+#: The components that a pipeline of any class may have; of some there may be several.
+_PLAIN = {"transformer", "unet", "vae", "scheduler", "safety_checker", "feature_extractor"}
+_NUMBERED = ("text_encoder", "tokenizer")
 
 
 def base_class(pipeline: str) -> str:
@@ -102,20 +105,7 @@ def family_of(pipeline: object, components: Mapping[str, Any]) -> Family | None:
     if known is not None:
         return known
     denoisers = [name for name in ("transformer", "unet") if name in components]
-    strange = [name for name in components if not name.startswith(_PLAIN)]
+    strange = [name for name in components if name not in _PLAIN and not name.startswith(_NUMBERED)]
     if len(denoisers) != 1 or strange or not pipeline.endswith("Pipeline"):
         return None
     return Family(pipeline, denoisers[0], tasks=("text2img",), tokens=0, joins=False)
-
-
-#: How the components begin that a pipeline of any class may have.
-_PLAIN = (
-    "transformer",
-    "unet",
-    "vae",
-    "text_encoder",
-    "tokenizer",
-    "scheduler",
-    "safety_checker",
-    "feature_extractor",
-)

@@ -85,7 +85,8 @@ def is_distilled(family: Family, index: Mapping[str, Any], denoiser: Mapping[str
 
 
 def _components(index: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {name: value for name, value in parts.items() if value[0] is not None}
 
 
 def _factor(vae: Path) -> int:

@@ -52,6 +52,7 @@ class ModelFolder:
     left_out: tuple[str, ...]  # components that are not loaded
     elements: int  # numbers in the weights
     family: Family
+    pipeline: str  # its class
 
     def bytes_at(self, itemsize: int) -> int:
         """The memory that the weights take at a precision of so many bytes a number."""
@@ -121,7 +122,9 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
         files, variant = _weights(folder, name, variant)
         elements += sum(_elements(file) for file in files)
     left_out = tuple(name for name in _LEFT_OUT if name in index)
-    return ModelFolder(folder, source or str(folder), revision, variant, left_out, elements, family)
+    return ModelFolder(
+        folder, source or str(folder), revision, variant, left_out, elements, family, index["_class_name"]
+    )
 
 
 def check_index(folder: Path, *, source: str = "") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,9 +55,6 @@ def test_bfloat16_images_stay_close_to_their_solo_runs(tiny_folder, studio, task
 
 def test_a_vae_that_needs_float32_gets_it_beside_a_float16_unet(tiny_folder, tmp_path, studio, task):
     """force_upcast in the VAE's config means float32 for the VAE alone, once and for all images."""
-    import json
-    import shutil
-
     folder = shutil.copytree(tiny_folder, tmp_path / "upcast")
     config = folder / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "force_upcast": True}))
@@ -66,10 +65,52 @@ def test_a_vae_that_needs_float32_gets_it_beside_a_float16_unet(tiny_folder, tmp
     assert str(registry.get("tiny").plain["text2img"].vae.dtype) == "torch.float32"
 
 
+def test_a_pipeline_that_no_table_knows_is_drawn_one_image_at_a_time(
+    tiny_folder, tmp_path, studio, task, alone, apart
+):
+    """This one hangs a hook into the shared UNet for as long as an image is drawn: in company it would be wrong."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "sag")
+    index = folder / "model_index.json"
+    index.write_text(
+        json.dumps({**json.loads(index.read_text()), "_class_name": "StableDiffusionSAGPipeline"})
+    )
+    registry = ModelRegistry(Cards.of([f"tiny={folder}"]))
+    tasks = [task(f"r{i}", seed=i, steps=2 + i, width=64, height=64 + 64 * (i == 2)) for i in range(3)]
+    room = studio(registry)
+    most = 0
+    for one in tasks:
+        room.engine.submit(one)
+    while room.engine.step():
+        most = max(most, len(room.engine._in_flight))
+    ended = room.ended()
+
+    assert all(isinstance(event, Drawn) for event in ended.values()), ended
+    assert most == 1
+    assert all(apart(ended[t.request, 0].picture, alone(registry, t)) == 0 for t in tasks)
+    refused = studio(registry).draw(task("picture", task="img2img"))["picture", 0]
+    assert (refused.code, refused.field) == ("unsupported", "task")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("SomethingPipeline", "does not have"), ("WanPipeline", "does not draw a picture from a prompt")],
+)
+def test_a_pipeline_that_draws_no_pictures_is_refused_in_words(
+    tiny_folder, tmp_path, studio, task, name, why
+):
+    """It is asked for a video, or this diffusers has no such class."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "other")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": name}))
+    ended = studio(ModelRegistry(Cards.of([f"tiny={folder}"]))).draw(task("x"))
+
+    assert (ended["x", 0].code, ended["x", 0].field, ended["x", 0].retry) == ("unsupported", "model", False)
+    assert f"its pipeline is {name}" in ended["x", 0].message
+    assert why in ended["x", 0].message
+
+
 def test_a_model_made_for_inpainting_does_nothing_else(tiny_folder, tmp_path, studio, task, alone, apart):
     """A UNet of nine channels repaints; asked for anything else it is rejected with what it can do."""
-    import shutil
-
     import torch
     from diffusers import UNet2DConditionModel
 

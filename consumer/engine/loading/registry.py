@@ -8,6 +8,7 @@ image in flight needs.
 from __future__ import annotations
 
 import importlib
+import inspect
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOOK_AGAIN = 60.0  # seconds after which a model that was not available is looked for again
+_CALLED_WITH = {"prompt", "num_inference_steps", "generator", "output_type"}
 _TASKS = {"text2img": "", "img2img": "Img2Img", "inpainting": "Inpaint"}  # to their part of a class's name
 
 
@@ -180,6 +182,7 @@ class ModelRegistry:
     def _load(self, card: ModelCard, folder: ModelFolder) -> LoadedModel:
         diffusers = _library("diffusers")
         quiet()
+        _check_class(card.name, folder.pipeline)
         dtype = self._dtype(card)
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             str(folder.path),
@@ -226,6 +229,22 @@ class ModelRegistry:
 def _public(source: str) -> str:
     """A source as results and logs name it."""
     return "bundled" if source.startswith(str(BUNDLED)) else source
+
+
+def _check_class(model: str, pipeline: str) -> None:
+    """Refuse a class that no table knows and that cannot be called with a prompt. Raises `Rejected`."""
+    diffusers = _library("diffusers")
+    kind = getattr(diffusers, pipeline, None)
+    if kind is None:
+        why = f"which diffusers {diffusers.__version__} does not have"
+    elif (
+        not (called := set(inspect.signature(kind.__call__).parameters)) >= _CALLED_WITH
+        or "num_frames" in called
+    ):
+        why = "which does not draw a picture from a prompt"
+    else:
+        return
+    raise Rejected("unsupported", f"model {model!r}: its pipeline is {pipeline}, {why}", field="model")
 
 
 def quiet() -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def family(pipe: Any) -> Family:
     """The family of a pipeline, or of one whose models are stand-ins."""
-    found = family_of(type(pipe).__name__, pipe.components)
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    found = family_of(type(pipe).__name__, parts)
     if found is None:
         raise ValueError(f"no line knows {type(pipe).__name__}")  # such a folder was refused before
     return found
