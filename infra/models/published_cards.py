@@ -27,6 +27,7 @@ def card_of(published: PublishedCard) -> ModelCard:
         native_width=published.native_width or 512,
         native_height=published.native_height or 512,
         scheduler=scheduler,
+        flow=scheduler == samplers.FLOW[0],
         revision=str(published.version),
         licence=published.licence,
         steps=STEPS if published.steps is None else published.steps,

@@ -1,6 +1,6 @@
 """Requests to transformers and to LCM meet in shared calls and are drawn as alone; what must not go unnoticed does not.
 
-The models are genuine diffusers pipelines with random weights, see `tests/tiny_families.py`.
+The models are genuine diffusers pipelines with random weights, see `tests/tiny/families.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Drawn, ImageTask
 from infra.models.cards import Cards
 from tests.studio import Studio, draw_alone, grey_levels_apart, make_task
-from tests.tiny_families import FAMILIES, save
+from tests.tiny.families import FAMILIES, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,30 +130,29 @@ def test_in_exact_mode_company_changes_no_byte(scene: Scene) -> None:
     """Calls are padded to one size, and text to one length where company would change it."""
     one, *others = scene.tasks
     _, alone = scene.draw([one], exact=True, max_rows=8)
-    _, together = scene.draw([one, *others[:2]], exact=True, max_rows=8)
-    _, other_way = scene.draw([*reversed(others[:2]), one], exact=True, max_rows=8)
+    _, together = scene.draw([*others[:2], one], exact=True, max_rows=8)
 
-    assert alone[one.request].picture == together[one.request].picture == other_way[one.request].picture
+    assert alone[one.request].picture == together[one.request].picture
 
 
 def test_swapped_times_are_seen(scene: Scene, tampered: Any) -> None:
     """The proof above is worth something: each row depends on its own timestep."""
     name = "t" if scene.name == "z_image" else "timestep"
     tampered(lambda given: {**given, name: given[name].roll(1)})
-    assert scene.apart(scene.draw(scene.tasks)[1]) > TOLERANCE
+    assert scene.apart(scene.draw(scene.tasks[:3])[1]) > TOLERANCE
 
 
 def test_swapped_rows_are_seen(scene: Scene, tampered: Any) -> None:
     """And each gets its own answer back."""
     tampered(dict, lambda answer: (_rolled(answer[0]), *answer[1:]))
-    assert scene.apart(scene.draw(scene.tasks)[1]) > TOLERANCE
+    assert scene.apart(scene.draw(scene.tasks[:3])[1]) > TOLERANCE
 
 
 def test_a_swapped_prompt_is_seen(scene: Scene, tampered: Any) -> None:
     """And each is drawn by its own words."""
     name = "cap_feats" if scene.name == "z_image" else "encoder_hidden_states"
     tampered(lambda given: {**given, name: _rolled(given[name])})
-    assert scene.apart(scene.draw(scene.tasks)[1]) > TOLERANCE
+    assert scene.apart(scene.draw(scene.tasks[:3])[1]) > TOLERANCE
 
 
 def test_a_mask_left_out_is_seen(scene: Scene, tampered: Any) -> None:
@@ -162,7 +161,7 @@ def test_a_mask_left_out_is_seen(scene: Scene, tampered: Any) -> None:
         pytest.skip("no mask is passed: text has one length, or is a list")
     name = MASKED[scene.name]
     tampered(lambda given: {**given, name: torch.ones_like(given[name])} if name in given else given)
-    assert scene.apart(scene.draw(scene.tasks)[1]) > TOLERANCE
+    assert scene.apart(scene.draw(scene.tasks[:3])[1]) > TOLERANCE
 
 
 def test_progress_counts_the_samplers_steps(scene: Scene) -> None:

@@ -18,7 +18,7 @@ from infra.models.model_files import check, check_index, check_own
 from infra.stores.memory import MemoryStore
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
-from tests.tiny_families import save
+from tests.tiny.families import save
 from tests.worker_inside import make_worker
 from tests.worker_process import drop, result, worker
 

@@ -17,6 +17,7 @@ from PIL import Image
 from consumer.engine.loading import spelling
 from consumer.renderer.protocol import ImageTask, RawPicture
 from schemas import samplers
+from schemas.defaults import multiples_of
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
             raise Rejected.of_field(field, text)
     for field, value in (("width", task.width), ("height", task.height)):
         if value % size_multiple:
-            text = f"is {value}; model {task.model!r} draws multiples of {size_multiple}"
+            text = f"is {value}; {multiples_of(task.model, value, size_multiple)}"
             raise Rejected.of_field(field if task.task == "text2img" else "image", text)
 
 

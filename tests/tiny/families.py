@@ -1,6 +1,6 @@
 """Tiny genuine diffusers pipelines with random weights, one for each family of transformers.
 
-Their shapes are the smallest that the classes take; prompts are read letter by letter. `save(name, folder)` writes one.
+Their shapes are the smallest that the classes take. `save(name, folder)` writes one.
 """
 
 from __future__ import annotations
@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers as d
 import torch
-import transformers as t
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+
+from tests.tiny.parts import clip, gemma, qwen3, qwen_vl, t5, tokenizer, vae
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_SPECIAL = ("<pad>", "<eos>", "<unk>", "<bos>")
-_WORDS = {token: i for i, token in enumerate((*_SPECIAL, *map(chr, range(32, 127)), "\n"))}
-_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}
-_CHAT = (
-    "{% for m in messages %}<{{m.role}}>{% if m.content is string %}{{m.content}}{% else %}"
-    "{% for c in m.content %}{{c.text}}{% endfor %}{% endif %}{% endfor %}"
-)
 _SHIFTED = {
     "use_dynamic_shifting": True,
     "shift": 3.0,
@@ -33,83 +25,6 @@ _SHIFTED = {
     "max_image_seq_len": 256,
 }
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def _tokenizer(limit: int, *, chat: bool = False) -> Any:
-    letters = Tokenizer(models.WordLevel(_WORDS, unk_token="<unk>"))
-    letters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    letters.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
-    names = {name: f"<{name[:3]}>" for name in ("pad_token", "eos_token", "unk_token", "bos_token")}
-    made = PreTrainedTokenizerFast(tokenizer_object=letters, model_max_length=limit, **names)
-    made.chat_template = _CHAT if chat else None
-    return made
-
-
-def _clip(*, projects: bool = False) -> Any:
-    config = t.CLIPTextConfig(
-        vocab_size=len(_WORDS),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        projection_dim=32,
-        **_IDS,
-    )
-    return (t.CLIPTextModelWithProjection if projects else t.CLIPTextModel)(config)
-
-
-def _t5() -> Any:
-    return t.T5EncoderModel(
-        t.T5Config(vocab_size=len(_WORDS), d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=2, **_IDS)
-    )
-
-
-def _small_language_model(kind: str, **more: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "vocab_size": len(_WORDS),
-        "max_position_embeddings": 2048,
-        **_IDS,
-        **more,
-    }
-
-
-def _qwen3(kind: str = "Qwen3Model", layers: int = 2) -> Any:
-    return getattr(t, kind)(t.Qwen3Config(**_small_language_model("qwen3", num_hidden_layers=layers)))
-
-
-def _gemma() -> Any:
-    return t.Gemma2Model(t.Gemma2Config(**_small_language_model("gemma", attn_implementation="eager")))
-
-
-def _qwen_vl() -> Any:
-    ropes = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
-    text = _small_language_model("qwen", rope_scaling=ropes, rope_theta=1e6)
-    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    tokens = dict.fromkeys(("vision_start_token_id", "vision_end_token_id", "vision_token_id"), 1)
-    config = t.Qwen2_5_VLConfig(text_config=text, vision_config=sight, **tokens)
-    return t.Qwen2_5_VLForConditionalGeneration(config)
-
-
-def _vae(channels: int, kind: str = "AutoencoderKL", **more: Any) -> Any:
-    plain = {"use_quant_conv": False, "use_post_quant_conv": False}
-    return getattr(d, kind)(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=channels,
-        sample_size=32,
-        **(plain if "shift_factor" in more else {}),
-        **more,
-    )
 
 
 def _flow(**config: Any) -> Any:
@@ -131,11 +46,11 @@ def _flux(*, guided: bool = True) -> Any:
     )
     return d.FluxPipeline(
         scheduler=_flow(**_SHIFTED),
-        vae=_vae(4, shift_factor=0.06, scaling_factor=1.5),
-        text_encoder=_clip(),
-        tokenizer=_tokenizer(24),
-        text_encoder_2=_t5(),
-        tokenizer_2=_tokenizer(48),
+        vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=clip(),
+        tokenizer=tokenizer(24),
+        text_encoder_2=t5(),
+        tokenizer_2=tokenizer(48),
         transformer=transformer,
     )
 
@@ -157,15 +72,13 @@ def _sd3() -> Any:
     return d.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=_flow(shift=3.0),
-        vae=_vae(16, shift_factor=0.06, scaling_factor=1.5),
-        text_encoder=_clip(projects=True),
-        tokenizer=_tokenizer(24),
-        text_encoder_2=_clip(projects=True),
-        tokenizer_2=_tokenizer(24),
-        text_encoder_3=t.T5EncoderModel(
-            t.T5Config(vocab_size=len(_WORDS), d_model=64, d_kv=8, d_ff=40, num_layers=2, num_heads=2, **_IDS)
-        ),
-        tokenizer_3=_tokenizer(48),
+        vae=vae(16, shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=clip(projects=True),
+        tokenizer=tokenizer(24),
+        text_encoder_2=clip(projects=True),
+        tokenizer_2=tokenizer(24),
+        text_encoder_3=t5(64),
+        tokenizer_3=tokenizer(48),
     )
 
 
@@ -186,10 +99,10 @@ def _z_image() -> Any:
             token.normal_(std=0.02)
     return d.ZImagePipeline(
         transformer=transformer,
-        vae=_vae(16, shift_factor=0.11, scaling_factor=0.36),
+        vae=vae(16, shift_factor=0.11, scaling_factor=0.36),
         scheduler=_flow(shift=3.0),
-        text_encoder=_qwen3(),
-        tokenizer=_tokenizer(128, chat=True),
+        text_encoder=qwen3(),
+        tokenizer=tokenizer(128, chat=True),
     )
 
 
@@ -204,7 +117,7 @@ def _qwen_image() -> Any:
         joint_attention_dim=16,
         axes_dims_rope=(8, 4, 4),
     )
-    vae = d.AutoencoderKLQwenImage(
+    decoder = d.AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=4,
         dim_mult=[1, 2],
@@ -215,10 +128,10 @@ def _qwen_image() -> Any:
     )
     return d.QwenImagePipeline(
         transformer=transformer,
-        vae=vae,
+        vae=decoder,
         scheduler=_flow(**{**_SHIFTED, "max_shift": 0.9, "shift": 1.0, "shift_terminal": 0.02}),
-        text_encoder=_qwen_vl(),
-        tokenizer=_tokenizer(1024),
+        text_encoder=qwen_vl(),
+        tokenizer=tokenizer(1024),
     )
 
 
@@ -236,10 +149,10 @@ def _pixart() -> Any:
     )
     return d.PixArtSigmaPipeline(
         transformer=transformer,
-        vae=_vae(4),
+        vae=vae(4),
         scheduler=d.DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
-        text_encoder=_t5(),
-        tokenizer=_tokenizer(48),
+        text_encoder=t5(),
+        tokenizer=tokenizer(48),
     )
 
 
@@ -267,13 +180,13 @@ def _sana() -> Any:
             ("layers_per_block", (1, 1)),
         )
     }
-    vae = d.AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.41, **halves)
+    decoder = d.AutoencoderDC(latent_channels=4, attention_head_dim=2, scaling_factor=0.41, **halves)
     return d.SanaPipeline(
         transformer=transformer,
-        vae=vae,
+        vae=decoder,
         scheduler=_flow(shift=3.0),
-        text_encoder=_gemma(),
-        tokenizer=_tokenizer(48),
+        text_encoder=gemma(),
+        tokenizer=tokenizer(48),
     )
 
 
@@ -294,10 +207,10 @@ def _lumina2() -> Any:
     )
     return d.Lumina2Pipeline(
         transformer=transformer,
-        vae=_vae(4, shift_factor=0.06, scaling_factor=1.5),
+        vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
         scheduler=_flow(shift=3.0),
-        text_encoder=_gemma(),
-        tokenizer=_tokenizer(256),
+        text_encoder=gemma(),
+        tokenizer=tokenizer(256),
     )
 
 
@@ -317,9 +230,9 @@ def _chroma() -> Any:
     )
     return d.ChromaPipeline(
         scheduler=_flow(),
-        vae=_vae(4, shift_factor=0.06, scaling_factor=1.5),
-        text_encoder=_t5(),
-        tokenizer=_tokenizer(48),
+        vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=t5(),
+        tokenizer=tokenizer(48),
         transformer=transformer,
     )
 
@@ -338,9 +251,9 @@ def _flux2_klein() -> Any:
     )
     return d.Flux2KleinPipeline(
         scheduler=_flow(**_SHIFTED),
-        vae=_vae(4, "AutoencoderKLFlux2", use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_qwen3("Qwen3ForCausalLM", layers=28),  # layers 9, 18 and 27 are read
-        tokenizer=_tokenizer(128, chat=True),
+        vae=vae(4, "AutoencoderKLFlux2", use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=qwen3("Qwen3ForCausalLM", layers=28),  # layers 9, 18 and 27 are read
+        tokenizer=tokenizer(128, chat=True),
         transformer=transformer,
     )
 
@@ -357,7 +270,7 @@ def _lcm() -> Any:
         norm_num_groups=8,
         time_cond_proj_dim=32,
     )
-    parts = (_vae(4), _clip(), _tokenizer(24), unet, d.LCMScheduler(**_BETAS))
+    parts = (vae(4), clip(), tokenizer(24), unet, d.LCMScheduler(**_BETAS))
     return d.LatentConsistencyModelPipeline(*parts, None, None, requires_safety_checker=False)
 
 
