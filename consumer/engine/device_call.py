@@ -300,6 +300,7 @@ def encode_texts(
     new = {id(equal[0]): tokens for tokens, equal in by_tokens.items() if answers[tokens] is None}
     if new:
         for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
+            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
             answers[new[id(call)]] = answer
             if not isinstance(answer, Failure):
                 cache.put((key, new[id(call)]), answer)

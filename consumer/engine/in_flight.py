@@ -27,6 +27,7 @@ class Call:
     rows: int  # along the first dimension
     key: Hashable = None  # calls with equal keys can be joined; set by the engine
     ticket: int = 0  # order of arrival, set by the engine
+    layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read
     layout: Denoiser = PLAIN  # how its arguments are joined
 
 

@@ -32,10 +32,14 @@ _REQUIRED = object()
 class StandIn:
     """Behaves as the real module does, except that calls go through the engine."""
 
-    def __init__(self, module: nn.Module, *, is_text_encoder: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, *, is_text_encoder: bool = False, layers: tuple[int, ...] = ()
+    ) -> None:
+        """`layers`: of a text encoder's hidden states, the ones that the pipeline reads; (): perhaps all."""
         kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its class
         object.__setattr__(self, "_module", module)
         object.__setattr__(self, "_kind", "text" if is_text_encoder else "unet")  # of `__call__`
+        object.__setattr__(self, "_layers", layers)
         object.__setattr__(self, "_layout", DENOISERS.get(kind.__name__, UNKNOWN))
         object.__setattr__(self, "_parameters", {})  # method: its parameters with their defaults
 
@@ -86,7 +90,9 @@ class StandIn:
         if kind in ("encode", "decode"):
             arguments.pop("generator", None)  # AutoencoderKL accepts and ignores it
             arguments = {name: _cast(value, module) for name, value in arguments.items()}
-        answer = engine.switch(Call(kind, module, method, arguments, row_count(arguments)))
+        answer = engine.switch(
+            Call(kind, module, method, arguments, row_count(arguments), layers=self._layers)
+        )
         if kind == "encode" and args and isinstance(args[0], torch.Tensor):
             return convert(answer, args[0].dtype)  # the pipeline continues in the picture's precision
         return answer

@@ -31,6 +31,7 @@ class Family:
     guidance: Guidance = "cfg"
     reader: str = "tokenizer"  # the tokenizer that reads most of a prompt
     tokens: int = 77  # at most, of a prompt
+    layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read; (): perhaps all
     pack: int = 1  # latent cells a side that are packed into one token, beside the denoiser's own patches
     native: int = 0  # pixels a side; 0: the denoiser's sample size tells
     steps: int = STEPS
@@ -58,13 +59,27 @@ FAMILIES: Mapping[str, Family] = {
         optional=("text_encoder_3", "tokenizer_3"),
     ),
     "ZImagePipeline": Family(
-        "Z-Image", guidance="less_one", tokens=512, native=1024, steps=50, cfg_scale=5, few=9
+        "Z-Image", guidance="less_one", tokens=512, layers=(-2,), native=1024, steps=50, cfg_scale=5, few=9
     ),
     "QwenImagePipeline": Family(
-        "Qwen-Image", guidance="true_cfg", tokens=512, pack=2, native=1024, steps=50, cfg_scale=4
+        "Qwen-Image",
+        guidance="true_cfg",
+        tokens=512,
+        layers=(-1,),
+        pack=2,
+        native=1024,
+        steps=50,
+        cfg_scale=4,
     ),
     "Flux2KleinPipeline": Family(
-        "FLUX.2-klein", tokens=512, pack=2, native=1024, steps=50, cfg_scale=4, tasks=("text2img",)
+        "FLUX.2-klein",
+        tokens=512,
+        layers=(9, 18, 27),
+        pack=2,
+        native=1024,
+        steps=50,
+        cfg_scale=4,
+        tasks=("text2img",),
     ),
     "ChromaPipeline": Family(
         "Chroma", tokens=512, pack=2, native=1024, steps=35, cfg_scale=5, tasks=("text2img", "img2img")
@@ -75,7 +90,9 @@ FAMILIES: Mapping[str, Family] = {
     "SanaPipeline": Family(
         "Sana", tokens=300, steps=20, cfg_scale=4.5, tasks=("text2img",), keywords=_AS_IT_IS
     ),
-    "Lumina2Pipeline": Family("Lumina 2", tokens=256, native=1024, cfg_scale=4, tasks=("text2img",)),
+    "Lumina2Pipeline": Family(
+        "Lumina 2", tokens=256, layers=(-2,), native=1024, cfg_scale=4, tasks=("text2img",)
+    ),
 }
 _KINDS = ("Img2Img", "Inpaint")
 #: The components that a pipeline of any class may have; of some there may be several.

