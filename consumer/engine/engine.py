@@ -141,6 +141,8 @@ class Engine:
             pipelines.check_limits(template, task, model.scheduler_config, model.size_multiple)
             pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
             warnings = spelling.warnings_of(template, task)
+            if why := pipelines.sampler_for(task, model.scheduler_config)[1]:
+                warnings.append(("scheduler_replaced", why))
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return

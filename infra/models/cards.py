@@ -18,7 +18,7 @@ from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 BUNDLED = Path(__file__).parent
 
@@ -101,7 +101,12 @@ class Cards:
     loras: Mapping[str, LoraFile] = field(default_factory=dict)  # by registered name
 
     @classmethod
-    def of(cls, extra: Iterable[str] = (), loras: Iterable[str] = ()) -> Cards:
+    def of(
+        cls,
+        extra: Iterable[str] = (),
+        loras: Iterable[str] = (),
+        fetch: Callable[[str, str], None] = lambda _source, _revision: None,
+    ) -> Cards:
         """The built-in cards and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`.
 
         Behind a source there may be options, such as `,steps=9,cfg=0` (`infra.models.card_options`). A folder
@@ -109,6 +114,7 @@ class Cards:
 
         Args:
             loras: `name=file`; each file is read.
+            fetch: called for a model of the hub (source, revision) that was not downloaded yet, to bring its configs.
         """
         cards = {card.name: card for card in BUILT_IN}
         for text in extra:
@@ -121,7 +127,7 @@ class Cards:
                 )
             name = name.strip()
             try:
-                cards[name] = _own_card(name, source.strip(), cards.get(name))
+                cards[name] = _own_card(name, source.strip(), cards.get(name), fetch)
             except Rejected as error:
                 raise Rejected(error.code, f"model {name!r}: {error.message}", field="model") from error
         return cls(cards, find_loras(loras))
@@ -188,11 +194,15 @@ def _downloads(source: str, revision: str) -> list[Path]:
     return found
 
 
-def _own_card(name: str, text: str, built_in: ModelCard | None) -> ModelCard:
+def _own_card(
+    name: str, text: str, built_in: ModelCard | None, fetch: Callable[[str, str], None]
+) -> ModelCard:
     source, fields = card_options.split(text)
     revision = ""
     if source.startswith("hub:"):
         source, _, revision = source.partition("@")
+        if built_in is None and not _downloads(source, revision):
+            fetch(source, revision)
         folder = next(iter(_downloads(source, revision)), None)
         read = read_folder(folder, name, source) if folder else read_name(name, source)
     else:

@@ -62,7 +62,7 @@ def read_folder(folder: Path, *names: str) -> Reading:
         width=wide,
         height=high,
         size_multiple=_multiple(family, denoiser, factor),
-        scheduler=_canonical(scheduler.get("_class_name")),
+        scheduler=canonical_sampler(scheduler.get("_class_name")),
         flow=is_flow(scheduler),
         steps=steps,
         cfg_scale=cfg_scale,
@@ -147,7 +147,8 @@ def _is_turbo(names: Iterable[str]) -> bool:
     return any(_TURBO.search(name) for name in names)
 
 
-def _canonical(scheduler: object) -> str:
+def canonical_sampler(scheduler: object) -> str:
+    """The name of the sampler whose class a folder names; for one that is not offered, one that draws as well."""
     if not isinstance(scheduler, str):
         return _FALLBACK
     try:

@@ -6,6 +6,7 @@ brings its own Python.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 
     from infra.models.cards import ModelCard
 
+log = logging.getLogger("dreamdrop.models")
+
 _LIBRARIES = {"diffusers", "transformers"}
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 _WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # how components begin that have none
+_CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
 _WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
 _UNWANTED = [
     "safety_checker/*",
@@ -127,6 +131,27 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
     )
 
 
+def fetch_configs(source: str, revision: str) -> None:
+    """Download the configs of `hub:owner/name` and nothing large, so that its defaults are known before its weights.
+
+    A hub that does not answer is no error: then the name alone tells.
+
+    Raises:
+        Rejected: it is a pipeline that cannot be drawn here.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted: dict[str, Any] = {"repo_id": source.removeprefix("hub:"), "revision": revision or None}
+    try:
+        folder = Path(snapshot_download(**wanted, allow_patterns=_CONFIGS))
+    except Exception as error:  # the hub's library has many errors for "not now"
+        log.warning(
+            "the configs of a model were not found", extra={"model": source, "error": type(error).__name__}
+        )
+        return
+    check_index(folder, source=source)
+
+
 def check_index(folder: Path, *, source: str = "") -> None:
     """Judge a pipeline by its `model_index.json` alone, before anything large is downloaded. Raises `Rejected`."""
     index = read_object(folder / "model_index.json")
@@ -201,7 +226,7 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
     for place in (*baked_cache(), cache):
         try:
             folder = Path(snapshot_download(**wanted, cache_dir=place, local_files_only=True))
-            if any((folder / part).is_dir() for part in ("unet", "transformer")):
+            if any(any(folder.glob(f"{part}/*.safetensors")) for part in ("unet", "transformer")):
                 return folder
         except Exception:  # the hub's library has many errors for "not in the cache"
             offline_because = "not in the download cache, and the worker is offline"

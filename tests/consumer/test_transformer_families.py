@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import torch
 
@@ -175,6 +176,16 @@ def test_progress_counts_the_samplers_steps(scene: Scene) -> None:
 
     assert max(told) == (task.steps, task.steps)
     assert {(done, task.steps) for done in range(1, task.steps + 1)} <= set(told)
+
+
+def test_a_sampler_of_the_other_kind_is_replaced_with_a_warning(scene: Scene) -> None:
+    """A plan may name one where the planning worker did not have the model; drawn with it, nothing would be seen."""
+    own = scene.tasks[0]
+    other = "DPM++ 2M" if own.scheduler == "Flow Euler" else "Flow Euler"
+    (ended,) = scene.draw([msgspec.structs.replace(own, scheduler=other)])[1].values()
+
+    assert grey_levels_apart(ended.picture, scene.alone[own.request]) <= TOLERANCE
+    assert f"scheduler {other} was not used" in dict(ended.warnings)["scheduler_replaced"]
 
 
 def test_of_a_text_encoder_only_what_is_read_is_kept(scene: Scene) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from consumer.engine.loading import spelling
 from consumer.renderer.protocol import ImageTask, RawPicture
+from infra.models.folders import canonical_sampler, is_flow
 from schemas import samplers
 from schemas.defaults import multiples_of
 from schemas.errors import Rejected
@@ -98,6 +99,15 @@ def scheduler_failed(error: BaseException) -> bool:
     return wrong and trace is not None and ".schedulers." in trace.tb_frame.f_globals.get("__name__", "")
 
 
+def sampler_for(task: ImageTask, scheduler_config: Mapping[str, Any]) -> tuple[str, str]:
+    """The sampler that a task is drawn with, and why it is not the one that its plan names.
+
+    A plan may be wrong in that where the model was not on the planning worker's machine.
+    """
+    own = canonical_sampler(scheduler_config.get("_class_name"))
+    return samplers.for_model(task.scheduler, own, flow=is_flow(scheduler_config))
+
+
 def prepare(
     template: Any,
     task: ImageTask,
@@ -106,7 +116,8 @@ def prepare(
 ) -> Any:
     """A pipeline for one image: the template's models, and a scheduler of its own."""
     pipe = copy.copy(template)  # shallow: models and processors are shared, state is not
-    scheduler = build(samplers.resolve(task.scheduler), scheduler_config)
+    name, _ = sampler_for(task, scheduler_config)
+    scheduler = build(samplers.resolve(name), scheduler_config)
     vars(pipe)["scheduler"] = scheduler  # not by the pipeline's setter, which would rewrite its config
     return pipe
 
