@@ -29,11 +29,12 @@ _LIBRARIES = {"diffusers", "transformers"}
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 _WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # how components begin that have none
 _CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
-_WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+_WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors"]
 _UNWANTED = [
     "safety_checker/*",
     "image_encoder/*",
     "*.fp16.*",
+    "*.fp16-*",
     "*non_ema*",
     "*openvino*",
     "*onnx*",

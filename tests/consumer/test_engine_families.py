@@ -7,6 +7,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Drawn
@@ -41,6 +43,31 @@ def test_sdxl_images_equal_their_solo_runs(sdxl, studio, task, alone, apart):
     assert all(isinstance(event, Drawn) for event in ended.values()), ended
     assert all(apart(ended[t.request, 0].picture, alone(sdxl, t)) <= 1 for t in tasks)
     assert room.engine.counters.unet_calls <= 4
+
+
+def test_a_refiner_goes_on_from_a_picture_and_does_not_draw_from_words(
+    sdxl_folder, tmp_path, studio, task, alone, apart
+):
+    """Its folder has the second text encoder only, and names the img2img pipeline."""
+    base = StableDiffusionXLImg2ImgPipeline.from_pretrained(sdxl_folder)
+    torch.manual_seed(7)
+    config = {
+        **base.unet.config,
+        "cross_attention_dim": 32,
+        "projection_class_embeddings_input_dim": 32 + 5 * 8,
+    }
+    parts = {**base.components, "text_encoder": None, "tokenizer": None}
+    parts["unet"] = UNet2DConditionModel.from_config(config)
+    refiner = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True, add_watermarker=False)
+    refiner.save_pretrained(tmp_path / "refiner")
+    registry = ModelRegistry(Cards.of([f"tiny={tmp_path / 'refiner'}"]))
+    tasks = [task(kind, task=kind, steps=2, negative_prompt="blue") for kind in TASKS]
+    ended = studio(registry).draw(*tasks)
+
+    refused = ended.pop(("text2img", 0))
+    assert (refused.code, refused.field) == ("unsupported", "task")
+    assert refused.message == "model 'tiny' cannot do text2img; it does img2img, inpainting"
+    assert all(apart(ended[t.request, 0].picture, alone(registry, t)) <= 1 for t in tasks[1:])
 
 
 def test_bfloat16_images_stay_close_to_their_solo_runs(tiny_folder, studio, task, alone, apart):
@@ -111,9 +138,6 @@ def test_a_pipeline_that_draws_no_pictures_is_refused_in_words(
 
 def test_a_model_made_for_inpainting_does_nothing_else(tiny_folder, tmp_path, studio, task, alone, apart):
     """A UNet of nine channels repaints; asked for anything else it is rejected with what it can do."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
     torch.manual_seed(6)
     folder = shutil.copytree(tiny_folder, tmp_path / "inpaint")
     config = dict(UNet2DConditionModel.load_config(folder / "unet"))

@@ -73,7 +73,7 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
     """
     trained = scheduler_config.get("num_train_timesteps", 1000)
     bounds = [("steps", task.steps, trained, f"was trained with {trained} steps")]
-    if task.clip_skip:
+    if task.clip_skip and "clip_skip" in spelling.keywords(pipe.__class__):
         encoders = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
         configs = (encoder.config for encoder in encoders if encoder is not None)
         layers = min((config.get_text_config().num_hidden_layers for config in configs), default=1)

@@ -80,7 +80,7 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         said |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
         said["mask_image"] = to_pil(task.mask)
-    taken = _keywords(pipe.__class__)
+    taken = keywords(pipe.__class__)
     said = {**{name: value for name, value in said.items() if value is not None}, **kind.keywords}
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
 
@@ -95,7 +95,7 @@ def strength(task: ImageTask) -> float:
 
 def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
     """What the pipeline will silently change or ignore, as (code, message)."""
-    guided, taken = guidance(pipe), _keywords(pipe.__class__)
+    guided, taken = guidance(pipe), keywords(pipe.__class__)
     tokenizer, tokens = reader(pipe)
     distilled = guided in ("number", "none")
     deaf = distilled or "negative_prompt" not in taken
@@ -148,5 +148,6 @@ def to_pil(picture: RawPicture | None) -> Image.Image:
 
 
 @functools.cache
-def _keywords(kind: Any) -> frozenset[str]:
+def keywords(kind: Any) -> frozenset[str]:
+    """The keywords that a class of pipelines takes."""
     return frozenset(inspect.signature(kind.__call__).parameters)
