@@ -83,7 +83,7 @@ class Planner:
             if size[0] * size[1] > bounds.max_pixels:
                 raise TooManyPixels(size, name, native, bounds.max_pixels)
         else:
-            size = self._picture(manifest, bounds, native) if ours else native
+            size = self._picture(manifest, bounds, native, _multiple(card)) if ours else native
         return piece_of(self._plan(manifest, name, card, native), size)
 
     def _plan(self, manifest: Manifest, name: str, card: ModelDefaults, native: tuple[int, int]) -> Any:
@@ -97,16 +97,18 @@ class Planner:
             random_seed=0,
             steps=card.steps or STEPS,
             cfg_scale=CFG_SCALE if card.cfg_scale is None else card.cfg_scale,
-            size_multiple=card.size_multiple or SIZE_MULTIPLE,
+            size_multiple=_multiple(card),
             model_version=int(version) if version else None,
         )
 
-    def _picture(self, manifest: Any, limits: Limits, native: tuple[int, int]) -> tuple[int, int]:
+    def _picture(
+        self, manifest: Any, limits: Limits, native: tuple[int, int], multiple: int
+    ) -> tuple[int, int]:
         """The size at which a request's picture is drawn, from its file's header."""
         try:
             data = pictures.decode_base64(manifest.image, "image", limits)
             with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
-                return drawn_size(picture.size, limits)
+                return drawn_size(picture.size, limits, multiple)
         except (Rejected, OSError, Image.DecompressionBombError):  # the name of an object, or no picture
             self.unknown_sizes += 1
             return native
@@ -154,6 +156,10 @@ class Planner:
         if card.base == name:
             raise Rejected("unknown_model", f"model {name!r} is a LoRA of itself", field="model")
         return await self.card(card.base)  # a LoRA that is named as the model
+
+
+def _multiple(card: ModelDefaults) -> int:
+    return card.size_multiple or SIZE_MULTIPLE
 
 
 def size_of(card: ModelDefaults) -> tuple[int, int]:
