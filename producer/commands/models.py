@@ -227,8 +227,8 @@ def import_(
         import tempfile
 
         from infra.models import published
-        from producer.commands import single_file
         from producer.commands.progress import copying
+        from producer.models import single_file
         from producer.models.exchange import is_single_file, prepare
         from schemas.models import check_name
 
