@@ -109,8 +109,9 @@ def test_a_killed_trainer_loses_nothing(tmp_path: Path, tiny_folder: Path, pictu
     with trainer(store, tiny_folder) as process:
         wait_for(store / "training-results/killed/checkpoints/*" / "checkpoint.json")
         end(process, signal.SIGKILL)
-    with trainer(store, tiny_folder, "--once"):
+    with trainer(store, tiny_folder, "--once") as process:
         result = result_of(store, "killed")
+        assert process.wait(300) == 0  # it deletes the claims after the result
     assert (result["status"], result["attempts"]) == ("succeeded", 2)
     assert weights_of(store, "killed") == weights_of(store, "straight")
     assert not list((store / "training-claims").rglob("0*"))
