@@ -246,6 +246,8 @@ class Engine:
             )
             if pipelines.scheduler_failed(error):
                 failure = _impossible(image.task, error)
+            elif isinstance(error, Rejected):
+                failure = Failure(error.code, error.message, False, error.field)
         if failure is not None:  # outside `except`, where no traceback holds tensors
             self._fail(image, failure)
             return

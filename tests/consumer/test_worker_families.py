@@ -22,7 +22,7 @@ from tests.tiny.families import save
 from tests.worker_inside import make_worker
 from tests.worker_process import drop, result, worker
 
-ASKED = {"model": "flux", "prompt": "a red fox", "steps": 2, "seed": 3}
+ASKED: dict[str, Any] = {"model": "flux", "prompt": "a red fox", "steps": 2, "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def picture(width: int, height: int) -> str:
 
 def test_a_real_worker_draws_by_a_transformer(flux: Path, tmp_path: Path) -> None:
     """From words and from a picture, which is cut to the sizes that this model draws; notes say what was not used."""
-    requests = {
+    requests: dict[str, dict[str, Any]] = {
         "words": {"width": 32, "height": 48, "negative_prompt": "ugly", "scheduler": "DPM++ 2M"},
         "euler": {"width": 32, "height": 32, "scheduler": "Euler"},
         "picture": {"image": picture(40, 33), "strength": 0.7},

@@ -123,9 +123,17 @@ def prepare(
 
 
 def draw(pipe: Any, task: ImageTask) -> RawPicture:
-    """Run the pipeline. Inpainting keeps the input picture's own pixels wherever the mask is black."""
+    """Run the pipeline. Inpainting keeps the input picture's own pixels wherever the mask is black.
+
+    Raises:
+        Rejected: the pipeline drew another size than it was asked for; some do so without a word.
+    """
     image = pipe(**spelling.arguments(pipe, task)).images[0]
     pixels = to_bytes(image)
+    if pixels.shape[:2] != (task.height, task.width):
+        drawn, asked = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{task.width} x {task.height}"
+        text = f"model {task.model!r} drew {drawn} pixels where {asked} were asked for; ask for a size that it draws"
+        raise Rejected("unsupported", text, field="width" if task.task == "text2img" else "image")
     if task.task == "inpainting":
         pixels = _overlay(pipe, task, pixels)
     return RawPicture(width=pixels.shape[1], height=pixels.shape[0], channels=3, data=pixels.tobytes())
