@@ -29,7 +29,7 @@ def save_lora(model: Path, folder: Path) -> Path:
     return folder / "pytorch_lora_weights.safetensors"
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3", "z_image", "qwen_image"])
+@pytest.mark.parametrize("name", ["flux", "z_image", "qwen_image"])
 def test_a_lora_acts_on_the_images_that_ask_for_it(name: str, tmp_path: Path) -> None:
     """At its weight, in company and alone; the others are drawn without."""
     folder = save(name, tmp_path / "model")
