@@ -173,10 +173,12 @@ class DeviceCaller:
 
     def _call(self, group: list[Call], key: Hashable) -> list[Any]:
         """Run the group's rows in pieces up to the limit; the answers are in the group's order."""
+        if joining.alone(group[0]):
+            return [self._piece(call, call.arguments, call.rows, call.rows, key) for call in group]
         total = sum(call.rows for call in group)
         stacked = joining.stack(group, exact=self.exact)
         layout = group[0].layout
-        limit = self.limit(group[0].kind, key) if layout.joins else total
+        limit = self.limit(group[0].kind, key)
         pieces = []
         for start in range(0, total, limit):
             stop = min(start + limit, total)
@@ -185,7 +187,9 @@ class DeviceCaller:
         return rows.split(rows.join(pieces), [call.rows for call in group])
 
     def _piece(self, like: Call, arguments: Any, count: int, limit: int, key: Hashable) -> Any:
-        padded = joining.pad(like.layout, arguments, count, limit) if self.exact else arguments
+        padded = (
+            joining.pad(like.layout, arguments, count, limit) if count < limit and self.exact else arguments
+        )
         sizer = self.sizer if like.kind == "unet" and self.sizer and self.sizer.measuring(key) else None
         if sizer is not None:
             _synchronize(like.module)
@@ -197,7 +201,7 @@ class DeviceCaller:
             sizer.record(key, count, self.clock() - began)
         self._ended = self.clock()
         self._count(like.kind, count, limit, self._ended - began)
-        return rows.take(answer, 0, count) if self.exact else answer
+        return rows.take(answer, 0, count) if padded is not arguments else answer
 
     def _count(self, kind: str, count: int, limit: int, seconds: float) -> None:
         counters = self.counters

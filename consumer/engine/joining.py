@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 Arguments = Mapping[str, Any]
 
 
+def alone(call: Call) -> bool:
+    """Whether a call is made as it comes: nobody knows its rows, or the pipeline keeps something in it."""
+    return not call.layout.joins or not call.layout.state.isdisjoint(call.arguments)
+
+
 def count(layout: Denoiser, arguments: Arguments) -> int:
-    """The rows of a call."""
+    """The rows of a call; 1 where nobody knows them."""
+    if not layout.joins:
+        return 1
     latents = arguments.get(layout.latents)
     return len(latents) if isinstance(latents, list) else rows.row_count(arguments)
 
@@ -37,7 +44,7 @@ def key(call: Call, *, exact: bool) -> Hashable:
         exact: only calls whose rows do not depend on each other's text are joined.
     """
     layout, of = call.layout, (id(call.module), call.method)
-    if not layout.joins or not layout.state.isdisjoint(call.arguments):
+    if alone(call):
         return (*of, "alone", id(call))
     if not (layout.shared or layout.lists or layout.text or (exact and layout.reads_length)):
         return (*of, rows.signature(call.arguments))

@@ -207,7 +207,9 @@ def _lumina2() -> Any:
     )
     return d.Lumina2Pipeline(
         transformer=transformer,
-        vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
+        vae=vae(
+            4, widths=(8, 8, 8, 16), shift_factor=0.06, scaling_factor=1.5
+        ),  # the pipeline counts on 8 pixels
         scheduler=_flow(shift=3.0),
         text_encoder=gemma(),
         tokenizer=tokenizer(256),

@@ -80,12 +80,12 @@ def qwen_vl() -> Any:
     return t.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def vae(channels: int, kind: str = "AutoencoderKL", **more: Any) -> Any:
+def vae(channels: int, kind: str = "AutoencoderKL", widths: tuple[int, ...] = (8, 16), **more: Any) -> Any:
     plain = {"use_quant_conv": False, "use_post_quant_conv": False}
     return getattr(d, kind)(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=channels,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from consumer.renderer.protocol import Lora
 
-_PARTS = ("unet", "text_encoder", "text_encoder_2")
+_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 KEPT = 8  # LoRAs of one model that stay loaded; more only while images in flight use them
 
 
@@ -49,12 +49,9 @@ class Adapters:
             Rejected: a LoRA is unknown or does not fit this model.
             Unavailable: its file is not the one that the request was planned with.
         """
-        if loras and getattr(self._pipe, "unet", None) is None:
-            raise Rejected(
-                "unsupported",
-                "loras: LoRAs are drawn with UNets (SD, SDXL) only, not yet with transformers",
-                field="loras",
-            )
+        if loras and not hasattr(self._pipe, "load_lora_weights"):
+            kind = type(self._pipe).__name__
+            raise Rejected("unsupported", f"loras: diffusers loads none into a {kind}", field="loras")
         for lora in loras:
             if not lora.path and lora.name not in self._files:
                 known = ", ".join(sorted(self._files)) or "none"
@@ -136,7 +133,9 @@ class Adapters:
             if module is None or inner not in getattr(module, "peft_config", {}):
                 continue
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # that another acts now
-                module.delete_adapters([inner]) if part == "unet" else module.delete_adapter(inner)
+                module.delete_adapters([inner]) if not part.startswith("text") else module.delete_adapter(
+                    inner
+                )
         self._active = None
 
 
