@@ -1,17 +1,22 @@
 """The sweep: requests of dead workers, and released ones, are taken over; ended ones are tidied.
 
 One pass lists the heartbeats (S1) and the claims (S2), tidies what has ended (S3) and takes over what a
-dead worker held or a live one gave back (S4). It reads each claim once.
+dead worker held or a live one gave back (S4).
+
+While all workers live, nobody needs to know whose a claim is. In a large fleet a sweep reads others' claims only when
+a worker has died: all that are listed then, each once. A claim whose worker has no heartbeat any more is found by its
+age: it is read by few workers at first, by twice as many whenever it has stayed for as long again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from infra.claims import kept_request
 from infra.claims.claim import Claim, Held, Release, answers, given_up
@@ -27,6 +32,7 @@ Wanted = Callable[[Claim], Awaitable[bool]]
 log = logging.getLogger(__name__)
 
 AT_ONCE = 8  # store calls in flight
+_OLD = 4  # leases for which a claim is listed before it is read for its age
 TIDY_ONLY = 32  # ids that a pass looks at when it may take no more
 
 
@@ -51,6 +57,9 @@ class Sweep:
     stamp: Callable[[], str]
     wanted: Wanted | None = None
     _statuses_at: float = -math.inf  # when `status/` was last listed, by our clock
+    _first_seen: dict[tuple[str, str], float] = field(default_factory=dict)  # claims not read, by (key, etag)
+    #: Dead sessions, with their heartbeats' etags, after whose death every listed claim was read.
+    _searched: set[tuple[str, str | None]] = field(default_factory=set)
 
     async def __call__(
         self, limit: int | None, wanted: Wanted | None = None, express_limit: int = 0
@@ -95,19 +104,64 @@ class Sweep:
         self, groups: dict[str, Group], beats: dict[str, str], asked: float
     ) -> list[Candidate]:
         """The ids whose newest claim has no live owner."""
-        tops = [group.claims[group.top] for group in groups.values() if group.claims]
-        await gather_bounded(tops, AT_ONCE, self.ledger.summary)  # reads what is new; the rest is cached
+        ledger = self.ledger
+        tops = {id: group.claims[group.top] for id, group in groups.items() if group.claims}
         # After the listings were complete: a lease then begins too late, never too early.
-        seen = self.clock()
-        summaries = [await self.ledger.summary(info) for info in tops]
+        self.watch.observe(beats, self._owners(tops), self.clock())
+        dead = self.watch.dead(asked)
+        self._note_mine(groups, asked)
+        everything = len(beats) <= ledger.timing.few or not dead <= self._searched
+        wanted = self._unread(groups, tops, asked, len(beats), everything=everything)
+        await gather_bounded(wanted, AT_ONCE, ledger.summary)
+        self._searched = dead  # only now: a pass that fails is repeated whole
         released = [group.markers[group.top] for group in groups.values() if group.top in group.markers]
-        await gather_bounded(released, AT_ONCE, self.ledger.release)
-        self.watch.observe(beats, {summary.session for summary in summaries if summary}, seen)
+        await gather_bounded(released, AT_ONCE, ledger.release)
+        seen = self.clock()
+        self.watch.observe(beats, self._owners(tops), seen)  # again: some owners have no heartbeat
         listed = [info for g in groups.values() for info in [*g.claims.values(), *g.markers.values()]]
-        self.ledger.forget_gone({(info.key, info.etag) for info in listed})
+        ledger.forget_gone({(info.key, info.etag) for info in listed})
         self.watch.forget_markers({info.key for info in listed})
         judged = [await self._judge(id, group, asked, seen) for id, group in groups.items()]
         return [candidate for candidate in judged if candidate is not None]
+
+    def _owners(self, tops: dict[str, Info]) -> set[str]:
+        """The sessions whose claims are listed, as far as they were read."""
+        return {summary.session for info in tops.values() if (summary := self.ledger.known(info))}
+
+    def _note_mine(self, groups: dict[str, Group], asked: float) -> None:
+        """Forget ids of our own whose claims have been gone for a lease: a create may land late."""
+        mine = self.ledger.mine
+        for id, last in list(mine.items()):
+            if last is None or id in groups:
+                mine[id] = asked
+            elif asked - last >= self.ledger.timing.lease and not self.ledger.is_busy(id):
+                del mine[id]
+
+    def _unread(
+        self, groups: dict[str, Group], tops: dict[str, Info], asked: float, workers: int, *, everything: bool
+    ) -> list[Info]:
+        """The newest claims that are to be read now; `everything`: whoever has them."""
+        ledger, unread = self.ledger, {}
+        wanted = []
+        for id, info in tops.items():
+            version, group = (info.key, info.etag), groups[id]
+            if ledger.is_read(info) or ((held := ledger.held.get(id)) and held.claim.epoch == group.top):
+                continue
+            unread[version] = self._first_seen.get(version, asked)
+            # Ours, and not held: we got no answer to its create, or could not delete it.
+            certain = everything or id in ledger.mine or group.top in group.markers
+            if certain or self._is_old(id, asked - unread[version], workers):
+                wanted.append(info)
+        self._first_seen = unread
+        return wanted
+
+    def _is_old(self, id: str, age: float, workers: int) -> bool:
+        """Whether this worker reads a claim for its age, in seconds."""
+        spans = age / (_OLD * self.ledger.timing.lease)
+        if spans < 1:
+            return False
+        digest = hashlib.blake2b(f"{self.ledger.session} {id}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest) / 2**64 * workers < 2 ** min(spans, 60.0)
 
     async def _judge(self, id: str, group: Group, asked: float, seen: float) -> Candidate | None:
         ledger = self.ledger
@@ -115,14 +169,14 @@ class Sweep:
             return None
         if not group.claims:
             return Candidate(id, group)  # a marker that came late
-        summary = await ledger.summary(group.claims[group.top])
-        if summary is None:
-            return None
         held = ledger.held.get(id)
         if held is not None:
             if group.top > held.claim.epoch:
                 held.taken_over = True
                 del ledger.held[id]  # another worker's from now on, to be judged like any other
+            return None
+        summary = ledger.known(group.claims[group.top])
+        if summary is None:
             return None
         marker = group.markers.get(group.top)
         if marker is not None:
@@ -214,6 +268,7 @@ class Sweep:
                 "solo": last.solo or release is None,
             }
         )
+        ledger.mine[target] = None
         if not await ledger.store.create(layout.claim_key(target, epoch), claim.body()):
             return None
         # After the create, as in B5: the last owner may have committed meanwhile.

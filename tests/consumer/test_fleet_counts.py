@@ -35,11 +35,17 @@ def test_what_one_worker_does_for_itself_grows_with_the_fleet_only(fleets: dict[
     assert looks == pytest.approx(HAND / 2, rel=0.15)  # every two seconds, for each request in hand
 
 
-def test_every_worker_reads_every_claim(fleets: dict[int, Counts]):
-    """The one cost that grows with the square of the fleet: claims read for each request are as many as workers."""
+def test_in_a_small_fleet_every_worker_reads_every_claim(fleets: dict[int, Counts]):
+    """Claims read for each request are as many as workers, which would grow with the square of the fleet."""
     for workers, found in fleets.items():
         read = found.rate("sweeps: claims read") * found.load.window / found.ended
         assert read == pytest.approx(workers, rel=0.25), workers
+
+
+def test_in_a_large_fleet_claims_are_not_read_while_all_workers_live():
+    found = count(Load(6, ahead=HAND, warm=20, window=60, few=0))
+    assert found.ended > 0
+    assert found.rate("sweeps: claims read") == 0
 
 
 def test_a_request_costs_what_the_page_says(fleets: dict[int, Counts]):
