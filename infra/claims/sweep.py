@@ -1,18 +1,13 @@
 """The sweep: requests of dead workers, and released ones, are taken over; ended ones are tidied.
 
 One pass lists the heartbeats (S1) and the claims (S2), tidies what has ended (S3) and takes over what a
-dead worker held or a live one gave back (S4).
-
-While all workers live, nobody needs to know whose a claim is. In a large fleet a sweep reads others' claims only when
-a worker has died: all that are listed then, each once. A claim whose worker has no heartbeat any more is found by its
-age: it is read by few workers at first, by twice as many whenever it has stayed for as long again.
+dead worker held or a live one gave back (S4). Which claims it reads: see `reading.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -22,6 +17,7 @@ from infra.claims import kept_request
 from infra.claims.claim import Claim, Held, Release, answers, given_up
 from infra.claims.ledger import Group, Ledger
 from infra.claims.liveness import Watch
+from infra.claims.reading import Reading
 from infra.gather import gather_bounded
 from infra.stores.store import Info
 from schemas import layout
@@ -32,7 +28,6 @@ Wanted = Callable[[Claim], Awaitable[bool]]
 log = logging.getLogger(__name__)
 
 AT_ONCE = 8  # store calls in flight
-_OLD = 4  # leases for which a claim is listed before it is read for its age
 TIDY_ONLY = 32  # ids that a pass looks at when it may take no more
 
 
@@ -57,9 +52,10 @@ class Sweep:
     stamp: Callable[[], str]
     wanted: Wanted | None = None
     _statuses_at: float = -math.inf  # when `status/` was last listed, by our clock
-    _first_seen: dict[tuple[str, str], float] = field(default_factory=dict)  # claims not read, by (key, etag)
-    #: Dead sessions, with their heartbeats' etags, after whose death every listed claim was read.
-    _searched: set[tuple[str, str | None]] = field(default_factory=set)
+    _reading: Reading = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reading = Reading(self.ledger)
 
     async def __call__(
         self, limit: int | None, wanted: Wanted | None = None, express_limit: int = 0
@@ -108,12 +104,8 @@ class Sweep:
         tops = {id: group.claims[group.top] for id, group in groups.items() if group.claims}
         # After the listings were complete: a lease then begins too late, never too early.
         self.watch.observe(beats, self._owners(tops), self.clock())
-        dead = self.watch.dead(asked)
-        self._note_mine(groups, asked)
-        everything = len(beats) <= ledger.timing.few or not dead <= self._searched
-        wanted = self._unread(groups, tops, asked, len(beats), everything=everything)
-        await gather_bounded(wanted, AT_ONCE, ledger.summary)
-        self._searched = dead  # only now: a pass that fails is repeated whole
+        unread = self._reading.choose(groups, self.watch.dead(asked), asked, len(beats))
+        await gather_bounded(unread, AT_ONCE, ledger.summary)
         released = [group.markers[group.top] for group in groups.values() if group.top in group.markers]
         await gather_bounded(released, AT_ONCE, ledger.release)
         seen = self.clock()
@@ -127,41 +119,6 @@ class Sweep:
     def _owners(self, tops: dict[str, Info]) -> set[str]:
         """The sessions whose claims are listed, as far as they were read."""
         return {summary.session for info in tops.values() if (summary := self.ledger.known(info))}
-
-    def _note_mine(self, groups: dict[str, Group], asked: float) -> None:
-        """Forget ids of our own whose claims have been gone for a lease: a create may land late."""
-        mine = self.ledger.mine
-        for id, last in list(mine.items()):
-            if last is None or id in groups:
-                mine[id] = asked
-            elif asked - last >= self.ledger.timing.lease and not self.ledger.is_busy(id):
-                del mine[id]
-
-    def _unread(
-        self, groups: dict[str, Group], tops: dict[str, Info], asked: float, workers: int, *, everything: bool
-    ) -> list[Info]:
-        """The newest claims that are to be read now; `everything`: whoever has them."""
-        ledger, unread = self.ledger, {}
-        wanted = []
-        for id, info in tops.items():
-            version, group = (info.key, info.etag), groups[id]
-            if ledger.is_read(info) or ((held := ledger.held.get(id)) and held.claim.epoch == group.top):
-                continue
-            unread[version] = self._first_seen.get(version, asked)
-            # Ours, and not held: we got no answer to its create, or could not delete it.
-            certain = everything or id in ledger.mine or group.top in group.markers
-            if certain or self._is_old(id, asked - unread[version], workers):
-                wanted.append(info)
-        self._first_seen = unread
-        return wanted
-
-    def _is_old(self, id: str, age: float, workers: int) -> bool:
-        """Whether this worker reads a claim for its age, in seconds."""
-        spans = age / (_OLD * self.ledger.timing.lease)
-        if spans < 1:
-            return False
-        digest = hashlib.blake2b(f"{self.ledger.session} {id}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest) / 2**64 * workers < 2 ** min(spans, 60.0)
 
     async def _judge(self, id: str, group: Group, asked: float, seen: float) -> Candidate | None:
         ledger = self.ledger

@@ -53,7 +53,9 @@ async def test_while_its_worker_lives_a_claim_is_not_read(bench: Bench, store: C
     assert store.read == read
 
 
-async def test_a_death_lets_every_claim_be_read_once(bench: Bench, store: CountingStore) -> None:
+async def test_after_a_death_the_claims_that_are_there_are_read_once(
+    bench: Bench, store: CountingStore
+) -> None:
     dead, live, other = bench.session("dead"), bench.session("live"), bench.session("other")
     for worker in (dead, live):
         await worker.beat()
@@ -86,6 +88,32 @@ async def test_a_second_death_is_searched_like_the_first(bench: Bench) -> None:
     await bench.must_take(second, "c")
     bench.now += LEASE
     assert {held.claim.id for held in await other.sweep()} == {"b", "c"}
+
+
+async def test_few_workers_read_each_claim_after_a_death_and_more_while_it_stays(
+    bench: Bench, store: CountingStore
+) -> None:
+    """Not all at once, as a fleet of hundreds has thousands of claims."""
+    names = [f"w{number}" for number in range(100)]
+    workers = [bench.session(name) for name in names]
+    dead = bench.session("dead")
+    for worker in [dead, *workers]:
+        await worker.beat()
+    for number in range(10):
+        await bench.must_take(dead, f"r{number}")
+    readers = []
+    for leases in (0, 1, 2, 6):
+        bench.now = 1000.0 + leases * LEASE
+        for worker in workers:
+            await worker.beat()
+        read = store.read
+        for worker in workers:
+            await worker.sweep(limit=0)
+        readers.append(store.read - read)
+    assert readers[0] == 0
+    assert 20 < readers[1] < 80  # of a thousand: four of each claim
+    assert 20 < readers[2] < 80  # four more
+    assert sum(readers) == 1000
 
 
 async def test_a_claim_whose_worker_has_no_heartbeat_is_found_by_its_age(
