@@ -32,7 +32,8 @@ app = typer.Typer(
 def _sizes(text: str) -> str:
     for part in text.split(","):
         found = _SIZE.fullmatch(part.strip())
-        if text and (not found or int(found[1]) % 8 or int(found[2] or 8) % 8 or not int(found[1])):
+        sides = [int(side) for side in found.groups() if side] if found else [0]
+        if text and any(side % 8 or not side for side in sides):
             raise typer.BadParameter(f"{part!r} is no size: write multiples of 8, such as 512 or 768x512")
     return text
 

@@ -137,6 +137,7 @@ def test_the_plot_has_a_line_for_each_size():
     [
         (["--sizes", "100"], "multiples of 8"),
         (["--sizes", "128,axb"], "'axb' is no size"),
+        (["--sizes", "512x0"], "'512x0' is no size"),
         (["--rows", "0"], "1 to 256"),
         (["--rows", "2,many"], "'many' is no number"),
         (["--model", "nosuch"], "no model named 'nosuch'"),
