@@ -82,7 +82,7 @@ async def publish(store: MemoryStore, name: str, **facts: Any) -> None:
 
 
 async def test_what_a_published_card_leaves_open_is_its_bases():
-    """As a worker fills it: a trained model draws with the steps, guidance and sampler of its base, if that is known."""
+    """As a worker fills it: a trained model has the steps, guidance and sampler of its base, if that is known."""
     store = MemoryStore()
     await publish(store, "dog", kind="full", base="doodle", native_width=256, native_height=128)
     await publish(
