@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from infra.models.hub_caches import baked_cache
 from infra.models.json_files import read_json, read_object
 from infra.models.safetensors_header import read_shapes
-from infra.models.single_files import check_configs, read_single_file
+from infra.models.single_files import LIBRARIES, check_configs, read_single_file
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
     from infra.models.cards import ModelCard
 
-_LIBRARIES = {"diffusers", "transformers"}
 _FAMILIES = tuple(
     f"StableDiffusion{size}{kind}Pipeline" for size in ("", "XL") for kind in ("", "Img2Img", "Inpaint")
 )
@@ -102,8 +101,7 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
         )
     parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     for name, (library, _) in parts.items():
-        named = library is None or (isinstance(library, str) and library in _LIBRARIES)
-        if name not in _LEFT_OUT and not named:
+        if name not in _LEFT_OUT and library is not None and library not in LIBRARIES:
             raise _refuse(folder, f"{name} comes from {library!r}, not from diffusers or transformers")
     for config in (folder / "model_index.json", *folder.glob("*/*.json")):
         keys = read_json(config)

@@ -104,7 +104,7 @@ class Planner:
         )
 
     def _picture(self, manifest: Any, limits: Limits, native: tuple[int, int]) -> tuple[int, int]:
-        """The size at which a request's picture is drawn, from its file's header."""
+        """The size at which a request's picture is drawn, from its file's header. Raises `Rejected`."""
         try:
             data = pictures.decode_base64(manifest.image, "image", limits)
             with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
@@ -112,11 +112,7 @@ class Planner:
         except (Rejected, OSError, Image.DecompressionBombError):  # the name of an object, or no picture
             self.unknown_sizes += 1
             return native
-        size = drawn_size(whole, limits)
-        if 0 in size:
-            text = f"is {whole[0]} x {whole[1]}; at least 8 x 8 pixels can be drawn"
-            raise Rejected.of_field("image", text, pictures.INVALID)
-        return size
+        return drawn_size(whole, limits)
 
     def default_model(self) -> str:
         """The model of a request that names none: what most live workers say. Raises `Rejected`."""
