@@ -223,6 +223,7 @@ def worker(
     from infra.claims.claims import Timing
     from infra.logs import log_lines
     from infra.models.cards import Cards
+    from infra.models.model_files import fetch_configs
 
     log_lines(log_level, "consumer", "infra", "dreamdrop", style=log_format)
     beat = lease / 3
@@ -246,7 +247,7 @@ def worker(
     )
     log = logging.getLogger("dreamdrop.worker")
     try:
-        cards = Cards.of(models or (), loras or ())
+        cards = Cards.of(models or (), loras or (), fetch=fetch_configs)
     except (DreamError, OSError) as error:
         log.error("the worker cannot run: %s", error)
         raise typer.Exit(3) from error

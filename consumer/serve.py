@@ -27,6 +27,7 @@ from consumer.worker import Worker, WorkerSettings
 from infra.claims.claims import Claims
 from infra.metrics.calls import Calls, TimedQueue
 from infra.models.cache import DEFAULT_BYTES, ModelCache, default_folder
+from infra.models.model_files import check_own
 from infra.queues.leases import MessageLeases
 from infra.stores.changes import make_inbox
 from infra.stores.open import open_store
@@ -82,6 +83,8 @@ def serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: Rend
 async def _serve(places: Places, cards: Cards, settings: WorkerSettings, renderer: RendererSettings) -> int:
     devices = await asyncio.to_thread(devices_of, renderer)
     model, why = default_model(settings.default_model, devices)
+    if renderer.kind == "diffusers":
+        await asyncio.to_thread(check_own, cards.own())
     settings = replace(settings, default_model=model)
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(places.store))

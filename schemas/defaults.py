@@ -15,6 +15,13 @@ CFG_SCALE: float = 7
 SIZE_MULTIPLE = 8  # pixels
 
 
+def multiples_of(model: str, pixels: int, multiple: int) -> str:
+    """Why a model does not draw a side of so many pixels, with the nearest two that it draws."""
+    below = pixels // multiple * multiple
+    near = f"such as {below} or {below + multiple}" if below else f"at least {multiple}"
+    return f"model {model!r} draws multiples of {multiple}, {near}"
+
+
 class ModelDefaults(BaseModel):
     """A model's defaults; null where they are not known. Unknown fields are ignored: a newer worker may write them."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import samplers
-from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
+from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, multiples_of
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
 from schemas.result import Note, digest
@@ -206,10 +206,7 @@ def _check_size(model: str, size: Mapping[str, int], multiple: int) -> None:
     """Refuse what would be drawn in another size. Raises `Rejected`, with the nearest two."""
     for field, value in size.items():
         if value % multiple:
-            below = value // multiple * multiple
-            near = f"such as {below} or {below + multiple}" if below else f"at least {multiple}"
-            text = f"is {value}; model {model!r} draws multiples of {multiple}, {near}"
-            raise Rejected.of_field(field, text)
+            raise Rejected.of_field(field, f"is {value}; {multiples_of(model, value, multiple)}")
 
 
 def exact_names(plan: Mapping[str, Any]) -> dict[str, Any]:

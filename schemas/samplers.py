@@ -49,6 +49,8 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "TCD": ("TCDScheduler", {}),
     "SA-Solver": ("SASolverScheduler", {"algorithm_type": "data_prediction"}),
 }
+#: What flow matching models are drawn with, whatever they are asked for: (canonical name, diffusers class).
+FLOW = ("Flow Euler", "FlowMatchEulerDiscreteScheduler")
 #: Other names, as A1111, ComfyUI, InvokeAI, AI Horde and Replicate spell them; `_find` knows their prefixes and
 #: suffixes: k_, dpmpp for DPM++, ancestral for a, and _k or _karras for Karras' sigmas.
 _ALIASES = {
@@ -115,7 +117,7 @@ class SchedulerChoice:
 
 
 def names() -> list[str]:
-    """The canonical names."""
+    """The canonical names, without the sampler of flow matching models."""
     return list(_SCHEDULERS)
 
 
@@ -136,18 +138,40 @@ def resolve(name: str) -> SchedulerChoice:
         Rejected: nothing answers to this name; the message lists what does.
     """
     plain = _plain(name)
+    if plain in _FLOW:
+        return SchedulerChoice(*FLOW, ())
     found = _find(plain)
     if found is None:
         near = _near(plain)
         hint = f" (did you mean {near!r}?)" if near else ""
-        raise Rejected(
-            "unknown_scheduler",
-            f"no scheduler named {name!r}{hint}; known are {', '.join(names())}, and diffusers' class names",
-            field="scheduler",
-        )
+        known = ", ".join([*names(), FLOW[0]])
+        text = f"no scheduler named {name!r}{hint}; known are {known}, and diffusers' class names"
+        raise Rejected("unknown_scheduler", text, field="scheduler")
     class_name, overrides = _SCHEDULERS[found]
     stand_in = next((asked for asked in _STAND_INS if _plain(asked) in plain), "")
     return SchedulerChoice(found, class_name, tuple(overrides.items()), stand_in)
+
+
+def for_model(asked: str | None, default: str, *, flow: bool) -> tuple[str, str]:
+    """The canonical name of the sampler that a model is drawn with, and why it is not the one that was asked for.
+
+    Args:
+        asked: as a caller spells it; None or "": nothing.
+        default: the model's own, canonical.
+        flow: the model is made for flow matching, which has samplers of its own. Its Euler is called Euler, too.
+
+    Raises:
+        Rejected: nothing answers to this name.
+    """
+    if not asked:
+        return default, ""
+    name = resolve(asked).name
+    if flow and name == "Euler":
+        return FLOW[0], ""
+    if name == default or flow == (name == FLOW[0]):
+        return name, ""
+    kind = "is made for flow matching" if flow else "is not made for flow matching"
+    return default, f"scheduler {name} was not used: the model {kind}; it was drawn with {default}"
 
 
 def check_steps(name: str, steps: int) -> None:
@@ -212,3 +236,4 @@ def _index() -> dict[str, str]:
 
 
 _INDEX = _index()
+_FLOW = {_plain(text) for text in (*FLOW, FLOW[1].removesuffix("Scheduler"), "flow_match_euler", "flowmatch")}

@@ -111,6 +111,8 @@ def _child(folder: str, kill_at: int | None, environment: dict[str, str]) -> Non
             os.kill(os.getpid(), signal.SIGKILL)
 
     run.train(Path(folder), say, lambda: False)
+    if not planned:
+        return  # of several processes the first speaks
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = {"planned_gib": planned["memory_gib"], "peak_gib": peak / 2**30}
     (Path(folder) / "memory.json").write_text(json.dumps(memory))

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from infra.models.folders import config_hash, family_of
+from infra.models.folders import config_hash, unet_family
 from infra.models.safetensors_header import BYTES
 from schemas.errors import Rejected
 
@@ -73,7 +73,7 @@ class Base:
     @property
     def family(self) -> str:
         """Models of one family take the same LoRAs: doodle, sd1, sd2, sdxl, or one by the UNet's config."""
-        return family_of(self._json("unet/config.json"))
+        return unet_family(self._json("unet/config.json"))
 
     @property
     def kind(self) -> str:

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from schemas.errors import Rejected
+from schemas.models import check_name
 from training import tokens
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ _PLAIN = frozenset(
 
 def options_as_given(training: Training, base: Base) -> None:
     """Refuse options that do not fit one another or the base."""
+    check_name(training.name)
     fields = type(training).model_fields
     if training.method == "full":
         for name in _LORA_ONLY:

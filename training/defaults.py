@@ -1,8 +1,8 @@
 """What a training does where the manifest says nothing, by the kind of its base.
 
 `small` was measured on the bundled doodle, with 48 class pictures. Of 24 prompts with a new shape a full training drew
-9 at a rate of 4e-4, 15 at 6e-4 and 19 at 8e-4, with 17 of 18 old shapes kept at each; a LoRA 20 at 3e-3, with 16 kept.
-The others are the figures that the reference scripts' documents name (5e-6 full, 1e-4 LoRA, 400 and 500 steps).
+9 at a rate of 4e-4, 15 at 6e-4 and 19 at 8e-4, with 17 of 18 old shapes kept at each; a LoRA 20 at 3e-3, with 16
+kept. The others are the figures that the reference scripts' documents name (5e-6 full, 1e-4 LoRA, 400 and 500 steps).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from schemas.training import validate_training
 from training import local, recipe
 from training.bases import Base
 from training.lease import saved
-from training.lease.base_models import check_name
+from training.lease.base_models import check_family
 from training.lease.serve import make_trainer
 from training.pictures import read_folder
 
@@ -87,7 +87,7 @@ async def _show_plan(training: Training, bases: BaseModels, found: PictureSet, p
     try:
         base = Base.read(fetched.folder, training.base)
         if bases.store is not None:
-            await check_name(bases.store, training.name, base)
+            await check_family(bases.store, training.name, base)
         cuda = Path("/dev/nvidia0").exists()  # for the plan; the process that trains looks itself
         plan = recipe.resolve(training, base, found, device="cuda" if cuda else "cpu", cuda=cuda)
         recipe.shared(plan, processes)

@@ -40,6 +40,8 @@ class Models(Protocol):
 
     def fits(self, name: str, in_use: Collection[str]) -> bool: ...
 
+    def joins(self, name: str) -> bool: ...
+
 
 def batch_key(task: ImageTask) -> Hashable:
     """Tasks with equal keys can share UNet calls."""
@@ -47,7 +49,7 @@ def batch_key(task: ImageTask) -> Hashable:
 
 
 def rows_of(task: ImageTask) -> int:
-    """UNet rows at each step: guidance needs a second one."""
+    """UNet rows at each step, as far as a task tells before its first call: guidance needs a second one."""
     return 2 if task.cfg_scale > 1 else 1
 
 
@@ -118,13 +120,16 @@ class AdmissionQueue:
         rows: Counter[LaneKey] = Counter()
         lanes: Counter[bool] = Counter()
         for image in in_flight:
-            rows[image.task.express, image.batch_key] += rows_of(image.task)
-            lanes[image.task.express] += rows_of(image.task)
+            taken = image.rows or rows_of(image.task)
+            rows[image.task.express, image.batch_key] += taken
+            lanes[image.task.express] += taken
+        alone = {image.task.model for image in in_flight if not self._models.joins(image.task.model)}
         full = lanes.total() >= _BATCH_KEYS * self._max_rows  # every image in flight holds memory
         return [
             key
             for key in self._queues
             if rows[key] < self._limits.get(key[1], self._max_rows)
+            and self._queues[key][0][1].model not in alone
             and not (full and lanes[key[0]] >= self._max_rows)
         ]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from consumer.engine import device_errors, rows
+from consumer.engine import device_errors, joining, rows
 from consumer.engine.batch_size import KINDS, BatchSizer
 from infra.lru import LruCache
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
 _ONE_IMAGE = {"unet": 2}  # rows, with guidance
+#: Errors of a call that would be wrong again.
+_WRONG_CALL = (TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
 _MEASURED = 1000  # kinds of calls whose time is kept
 
 
@@ -157,7 +159,8 @@ class DeviceCaller:
                 return None, Failure(
                     "out_of_memory", "the image does not fit this device's memory, even alone", False
                 )
-            return None, Failure("render_error", f"the model failed: {device_errors.describe(error)}", True)
+            again = not isinstance(error, _WRONG_CALL)
+            return None, Failure("render_error", f"the model failed: {device_errors.describe(error)}", again)
 
     def _halve(self, group: list[Call], key: Hashable) -> bool:
         """Halve the rows of this key's calls; False when it is one already."""
@@ -170,30 +173,35 @@ class DeviceCaller:
 
     def _call(self, group: list[Call], key: Hashable) -> list[Any]:
         """Run the group's rows in pieces up to the limit; the answers are in the group's order."""
+        if joining.alone(group[0]):
+            return [self._piece(call, call.arguments, call.rows, call.rows, key) for call in group]
         total = sum(call.rows for call in group)
-        stacked = rows.stack([call.arguments for call in group])
+        stacked = joining.stack(group, exact=self.exact)
+        layout = group[0].layout
         limit = self.limit(group[0].kind, key)
         pieces = []
         for start in range(0, total, limit):
             stop = min(start + limit, total)
-            part = stacked if (start, stop) == (0, total) else rows.take(stacked, start, stop)
+            part = stacked if (start, stop) == (0, total) else joining.take(layout, stacked, start, stop)
             pieces.append(self._piece(group[0], part, stop - start, limit, key))
         return rows.split(rows.join(pieces), [call.rows for call in group])
 
     def _piece(self, like: Call, arguments: Any, count: int, limit: int, key: Hashable) -> Any:
-        padded = rows.pad(arguments, count, limit) if self.exact else arguments
+        padded = (
+            joining.pad(like.layout, arguments, count, limit) if count < limit and self.exact else arguments
+        )
         sizer = self.sizer if like.kind == "unet" and self.sizer and self.sizer.measuring(key) else None
         if sizer is not None:
             _synchronize(like.module)
         began = self.clock()
         self.counters.host_seconds += began - self._ended if self._ended is not None else 0.0
-        answer = getattr(like.module, like.method)(**padded)
+        answer = joining.answered(like.layout, getattr(like.module, like.method)(**padded))
         if sizer is not None:
             _synchronize(like.module)
             sizer.record(key, count, self.clock() - began)
         self._ended = self.clock()
         self._count(like.kind, count, limit, self._ended - began)
-        return rows.take(answer, 0, count) if self.exact else answer
+        return rows.take(answer, 0, count) if padded is not arguments else answer
 
     def _count(self, kind: str, count: int, limit: int, seconds: float) -> None:
         counters = self.counters
@@ -296,6 +304,7 @@ def encode_texts(
     new = {id(equal[0]): tokens for tokens, equal in by_tokens.items() if answers[tokens] is None}
     if new:
         for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
+            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
             answers[new[id(call)]] = answer
             if not isinstance(answer, Failure):
                 cache.put((key, new[id(call)]), answer)
@@ -303,8 +312,6 @@ def encode_texts(
 
 
 def _tokens(call: Call) -> bytes:
-    """A call's token numbers as bytes: equal prompts, equal bytes."""
-    ids = call.arguments["input_ids"]
-    mask = call.arguments.get("attention_mask")
-    parts = [ids] if mask is None else [ids, mask]
-    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+    """Everything that a text encoder is given, as bytes: equal prompts and pictures, equal bytes."""
+    read = (tensor for _, value in sorted(call.arguments.items()) for tensor in rows.tensors_in(value))
+    return b"".join(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in read)

@@ -80,11 +80,11 @@ def peak_memory(device: str) -> int | None:
     return peak
 
 
-def set_attention(unet: Any, vae: Any, wanted: str) -> str:
-    """Choose the attention kernels of a UNet and VAE, and check that they changed.
+def set_attention(denoiser: Any, vae: Any, wanted: str) -> str:
+    """Choose the attention kernels of a denoiser and a VAE, and check that they changed.
 
     `set_attention_backend` silently leaves Stable Diffusion's UNets as they are; the older processor
-    interface does change them.
+    interface does change them. Transformers have processors of their own, which call torch's kernels.
 
     Args:
         wanted: "auto" (torch's own scaled_dot_product_attention), "sdpa" or "xformers".
@@ -93,8 +93,10 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
         What is in use: "sdpa" or "xformers".
     """
     kernels: Any = importlib.import_module("diffusers.models.attention_processor")
+    transformer = not type(denoiser).__name__.startswith("UNet")
+    modules = [] if transformer else [denoiser, vae]
     if wanted in ("auto", "sdpa"):
-        for module in (unet, vae):
+        for module in modules:
             if _processors(module):
                 module.set_attn_processor(kernels.AttnProcessor2_0())
         kind: type = kernels.AttnProcessor2_0
@@ -103,10 +105,12 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
             raise BadDevice(
                 "attention xformers: the package is not installed; install the cuda extra, or use sdpa"
             )
-        if not next(unet.parameters()).is_cuda:
+        if not next(denoiser.parameters()).is_cuda:
             raise BadDevice("attention xformers: it has kernels for CUDA only; on this device use sdpa")
         try:
-            for module in (unet, vae):
+            if transformer:
+                denoiser.set_attention_backend("xformers")
+            for module in modules:
                 if _processors(module):
                     module.enable_xformers_memory_efficient_attention()
         except Exception as error:
@@ -114,8 +118,8 @@ def set_attention(unet: Any, vae: Any, wanted: str) -> str:
         kind = kernels.XFormersAttnProcessor
     else:
         raise BadDevice(f"unknown attention {wanted!r}; known are auto, sdpa, xformers")
-    wrong = {type(p).__name__ for p in _processors(unet).values() if not isinstance(p, kind)}
-    if wrong:
+    wrong = {type(p).__name__ for p in _processors(denoiser).values() if not isinstance(p, kind)}
+    if wrong and not transformer:
         raise BadDevice(f"attention {wanted}: the UNet still uses {', '.join(sorted(wrong))}")
     return "xformers" if wanted == "xformers" else "sdpa"
 

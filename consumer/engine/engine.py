@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from greenlet import greenlet
 
-from consumer.engine import device_errors
+from consumer.engine import device_errors, joining
 from consumer.engine.admission import AdmissionQueue, Turns, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.devices import CallTimer, peak_memory
 from consumer.engine.in_flight import Call, InFlight
-from consumer.engine.loading import pipelines
+from consumer.engine.loading import pipelines, spelling
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
@@ -153,10 +153,11 @@ class Engine:
                 model = self.registry.get(task.model, in_use=in_use)
                 model.adapters.ensure(task.loras, self._loras_in_use(task.model))
             template = model.template(task.task)
-            pipelines.check_limits(template, task, model.scheduler_config)
+            pipelines.check_limits(template, task, model.scheduler_config, model.size_multiple)
             pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
-            embedded = template.unet.config.get("time_cond_proj_dim") is not None
-            warnings = pipelines.warnings_of(task, model.tokenizers, takes_guidance_as_number=embedded)
+            warnings = spelling.warnings_of(template, task)
+            if why := pipelines.sampler_for(task, model.scheduler_config)[1]:
+                warnings.append(("scheduler_replaced", why))
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return
@@ -203,7 +204,8 @@ class Engine:
         for call, answer in answers:
             image = images[id(call)]
             image.unet_calls += kind == "unet"
-            if image.task.preview and kind == "unet" and not isinstance(answer, Failure):
+            previewed = image.task.preview and kind == "unet" and "sample" in call.arguments
+            if previewed and not isinstance(answer, Failure):
                 self._previews.keep(image, call, answer)
                 self._reported_at = self._reported_at if image.unet_calls > 1 else float("-inf")
             if kind == "decode" and not isinstance(answer, Failure):
@@ -244,11 +246,15 @@ class Engine:
             )
             if pipelines.scheduler_failed(error):
                 failure = _impossible(image.task, error)
+            elif isinstance(error, Rejected):
+                failure = Failure(error.code, error.message, False, error.field)
         if failure is not None:  # outside `except`, where no traceback holds tensors
             self._fail(image, failure)
             return
         if isinstance(outcome, Call):
             outcome.ticket = next(self._tickets)
+            outcome.key = joining.key(outcome, exact=self.caller.exact)
+            image.rows = image.rows or (outcome.rows if outcome.kind == "unet" else 0)
             image.paused_in = outcome
             return
         self._in_flight.remove(image)

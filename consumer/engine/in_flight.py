@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from consumer.engine.denoisers import PLAIN, Denoiser
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -23,8 +25,10 @@ class Call:
     method: str  # "__call__", "encode" or "decode"
     arguments: dict[str, Any]  # by parameter name
     rows: int  # along the first dimension
-    key: Hashable  # calls with equal keys can be stacked
+    key: Hashable = None  # calls with equal keys can be joined; set by the engine
     ticket: int = 0  # order of arrival, set by the engine
+    layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read
+    layout: Denoiser = PLAIN  # how its arguments are joined
 
 
 @dataclass(eq=False)
@@ -40,6 +44,7 @@ class InFlight:
     warnings: list[tuple[str, str]] = field(default_factory=list)  # (code, message)
     began: float | None = None  # by the engine's clock, at its first device call
     unet_calls: int = 0
+    rows: int = 0  # of its denoiser's first call; 0: not seen yet
     last_unet_call: Any = None  # sample, timestep and answer, while a preview may be made of them
 
     @property
@@ -59,6 +64,7 @@ class InFlight:
         return (self.task.request, self.task.index)
 
     def steps(self) -> tuple[int, int]:
-        """UNet calls done, and in all."""
+        """Steps of its sampler done, and in all. A step may take two calls of the denoiser."""
         total = getattr(self.pipe, "_num_timesteps", 0) or self.task.steps
-        return min(self.unet_calls, total), total
+        done: int = getattr(self.pipe.scheduler, "steps_done", self.unet_calls)
+        return min(done, total), total

@@ -93,6 +93,20 @@ def split(value: Any, sizes: Sequence[int]) -> list[Any]:
     return parts
 
 
+def only_layers(answer: Any, layers: Sequence[int]) -> Any:
+    """A text encoder's answer without the hidden states that nobody reads: all of them may be 100 MB for one prompt.
+
+    Args:
+        layers: their places, also from the end; empty: all are kept.
+    """
+    states = answer.get("hidden_states") if layers and isinstance(answer, Mapping) else None
+    if states is None:
+        return answer
+    read = {layer % len(states) for layer in layers}
+    kept = tuple(state if place in read else None for place, state in enumerate(states))
+    return type(answer)(**{**answer, "hidden_states": kept})
+
+
 def convert(value: Any, dtype: torch.dtype) -> Any:
     """The same answer with its tensors in another precision."""
     if isinstance(value, torch.Tensor):
@@ -122,11 +136,3 @@ def join(answers: Sequence[Any]) -> Any:
     if hasattr(first, "parameters") and isinstance(first.parameters, torch.Tensor):
         return type(first)(torch.cat([answer.parameters for answer in answers]))
     return first
-
-
-def pad(arguments: Mapping[str, Any], rows: int, to: int) -> Any:
-    """Repeat the last row until there are `to` rows."""
-    if rows >= to:
-        return arguments
-    filler = take(arguments, rows - 1, rows)
-    return stack([arguments, *[filler] * (to - rows)])

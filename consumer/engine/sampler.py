@@ -11,6 +11,7 @@ term. A scheduler that is not linear (random inputs show it) does its own steps.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 from collections import OrderedDict, deque
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer.engine.loading.pipelines import build_scheduler
+from schemas.samplers import FLOW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,12 +62,15 @@ class Samplers:
         self._prepared: OrderedDict[Any, _Prepared] = OrderedDict()
         self._tables: OrderedDict[Any, tuple[Step, ...] | None] = OrderedDict()
 
-    def make(self, choice: SchedulerChoice, config: Mapping[str, Any]) -> Sampler:
+    def make(self, choice: SchedulerChoice, config: Mapping[str, Any]) -> Any:
         """The scheduler of one image. Raises `Rejected` where it cannot run here."""
         key = (choice, repr(sorted(config.items())))
         if key not in self._built:
             self._built[key] = build_scheduler(choice, config)
-        return Sampler(self, key, _own(self._built[key]))
+        own = _own(self._built[key])
+        return (
+            counting(own) if choice.name == FLOW[0] else Sampler(self, key, own)
+        )  # its step is one sum anyhow
 
     def prepare(self, key: Any, steps: int, device: Any) -> _Prepared:
         """The scheduler of this key, with its timesteps set."""
@@ -88,6 +93,20 @@ class Samplers:
         return self._tables[full]
 
 
+def counting(scheduler: Any) -> Any:
+    """A scheduler of diffusers that counts its steps, as `steps_done`; signatures stay as they are."""
+    step = scheduler.step
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        scheduler.steps_done += 1
+        return step(*args, **kwargs)
+
+    scheduler.steps_done = 0
+    vars(scheduler)["step"] = counted
+    return scheduler
+
+
 class Sampler:
     """One image's scheduler: diffusers' own, except that its steps come from the table."""
 
@@ -96,6 +115,8 @@ class Sampler:
         self._key = key
         self._scheduler = scheduler
         self._steps = 0  # of the request
+        self.steps_done = 0
+        self._own_schedule = False  # the pipeline chose more than the number of steps: no table knows that
         self._timesteps: tuple[float, ...] = ()
         self._table: tuple[Step, ...] | None = None
         self._position = 0  # of the table's first step among the timesteps
@@ -109,7 +130,12 @@ class Sampler:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, **schedule: Any) -> None:
+        self._own_schedule = bool(schedule)
+        if self._own_schedule:
+            self._scheduler.set_timesteps(num_inference_steps, device=device, **schedule)
+            self._timesteps = tuple(self._scheduler.timesteps.tolist())
+            return
         prepared = self._samplers.prepare(self._key, num_inference_steps, device)
         self._scheduler, self._timesteps = _own(prepared.scheduler), prepared.timesteps
         self._steps, self._table, self._done = num_inference_steps, None, None
@@ -134,6 +160,7 @@ class Sampler:
     ) -> Any:
         if self._done is None:
             self._begin(sample, timestep)
+        self.steps_done += 1
         if self._table is None or eta or return_dict:
             kwargs = {"eta": eta, "generator": generator, "return_dict": return_dict}
             accepted = _accepted(self._scheduler)
@@ -155,6 +182,8 @@ class Sampler:
     def _begin(self, sample: torch.Tensor, timestep: Any) -> None:
         begin = getattr(self._scheduler, "begin_index", None)
         self._done = 0
+        if self._own_schedule:
+            return
         self._position = begin if begin is not None else self._timesteps.index(float(timestep))
         table = self._samplers.table(self._key, self._steps, self._position, begin)
         if table is not None and sample.dtype != torch.float32 and any(s.noise is not None for s in table):

@@ -1,6 +1,6 @@
-"""Stand-ins for the UNet, the VAE and the text encoders inside a pipeline.
+"""Stand-ins for the denoiser (a UNet or a transformer), the VAE and the text encoders inside a pipeline.
 
-A pipeline runs in a greenlet. When it calls its UNet, it calls a *stand-in*: the call becomes a
+A pipeline runs in a greenlet. When it calls its denoiser, it calls a *stand-in*: the call becomes a
 `Call`, the greenlet pauses, and the engine gets the call. Later the engine resumes the greenlet
 with the answer. The pipeline cannot tell: in everything else (`config`, `dtype`, `device`,
 `isinstance`) the stand-in behaves as the real module does.
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from greenlet import getcurrent
 
+from consumer.engine import joining
+from consumer.engine.denoisers import DENOISERS, UNKNOWN, Denoiser
 from consumer.engine.in_flight import Call
-from consumer.engine.rows import convert, row_count, signature, tensors_in
+from consumer.engine.rows import convert, row_count, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -24,13 +26,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_REQUIRED = object()
+
+
 class StandIn:
     """Behaves as the real module does, except that calls go through the engine."""
 
-    def __init__(self, module: nn.Module, *, is_text_encoder: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, *, is_text_encoder: bool = False, layers: tuple[int, ...] = ()
+    ) -> None:
+        """`layers`: of a text encoder's hidden states, the ones that the pipeline reads; (): perhaps all."""
+        kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its class
         object.__setattr__(self, "_module", module)
         object.__setattr__(self, "_kind", "text" if is_text_encoder else "unet")  # of `__call__`
-        object.__setattr__(self, "_names", {})  # method: its parameters' names
+        object.__setattr__(self, "_layers", layers)
+        object.__setattr__(self, "_layout", DENOISERS.get(kind.__name__, UNKNOWN))
+        object.__setattr__(self, "_parameters", {})  # method: its parameters with their defaults
 
     @property  # type: ignore[misc]  # typeshed calls it an attribute
     def __class__(self) -> type:  # pipelines ask isinstance(self.unet, nn.Module)
@@ -68,19 +79,52 @@ class StandIn:
         engine = getcurrent().parent
         if engine is None:  # outside the engine: call the module itself
             return getattr(module, method)(*args, **kwargs)
-        if method not in self._names:
-            self._names[method] = _parameters(module, method)
-        arguments = {**dict(zip(self._names[method], args, strict=False)), **kwargs}
+        if method not in self._parameters:
+            self._parameters[method] = _parameters(module, method)
+        parameters: dict[str, Any] = self._parameters[method]
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        if kind == "unet":
+            return self._denoise(engine, parameters, arguments)
+        if kind == "text" and "use_cache" in parameters:
+            arguments.setdefault("use_cache", False)  # of keys and values, for generating text
         if kind in ("encode", "decode"):
             arguments.pop("generator", None)  # AutoencoderKL accepts and ignores it
             arguments = {name: _cast(value, module) for name, value in arguments.items()}
-        if kind == "unet":
-            arguments["timestep"] = _one_per_row(arguments["timestep"], arguments["sample"])
-        key = (id(module), method, signature(arguments))
-        answer = engine.switch(Call(kind, module, method, arguments, row_count(arguments), key))
+        answer = engine.switch(
+            Call(kind, module, method, arguments, row_count(arguments), layers=self._layers)
+        )
         if kind == "encode" and args and isinstance(args[0], torch.Tensor):
             return convert(answer, args[0].dtype)  # the pipeline continues in the picture's precision
         return answer
+
+    def _denoise(self, engine: Any, parameters: dict[str, Any], arguments: dict[str, Any]) -> Any:
+        layout: Denoiser = self._layout
+        # What one pipeline says and another leaves open must not keep their calls apart.
+        arguments = {
+            name: value
+            for name, value in arguments.items()
+            if value is not None or parameters.get(name, _REQUIRED) is not None
+        }
+        wants_object = arguments.pop("return_dict", True) and "return_dict" in parameters
+        if "return_dict" in parameters:
+            arguments["return_dict"] = False
+        rows = joining.count(layout, arguments)
+        if layout.time:
+            arguments[layout.time] = _one_per_row(arguments[layout.time], rows, arguments[layout.latents])
+        answer = engine.switch(Call("unet", self._module, "__call__", arguments, rows, layout=layout))
+        if layout.answers_lists:
+            answer = (list(answer[0].unbind(0)), *answer[1:])
+        return _Answer(answer) if wants_object else answer
+
+
+class _Answer(tuple[Any, ...]):
+    """A denoiser's answer for a pipeline that asks for an object."""
+
+    __slots__ = ()
+
+    @property
+    def sample(self) -> Any:
+        return self[0]
 
 
 class Embeddings:
@@ -113,10 +157,11 @@ class Embeddings:
         self._bytes = 0
 
 
-def _parameters(module: nn.Module, method: str) -> tuple[str, ...]:
+def _parameters(module: nn.Module, method: str) -> dict[str, Any]:
     kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides the names of its parameters
     function = getattr(kind, "forward" if method == "__call__" else method)
-    return tuple(inspect.signature(function).parameters)[1:]  # without self
+    parameters = list(inspect.signature(function).parameters.values())[1:]  # without self
+    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _cast(value: Any, module: nn.Module) -> Any:
@@ -126,8 +171,10 @@ def _cast(value: Any, module: nn.Module) -> Any:
     return value
 
 
-def _one_per_row(timestep: Any, sample: torch.Tensor) -> torch.Tensor:
-    """One timestep for each row: (rows,) float32, which the UNet converts to in any case."""
+def _one_per_row(timestep: Any, rows: int, latents: Any) -> torch.Tensor:
+    """One timestep for each row: (rows,). A UNet converts them to float32 in any case; others get them as they are."""
+    device = (latents[0] if isinstance(latents, list) else latents).device
     if not isinstance(timestep, torch.Tensor):
-        timestep = torch.tensor(timestep, device=sample.device)
-    return timestep.to(sample.device, torch.float32).expand(sample.shape[0])
+        timestep = torch.tensor(timestep, device=device)
+    dtype = timestep.dtype if timestep.dtype in (torch.float16, torch.bfloat16) else torch.float32
+    return timestep.to(device, dtype).expand(rows)

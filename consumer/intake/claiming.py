@@ -24,6 +24,7 @@ from schemas.limits import Limits
 from schemas.manifest import Manifest, Text2Img, chosen_id, has_expired, parse_manifest
 from schemas.manifest_limits import check_numbers
 from schemas.plan import Plan, Refusal, plan
+from schemas.result import Note
 from schemas.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -171,12 +172,14 @@ class RequestClaimer:
         """
         card = meaning.card
         self._check_size(manifest, card)
+        scheduler, why = samplers.for_model(manifest.scheduler, card.scheduler, flow=card.flow)
+        replaced = (Note(code="scheduler_replaced", message=why, field="scheduler"),) if why else ()
         planned = plan(
             manifest,
             model=card.name,
             revision=card.revision,
             native_size=(card.native_width, card.native_height),
-            scheduler=samplers.resolve(manifest.scheduler or card.scheduler).name,
+            scheduler=scheduler,
             random_seed=self.rng.getrandbits(32),
             steps=card.steps,
             cfg_scale=card.cfg_scale,
@@ -185,7 +188,7 @@ class RequestClaimer:
             lora_hashes=meaning.lora_hashes,
             model_version=meaning.model_version,
             lora_versions=meaning.lora_versions,
-            notes=meaning.notes,
+            notes=(*meaning.notes, *replaced),
         )
         check_numbers(planned.steps, planned.cfg_scale, self.limits)
         return planned

@@ -53,7 +53,7 @@ class Capabilities:
         return cls(
             frozenset(models),
             frozenset(loras),
-            frozenset(samplers.names()),
+            frozenset([*samplers.names(), samplers.FLOW[0]]),
             frozenset(fields),
             frozenset(TASKS),
             limits,

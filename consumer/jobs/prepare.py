@@ -14,6 +14,7 @@ from consumer.jobs.job import Job
 from consumer.jobs.memory import Budget
 from consumer.renderer.protocol import RawPicture
 from infra.decoding.process import Decoders
+from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, has_expired, parse_manifest
 from schemas.manifest_limits import check_numbers
@@ -135,7 +136,9 @@ class Preparation:
                 return
             image = await self._inputs.read(manifest.image, "image")
             mask = await self._inputs.read(mask_text, "mask_image") if mask_text else None
-            drawable = await self._drawable(image, mask, limits, job.express)
+            card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
+            multiple = card.size_multiple if card else SIZE_MULTIPLE
+            drawable = await self._drawable(image, mask, limits, multiple, job.express)
             job.hold(_raw(drawable.image), _raw(drawable.mask) if drawable.mask else None, share)
             for note in drawable.notes:
                 job.note(note)
@@ -143,10 +146,12 @@ class Preparation:
             if job.share is not share:
                 share.release()
 
-    async def _drawable(self, image: bytes, mask: bytes | None, limits: Limits, express: bool) -> Drawable:
+    async def _drawable(
+        self, image: bytes, mask: bytes | None, limits: Limits, multiple: int, express: bool
+    ) -> Drawable:
         turn = await self._turns.take(1, express=express)
         try:
-            return await asyncio.to_thread(self._decoders.drawable, image, mask, limits)
+            return await asyncio.to_thread(self._decoders.drawable, image, mask, limits, multiple)
         finally:
             turn.release()
 

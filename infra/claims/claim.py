@@ -28,6 +28,7 @@ class Timing:
     max_attempts: int = 3  # crashes and retries count; a drain does not
     retry_after: tuple[float, ...] = (5.0, 30.0, 120.0)  # after the first, second, ... attempt
     forget: float = 3600.0  # a dead worker's heartbeat is removed after this long
+    few: int = 8  # workers up to which each one reads every claim that it lists, whether or not one has died
 
 
 class Claim(BaseModel):

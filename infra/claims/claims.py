@@ -82,8 +82,9 @@ class Claims:
         await self._store.put(layout.worker_key(self.session), body)
 
     async def retire(self) -> None:
-        """Delete the heartbeat. What is still held is taken over after a lease."""
-        await self._store.delete(layout.worker_key(self.session))
+        """Delete the heartbeat; while something is held leave it to die, so that others look for that."""
+        if not self._ledger.held:
+            await self._store.delete(layout.worker_key(self.session))
 
     def holds(self, id: str) -> bool:
         return id in self._ledger.held
@@ -149,6 +150,7 @@ class Claims:
     async def _claim_first(self, claim: Claim) -> Verdict:
         """B4, then B5. In this order a claim that is created after the result always sees the result."""
         key = layout.claim_key(claim.id, 1)
+        self._ledger.mine[claim.id] = None
         created = await self._store.create(key, claim.body())
         existing = claim if created else await self._ledger.claim(key)
         answered = await self._ledger.result_fingerprint(claim.id)

@@ -57,6 +57,8 @@ class Ledger:
     timing: Timing
     may_forget: Callable[[str], bool] = lambda _id: True
     held: dict[str, Held] = field(default_factory=dict)  # by id
+    #: Ids under which this session may have created a claim; None, or when a sweep last found it so, by our clock.
+    mine: dict[str, float | None] = field(default_factory=dict)
     _busy: set[str] = field(default_factory=set)  # ids that are being taken or taken over
     _summaries: dict[tuple[str, str], ClaimSummary | None] = field(default_factory=dict)  # by (key, etag)
     _releases: dict[tuple[str, str], Release] = field(default_factory=dict)  # by (key, etag)
@@ -107,6 +109,13 @@ class Ledger:
                 else None
             )
         return self._summaries[version]
+
+    def known(self, info: Info) -> ClaimSummary | None:
+        """The summary of a listed claim that was read before; None when it was not."""
+        return self._summaries.get((info.key, info.etag))
+
+    def is_read(self, info: Info) -> bool:
+        return (info.key, info.etag) in self._summaries
 
     async def release(self, info: Info) -> Release:
         """The content of a listed release marker, read once."""

@@ -25,7 +25,6 @@ class Watch:
     timing: Timing
     rng: random.Random
     _beats: dict[str, tuple[str | None, float]] = field(default_factory=dict)  # session to (etag, since)
-    _owners: set[str] = field(default_factory=set)
     _ripe_at: dict[str, float] = field(default_factory=dict)  # release marker's key to seconds
 
     def observe(self, beats: Mapping[str, str], owners: Collection[str], at: float) -> None:
@@ -36,8 +35,7 @@ class Watch:
             owners: sessions that own claims, with or without a heartbeat.
             at: seconds by our clock, read after the listing was complete.
         """
-        self._owners = set(owners)
-        sessions = beats.keys() | self._owners
+        sessions = beats.keys() | set(owners)
         for gone in self._beats.keys() - sessions:
             del self._beats[gone]
         for session in sessions:
@@ -53,6 +51,10 @@ class Watch:
     def is_dead(self, session: str, asked: float) -> bool:
         return self.unchanged(session, asked) >= self.timing.lease
 
+    def dead(self, asked: float) -> set[tuple[str, str | None]]:
+        """The sessions that are presumed dead, each with its last heartbeat's etag."""
+        return {(session, etag) for session, (etag, _) in self._beats.items() if self.is_dead(session, asked)}
+
     def is_ripe(self, key: str, attempt: int, release: Release, at: float) -> bool:
         """Whether a released claim may be taken. A retry waits first, from when we first saw its marker."""
         if release.reason == "drain" or attempt >= self.timing.max_attempts:
@@ -65,7 +67,7 @@ class Watch:
 
     def soonest(self, now: float, *, but: str) -> float:
         """Seconds until the next lease (of any session except `but`) or wait runs out; infinite if none does."""
-        leases = [self._beats[owner][1] + self.timing.lease for owner in self._owners if owner != but]
+        leases = [since + self.timing.lease for owner, (_, since) in self._beats.items() if owner != but]
         return min((at - now for at in [*leases, *self._ripe_at.values()] if at > now), default=math.inf)
 
     def forget_markers(self, listed: Collection[str]) -> None:

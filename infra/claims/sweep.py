@@ -1,7 +1,7 @@
 """The sweep: requests of dead workers, and released ones, are taken over; ended ones are tidied.
 
 One pass lists the heartbeats (S1) and the claims (S2), tidies what has ended (S3) and takes over what a
-dead worker held or a live one gave back (S4). It reads each claim once.
+dead worker held or a live one gave back (S4). Which claims it reads: see `reading.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from infra.claims import kept_request
 from infra.claims.claim import Claim, Held, Release, answers, given_up
 from infra.claims.ledger import Group, Ledger
 from infra.claims.liveness import Watch
+from infra.claims.reading import Reading
 from infra.gather import gather_bounded
 from infra.stores.store import Info
 from schemas import layout
@@ -51,6 +52,10 @@ class Sweep:
     stamp: Callable[[], str]
     wanted: Wanted | None = None
     _statuses_at: float = -math.inf  # when `status/` was last listed, by our clock
+    _reading: Reading = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reading = Reading(self.ledger)
 
     async def __call__(
         self, limit: int | None, wanted: Wanted | None = None, express_limit: int = 0
@@ -95,19 +100,25 @@ class Sweep:
         self, groups: dict[str, Group], beats: dict[str, str], asked: float
     ) -> list[Candidate]:
         """The ids whose newest claim has no live owner."""
-        tops = [group.claims[group.top] for group in groups.values() if group.claims]
-        await gather_bounded(tops, AT_ONCE, self.ledger.summary)  # reads what is new; the rest is cached
+        ledger = self.ledger
+        tops = {id: group.claims[group.top] for id, group in groups.items() if group.claims}
         # After the listings were complete: a lease then begins too late, never too early.
-        seen = self.clock()
-        summaries = [await self.ledger.summary(info) for info in tops]
+        self.watch.observe(beats, self._owners(tops), self.clock())
+        unread = self._reading.choose(groups, self.watch.dead(asked), asked, len(beats))
+        await gather_bounded(unread, AT_ONCE, ledger.summary)
         released = [group.markers[group.top] for group in groups.values() if group.top in group.markers]
-        await gather_bounded(released, AT_ONCE, self.ledger.release)
-        self.watch.observe(beats, {summary.session for summary in summaries if summary}, seen)
+        await gather_bounded(released, AT_ONCE, ledger.release)
+        seen = self.clock()
+        self.watch.observe(beats, self._owners(tops), seen)  # again: some owners have no heartbeat
         listed = [info for g in groups.values() for info in [*g.claims.values(), *g.markers.values()]]
-        self.ledger.forget_gone({(info.key, info.etag) for info in listed})
+        ledger.forget_gone({(info.key, info.etag) for info in listed})
         self.watch.forget_markers({info.key for info in listed})
         judged = [await self._judge(id, group, asked, seen) for id, group in groups.items()]
         return [candidate for candidate in judged if candidate is not None]
+
+    def _owners(self, tops: dict[str, Info]) -> set[str]:
+        """The sessions whose claims are listed, as far as they were read."""
+        return {summary.session for info in tops.values() if (summary := self.ledger.known(info))}
 
     async def _judge(self, id: str, group: Group, asked: float, seen: float) -> Candidate | None:
         ledger = self.ledger
@@ -115,14 +126,14 @@ class Sweep:
             return None
         if not group.claims:
             return Candidate(id, group)  # a marker that came late
-        summary = await ledger.summary(group.claims[group.top])
-        if summary is None:
-            return None
         held = ledger.held.get(id)
         if held is not None:
             if group.top > held.claim.epoch:
                 held.taken_over = True
                 del ledger.held[id]  # another worker's from now on, to be judged like any other
+            return None
+        summary = ledger.known(group.claims[group.top])
+        if summary is None:
             return None
         marker = group.markers.get(group.top)
         if marker is not None:
@@ -214,6 +225,7 @@ class Sweep:
                 "solo": last.solo or release is None,
             }
         )
+        ledger.mine[target] = None
         if not await ledger.store.create(layout.claim_key(target, epoch), claim.body()):
             return None
         # After the create, as in B5: the last owner may have committed meanwhile.

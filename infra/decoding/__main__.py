@@ -92,7 +92,7 @@ def _answer(
     try:
         match head["do"]:
             case "draw":
-                found, notes = _draw(files, limits, at)
+                found, notes = _draw(files, limits, head["multiple"], at)
             case "open":
                 found = [_open(files[0], field, limits)]
             case "texts":
@@ -111,15 +111,15 @@ def _answer(
 
 
 def _draw(
-    files: list[bytes], limits: Limits, at: Callable[[str], None]
+    files: list[bytes], limits: Limits, multiple: int, at: Callable[[str], None]
 ) -> tuple[list[Image.Image], list[Note]]:
     image, whole, notes = drawing.decode_image(files[0], "image", limits)
     if len(files) == 1:
-        image, _, more = drawing.fit(image, None, limits, whole)
+        image, _, more = drawing.fit(image, None, limits, whole, multiple)
         return [image], notes + more
     at("mask_image")
     mask, of_mask = drawing.decode_mask(files[1], "mask_image", limits)
-    image, fitted, more = drawing.fit(image, mask, limits, whole)
+    image, fitted, more = drawing.fit(image, mask, limits, whole, multiple)
     assert fitted is not None, "there is a mask"
     return [image, fitted], [*notes, *of_mask, *more, *drawing.mask_notes(fitted)]
 

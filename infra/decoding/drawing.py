@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageChops, ImageOps
 
 from infra import pictures
+from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected
 from schemas.result import Note
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _BRIGHT = 128  # a channel from here on is rather white, and an alpha rather opaque
 _COLOURED = 64  # how far the channels of a pixel are apart that is not grey
-_MULTIPLE = 8  # pixels; the VAE's downscaling
 _Size = tuple[int, int]  # width, height
 
 
@@ -88,22 +88,27 @@ def _expect_white_paint(mask: Image.Image, field: str) -> None:
 
 
 def fit(
-    image: Image.Image, mask: Image.Image | None, limits: Limits, whole: _Size | None = None
+    image: Image.Image,
+    mask: Image.Image | None,
+    limits: Limits,
+    whole: _Size | None = None,
+    multiple: int = SIZE_MULTIPLE,
 ) -> tuple[Image.Image, Image.Image | None, list[Note]]:
     """Bring a picture to a size that can be drawn, and its mask to the picture's.
 
-    Larger than the limits: scaled down. Not multiples of 8: the edges are cut evenly, and no pixel
-    in between changes. Each change is a note.
+    Larger than the limits: scaled down. Not in the multiples that the model draws: the edges are cut evenly, and
+    no pixel in between changes. Each change is a note.
 
     Args:
         whole: the picture's size in its file, if it was decoded at a smaller one.
+        multiple: pixels that the model's widths and heights are multiples of.
 
     Raises:
-        Rejected: less than 8 pixels are left on a side.
+        Rejected: less than one multiple is left on a side.
     """
     notes: list[Note] = []
     width, height = whole = whole or image.size
-    scale, wanted = _scale(whole, limits), drawn_size(whole, limits)
+    scale, wanted = _scale(whole, limits), drawn_size(whole, limits, multiple)
     if mask is not None and mask.size != whole:
         text = f"mask_image was {mask.width} x {mask.height}; resized to the image's {width} x {height}"
         notes.append(Note(code="mask_resized", message=text, field="mask_image"))
@@ -118,16 +123,16 @@ def fit(
     return image, mask, notes
 
 
-def drawn_size(size: _Size, limits: Limits) -> _Size:
+def drawn_size(size: _Size, limits: Limits, multiple: int) -> _Size:
     """The width and height at which a picture of this size is drawn.
 
     Raises:
-        Rejected: less than 8 pixels are left on a side.
+        Rejected: less than `multiple` pixels are left on a side.
     """
     scale = _scale(size, limits)
-    width, height = (int(side * scale) // _MULTIPLE * _MULTIPLE for side in size)
+    width, height = (int(side * scale) // multiple * multiple for side in size)
     if 0 in (width, height):
-        text = f"is {size[0]} x {size[1]}; at least 8 x 8 pixels can be drawn"
+        text = f"is {size[0]} x {size[1]}; at least {multiple} x {multiple} pixels can be drawn"
         raise Rejected.of_field("image", text, pictures.INVALID)
     return width, height
 

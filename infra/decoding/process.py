@@ -21,6 +21,7 @@ from infra.child_process import child_environment, python_command
 from infra.decoding import frames
 from infra.decoding.frames import BadFrame
 from infra.pictures import INVALID
+from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected, Unavailable
 from schemas.limits import Limits
 from schemas.result import Note
@@ -90,15 +91,21 @@ class Decoders:
         for child in self._all:
             self._idle.put(child)
 
-    def drawable(self, image: bytes, mask: bytes | None, limits: Limits) -> Drawable:
+    def drawable(
+        self, image: bytes, mask: bytes | None, limits: Limits, multiple: int = SIZE_MULTIPLE
+    ) -> Drawable:
         """An input picture and its mask, from their files.
+
+        Args:
+            multiple: pixels that the model's widths and heights are multiples of.
 
         Raises:
             Rejected: `invalid_image`, naming the field: `image` or `mask_image`.
             DecoderDown: no child can be started, or each was killed.
         """
         files = [image] if mask is None else [image, mask]
-        answer = self._ask({"do": "draw", "field": "image"}, files, limits, 4 * limits.max_pixels)
+        head = {"do": "draw", "field": "image", "multiple": multiple}
+        answer = self._ask(head, files, limits, 4 * limits.max_pixels)
         pictures = answer.pictures
         if [picture.mode for picture in pictures] != ["RGB", "L"][: len(files)]:
             raise DecoderDown

@@ -15,18 +15,12 @@ from infra.models import card_options
 from infra.models.folders import Reading, read_folder, read_name
 from infra.models.hub_caches import baked_cache, hub_cache
 from infra.models.lora_files import LoraFile, find_loras
-from infra.models.single_files import (
-    PICKLES,
-    SingleFile,
-    check_configs,
-    read_single_file,
-    suits,
-)
+from infra.models.single_files import PICKLES, SingleFile, check_configs, read_single_file, suits
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 BUNDLED = Path(__file__).parent
 
@@ -40,6 +34,7 @@ class ModelCard:
     native_width: int  # pixels
     native_height: int  # pixels
     scheduler: str  # canonical name, see schemas/samplers.py
+    flow: bool = False  # it is made for flow matching: other samplers draw it wrongly
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE  # 1 or below: without guidance
     size_multiple: int = SIZE_MULTIPLE  # pixels
@@ -114,7 +109,12 @@ class Cards:
     loras: Mapping[str, LoraFile] = field(default_factory=dict)  # by registered name
 
     @classmethod
-    def of(cls, extra: Iterable[str] = (), loras: Iterable[str] = ()) -> Cards:
+    def of(
+        cls,
+        extra: Iterable[str] = (),
+        loras: Iterable[str] = (),
+        fetch: Callable[[str, str], None] = lambda _source, _revision: None,
+    ) -> Cards:
         """The built-in cards and the operator's own: `name=folder`, `name=file` or `name=hub:owner/name[@revision]`.
 
         Behind a source there may be options, such as `,steps=9,cfg=0` (`infra.models.card_options`). A folder
@@ -123,6 +123,7 @@ class Cards:
 
         Args:
             loras: `name=file`; each file is read.
+            fetch: called for a model of the hub (source, revision) that was not downloaded yet, to bring its configs.
         """
         cards = {card.name: card for card in BUILT_IN}
         texts = list(extra)
@@ -136,7 +137,7 @@ class Cards:
                 )
             name = name.strip()
             try:
-                cards[name] = _own_card(name, source.strip(), cards)
+                cards[name] = _own_card(name, source.strip(), cards, fetch)
             except Rejected as error:
                 raise Rejected(error.code, f"model {name!r}: {error.message}", field="model") from error
         return cls(cards, find_loras(loras))
@@ -187,7 +188,11 @@ def _has_weights(source: str, revision: str) -> bool:
     if not source.startswith("hub:"):
         path = Path(source).expanduser()
         return path.is_file() or (path / "model_index.json").is_file()
-    return any(any(folder.glob("unet/*.safetensors")) for folder in _downloads(source, revision))
+    return any(
+        any(folder.glob(f"{part}/*.safetensors"))
+        for folder in _downloads(source, revision)
+        for part in ("unet", "transformer")
+    )
 
 
 def _downloads(source: str, revision: str) -> list[Path]:
@@ -255,12 +260,16 @@ def _is_file(text: str) -> bool:
     return False
 
 
-def _own_card(name: str, text: str, cards: Mapping[str, ModelCard]) -> ModelCard:
+def _own_card(
+    name: str, text: str, cards: Mapping[str, ModelCard], fetch: Callable[[str, str], None]
+) -> ModelCard:
     built_in = cards.get(name)
     source, fields = card_options.split(text)
     revision = ""
     if source.startswith("hub:"):
         source, _, revision = source.partition("@")
+        if built_in is None and not _downloads(source, revision):
+            fetch(source, revision)
         folder = next(iter(_downloads(source, revision)), None)
         read = read_folder(folder, name, source) if folder else read_name(name, source)
     else:
@@ -292,6 +301,7 @@ def _own_card(name: str, text: str, cards: Mapping[str, ModelCard]) -> ModelCard
             native_width=read.width,
             native_height=read.height,
             scheduler=read.scheduler,
+            flow=read.flow,
             steps=read.steps,
             cfg_scale=read.cfg_scale,
             size_multiple=read.size_multiple,

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from infra.models.families import FAMILIES, Family, base_class, family_of
 from infra.models.json_files import read_object
 from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 #: The family of a model by the width of the text that its UNet's cross attention reads.
 WIDTHS = {128: "doodle", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _FALLBACK = "DPM++ 2M"  # works well with every Stable Diffusion
-_MOST_LEVELS, _LARGEST_SAMPLE = 10, 4096  # of a VAE; latents of a UNet's side
-_FEW = 4  # steps of distilled models: their cards say 1 to 9, and 4 suits most
+_MOST_LEVELS, _LARGEST_SAMPLE = 10, 4096  # of a VAE; latents of a denoiser's side
+_STABLE_DIFFUSION = FAMILIES["StableDiffusionPipeline"]
+#: What VAEs call the list with an entry for each level, and how many halvings come with it.
+_LEVELS = (("encoder_block_out_channels", 1), ("temperal_downsample", 0), ("block_out_channels", 1))
 #: How models that were distilled to few steps without guidance (ADD and its like) are called.
 _TURBO = re.compile(r"(?<![a-z])(turbo|lightning)(?![a-z])", re.IGNORECASE)
 
@@ -37,6 +40,7 @@ class Reading:
     height: int = 512
     size_multiple: int = SIZE_MULTIPLE
     scheduler: str = _FALLBACK
+    flow: bool = False  # only samplers for flow matching draw it
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE
     family: str = ""  # "" where that is not known
@@ -54,31 +58,28 @@ def read_folder(folder: Path, *names: str) -> Reading:
         Rejected: a file cannot be read, or holds a value that no pipeline has.
     """
     index = read_object(folder / "model_index.json")
-    unet, vae = _settings(folder / "unet" / "config.json"), _settings(folder / "vae" / "config.json")
+    family = family_of(index.get("_class_name"), _components(index)) or _STABLE_DIFFUSION
+    denoiser = _settings(folder / family.denoiser / "config.json")
     scheduler = _settings(folder / "scheduler" / "scheduler_config.json")
-    levels, sample = vae.get("block_out_channels", [0] * 4), unet.get("sample_size", 64)
-    if not isinstance(levels, list) or not 1 <= len(levels) <= _MOST_LEVELS:
-        raise _odd(folder / "vae", "block_out_channels")
-    sides = sample if isinstance(sample, list) else [sample, sample]
-    if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= _LARGEST_SAMPLE for side in sides):
-        raise _odd(folder / "unet", "sample_size")
-    factor = 2 ** (len(levels) - 1)
-    called = (*names, folder.name, *(str(one.get("_name_or_path", "")) for one in (index, unet)))
-    steps, cfg_scale = _numbers(index, unet, scheduler, called)
+    factor = _factor(folder / "vae")
+    wide, high = _native(folder / family.denoiser, denoiser, family, factor)
+    called = (*names, folder.name, *(str(one.get("_name_or_path", "")) for one in (index, denoiser)))
+    steps, cfg_scale = _numbers(family, index, denoiser, scheduler, called)
     return Reading(
-        width=sides[1] * factor,
-        height=sides[0] * factor,
-        size_multiple=max(SIZE_MULTIPLE, factor),
-        scheduler=_canonical(scheduler.get("_class_name")),
+        width=wide,
+        height=high,
+        size_multiple=_multiple(family, denoiser, factor),
+        scheduler=canonical_sampler(scheduler.get("_class_name")),
+        flow=is_flow(scheduler),
         steps=steps,
         cfg_scale=cfg_scale,
-        family=family_of(unet),
-        config_hash=config_hash(unet) if unet else "",
+        family=unet_family(denoiser) if family.denoiser == "unet" else base_class(index["_class_name"]),
+        config_hash=config_hash(denoiser) if denoiser else "",
         prediction_type=str(scheduler.get("prediction_type", "")),
     )
 
 
-def family_of(unet: Mapping[str, Any]) -> str:
+def unet_family(unet: Mapping[str, Any]) -> str:
     """The family of a UNet by its config: models of one family take the same LoRAs. "" for an empty config."""
     if not unet:
         return ""
@@ -92,33 +93,86 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+def is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's config belongs to a flow matching model, which other samplers draw wrongly."""
+    return (
+        str(scheduler.get("_class_name")).startswith("FlowMatch")
+        or scheduler.get("use_flow_sigmas") is True
+        or scheduler.get("prediction_type") == "flow_prediction"
+    )
+
+
+def is_distilled(family: Family, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> bool:
+    """Whether configs say that a model draws in few steps and has no use for guidance."""
+    unguided = family.guidance == "number" and denoiser.get("guidance_embeds") is False  # FLUX.1-schnell
+    return unguided or index.get("is_distilled") is True
+
+
+def _components(index: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {name: value for name, value in parts.items() if value[0] is not None}
+
+
+def _factor(vae: Path) -> int:
+    """Pixels of a latent cell's side."""
+    config = _settings(vae / "config.json")
+    for name, less in _LEVELS:
+        if name in config:
+            levels = config[name]
+            if not isinstance(levels, list) or not 1 <= len(levels) <= _MOST_LEVELS:
+                raise _odd(vae, name)
+            return int(2 ** (len(levels) - less))
+    return 8
+
+
+def _native(folder: Path, denoiser: dict[str, Any], family: Family, factor: int) -> tuple[int, int]:
+    """(width, height) that the model was made for, in pixels."""
+    if family.native:
+        return family.native, family.native
+    sample = denoiser.get("sample_size", 64)
+    sides = sample if isinstance(sample, list) else [sample, sample]
+    if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= _LARGEST_SAMPLE for side in sides):
+        raise _odd(folder, "sample_size")
+    return sides[1] * factor, sides[0] * factor
+
+
+def _multiple(family: Family, denoiser: dict[str, Any], factor: int) -> int:
+    """Pixels that widths and heights must be multiples of: a latent cell's, times the cells of a token."""
+    patch = denoiser.get("patch_size", denoiser.get("all_patch_size", 1))
+    patch = patch[0] if isinstance(patch, list) and patch else patch
+    cells = max(family.pack, patch if type(patch) is int and 1 <= patch <= 16 else 1)
+    return max(SIZE_MULTIPLE, factor * cells)
+
+
 def read_name(*names: str) -> Reading:
     """What the names of a model tell whose files are not here yet."""
-    return Reading(steps=_FEW, cfg_scale=0) if _is_turbo(names) else Reading()
+    return Reading(steps=_STABLE_DIFFUSION.few, cfg_scale=0) if _is_turbo(names) else Reading()
 
 
 def _numbers(
-    index: dict[str, Any], unet: dict[str, Any], scheduler: dict[str, Any], called: Iterable[str]
+    family: Family,
+    index: dict[str, Any],
+    denoiser: dict[str, Any],
+    scheduler: dict[str, Any],
+    called: Iterable[str],
 ) -> tuple[int, float]:
-    """Steps and guidance: the documented ones, unless the files say that the model is distilled."""
+    """Steps and guidance: the family's, unless the files say that the model is distilled."""
     kind = scheduler.get("_class_name")
-    if (
-        unet.get("time_cond_proj_dim") is not None
-    ):  # an LCM that takes guidance as a number; 7 is right for it
-        return _FEW, CFG_SCALE
-    if index.get("is_distilled") is True or kind in ("LCMScheduler", "TCDScheduler"):
-        return _FEW, 0
-    # A name alone may lie; the schedule of such models ends at the last timestep.
-    if scheduler.get("timestep_spacing") == "trailing" and _is_turbo(called):
-        return _FEW, 0
-    return STEPS, CFG_SCALE
+    if denoiser.get("time_cond_proj_dim") is not None:  # an LCM that takes guidance as a number
+        return family.few, family.cfg_scale
+    if is_distilled(family, index, denoiser) or kind in ("LCMScheduler", "TCDScheduler"):
+        return family.few, 0
+    # A name alone may lie; the schedule of such models ends at the last timestep, as every flow's does.
+    may_be = is_flow(scheduler) or scheduler.get("timestep_spacing") == "trailing"
+    return (family.few, 0) if may_be and _is_turbo(called) else (family.steps, family.cfg_scale)
 
 
 def _is_turbo(names: Iterable[str]) -> bool:
     return any(_TURBO.search(name) for name in names)
 
 
-def _canonical(scheduler: object) -> str:
+def canonical_sampler(scheduler: object) -> str:
+    """The name of the sampler whose class a folder names; for one that is not offered, one that draws as well."""
     if not isinstance(scheduler, str):
         return _FALLBACK
     try:

@@ -6,11 +6,13 @@ brings its own Python.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra.models.families import FAMILIES, Family, family_of
 from infra.models.hub_caches import baked_cache
 from infra.models.json_files import read_json, read_object
 from infra.models.safetensors_header import read_shapes
@@ -18,18 +20,21 @@ from infra.models.single_files import LIBRARIES, check_configs, read_single_file
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from infra.models.cards import ModelCard
 
-_FAMILIES = tuple(
-    f"StableDiffusion{size}{kind}Pipeline" for size in ("", "XL") for kind in ("", "Img2Img", "Inpaint")
-)
+log = logging.getLogger("dreamdrop.models")
+
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
-_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-_WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+_WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # how components begin that have none
+_CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
+_WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors"]
 _UNWANTED = [
     "safety_checker/*",
     "image_encoder/*",
     "*.fp16.*",
+    "*.fp16-*",
     "*non_ema*",
     "*openvino*",
     "*onnx*",
@@ -51,6 +56,8 @@ class ModelFolder:
     variant: str | None  # such as "fp16", where the folder holds only that precision
     left_out: tuple[str, ...]  # components that are not loaded
     elements: int  # numbers in the weights
+    family: Family
+    pipeline: str  # its class
     configs: Path | None = None  # of a model in one file: the folder with its configs and tokenizers
 
     def bytes_at(self, itemsize: int) -> int:
@@ -85,21 +92,39 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
 def _single_file(file: Path, card: ModelCard) -> ModelFolder:
     known, configs = read_single_file(file), Path(card.configs)
     check_configs(known, configs)
-    return ModelFolder(file, str(file), "", None, (), known.elements, configs)
+    index = read_object(configs / "model_index.json")
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    family = _family(str(configs), index, parts)
+    return ModelFolder(
+        file, str(file), "", None, (), known.elements, family, index["_class_name"], configs=configs
+    )
+
+
+def check_own(cards: Iterable[ModelCard]) -> None:
+    """Check the folders on this machine that cards name, from their JSON and their weights' headers.
+
+    Raises:
+        Rejected: one cannot be served; the message says which, and why.
+    """
+    for card in cards:
+        source = next((s for s in card.sources if not s.startswith("hub:") and Path(s).is_dir()), None)
+        if source is not None and (Path(source) / "model_index.json").is_file():
+            try:
+                check(Path(source))
+            except Rejected as error:
+                raise Rejected(error.code, f"model {card.name!r}: {error.message}", field="model") from error
 
 
 def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
     """Check a diffusers folder. Raises `Rejected` with the first problem."""
     index = read_object(folder / "model_index.json")
-    kind = index.get("_class_name")
-    if kind not in _FAMILIES:
-        raise _refuse(folder, f"its pipeline is {kind!r}; known are {', '.join(_FAMILIES)}")
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    family = _family(str(folder), index, parts)
     code = next((p for p in folder.rglob("*.py")), None)
     if code is not None:
         raise _refuse(
             folder, f"it brings its own code ({code.relative_to(folder)}), which this worker never runs"
         )
-    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     for name, (library, _) in parts.items():
         if name not in _LEFT_OUT and library is not None and library not in LIBRARIES:
             raise _refuse(folder, f"{name} comes from {library!r}, not from diffusers or transformers")
@@ -107,13 +132,68 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
         keys = read_json(config)
         if isinstance(keys, dict) and ("auto_map" in keys or "custom_pipeline" in keys):
             raise _refuse(folder, f"{config.relative_to(folder)} asks for code from elsewhere")
-    weights = [name for name in _WEIGHTS if parts.get(name, [None])[0] is not None]
+    present = [name for name in parts if name not in _LEFT_OUT and parts[name][0] is not None]
+    _check_complete(folder, family, parts, present)
+    weights = [name for name in present if not name.startswith(_WITHOUT_WEIGHTS)]
     variant, elements = None, 0
     for name in weights:
         files, variant = _weights(folder, name, variant)
         elements += sum(_elements(file) for file in files)
     left_out = tuple(name for name in _LEFT_OUT if name in index)
-    return ModelFolder(folder, source or str(folder), revision, variant, left_out, elements)
+    return ModelFolder(
+        folder, source or str(folder), revision, variant, left_out, elements, family, index["_class_name"]
+    )
+
+
+def fetch_configs(source: str, revision: str) -> None:
+    """Download the configs of `hub:owner/name` and nothing large, so that its defaults are known before its weights.
+
+    A hub that does not answer is no error: then the name alone tells.
+
+    Raises:
+        Rejected: it is a pipeline that cannot be drawn here.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted: dict[str, Any] = {"repo_id": source.removeprefix("hub:"), "revision": revision or None}
+    try:
+        folder = Path(snapshot_download(**wanted, allow_patterns=_CONFIGS))
+    except Exception as error:  # the hub's library has many errors for "not now"
+        log.warning(
+            "the configs of a model were not found", extra={"model": source, "error": type(error).__name__}
+        )
+        return
+    check_index(folder, source=source)
+
+
+def check_index(folder: Path, *, source: str = "") -> None:
+    """Judge a pipeline by its `model_index.json` alone, before anything large is downloaded. Raises `Rejected`."""
+    index = read_object(folder / "model_index.json")
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    _family(source or str(folder), index, parts)
+
+
+def _family(place: str, index: dict[str, Any], parts: dict[str, Any]) -> Family:
+    kind = index.get("_class_name")
+    used = {name: value for name, value in parts.items() if value[0] is not None and name not in _LEFT_OUT}
+    family = family_of(kind, used)
+    if family is None:
+        known = ", ".join(f"{name} ({one.label})" for name, one in FAMILIES.items())
+        why = f"its pipeline is {kind!r}, which is not drawn here; known are {known}"
+        raise Rejected("unsupported", f"the model in {place} is refused: {why}", field="model")
+    return family
+
+
+def _check_complete(folder: Path, family: Family, parts: dict[str, Any], present: list[str]) -> None:
+    """Refuse a folder that lacks what its pipeline needs."""
+    for name in parts if family.joins else ():  # of others it is not known what they can do without
+        if name not in present and name not in (*_LEFT_OUT, *family.optional):
+            raise _refuse(folder, f"its {name} is missing (null in model_index.json)")
+    for name in present:
+        if not (folder / name).is_dir():
+            raise _refuse(
+                folder, f"its {name} is missing: model_index.json names it, and it has no such folder"
+            )
 
 
 def _weights(folder: Path, name: str, variant: str | None) -> tuple[list[Path], str | None]:
@@ -150,7 +230,7 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
                 "it has no model_index.json" if folder.is_dir() else "no such folder or file"
             )
         return folder
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     wanted: dict[str, Any] = {
         "repo_id": source.removeprefix("hub:"),
@@ -162,14 +242,19 @@ def _fetch(source: str, revision: str, offline: bool, cache: Path | None) -> Pat
     for place in (*baked_cache(), cache):
         try:
             folder = Path(snapshot_download(**wanted, cache_dir=place, local_files_only=True))
-            if any(folder.glob("unet/*.safetensors")):  # else only its configs were downloaded
-                return folder
+            if any(any(folder.glob(f"{part}/*.safetensors")) for part in ("unet", "transformer")):
+                return folder  # else only its configs were downloaded
         except Exception:  # the hub's library has many errors for "not in the cache"
             offline_because = "not in the download cache, and the worker is offline"
     if offline:
         raise ModelUnavailable(offline_because)
     try:
+        repository = {name: wanted[name] for name in ("repo_id", "revision")}
+        index = Path(hf_hub_download(**repository, filename="model_index.json", cache_dir=cache))
+        check_index(index.parent, source=source)
         return Path(snapshot_download(**wanted, cache_dir=cache))
+    except Rejected:
+        raise
     except Exception as error:  # network, proxy, permission, revision: all mean the same here
         text = " ".join(str(error).split())  # the hub's library writes paragraphs
         raise ModelUnavailable(f"the hub did not provide it ({type(error).__name__}: {text})") from error

@@ -32,6 +32,7 @@ def card_of(published: PublishedCard, base: ModelCard | None = None) -> ModelCar
         native_width=published.native_width or like.native_width,
         native_height=published.native_height or like.native_height,
         scheduler=scheduler,
+        flow=scheduler == samplers.FLOW[0],
         revision=str(published.version),
         licence=published.licence,
         family=published.family,

@@ -227,9 +227,9 @@ def import_(
         import tempfile
 
         from infra.models import published
-        from producer.commands import single_file
-        from producer.commands.model_import import is_single_file, prepare
         from producer.commands.progress import copying
+        from producer.models import single_file
+        from producer.models.exchange import is_single_file, prepare
         from schemas.models import check_name
 
         check_name(name)
@@ -278,8 +278,8 @@ def export(
     """Save a published model: a LoRA as one file, a full model as a diffusers folder."""
 
     async def work(client: AsyncClient) -> None:
-        from producer.commands.model_import import save
         from producer.commands.progress import copying
+        from producer.models.exchange import save
 
         with copying(as_json) as progress:
             saved = await save(client.store, reference, out, format, progress)

@@ -85,7 +85,7 @@ class Planner:
             if size[0] * size[1] > bounds.max_pixels:
                 raise TooManyPixels(size, name, native, bounds.max_pixels)
         else:
-            size = self._picture(manifest, bounds, native) if ours else native
+            size = self._picture(manifest, bounds, native, _multiple(card)) if ours else native
         return piece_of(self._plan(manifest, name, card, native), size)
 
     def _plan(self, manifest: Manifest, name: str, card: ModelDefaults, native: tuple[int, int]) -> Any:
@@ -99,11 +99,13 @@ class Planner:
             random_seed=0,
             steps=card.steps or STEPS,
             cfg_scale=CFG_SCALE if card.cfg_scale is None else card.cfg_scale,
-            size_multiple=card.size_multiple or SIZE_MULTIPLE,
+            size_multiple=_multiple(card),
             model_version=int(version) if version else None,
         )
 
-    def _picture(self, manifest: Any, limits: Limits, native: tuple[int, int]) -> tuple[int, int]:
+    def _picture(
+        self, manifest: Any, limits: Limits, native: tuple[int, int], multiple: int
+    ) -> tuple[int, int]:
         """The size at which a request's picture is drawn, from its file's header. Raises `Rejected`."""
         try:
             data = pictures.decode_base64(manifest.image, "image", limits)
@@ -112,7 +114,7 @@ class Planner:
         except (Rejected, OSError, Image.DecompressionBombError):  # the name of an object, or no picture
             self.unknown_sizes += 1
             return native
-        return drawn_size(whole, limits)
+        return drawn_size(whole, limits, multiple)
 
     def default_model(self) -> str:
         """The model of a request that names none: what most live workers say. Raises `Rejected`."""
@@ -178,6 +180,10 @@ class Planner:
         told = base.model_dump(include={name for name, is_open in left_open.items() if is_open})
         known = {name: value for name, value in told.items() if value is not None}
         return card_of(card).defaults.model_copy(update=known)
+
+
+def _multiple(card: ModelDefaults) -> int:
+    return card.size_multiple or SIZE_MULTIPLE
 
 
 def size_of(card: ModelDefaults) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from consumer.engine.admission import rows_of
 from consumer.engine.engine import Engine
-from consumer.engine.loading import pipelines
+from consumer.engine.loading import pipelines, spelling
 from consumer.jobs import picture
 from consumer.renderer.process import Renderer
 from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, RendererSettings, Undrawable
@@ -151,11 +151,11 @@ def _draw(model: LoadedModel, tasks: list[ImageTask]) -> list[RawPicture]:
     pipe = pipelines.prepare(model.plain[first.task], first, model.scheduler_config)
     if len(tasks) == 1:
         return [pipelines.draw(pipe, first)]
-    each = [pipelines.arguments(task) for task in tasks]
+    each = [spelling.arguments(pipe, task) for task in tasks]
     given = dict(each[0])
     for name in ("prompt", "negative_prompt", "generator", "image", "mask_image"):
         if given.get(name) is not None:
-            given[name] = [one[name] for one in each]
+            given[name] = [one.get(name) for one in each]
     drawn = [pipelines.to_bytes(image) for image in pipe(**given).images]
     if first.task == "inpainting":
         drawn = [_laid_over(pipe, one, pixels) for one, pixels in zip(each, drawn, strict=True)]

@@ -173,16 +173,17 @@ class _Renderer:
         self._real._on_event(Drawn(task.request, task.index, picture, (), facts, self._seconds))
 
 
-def make_worker(store: CountedStore, number: int, *, ahead: int, seconds: float) -> Worker:
+def make_worker(store: CountedStore, number: int, *, ahead: int, seconds: float, few: int) -> Worker:
     """A worker with one renderer, ready to run.
 
     Args:
         ahead: images that it may hold.
         seconds: virtual, for an image.
+        few: workers up to which each one reads every claim.
     """
     clock = asyncio.get_running_loop().time
     rng = random.Random(f"worker {number}")
-    timing = Timing()
+    timing = Timing(few=few)
     worker = Worker(
         store=store,
         claims=Claims(store, session=f"w{number:05}", clock=clock, rng=rng, timing=timing, stamp=utc_now),

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from infra.claims.claim import Timing
 from tests.benchmarks.fleet import CountedStore, live, make_worker
 from tests.benchmarks.table import Row
 
@@ -50,6 +51,7 @@ class Load:
     idle: bool = False  # there is no request at all
     warm: float = 30.0  # virtual seconds before the count
     window: float = 60.0  # virtual seconds that are counted
+    few: int = Timing().few  # workers up to which each one reads every claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ async def _count(load: Load) -> Counts:
         key = f"requests/{number:07}.json"
         store._write(key, _BODY, {})
     workers = [
-        make_worker(store, number, ahead=load.ahead, seconds=load.seconds) for number in range(load.workers)
+        make_worker(store, number, ahead=load.ahead, seconds=load.seconds, few=load.few)
+        for number in range(load.workers)
     ]
     running = []
     for worker in workers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from infra.claims.claims import Claims, Held, Timing
 from schemas import layout
@@ -32,7 +33,7 @@ class Worker:
             session=session,
             clock=world.clock,
             rng=random.Random(f"{session}/{seed}"),
-            timing=TIMING,
+            timing=replace(TIMING, few=0) if seed % 2 else TIMING,  # 0: as in a large fleet
         )
         self.work: set[asyncio.Task[None]] = set()
         self.stubborn = self.rng.random() < 0.5  # goes on with what somebody else has taken over

@@ -41,6 +41,9 @@ class Registry:
     def loaded(self) -> list[str]:
         return self._loaded
 
+    def joins(self, name: str) -> bool:
+        return True
+
     def fits(self, name: str, in_use: Collection[str]) -> bool:
         if name == "unknown":
             raise Rejected("unknown_model", "no model named 'unknown'")

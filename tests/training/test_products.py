@@ -74,6 +74,7 @@ def test_a_lora_draws_what_training_showed(
         batch_size=1,
         resolution=32,
         validate=[PROMPT],
+        validate_every=2,
         **options | LORAS[kind],
     )
     train(folder)

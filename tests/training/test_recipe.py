@@ -46,6 +46,7 @@ def planned(base: Base, found: PictureSet, cuda: bool = False, **options: Any) -
             "class_prompts have all",
         ),
         ({"instance_prompt": "sks " * 20}, "instance_prompt", "tokens"),
+        ({"name": "doodle"}, "name", "a built-in model"),
         ({"resolution": 100}, "resolution", "96 or 128"),
         ({"resolution": 1024}, "pictures", "'0.png' of 128 x 128"),
         ({"method": "full", "rank": 4}, "rank", "lora only"),

@@ -101,7 +101,7 @@ class BaseModels:
         return FetchedBase(used.folder, name, str(published.version), published.licence, used)
 
 
-async def check_name(store: Store, name: str, base: Base) -> None:
+async def check_family(store: Store, name: str, base: Base) -> None:
     """Raises `Rejected` where a model of another family has the name: whoever draws with it would be surprised."""
     if (version := await current_version(store, name)) is None:
         return

@@ -21,10 +21,10 @@ from schemas.errors import NotFound, Rejected
 from schemas.layout import FROZEN
 from schemas.limits import Limits
 from schemas.training import Training, TrainingFolder
-from training import pictures
+from training import checks, pictures
 from training.bases import Base
 from training.lease import saved
-from training.lease.base_models import check_name
+from training.lease.base_models import check_family
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,10 @@ class Inputs:
             )
         base = await self.bases.fetch(training.base, (frozen or {}).get("base"))
         try:
-            await check_name(self.store, training.name, Base.read(base.folder, training.base))
+            read = Base.read(base.folder, training.base)
+            checks.options_as_given(training, read)  # what needs no pictures is refused without a child
+            checks.resolution(training, read)
+            await check_family(self.store, training.name, read)
             if frozen is None:
                 found = {"base": {"name": base.name, "revision": base.revision}, "pictures": hashes}
                 await self.store.create(saved.folder_of(id) + FROZEN, json.dumps(found, indent=2).encode())

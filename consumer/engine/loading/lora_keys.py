@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Place = tuple[str, str]  # the part of the pipeline, and the flattened name of a layer in it
 
-_PARTS = ("unet", "text_encoder", "text_encoder_2")
+_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 #: The end of a tensor's name, in the spellings of diffusers, PEFT and Kohya: which half of the product it is.
 _HALF = re.compile(
     r"[._](?:(?P<down>lora_A(?:\.default)?|lora[._]down|lora_linear_layer\.down)"
@@ -49,6 +49,7 @@ _FOREIGN = (
      "it is made for another family (a transformer, such as SD 3 or Flux)"),
     (r"text_encoder_2|lora_te2|label_emb|add_embedding", "it is made for SDXL"),
 )  # fmt: skip
+_NOT_OURS = "it is made for another model, or its layers do not have diffusers' names (transformer.…)"
 _FAMILIES = {
     768: "SD 1.x",
     1024: "SD 2.x",
@@ -61,7 +62,7 @@ class Misfit(ValueError):
 
 
 def layers(shapes: Mapping[str, Shape], pipe: Any) -> set[Place]:
-    """The layers of the pipeline's UNet and text encoders that the tensors change.
+    """The layers of the pipeline's denoiser and text encoders that the tensors change.
 
     Raises:
         Misfit: a tensor has no layer in this model, or not its shape.
@@ -79,7 +80,8 @@ def layers(shapes: Mapping[str, Shape], pipe: Any) -> set[Place]:
         found = half or extra
         place = _place(name[: found.start()]) if found else None
         if place is None or place not in weights:
-            raise Misfit(f"{_family(shapes)}: this model has no layer for {key}")
+            theirs = _family(shapes) if hasattr(pipe, "unet") else _NOT_OURS
+            raise Misfit(f"{theirs}: this model has no layer for {key}")
         if half:
             halves.setdefault(place, {})["down" if half["down"] else "up"] = (key, shape)
         else:
@@ -115,7 +117,7 @@ def layers_with(adapter: str, pipe: Any) -> set[Place]:
 
 
 def _weights(pipe: Any) -> dict[Place, torch.Tensor]:
-    """The weights of the UNet's and the text encoders' layers."""
+    """The weights of the denoiser's and the text encoders' layers."""
     found = {}
     for part in _PARTS:
         for name, layer in _named_modules(pipe, part):
@@ -151,7 +153,7 @@ def _flat(name: str) -> str:
 def _renamed(shapes: Iterable[str], pipe: Any) -> dict[str, str]:
     """Kohya's names of SDXL layers, which follow the original code, as diffusers names them."""
     old = [key for key in shapes if re.match(r"lora_unet_(input|middle|output|time_embed_|label_|out_)", key)]
-    if not old or not hasattr(pipe, "text_encoder_2"):
+    if not old or not (hasattr(pipe, "text_encoder_2") and hasattr(pipe, "unet")):
         return {}
     conversion = importlib.import_module("diffusers.loaders.lora_conversion_utils")
     try:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import copy
 import importlib
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from consumer.engine.loading import spelling
 from consumer.renderer.protocol import ImageTask, RawPicture
+from infra.models.folders import canonical_sampler, is_flow
 from schemas import samplers
+from schemas.defaults import multiples_of
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
 
 #: What a model's training fixes, whichever scheduler samples it; the rest is the sampler's own.
@@ -53,7 +55,8 @@ def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any])
     kind: Any = getattr(importlib.import_module("diffusers"), choice.class_name)
     base = {name: value for name, value in config.items() if not name.startswith("_")}
     if config.get("_class_name") != choice.class_name:
-        base = {name: value for name, value in base.items() if name in _TRAINING}
+        shift = {"shift": base["flow_shift"]} if "flow_shift" in base else {}
+        base = {name: value for name, value in base.items() if name in _TRAINING} | shift
     try:
         return kind.from_config({**base, **dict(choice.overrides)})
     except ImportError as error:
@@ -61,27 +64,27 @@ def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any])
         raise Rejected("unsupported", reason, field="scheduler") from error
 
 
-def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]) -> None:
+def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any], size_multiple: int) -> None:
     """Refuse what this model cannot do, before it fails inside diffusers. Raises `Rejected` with field and bound.
 
     Args:
         pipe: any of the model's pipelines.
+        size_multiple: pixels.
     """
-    encoders = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
-    layers = min(encoder.config.num_hidden_layers for encoder in encoders if encoder is not None)
     trained = scheduler_config.get("num_train_timesteps", 1000)
-    bounds = [
-        ("clip_skip", task.clip_skip or 1, layers, f"has a text encoder of {layers} layers"),
-        ("steps", task.steps, trained, f"was trained with {trained} steps"),
-    ]
+    bounds = [("steps", task.steps, trained, f"was trained with {trained} steps")]
+    if task.clip_skip and "clip_skip" in spelling.keywords(pipe.__class__):
+        encoders = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
+        configs = (encoder.config for encoder in encoders if encoder is not None)
+        layers = min((config.get_text_config().num_hidden_layers for config in configs), default=1)
+        bounds.append(("clip_skip", task.clip_skip, layers, f"has a text encoder of {layers} layers"))
     for field, value, most, why in bounds:
         if value > most:
             text = f"is {value}; at most {most} is possible, because model {task.model!r} {why}"
             raise Rejected.of_field(field, text)
-    factor = pipe.vae_scale_factor
     for field, value in (("width", task.width), ("height", task.height)):
-        if value % factor:
-            text = f"is {value}; model {task.model!r} draws multiples of {factor}"
+        if value % size_multiple:
+            text = f"is {value}; {multiples_of(task.model, value, size_multiple)}"
             raise Rejected.of_field(field if task.task == "text2img" else "image", text)
 
 
@@ -96,6 +99,15 @@ def scheduler_failed(error: BaseException) -> bool:
     return wrong and trace is not None and ".schedulers." in trace.tb_frame.f_globals.get("__name__", "")
 
 
+def sampler_for(task: ImageTask, scheduler_config: Mapping[str, Any]) -> tuple[str, str]:
+    """The sampler that a task is drawn with, and why it is not the one that its plan names.
+
+    A plan may be wrong in that where the model was not on the planning worker's machine.
+    """
+    own = canonical_sampler(scheduler_config.get("_class_name"))
+    return samplers.for_model(task.scheduler, own, flow=is_flow(scheduler_config))
+
+
 def prepare(
     template: Any,
     task: ImageTask,
@@ -104,101 +116,27 @@ def prepare(
 ) -> Any:
     """A pipeline for one image: the template's models, and a scheduler of its own."""
     pipe = copy.copy(template)  # shallow: models and processors are shared, state is not
-    scheduler = build(samplers.resolve(task.scheduler), scheduler_config)
+    name, _ = sampler_for(task, scheduler_config)
+    scheduler = build(samplers.resolve(name), scheduler_config)
     vars(pipe)["scheduler"] = scheduler  # not by the pipeline's setter, which would rewrite its config
     return pipe
 
 
 def draw(pipe: Any, task: ImageTask) -> RawPicture:
-    """Run the pipeline. Inpainting keeps the input picture's own pixels wherever the mask is black."""
-    image = pipe(**arguments(task)).images[0]
+    """Run the pipeline. Inpainting keeps the input picture's own pixels wherever the mask is black.
+
+    Raises:
+        Rejected: the pipeline drew another size than it was asked for; some do so without a word.
+    """
+    image = pipe(**spelling.arguments(pipe, task)).images[0]
     pixels = to_bytes(image)
+    if pixels.shape[:2] != (task.height, task.width):
+        drawn, asked = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{task.width} x {task.height}"
+        text = f"model {task.model!r} drew {drawn} pixels where {asked} were asked for; ask for a size that it draws"
+        raise Rejected("unsupported", text, field="width" if task.task == "text2img" else "image")
     if task.task == "inpainting":
         pixels = _overlay(pipe, task, pixels)
     return RawPicture(width=pixels.shape[1], height=pixels.shape[0], channels=3, data=pixels.tobytes())
-
-
-def arguments(task: ImageTask) -> dict[str, Any]:
-    """The keyword arguments of the pipeline call."""
-    kwargs: dict[str, Any] = {
-        "prompt": task.prompt,
-        "negative_prompt": task.negative_prompt,
-        "num_inference_steps": task.steps,
-        "guidance_scale": task.cfg_scale,
-        "generator": torch.Generator("cpu").manual_seed(task.seed),
-        "clip_skip": task.clip_skip - 1 if task.clip_skip and task.clip_skip > 1 else None,
-        "output_type": "pt",
-    }
-    if task.task != "img2img":
-        kwargs |= {"width": task.width, "height": task.height}
-    if task.task != "text2img":
-        kwargs |= {"image": to_pil(task.image), "strength": strength(task)}
-    if task.task == "inpainting":
-        kwargs["mask_image"] = to_pil(task.mask)
-    return kwargs
-
-
-def strength(task: ImageTask) -> float:
-    """How much of the picture to change; raised where it would leave no step to draw."""
-    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
-    if int(task.steps * value) >= 1:
-        return value
-    return min(1.0, math.nextafter(1 / task.steps, 2.0))
-
-
-def warnings_of(
-    task: ImageTask, tokenizers: Sequence[Any], *, takes_guidance_as_number: bool = False
-) -> list[tuple[str, str]]:
-    """What the pipeline will silently change or ignore, as (code, message).
-
-    Args:
-        takes_guidance_as_number: the UNet is distilled so, and never sees a negative prompt.
-    """
-    warnings = []
-    unread = takes_guidance_as_number or task.cfg_scale <= 1
-    for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
-        if field == "negative_prompt" and unread:
-            continue
-        if tokenizers and (cut := cut_text(tokenizers[0], text)):
-            limit = tokenizers[0].model_max_length - 2
-            warnings.append(
-                ("prompt_cut", f'the words "{cut}" of {field} were cut: the model reads {limit} tokens')
-            )
-    if task.negative_prompt and unread:
-        why = f"with model {task.model!r}, which is distilled" if takes_guidance_as_number else ""
-        text = f"negative_prompt has no effect {why or 'at a cfg_scale of 1 or below'}"
-        warnings.append(("ignored", text))
-    if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
-        warnings.append(
-            (
-                "strength_raised",
-                f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn",
-            )
-        )
-    return warnings
-
-
-def cut_text(tokenizer: Any, text: str) -> str:
-    """The end of the text that exceeds the model's token limit, as it was written."""
-    limit = tokenizer.model_max_length - 2  # start and end take one each
-    if len(text.encode()) <= limit:  # a token is one byte or more
-        return ""
-    encoded = tokenizer(
-        text, add_special_tokens=False, truncation=False, return_offsets_mapping=tokenizer.is_fast
-    )
-    ids = encoded["input_ids"]
-    if len(ids) <= limit:
-        return ""
-    if tokenizer.is_fast:
-        return text[encoded["offset_mapping"][limit][0] :].strip()
-    return str(tokenizer.decode(ids[limit:])).strip()
-
-
-def to_pil(picture: RawPicture | None) -> Image.Image:
-    if picture is None:
-        raise ValueError("the task has no picture")
-    mode = {1: "L", 3: "RGB"}[picture.channels]
-    return Image.frombytes(mode, (picture.width, picture.height), picture.data)
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -209,5 +147,7 @@ def to_bytes(image: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _overlay(pipe: Any, task: ImageTask, pixels: Any) -> Any:
     """Paste the input picture over the drawn one where the mask is black: the VAE changes every pixel a little."""
-    whole = pipe.image_processor.apply_overlay(to_pil(task.mask), to_pil(task.image), Image.fromarray(pixels))
+    whole = pipe.image_processor.apply_overlay(
+        spelling.to_pil(task.mask), spelling.to_pil(task.image), Image.fromarray(pixels)
+    )
     return np.asarray(whole)

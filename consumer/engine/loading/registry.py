@@ -7,6 +7,7 @@ image in flight needs.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from consumer.engine.loading.loras import Adapters
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.renderer.protocol import Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
+from infra.models.families import Family, base_class
+from infra.models.folders import read_folder
 from infra.models.model_files import ModelFolder, ModelUnavailable, find
 from infra.models.single_files import read_single_file
 from schemas.errors import Rejected
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOOK_AGAIN = 60.0  # seconds after which a model that was not available is looked for again
-_MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")  # in the order in which they run
+_CALLED_WITH = {"prompt", "num_inference_steps", "generator", "output_type"}
+_TASKS = {"text2img": "", "img2img": "Img2Img", "inpainting": "Inpaint"}  # to their part of a class's name
 
 
 @dataclass(eq=False)
@@ -43,7 +47,7 @@ class LoadedModel:
     templates: dict[str, Any]  # task: a pipeline whose models are stand-ins
     plain: dict[str, Any]  # task: the same with the real models
     scheduler_config: dict[str, Any]
-    tokenizers: list[Any]
+    size_multiple: int  # pixels
     adapters: Adapters
     modules: list[Any]
 
@@ -136,6 +140,10 @@ class ModelRegistry:
         self.emit(Loaded(name, model.record["source"], model.record["dtype"], model.bytes, sizes))
         return model
 
+    def joins(self, name: str) -> bool:
+        """Whether images of this model may share calls; what is not known yet may."""
+        return name not in self._folders or self._folders[name].family.joins
+
     def loaded(self) -> list[str]:
         """Names of the models in memory, least recently used first."""
         return list(self._loaded)
@@ -175,25 +183,24 @@ class ModelRegistry:
 
     def _load(self, card: ModelCard, folder: ModelFolder) -> LoadedModel:
         quiet()
+        _check_class(card.name, folder.pipeline)
         dtype = self._dtype(card)
         pipe = _pipeline(folder, dtype)
         pipe.set_progress_bar_config(disable=True)
-        if dtype == torch.float16 and pipe.vae.config.force_upcast:
+        if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
             # This VAE overflows in float16; its pipeline would convert it for every image.
             pipe.vae.to(torch.float32)
-        modules = [pipe.components[name] for name in _MODELS if pipe.components.get(name) is not None]
+        denoiser = getattr(pipe, folder.family.denoiser)
+        modules: list[Any] = list(_modules(pipe).values())
         for module in modules:
             module.eval().requires_grad_(False)
-        if self.channels_last:
-            pipe.unet.to(memory_format=torch.channels_last)
-            pipe.vae.to(memory_format=torch.channels_last)
+            if self.channels_last and isinstance(module, _with_pictures()):
+                module.to(memory_format=torch.channels_last)
         place(modules, self.device, self.offloading if self.offload else None)
         set_attention(
-            pipe.unet, pipe.vae, self.attention
+            denoiser, pipe.vae, self.attention
         )  # after the move: xformers refuses modules on the CPU
-        plain = _tasks(pipe)
-        for one in plain.values():
-            one.set_progress_bar_config(disable=True)
+        plain = _tasks(pipe, folder.family)
         return LoadedModel(
             card=card,
             record={
@@ -203,12 +210,10 @@ class ModelRegistry:
                 "licence": card.licence,
                 "dtype": str(dtype).removeprefix("torch."),
             },
-            templates={task: _with_stand_ins(one) for task, one in plain.items()},
+            templates={task: _with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
-            tokenizers=[
-                t for t in (pipe.components.get("tokenizer"), pipe.components.get("tokenizer_2")) if t
-            ],
+            size_multiple=max(card.size_multiple, read_folder(folder.configs or folder.path).size_multiple),
             adapters=Adapters(pipe, self.loras),
             modules=modules,
         )
@@ -233,32 +238,71 @@ def _public(source: str) -> str:
     return "bundled" if source.startswith(str(BUNDLED)) else source
 
 
-def _tasks(pipe: Any) -> dict[str, Any]:
-    """The three pipelines around one set of components, where the model can do them."""
+def _check_class(model: str, pipeline: str) -> None:
+    """Refuse a class that no table knows and that cannot be called with a prompt. Raises `Rejected`."""
     diffusers = library("diffusers")
-    if pipe.unet.config.in_channels == 9:  # made for inpainting: it cannot draw without a mask
-        return {"inpainting": diffusers.AutoPipelineForInpainting.from_pipe(pipe)}
-    return {
-        "text2img": diffusers.AutoPipelineForText2Image.from_pipe(pipe),
-        "img2img": diffusers.AutoPipelineForImage2Image.from_pipe(pipe),
-        "inpainting": diffusers.AutoPipelineForInpainting.from_pipe(pipe),
-    }
+    kind = getattr(diffusers, pipeline, None)
+    if kind is None:
+        why = f"which diffusers {diffusers.__version__} does not have"
+    elif (
+        not (called := set(inspect.signature(kind.__call__).parameters)) >= _CALLED_WITH
+        or "num_frames" in called
+    ):
+        why = "which does not draw a picture from a prompt"
+    else:
+        return
+    raise Rejected("unsupported", f"model {model!r}: its pipeline is {pipeline}, {why}", field="model")
 
 
-def _with_stand_ins(pipe: Any) -> Any:
+def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The components with weights, by name, in the order in which they run: text encoders, denoiser, VAE."""
+    found = {name: one for name, one in pipe.components.items() if isinstance(one, torch.nn.Module)}
+    return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("text"), item[0] == "vae")))
+
+
+def _with_pictures() -> Any:
+    """Classes whose convolutions are faster with the channels last."""
+    diffusers = library("diffusers")
+    return (diffusers.UNet2DConditionModel, diffusers.AutoencoderKL)
+
+
+def _tasks(pipe: Any, family: Family) -> dict[str, Any]:
+    """The pipelines around one set of components, where diffusers has them and the model can do them."""
+    diffusers, base = library("diffusers"), base_class(type(pipe).__name__)
+    denoiser = getattr(pipe, family.denoiser)
+    can = [
+        task
+        for task in family.tasks
+        if hasattr(diffusers, base.replace("Pipeline", f"{_TASKS[task]}Pipeline"))
+    ]
+    if family.denoiser == "unet" and denoiser.config.in_channels == 9:
+        can = ["inpainting"]  # made for it: it cannot draw without a mask
+    if "text_encoder_2" in pipe.components and pipe.components.get("text_encoder", pipe) is None:
+        can = [task for task in can if task != "text2img"]  # a refiner: it goes on from a picture
+    kinds = {task: getattr(diffusers, base.replace("Pipeline", f"{_TASKS[task]}Pipeline")) for task in can}
+    return {task: _around(kind, pipe) for task, kind in kinds.items()}
+
+
+def _around(kind: Any, pipe: Any) -> Any:
+    """A pipeline of a class, with the components of another."""
+    expected, _ = kind._get_signature_keys(kind)
+    parts = {name: pipe.components.get(name) for name in expected if name != "self"}
+    made = kind(**parts, **_extras(kind, pipe))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def _with_stand_ins(pipe: Any, layers: tuple[int, ...]) -> Any:
     """A copy of a pipeline whose models are stand-ins."""
-    copy = type(pipe)(**pipe.components, **_extras(pipe))
-    copy.set_progress_bar_config(disable=True)
-    for name in _MODELS:
-        module = pipe.components.get(name)
-        if module is not None:
-            setattr(copy, name, StandIn(module, is_text_encoder=name.startswith("text")))
+    copy = _around(type(pipe), pipe)
+    for name, module in _modules(pipe).items():
+        setattr(copy, name, StandIn(module, is_text_encoder=name.startswith("text"), layers=layers))
     return copy
 
 
-def _extras(pipe: Any) -> dict[str, Any]:
-    """The settings that are not components, such as `requires_safety_checker`."""
-    _, optional = pipe._get_signature_keys(pipe)
+def _extras(kind: Any, pipe: Any) -> dict[str, Any]:
+    """The settings of a pipeline that are not components, such as `requires_safety_checker`."""
+    _, optional = kind._get_signature_keys(kind)
     settings = {name: pipe.config[name] for name in optional if name in pipe.config}
     if "add_watermarker" in optional:
         settings["add_watermarker"] = False

@@ -1,0 +1,153 @@
+"""How a request is said to a pipeline: the keywords of its call, and what of the request it cannot use.
+
+`infra.models.families` says what differs from family to family. A keyword that a pipeline does not take is left out,
+and the request gets a warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from infra.models.families import Family, family_of
+from infra.models.folders import is_distilled
+
+if TYPE_CHECKING:
+    from consumer.renderer.protocol import ImageTask, RawPicture
+
+
+def family(pipe: Any) -> Family:
+    """The family of a pipeline, or of one whose models are stand-ins."""
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    found = family_of(type(pipe).__name__, parts)
+    if found is None:
+        raise ValueError(f"no line knows {type(pipe).__name__}")  # such a folder was refused before
+    return found
+
+
+def guidance(pipe: Any) -> str:
+    """How a pipeline takes guidance: as `families` says, or "none" where the model is distilled without it.
+
+    A UNet that was distilled to take it as a number says so in its own config.
+    """
+    kind = family(pipe)
+    config = getattr(pipe, kind.denoiser).config
+    if is_distilled(kind, pipe.config, config):
+        return "none"
+    return "number" if config.get("time_cond_proj_dim") is not None else kind.guidance
+
+
+def reader(pipe: Any) -> tuple[Any, int]:
+    """The tokenizer that reads most of a prompt, and how many tokens it may have. (None, 0): nobody knows."""
+    kind = family(pipe)
+    tokenizer = getattr(pipe, kind.reader, None) or getattr(pipe, "tokenizer", None)
+    tokenizer = tokenizer or getattr(pipe, "tokenizer_2", None)
+    if tokenizer is None or not kind.tokens:
+        return None, 0
+    short = getattr(pipe, kind.reader, None) is None  # the one with the long context is not there
+    return tokenizer, min(77 if short else kind.tokens, tokenizer.model_max_length)
+
+
+def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
+    """The keyword arguments of the pipeline call."""
+    kind, guided, (_, tokens) = family(pipe), guidance(pipe), reader(pipe)
+    said: dict[str, Any] = {
+        "prompt": task.prompt,
+        "negative_prompt": task.negative_prompt,
+        "num_inference_steps": task.steps,
+        "generator": torch.Generator("cpu").manual_seed(task.seed),
+        "clip_skip": task.clip_skip - 1 if task.clip_skip and task.clip_skip > 1 else None,
+        "max_sequence_length": tokens or None,
+        "width": task.width,
+        "height": task.height,
+    }
+    if guided == "true_cfg":
+        said["true_cfg_scale"] = task.cfg_scale
+        if task.cfg_scale > 1:  # without one there is no guidance
+            said["negative_prompt"] = task.negative_prompt or " "
+    elif guided == "less_one":
+        said["guidance_scale"] = max(0.0, task.cfg_scale - 1)
+    elif guided == "none":
+        said["guidance_scale"] = 1.0
+    else:
+        said["guidance_scale"] = task.cfg_scale
+    if task.task != "text2img":
+        said |= {"image": to_pil(task.image), "strength": strength(task)}
+    if task.task == "inpainting":
+        said["mask_image"] = to_pil(task.mask)
+    taken = keywords(pipe.__class__)
+    said = {**{name: value for name, value in said.items() if value is not None}, **kind.keywords}
+    return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
+
+
+def strength(task: ImageTask) -> float:
+    """How much of the picture to change; raised where it would leave no step to draw."""
+    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
+    if int(task.steps * value) >= 1:
+        return value
+    return min(1.0, math.nextafter(1 / task.steps, 2.0))
+
+
+def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
+    """What the pipeline will silently change or ignore, as (code, message)."""
+    guided, taken = guidance(pipe), keywords(pipe.__class__)
+    tokenizer, tokens = reader(pipe)
+    distilled = guided in ("number", "none")
+    deaf = distilled or "negative_prompt" not in taken
+    warnings = []
+    for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
+        if tokenizer is None or (field == "negative_prompt" and (deaf or task.cfg_scale <= 1)):
+            continue
+        limit = tokens - tokenizer.num_special_tokens_to_add()
+        if cut := cut_text(tokenizer, text, limit):
+            warnings.append(
+                ("prompt_cut", f'the words "{cut}" of {field} were cut: the model reads {limit} tokens')
+            )
+    model = f"with model {task.model!r}"
+    if task.negative_prompt and (deaf or task.cfg_scale <= 1):
+        why = f"{model}, which is distilled" if distilled else "at a cfg_scale of 1 or below"
+        why = f"{model}, which reads none" if deaf and not distilled else why
+        warnings.append(("ignored", f"negative_prompt has no effect {why}"))
+    if guided == "none" and task.cfg_scale > 1:
+        warnings.append(
+            ("ignored", f"cfg_scale has no effect {model}, which is distilled to draw without guidance")
+        )
+    if task.clip_skip and task.clip_skip > 1 and "clip_skip" not in taken:
+        warnings.append(("ignored", f"clip_skip has no effect {model}, whose pipeline has no such setting"))
+    if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
+        text = f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn"
+        warnings.append(("strength_raised", text))
+    return warnings
+
+
+def cut_text(tokenizer: Any, text: str, limit: int) -> str:
+    """The end of the text that exceeds so many tokens, as it was written."""
+    if len(text.encode()) <= limit:  # a token is one byte or more
+        return ""
+    encoded = tokenizer(
+        text, add_special_tokens=False, truncation=False, return_offsets_mapping=tokenizer.is_fast
+    )
+    ids = encoded["input_ids"]
+    if len(ids) <= limit:
+        return ""
+    if tokenizer.is_fast:
+        return text[encoded["offset_mapping"][limit][0] :].strip()
+    return str(tokenizer.decode(ids[limit:])).strip()
+
+
+def to_pil(picture: RawPicture | None) -> Image.Image:
+    if picture is None:
+        raise ValueError("the task has no picture")
+    mode = {1: "L", 3: "RGB"}[picture.channels]
+    return Image.frombytes(mode, (picture.width, picture.height), picture.data)
+
+
+@functools.cache
+def keywords(kind: Any) -> frozenset[str]:
+    """The keywords that a class of pipelines takes."""
+    return frozenset(inspect.signature(kind.__call__).parameters)

@@ -1,0 +1,128 @@
+"""The families of models, by the class of their text2img pipeline in diffusers. Data only: a new family is one line.
+
+What differs from pipeline to pipeline is how a request is said to it, what it cannot use, and what its files do not
+tell: its native size, and the steps and guidance that suit it. How its denoiser's calls are joined stands in
+`consumer.engine.denoisers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from schemas.defaults import CFG_SCALE, STEPS
+
+#: How guidance is said: `guidance_scale` as it is; as a number that the denoiser reads (no negative prompt); as
+#: `true_cfg_scale`; or as `guidance_scale` with one taken off, for pipelines that compute c + g (c - u).
+Guidance = Literal["cfg", "number", "true_cfg", "less_one"]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_AS_IT_IS = MappingProxyType({"use_resolution_binning": False, "clean_caption": False})
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of pipeline."""
+
+    label: str  # for people
+    denoiser: str = "transformer"  # the component
+    guidance: Guidance = "cfg"
+    reader: str = "tokenizer"  # the tokenizer that reads most of a prompt
+    tokens: int = 77  # at most, of a prompt
+    layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read; (): perhaps all
+    pack: int = 1  # latent cells a side that are packed into one token, beside the denoiser's own patches
+    native: int = 0  # pixels a side; 0: the denoiser's sample size tells
+    steps: int = STEPS
+    cfg_scale: float = CFG_SCALE
+    few: int = 4  # steps where the model is distilled: their cards say 1 to 9
+    tasks: tuple[str, ...] = ("text2img", "img2img", "inpainting")  # of these, those that diffusers has
+    optional: tuple[str, ...] = ()  # components without which it draws, too
+    keywords: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)  # of every call
+    joins: bool = True  # the calls of several images may be joined; else they are drawn one at a time
+
+
+_SD: dict[str, Any] = {"denoiser": "unet"}
+_FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "native": 1024}
+
+FAMILIES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": Family("SD 1.x, 2.x", **_SD),
+    "StableDiffusionXLPipeline": Family("SDXL", **_SD, optional=("text_encoder", "tokenizer")),
+    "LatentConsistencyModelPipeline": Family("LCM", **_SD, guidance="number", steps=4, cfg_scale=8.5),
+    "FluxPipeline": Family("FLUX.1", **_FLUX, guidance="number", steps=28, cfg_scale=3.5),
+    "StableDiffusion3Pipeline": Family(
+        "SD 3, 3.5",
+        reader="tokenizer_3",
+        tokens=256,
+        steps=28,
+        optional=("text_encoder_3", "tokenizer_3"),
+    ),
+    "ZImagePipeline": Family(
+        "Z-Image", guidance="less_one", tokens=512, layers=(-2,), native=1024, steps=50, cfg_scale=5, few=9
+    ),
+    "QwenImagePipeline": Family(
+        "Qwen-Image",
+        guidance="true_cfg",
+        tokens=512,
+        layers=(-1,),
+        pack=2,
+        native=1024,
+        steps=50,
+        cfg_scale=4,
+    ),
+    "Flux2KleinPipeline": Family(
+        "FLUX.2-klein",
+        tokens=512,
+        layers=(9, 18, 27),
+        pack=2,
+        native=1024,
+        steps=50,
+        cfg_scale=4,
+        tasks=("text2img",),
+    ),
+    "ChromaPipeline": Family(
+        "Chroma", tokens=512, pack=2, native=1024, steps=35, cfg_scale=5, tasks=("text2img", "img2img")
+    ),
+    "PixArtSigmaPipeline": Family(
+        "PixArt-Sigma", tokens=300, steps=20, cfg_scale=4.5, tasks=("text2img",), keywords=_AS_IT_IS
+    ),
+    "SanaPipeline": Family(
+        "Sana", tokens=300, steps=20, cfg_scale=4.5, tasks=("text2img",), keywords=_AS_IT_IS
+    ),
+    "Lumina2Pipeline": Family(
+        "Lumina 2", tokens=256, layers=(-2,), native=1024, cfg_scale=4, tasks=("text2img",)
+    ),
+}
+_KINDS = ("Img2Img", "Inpaint")
+#: The components that a pipeline of any class may have; of some there may be several.
+_PLAIN = {"transformer", "unet", "vae", "scheduler", "safety_checker", "feature_extractor"}
+_NUMBERED = ("text_encoder", "tokenizer")
+
+
+def base_class(pipeline: str) -> str:
+    """The text2img pipeline of a class that does another task: FluxPipeline for FluxImg2ImgPipeline."""
+    for kind in _KINDS:
+        pipeline = pipeline.replace(f"{kind}Pipeline", "Pipeline")
+    return pipeline
+
+
+def family_of(pipeline: object, components: Mapping[str, Any]) -> Family | None:
+    """The family of a pipeline's class; for one that no line knows, how it is drawn with care: one image at a time.
+
+    Args:
+        components: of the pipeline, by name.
+
+    Returns:
+        None for a class that has parts which this engine does not know, or no denoiser of its own.
+    """
+    if not isinstance(pipeline, str):
+        return None
+    known = FAMILIES.get(base_class(pipeline))
+    if known is not None:
+        return known
+    denoisers = [name for name in ("transformer", "unet") if name in components]
+    strange = [name for name in components if name not in _PLAIN and not name.startswith(_NUMBERED)]
+    if len(denoisers) != 1 or strange or not pipeline.endswith("Pipeline"):
+        return None
+    return Family(pipeline, denoisers[0], tasks=("text2img",), tokens=0, joins=False)

@@ -1,0 +1,95 @@
+"""Text encoders, tokenizers and VAEs with random weights, as small as they can be. Prompts are read by letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers as d
+import transformers as t
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+_SPECIAL = ("<pad>", "<eos>", "<unk>", "<bos>")
+_WORDS = {token: i for i, token in enumerate((*_SPECIAL, *map(chr, range(32, 127)), "\n"))}
+_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}
+_CHAT = (
+    "{% for m in messages %}<{{m.role}}>{% if m.content is string %}{{m.content}}{% else %}"
+    "{% for c in m.content %}{{c.text}}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+def tokenizer(limit: int, *, chat: bool = False) -> Any:
+    letters = Tokenizer(models.WordLevel(_WORDS, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    letters.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    names = {name: f"<{name[:3]}>" for name in ("pad_token", "eos_token", "unk_token", "bos_token")}
+    made = PreTrainedTokenizerFast(tokenizer_object=letters, model_max_length=limit, **names)
+    made.chat_template = _CHAT if chat else None
+    return made
+
+
+def clip(*, projects: bool = False) -> Any:
+    config = t.CLIPTextConfig(
+        vocab_size=len(_WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        projection_dim=32,
+        **_IDS,
+    )
+    return (t.CLIPTextModelWithProjection if projects else t.CLIPTextModel)(config)
+
+
+def t5(width: int = 32) -> Any:
+    return t.T5EncoderModel(
+        t.T5Config(vocab_size=len(_WORDS), d_model=width, d_kv=8, d_ff=40, num_layers=2, num_heads=2, **_IDS)
+    )
+
+
+def _small_language_model(**more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "vocab_size": len(_WORDS),
+        "max_position_embeddings": 2048,
+        **_IDS,
+        **more,
+    }
+
+
+def qwen3(kind: str = "Qwen3Model", layers: int = 2) -> Any:
+    return getattr(t, kind)(t.Qwen3Config(**_small_language_model(num_hidden_layers=layers)))
+
+
+def gemma() -> Any:
+    return t.Gemma2Model(t.Gemma2Config(**_small_language_model(attn_implementation="eager")))
+
+
+def qwen_vl() -> Any:
+    ropes = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
+    text = _small_language_model(rope_scaling=ropes, rope_theta=1e6)
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    tokens = dict.fromkeys(("vision_start_token_id", "vision_end_token_id", "vision_token_id"), 1)
+    config = t.Qwen2_5_VLConfig(text_config=text, vision_config=sight, **tokens)
+    return t.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def vae(channels: int, kind: str = "AutoencoderKL", widths: tuple[int, ...] = (8, 16), **more: Any) -> Any:
+    plain = {"use_quant_conv": False, "use_post_quant_conv": False}
+    return getattr(d, kind)(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=channels,
+        sample_size=32,
+        **(plain if "shift_factor" in more else {}),
+        **more,
+    )
