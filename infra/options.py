@@ -18,7 +18,10 @@ DEFAULT_STORE = "./dreamdrop-data"
 StoreUrl = Annotated[
     str,
     typer.Option(
-        "--store", metavar="URL", envvar="DREAMDROP_STORE", help="A directory, or s3://bucket[/prefix]."
+        "--store",
+        metavar="URL",
+        envvar="DREAMDROP_STORE",
+        help="A directory, s3://bucket or s3://bucket/prefix (with the credentials that AWS tools use).",
     ),
 ]
 ModelCacheGb = Annotated[

@@ -13,11 +13,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from infra.models.folders import config_hash, unet_family
+from infra.models.safetensors_header import BYTES
 from schemas.errors import Rejected
 
 _PIPELINES = {"StableDiffusionPipeline": 1, "StableDiffusionXLPipeline": 2}  # how many text encoders each has
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Base:
 
     def dtype(self, part: str) -> str:
         """The type in which a part is stored: float32, float16 or bfloat16."""
-        kinds = {kind for shape, kind in self.shapes[part].values() if _BYTES.get(kind)}
+        kinds = {kind for shape, kind in self.shapes[part].values() if BYTES.get(kind)}
         names = {"F16": "float16", "BF16": "bfloat16"}
         return names.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
 

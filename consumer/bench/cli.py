@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,8 @@ app = typer.Typer(
 def _sizes(text: str) -> str:
     for part in text.split(","):
         found = _SIZE.fullmatch(part.strip())
-        if text and (not found or int(found[1]) % 8 or int(found[2] or 8) % 8 or not int(found[1])):
+        sides = [int(side) for side in found.groups() if side] if found else [0]
+        if text and any(side % 8 or not side for side in sides):
             raise typer.BadParameter(f"{part!r} is no size: write multiples of 8, such as 512 or 768x512")
     return text
 
@@ -178,10 +180,26 @@ async def _run(
             raise
         finally:
             if cells:
-                _write(cells, card, bench.ready, steps, out, as_json)
+                _write(cells, card, settings, bench.ready, steps, out, as_json)
 
 
-def _write(cells: list[Cell], card: ModelCard, ready: Ready, steps: int, out: Path, as_json: bool) -> None:
+def _given(settings: RendererSettings, offload: bool) -> list[str]:
+    """The options with which a worker is the one that was measured, but for `--offload` where that is there already."""
+    words = [word for pair in settings.models for word in ("--models", shlex.quote("=".join(pair)))]
+    for option, value in (("--dtype", settings.dtype), ("--attention", settings.attention)):
+        words += [option, value] if value != "auto" else []
+    return words + ["--offload"] * (settings.offload and not offload)
+
+
+def _write(
+    cells: list[Cell],
+    card: ModelCard,
+    settings: RendererSettings,
+    ready: Ready,
+    steps: int,
+    out: Path,
+    as_json: bool,
+) -> None:
     from consumer.bench import report
 
     facts = {
@@ -205,7 +223,8 @@ def _write(cells: list[Cell], card: ModelCard, ready: Ready, steps: int, out: Pa
     if found is None:
         typer.echo("nothing could be measured, so nothing is recommended")
         return
-    typer.echo(f"recommended: dreamdrop worker --model {card.name} {' '.join(found.options())}")
+    options = [*found.options(), *_given(settings, found.offload)]
+    typer.echo(f"recommended: dreamdrop worker --model {card.name} {' '.join(options)}")
     ahead = f"such a worker takes {2 * found.max_rows} images ahead"
     more = (
         "these were the most rows; more may be faster" if found.still_faster else "more bring less than 5 %"

@@ -109,9 +109,6 @@ def fit(
     notes: list[Note] = []
     width, height = whole = whole or image.size
     scale, wanted = _scale(whole, limits), drawn_size(whole, limits, multiple)
-    if 0 in wanted:
-        text = f"is {width} x {height}; at least {multiple} x {multiple} pixels can be drawn"
-        raise Rejected.of_field("image", text, pictures.INVALID)
     if mask is not None and mask.size != whole:
         text = f"mask_image was {mask.width} x {mask.height}; resized to the image's {width} x {height}"
         notes.append(Note(code="mask_resized", message=text, field="mask_image"))
@@ -127,9 +124,16 @@ def fit(
 
 
 def drawn_size(size: _Size, limits: Limits, multiple: int) -> _Size:
-    """The width and height at which a picture of this size is drawn; 0 where nothing would be left."""
+    """The width and height at which a picture of this size is drawn.
+
+    Raises:
+        Rejected: less than `multiple` pixels are left on a side.
+    """
     scale = _scale(size, limits)
     width, height = (int(side * scale) // multiple * multiple for side in size)
+    if 0 in (width, height):
+        text = f"is {size[0]} x {size[1]}; at least {multiple} x {multiple} pixels can be drawn"
+        raise Rejected.of_field("image", text, pictures.INVALID)
     return width, height
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from infra.models import lora_names
 from infra.models.lora_names import Format, Piece, format_of
-from infra.models.safetensors_header import Header, read_header
+from infra.models.safetensors_header import BYTES, Header, read_header
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 METADATA = "lora_adapter_metadata"  # where diffusers keeps the settings of a LoRA, as JSON
 _PIECE = 1 << 20  # bytes
-_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,8 @@ def _layers(
     for layer, pieces in found.items():
         if "down" not in pieces or "up" not in pieces:
             raise _refused(source, f"{layer!r} has only one of its two matrices")
-        if not pieces["down"].shape or not pieces["up"].shape:
-            raise _refused(source, f"{layer!r} has a number in place of a matrix")
+        if any(not half.shape or 0 in half.shape for half in (pieces["down"], pieces["up"])):
+            raise _refused(source, f"{layer!r} has a number, or nothing, in place of a matrix")
     return found
 
 
@@ -152,7 +151,7 @@ def _to_diffusers(
             raise _refused(source, f"{stem!r}: {error}") from error
         down, up = pieces["down"], pieces["up"]
         scale = _read_alpha(source, pieces["alpha"], stream) / down.shape[0] if "alpha" in pieces else 1.0
-        if scale != 1.0 and up.dtype not in _BYTES:
+        if scale != 1.0 and up.dtype not in BYTES:
             raise _refused(
                 source, f"{stem!r} has numbers of the type {up.dtype}, which cannot be scaled here"
             )
@@ -231,7 +230,7 @@ def _scaled(piece: bytes, dtype: str, scale: float) -> bytes:
 
 
 def _numbers(piece: bytes, dtype: str) -> tuple[float, ...]:
-    count = len(piece) // _BYTES[dtype]
+    count = len(piece) // BYTES[dtype]
     if dtype == "BF16":
         halves = struct.unpack(f"<{count}H", piece)
         return struct.unpack(f"<{count}f", struct.pack(f"<{count}I", *(half << 16 for half in halves)))

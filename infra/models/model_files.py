@@ -16,7 +16,7 @@ from infra.models.families import FAMILIES, Family, family_of
 from infra.models.hub_caches import baked_cache
 from infra.models.json_files import read_json, read_object
 from infra.models.safetensors_header import read_shapes
-from infra.models.single_files import check_configs, read_single_file
+from infra.models.single_files import LIBRARIES, check_configs, read_single_file
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dreamdrop.models")
 
-_LIBRARIES = {"diffusers", "transformers"}
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 _WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # how components begin that have none
 _CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
@@ -127,8 +126,7 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
             folder, f"it brings its own code ({code.relative_to(folder)}), which this worker never runs"
         )
     for name, (library, _) in parts.items():
-        named = library is None or (isinstance(library, str) and library in _LIBRARIES)
-        if name not in _LEFT_OUT and not named:
+        if name not in _LEFT_OUT and library is not None and library not in LIBRARIES:
             raise _refuse(folder, f"{name} comes from {library!r}, not from diffusers or transformers")
     for config in (folder / "model_index.json", *folder.glob("*/*.json")):
         keys = read_json(config)

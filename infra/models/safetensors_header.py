@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of one number, by its type as files name it
 _LONGEST = 100 << 20  # bytes, as the safetensors library allows
 
 
@@ -61,10 +62,11 @@ def read_header(file: Path) -> Header:
         entries = {}
         for name, entry in document.items():
             begin, end = map(int, entry["data_offsets"])
-            if not 0 <= begin <= end:
+            shape, dtype = tuple(map(int, entry["shape"])), str(entry["dtype"])
+            needed = BYTES[dtype] * math.prod(shape) if dtype in BYTES else end - begin
+            if not 0 <= begin <= end or needed != end - begin:
                 raise ValueError
-            shape = tuple(map(int, entry["shape"]))
-            entries[name] = Entry(str(entry["dtype"]), shape, 8 + int(length) + begin, end - begin)
+            entries[name] = Entry(dtype, shape, 8 + int(length) + begin, end - begin)
         header = Header(entries, {str(name): str(value) for name, value in metadata.items()})
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError("it is not a safetensors file") from error

@@ -43,6 +43,7 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
 }
 _TYPES = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # the widest first
 _PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+LIBRARIES = ("diffusers", "transformers")  # whose classes are loaded
 CONFIGS = (".json", ".txt", ".model")
 
 
@@ -159,6 +160,9 @@ def check_configs(file: SingleFile, folder: Path) -> None:
             f"{file.width}, not {width}",
         )
     for part in _parts(index):
+        library = next(iter(index[part]), None)
+        if library not in LIBRARIES:  # diffusers would import it
+            raise _unfit(folder, f"its {part} comes from {library!r}, not from {' or '.join(LIBRARIES)}")
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         if part.startswith("tokenizer"):
             if not any((folder / part).glob("*.json")):

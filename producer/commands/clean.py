@@ -46,7 +46,10 @@ def clean(
     ],
     failed: Annotated[
         bool,
-        typer.Option("--failed", help="Only what ended without pictures: failed, canceled or expired."),
+        typer.Option(
+            "--failed",
+            help="Only what ended without pictures, or without a model: failed, canceled or expired.",
+        ),
     ] = False,
     trainings: Annotated[
         bool,

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from infra.options import DEFAULT_STORE as DEFAULT_STORE
+from infra.options import StoreUrl as StoreUrl
 from schemas.errors import DreamError, Rejected, StoreUnavailable, Unavailable, Unsupported
 
 if TYPE_CHECKING:
@@ -28,18 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OK, FAILED, WRONG, NO_STORE, TOO_LATE = range(5)
-DEFAULT_STORE = "./dreamdrop-data"
 
-StoreUrl = Annotated[
-    str,
-    typer.Option(
-        "--store",
-        metavar="URL",
-        envvar="DREAMDROP_STORE",
-        help="A directory, s3://bucket or s3://bucket/prefix (with the credentials that AWS tools use).",
-        show_default=True,
-    ),
-]
 QueueUrl = Annotated[
     list[str] | None,
     typer.Option(

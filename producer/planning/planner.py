@@ -22,6 +22,7 @@ from schemas.batch import split_rows
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected, TooManyPixels
 from schemas.manifest import Text2Img, parse_manifest
+from schemas.models import split_reference
 from schemas.plan import plan
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from producer.input_files import Item
     from schemas.limits import Limits
     from schemas.manifest import Manifest
+    from schemas.models import PublishedCard
 
 _SIDE = 768  # pixels, where nobody says a model's size: the documented one
 
@@ -104,14 +106,15 @@ class Planner:
     def _picture(
         self, manifest: Any, limits: Limits, native: tuple[int, int], multiple: int
     ) -> tuple[int, int]:
-        """The size at which a request's picture is drawn, from its file's header."""
+        """The size at which a request's picture is drawn, from its file's header. Raises `Rejected`."""
         try:
             data = pictures.decode_base64(manifest.image, "image", limits)
             with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
-                return drawn_size(picture.size, limits, multiple)
+                whole = picture.size
         except (Rejected, OSError, Image.DecompressionBombError):  # the name of an object, or no picture
             self.unknown_sizes += 1
             return native
+        return drawn_size(whole, limits, multiple)
 
     def default_model(self) -> str:
         """The model of a request that names none: what most live workers say. Raises `Rejected`."""
@@ -138,24 +141,45 @@ class Planner:
             raise found
         return found
 
-    async def _find(self, name: str) -> tuple[str, ModelDefaults]:
-        announced = {model for beat in self.beats for model in models_of(beat)}
-        if name in announced:
-            return name, defaults_of(self.beats, name)
-        built_in = next((card for card in BUILT_IN if card.name == name), None)
-        if built_in is not None:
-            return name, built_in.defaults
+    async def _find(self, name: str, lora: str = "") -> tuple[str, ModelDefaults]:
+        """See `card`; with `lora` the name is the base of that one."""
+        if (known := self._known(name)) is not None:
+            return name, known
         try:
             card = await published.resolve(self.store, name)
         except Rejected:
-            known = announced | {card.name for card in BUILT_IN}
-            text = f"no model named {name[:200]!r}; known are {', '.join(sorted(known))}, and what is published here"
+            text = f"no model named {name[:200]!r}; known are {', '.join(self._names())}, and what is published here"
             raise Rejected("unknown_model", text, field="model") from None
         if card.kind == "full":
-            return card.reference, card_of(card).defaults
-        if card.base == name:
-            raise Rejected("unknown_model", f"model {name!r} is a LoRA of itself", field="model")
-        return await self.card(card.base)  # a LoRA that is named as the model
+            return card.reference, self._filled(card)
+        if lora:
+            text = f"model is {lora}, a LoRA whose base {name[:200]!r} is a LoRA itself"
+            raise Rejected("unsupported", text, field="model")
+        return await self._find(card.base, card.reference)  # a LoRA that is named as the model
+
+    def _names(self) -> list[str]:
+        announced = {model for beat in self.beats for model in models_of(beat)}
+        return sorted(announced | {card.name for card in BUILT_IN})
+
+    def _known(self, name: str) -> ModelDefaults | None:
+        """What a live worker says of a model, else what a built-in card says; None for a published one."""
+        if any(name in models_of(beat) for beat in self.beats):
+            return defaults_of(self.beats, name)
+        return next((card.defaults for card in BUILT_IN if card.name == name), None)
+
+    def _filled(self, card: PublishedCard) -> ModelDefaults:
+        """The defaults of a published model. What its card leaves open is its base's, as a worker fills it."""
+        left_open = {
+            "steps": card.steps is None,
+            "cfg_scale": card.cfg_scale is None,
+            "scheduler": not card.scheduler,
+            "width": not card.native_width,
+            "height": not card.native_height,
+        }
+        base = self._known(split_reference(card.base)[0]) or ModelDefaults()
+        told = base.model_dump(include={name for name, is_open in left_open.items() if is_open})
+        known = {name: value for name, value in told.items() if value is not None}
+        return card_of(card).defaults.model_copy(update=known)
 
 
 def _multiple(card: ModelDefaults) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,7 +51,19 @@ def test_a_model_is_measured_until_ctrl_c(tiny_folder: Path, tmp_path: Path):
         "--device",
         "cpu",
     ]
-    command += ["--steps", "4", "--rows", "2,6", "--sizes", sizes, "--out", str(tmp_path)]
+    given = re.escape(shlex.quote(f"tiny={tiny_folder}"))
+    command += [
+        "--dtype",
+        "float32",
+        "--steps",
+        "4",
+        "--rows",
+        "2,6",
+        "--sizes",
+        sizes,
+        "--out",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -68,7 +82,9 @@ def test_a_model_is_measured_until_ctrl_c(tiny_folder: Path, tmp_path: Path):
     assert started
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     assert lines[2].split()[:4] == ["32", "x", "32", "2"]
-    assert "recommended: dreamdrop worker --model tiny --max-rows" in rest
+    assert re.search(
+        rf"recommended: dreamdrop worker --model tiny --max-rows \d+ --models {given} --dtype float32\n", rest
+    )
     found = json.loads((tmp_path / "bench.json").read_text())
     two, six = found["cells"][:2]
     assert [(c["rows"], c["problem"]) for c in (two, six)] == [(2, ""), (6, "")]
@@ -137,6 +153,7 @@ def test_the_plot_has_a_line_for_each_size():
     [
         (["--sizes", "100"], "multiples of 8"),
         (["--sizes", "128,axb"], "'axb' is no size"),
+        (["--sizes", "512x0"], "'512x0' is no size"),
         (["--rows", "0"], "1 to 256"),
         (["--rows", "2,many"], "'many' is no number"),
         (["--model", "nosuch"], "no model named 'nosuch'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 
 import pytest
@@ -104,6 +105,18 @@ def test_a_worker_without_configs_says_where_to_get_them(checkpoint, tiny_folder
     }.items():
         with pytest.raises(Rejected, match=words):
             Cards.of([setting])
+
+
+def test_configs_that_name_other_libraries_are_refused(checkpoint, tiny_folder, tmp_path):
+    """diffusers would import them; a published model's configs may be a stranger's."""
+    shutil.copytree(tiny_folder, tmp_path / "configs")
+    index = json.loads((tiny_folder / "model_index.json").read_text())
+    index["scheduler"][0] = "somebodys_code"
+    (tmp_path / "configs" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        Rejected, match="its scheduler comes from 'somebodys_code', not from diffusers or transf"
+    ):
+        Cards.of([f"pony={checkpoint},configs={tmp_path / 'configs'}"])
 
 
 UNET, VAE, TEXT = (

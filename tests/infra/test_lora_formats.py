@@ -71,6 +71,24 @@ def test_keys_that_the_other_form_does_not_have(tmp_path, to, name, shape, words
         lora_formats.convert(file, tmp_path / "out.safetensors", to)
 
 
+@pytest.mark.parametrize(
+    ("up", "words"),
+    [
+        (("F32", [1, 0], []), "has a number, or nothing, in place of a matrix"),
+        (("F32", [], [1]), "has a number, or nothing, in place of a matrix"),
+        (("F32", [1, 2], [1]), "it is not a safetensors file"),  # of one number, though its shape has two
+        (("F16", [1, 1], []), "it is not a safetensors file"),
+    ],
+)
+def test_damaged_tensors_are_refused(tmp_path, up, words):
+    """Before a number of them is read."""
+    tensors = PAIR["diffusers"] | {f"{FLAT}.lora_up.weight": up, f"{FLAT}.alpha": ("F32", [], [2])}
+    with pytest.raises(Rejected, match=words):
+        lora_formats.convert(
+            write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors", "diffusers"
+        )
+
+
 ORIGINAL = {
     "input_blocks_4_1_transformer_blocks_0_attn2_to_k": "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
     "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",

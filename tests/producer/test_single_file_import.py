@@ -12,7 +12,7 @@ import pytest
 from infra.models import published
 from infra.models.single_files import read_single_file
 from infra.stores.memory import MemoryStore
-from producer.commands import single_file
+from producer.models import single_file
 from producer.models.single_file import Wishes
 from schemas.errors import Rejected
 from schemas.models import PublishedCard

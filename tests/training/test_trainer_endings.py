@@ -16,6 +16,7 @@ from infra.models import published
 from infra.stores.memory import MemoryStore
 from producer.canceling import cancel
 from schemas import layout
+from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
 from schemas.training import parse_training
 from tests.training.test_trainer_inputs import BODY, trainer_on
@@ -137,6 +138,31 @@ async def test_a_cancellation_while_files_are_published_leaves_no_model(tmp_path
     assert len(store.models) == 2  # weights and README were on their way
     assert await published.list_models(store) == []
     assert json.loads((await store.get("training-results/a/result.json")).body)["status"] == "canceled"
+
+
+class AwayAtTheEnd(MemoryStore):
+    """A store that is away for three tries when the result is created, for longer than any patience."""
+
+    job: Job
+    seen: list[float]  # when there was progress last, at each try
+
+    async def create(self, key: str, body: bytes, **options: Any) -> bool:
+        if key == "training-results/a/result.json" and len(self.seen) < 3:
+            self.seen.append(self.job.pulse.at)
+            raise StoreUnavailable("it is away")
+        return await super().create(key, body, **options)
+
+
+async def test_a_published_model_is_not_given_back_for_a_store_that_is_away(tmp_path: Path):
+    """That is waited for, so it is no hang: the last attempt would end as failed beside its model."""
+    store = AwayAtTheEnd()
+    store.seen = []
+    store.job = job = await held_job(store, tmp_path)
+    job.pulse.at = float("-inf")
+    await job._publish(parse_training(job.held.claim.frozen.body()))
+    assert len(store.seen) == 3
+    assert float("-inf") not in store.seen
+    assert json.loads((await store.get("training-results/a/result.json")).body)["status"] == "succeeded"
 
 
 async def test_publishing_that_hangs_is_given_back(tmp_path: Path):

@@ -310,7 +310,7 @@ class Job:
             attempts=self.held.claim.attempt,
             metadata={},
         )
-        await self._ending.commit(result)
+        await self.pulse.during(self._ending.commit(result))  # it may wait for a store that is away
         log.info("published", extra={"id": self.id, "model": f"{card.name}@{card.version}"})
         return "committed"
 

@@ -24,7 +24,8 @@ from producer.planning.speeds import Speeds
 from producer.planning.work import Piece, Work
 from schemas.errors import Rejected
 from schemas.limits import Limits
-from schemas.result import Progress, Result
+from schemas.models import Move, PublishedCard, card_key, current_key
+from schemas.result import Progress, Result, utc_now
 
 pytestmark = pytest.mark.anyio
 
@@ -68,19 +69,53 @@ async def test_what_a_request_leaves_open_is_filled_in_as_workers_say():
 
 async def test_a_picture_says_its_own_size():
     """Its header is read; what lies in the bucket counts at the model's own size, and is told."""
-    file = io.BytesIO()
-    Image.new("RGB", (101, 203)).save(file, "PNG")
     one = planner(None, beat())
-    image = base64.b64encode(file.getvalue()).decode()
-    assert await planned(one, image=image, strength=0.5) == Piece("doodle", 96 * 200, 1, 10, 2)
+    assert await planned(one, image=picture(101, 203), strength=0.5) == Piece("doodle", 96 * 200, 1, 10, 2)
     assert one.unknown_sizes == 0
     assert (await planned(one, image="uploads/a.png")).pixels == 128 * 128
     assert one.unknown_sizes == 1
 
 
+async def publish(store: MemoryStore, name: str, **facts: Any) -> None:
+    await store.put(card_key(name, 1), PublishedCard(name=name, version=1, **facts).to_json())
+    await store.put(current_key(name, 1), Move(version=1, at=utc_now()).model_dump_json().encode())
+
+
+async def test_what_a_published_card_leaves_open_is_its_bases():
+    """As a worker fills it: a trained model has the steps, guidance and sampler of its base, if that is known."""
+    store = MemoryStore()
+    await publish(store, "dog", kind="full", base="doodle", native_width=256, native_height=128)
+    await publish(
+        store, "fast", kind="full", base="doodle", steps=4, cfg_scale=0, native_width=64, native_height=64
+    )
+    await publish(store, "stranger", kind="full", base="nosuch", native_width=64, native_height=64)
+    await publish(store, "ink", kind="lora", base="dog")
+    one = planner(store, beat())
+    assert await planned(one, model="dog") == Piece("dog@1", 256 * 128, 1, 20, 2)
+    assert await planned(one, model="fast") == Piece("fast@1", 64 * 64, 1, 4, 1)
+    assert await planned(one, model="stranger") == Piece("stranger@1", 64 * 64, 1, 30, 2)
+    assert await planned(one, model="ink") == Piece("dog@1", 256 * 128, 1, 20, 2)
+
+
+async def test_a_lora_of_a_lora_is_refused():
+    """As a worker does, also where two have each other as their base."""
+    store = MemoryStore()
+    await publish(store, "a", kind="lora", base="b")
+    await publish(store, "b", kind="lora", base="a")
+    with pytest.raises(Rejected, match="a@1, a LoRA whose base 'b' is a LoRA itself"):
+        await planned(planner(store, beat()), model="a")
+
+
+def picture(width: int, height: int) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
     [
+        ({"image": picture(4, 40)}, "image", "is 4 x 40; at least 8 x 8 pixels"),
         ({"model": "nosuch"}, "model", "no model named 'nosuch'; known are doodle, sd15, sd21, sdxl"),
         ({"width": 2048, "height": 2048}, "width", "2048"),
         ({"image": "uploads/a.png", "strength": 0.01}, "strength", "leaves none of 20 steps"),
