@@ -24,7 +24,7 @@ STOPPED = 130  # exit status after Ctrl-C
 
 
 app = typer.Typer(
-    help="Measure a model on this machine, and recommend settings for a worker.",
+    help="Measure a model here, and recommend settings for a worker.",
     add_completion=False,
     rich_markup_mode=None,  # help texts hold brackets
 )
@@ -86,7 +86,7 @@ def bench(
         bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")
     ] = False,
 ) -> None:
-    """Measure a model on this machine, and recommend settings for a worker.
+    """Measure a model here, and recommend settings for a worker.
 
     Draws with a renderer like a worker's: as many images at once as give UNet calls of the wanted rows. Prints
     milliseconds of a step (one call) and of a row, images a second with the model's own steps and guidance, and

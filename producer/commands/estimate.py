@@ -66,7 +66,7 @@ def estimate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what requests will take: seconds of a GPU, when they are done, and what they cost.
+    """Say how long requests will take, and what they will cost.
 
     Nothing is sent. Every file is checked as `submit` checks it. What a request leaves open is filled in as
     the live workers would. Its work is counted: images x UNet calls x rows (2 with guidance). Times are those that
