@@ -35,6 +35,7 @@ COLOURS = {
 _SIGNAL = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 people = Console(stderr=True)
+REASON = 120  # characters of a failure in an overview; `status ID` shows all of them
 SHOWN = 20  # queued requests in an overview, and as many in progress
 
 
@@ -100,13 +101,19 @@ def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
 
 
 def about(state: State, asked: Asked | None = None) -> str:
-    """How far a request is, or what came of it, in a line."""
+    """How far a request is, or what came of it and why, in a line."""
+    failure = state.result.failure if state.result is not None else None
+    return "; ".join(filter(None, (_brief(state, asked), why(failure))))
+
+
+def _brief(state: State, asked: Asked | None = None) -> str:
+    """How far a request is, or what came of it, in a few words."""
     if state.result is not None:
         result = state.result
         if result.batch is not None:
             counts = result.batch.counts
-            return f"{counts.succeeded} of {counts.total} rows" + _also(why(result.failure))
-        return f"{len(result.images)} image{'s' * (len(result.images) != 1)}" + _also(why(result.failure))
+            return f"{counts.succeeded} of {counts.total} row{'s' * (counts.total != 1)}"
+        return f"{len(result.images)} image{'s' * (len(result.images) != 1)}"
     if state.progress is not None and state.progress.steps_total:
         progress = state.progress
         image = min(progress.images_done + 1, progress.images_total)
@@ -145,9 +152,14 @@ def states(
     table.expand = 2 in used
     for i in used:
         # In a narrow terminal prompts are cut and `about` is wrapped; statuses and times are what people look for.
-        ratio, folded = {"prompt": 2, "about": 1}.get(names[i]), i == 0
+        # A few words beside a prompt take the room that they need, and the prompt the rest.
+        brief = names[i] == "about" and describe is _brief
         table.add_column(
-            names[i], ratio=ratio, no_wrap=i in (2, 3, 4), overflow="fold" if folded else "ellipsis"
+            names[i],
+            ratio=None if brief else {"prompt": 2, "about": 1}.get(names[i]),
+            max_width=24 if brief else None,
+            no_wrap=i in (2, 3, 4),
+            overflow="fold" if i == 0 else "ellipsis",
         )
     for line in lines:
         table.add_row(*(_coloured(line[i]) if names[i] == "status" else escape(line[i]) for i in used))
@@ -196,10 +208,24 @@ def counts(store: Overview, note: str = "") -> str:
 
 
 def overview(store: Overview, asked: Mapping[str, Asked]) -> Group:
-    """A store's counts and a table of its requests."""
+    """A store's counts, a table of its requests, and below it why some of them failed."""
     some = f" (the newest {len(store.latest)} below)" if len(store.latest) < store.over else ""
     line, found = counts(store, some), rows(store)
-    return Group(line, states(found, asked)) if found else Group(line)
+    parts = [states(found, asked, describe=_brief)] if found else []
+    failures = [(state.id, why(state.result.failure)) for state in found if state.result is not None]
+    return Group(line, *parts, *_reasons([(id, text) for id, text in failures if text]))
+
+
+def _reasons(failures: Sequence[tuple[str, str]]) -> list[str | Table]:
+    """An empty line and a table of ids and reasons, each cut to two lines or so of a narrow terminal."""
+    if not failures:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("request", overflow="fold")
+    table.add_column("why")
+    for id, text in failures:
+        table.add_row(escape(id), escape(text if len(text) <= REASON else text[: REASON - 1] + "…"))
+    return ["", table]
 
 
 def rows(store: Overview) -> list[State]:
@@ -212,10 +238,6 @@ def rows(store: Overview) -> list[State]:
 def opened(store: Overview) -> list[str]:
     """The ids of the requests in an overview that have not ended."""
     return [*store.queued[:SHOWN], *list(store.processing)[:SHOWN]]
-
-
-def _also(text: str) -> str:
-    return f"; {text}" if text else ""
 
 
 def _coloured(status: str) -> str:

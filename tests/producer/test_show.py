@@ -6,9 +6,10 @@ import io
 
 from rich.console import Console
 
-from producer.commands.show import about, states
+from producer.commands.show import about, overview, states
+from producer.overview import Overview
 from producer.request_state import State
-from schemas.result import Frozen, Progress, Result, Timings
+from schemas.result import Failure, Frozen, Progress, Result, Timings
 
 
 def test_the_time_that_remains_is_said_once_it_is_known():
@@ -37,3 +38,34 @@ def test_a_narrow_terminal_cuts_prompts_and_never_statuses_or_times():
     assert "0 s ago" in text
     assert "12.3 s" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_an_overview_says_below_its_table_why_requests_failed():
+    """A long reason does not widen the row of its request; `about` says all of it for one request."""
+    failure = Failure(code="model_unavailable", message="model 'sdxl' is not here. " + "Tried the hub. " * 20)
+    failed = Result.ended(
+        "sdxl", "failed", failure, request=Frozen.of(b"{}"), fingerprint="",
+        parameters={"prompt": "a yellow star"}, timings=Timings(total=23.4),
+    )  # fmt: skip
+    console = Console(width=80, file=io.StringIO())
+    console.print(overview(Overview((), {}, 1, (failed,), 0), {}))
+    lines = console.file.getvalue().splitlines()
+
+    assert len(lines) <= 7
+    assert lines[2].split() == [
+        "sdxl",
+        "failed",
+        "a",
+        "yellow",
+        "star",
+        "0",
+        "s",
+        "ago",
+        "23.4",
+        "s",
+        "0",
+        "images",
+    ]
+    assert lines[5].startswith("sdxl")
+    assert "model 'sdxl' is not here" in lines[5]
+    assert failure.message in about(State("sdxl", "failed", result=failed))
