@@ -175,7 +175,7 @@ def pictures_and_prompts(
     if options.resolution != base.native:
         warnings.append(f"{base.name} was made for {base.native} pixels, not {options.resolution}")
     if not options.class_prompts:
-        warnings.append("without class_prompts the model may draw the new concept everywhere")
+        warnings.append("without class prompts the model may draw the new concept everywhere")
     return warnings
 
 

@@ -137,7 +137,7 @@ class Recipe:
             f"{options.targets} layers of the UNet"
         )  # fmt: skip
         prior = {
-            None: "nothing keeps the old pictures (give class_prompts)",
+            None: "nothing keeps the old pictures (give class prompts)",
             "pictures": f"{options.class_pictures} pictures by the base from {len(options.class_prompts)} prompts",
             "adapter_off": "the base's own predictions",
         }[options.prior]

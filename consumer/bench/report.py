@@ -70,7 +70,7 @@ def advice(cells: Sequence[Cell], card: ModelCard) -> Advice | None:
     need = math.ceil(2 * (2 * max_rows) * 3 * largest / 2**20)
     fits = {(cell.width, cell.height) for cell in cells if cell.step_ms is not None}
     lacks = {(cell.width, cell.height) for cell in cells if "memory" in cell.problem} - fits
-    still_faster = max_rows == max(cell.rows for cell in cells) > _MIN_ROWS
+    still_faster = max(chosen) == max(cell.rows for cell in cells)
     return Advice(max_rows, need if need > _PICTURE_MEMORY else None, bool(lacks), still_faster)
 
 

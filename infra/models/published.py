@@ -20,6 +20,7 @@ from infra.stores.store import SHA256, WrongContent
 from schemas.errors import NotFound, Rejected
 from schemas.layout import CHOSEN_ID, MODELS
 from schemas.models import (
+    BUILT_IN_NAMES,
     CARD,
     CardFile,
     Move,
@@ -185,6 +186,8 @@ async def resolve(store: Store, reference: str) -> PublishedCard:
     else:
         versions = []
     text = f"no model is published as {reference[:200]!r}"
+    if name in BUILT_IN_NAMES:
+        text += f"; {name} is a built-in model, which has no versions"
     if versions:
         text += f"; the versions of {name} are {', '.join(map(str, versions))}"
     raise Rejected("unknown_model", text, field="model")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from infra.stores.memory import MemoryStore
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_CUT_SCHEME = re.compile(r"(s3|file|memory):(?!//)", re.IGNORECASE)  # it would be a directory of that name
 _memories: dict[str, MemoryStore] = {}  # one per name: two users of "memory://demo" meet
 
 
@@ -53,6 +54,11 @@ def open_store(url: str) -> OpenableStore:
     Raises:
         Unsupported: it is not the URL of a store; the message lists what is.
     """
+    if cut := _CUT_SCHEME.match(url):
+        raise Unsupported(
+            f"{url!r} is not a store: after {cut[1]}: two slashes are missing; write {cut[1]}://... "
+            f"(or ./{url}, for a directory of that name)"
+        )
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""
     if scheme == "s3":

@@ -204,7 +204,9 @@ class _Estimation:
     def _print(
         self, work: Work, found: Estimate, waiting: Pending, costing: Costing, notes: list[str]
     ) -> None:
-        _row("requests", f"{work.requests:,.0f}, {work.images():,.0f} images")
+        _row(
+            "requests", f"{work.requests:,.0f}, {work.images():,.0f} image{'s' * (round(work.images()) != 1)}"
+        )
         for line in found.lines:
             _row("work", _sentence(line))
         if not found.unmeasured:

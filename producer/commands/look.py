@@ -47,7 +47,7 @@ Id = Annotated[
 
 def status(id: AnyId = None, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Show a request, a training, or what is in the store."""
-    id = None if id is None else id_of(id)
+    id = None if id is None else id_of(id, store)
     run(with_client(store, as_json, lambda client: _status(client, id, as_json)), as_json=as_json)
 
 
@@ -63,7 +63,7 @@ def watch(
     """
     from producer.commands import watching
 
-    id = None if id is None else id_of(id)
+    id = None if id is None else id_of(id, store)
     raise typer.Exit(
         run(
             with_client(store, as_json, lambda client: watching.follow(client, id, interval, as_json)),
@@ -85,7 +85,7 @@ def fetch(
     For a batch, save the images of all rows and the gallery page; for a training, its report page and the
     validation pictures.
     """
-    id = id_of(id)
+    id = id_of(id, store)
 
     async def work(client: AsyncClient) -> int:
         from producer.errors import StillWorking
@@ -116,7 +116,7 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
 
     For a batch, cancel also its open rows.
     """
-    id = id_of(id)
+    id = id_of(id, store)
 
     async def work(client: AsyncClient) -> int:
         found = await located(client, id, as_json)
@@ -137,10 +137,18 @@ def cancel(id: Id, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> 
     raise typer.Exit(run(with_client(store, as_json, work), as_json=as_json))
 
 
-def id_of(text: str) -> str:
-    """The id that a user means, who gives an id or the path of a dropped file."""
+def id_of(text: str, store: str) -> str:
+    """The id that a user means, who gives an id or the path of a dropped file.
+
+    Args:
+        text: what they wrote. A path counts from the store, from its inbox, or from the current directory.
+        store: the store's URL.
+    """
     from schemas.layout import BATCH, EXPRESS, REQUESTS, SINGLE, is_id, request_id
 
+    if "://" not in store and not text.startswith(REQUESTS) and text.lower().endswith((SINGLE, BATCH)):
+        inbox, file = Path(store, REQUESTS).expanduser().resolve(), Path(text).expanduser().resolve()
+        text = REQUESTS + file.relative_to(inbox).as_posix() if file.is_relative_to(inbox) else text
     path = text.removeprefix(EXPRESS).removeprefix(REQUESTS)
     if is_id(path) and not path.endswith((SINGLE, BATCH)):
         return path

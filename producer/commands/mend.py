@@ -46,7 +46,7 @@ def retry(
     The retry gets a new id, because results are written once. Of a batch, only the rows that did not succeed
     are submitted again.
     """
-    id = id_of(id)
+    id = id_of(id, store)
 
     async def work(client: AsyncClient) -> None:
         from schemas.errors import Rejected

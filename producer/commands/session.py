@@ -141,8 +141,12 @@ def require_store(store: str) -> None:
 
     Raises:
         StoreUnavailable: there is no such directory.
+        Unsupported: it looks like a URL, and is none.
     """
     if "://" not in store and not Path(store).expanduser().is_dir():
+        from infra.stores.open import open_store
+
+        open_store(store)  # raises where it is a mistyped URL
         raise StoreUnavailable(
             f"there is no store {store!r}: give its directory or bucket with --store or DREAMDROP_STORE; "
             "`dreamdrop worker` and `dreamdrop submit` make a directory when they start"

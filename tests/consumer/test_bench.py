@@ -111,9 +111,10 @@ def test_the_fewest_rows_that_are_nearly_as_fast_are_recommended():
     alone = report.advice(large, DOODLE)
     assert alone is not None
     assert alone.options() == ["--max-rows", "2"]
-    rising = report.advice(small[:3], DOODLE)
-    assert rising is not None
-    assert rising.still_faster
+    for measured in (small[:3], small[:1]):
+        rising = report.advice(measured, DOODLE)
+        assert rising is not None
+        assert rising.still_faster
 
 
 def test_what_does_not_fit_changes_the_advice():

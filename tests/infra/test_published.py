@@ -134,6 +134,8 @@ async def test_a_version_without_a_card_is_none(store: OpenableStore, folder: Pa
     assert await published.list_models(store) == []
     with pytest.raises(Rejected, match="no model is published as 'my-dog'"):
         await published.resolve(store, "my-dog")
+    with pytest.raises(Rejected, match="doodle is a built-in model"):
+        await published.resolve(store, "doodle@2")
     assert (await published.publish(store, folder, card())).version == 2
 
 

@@ -101,6 +101,7 @@ def test_one_fault_and_nothing_is_sent(dreamdrop: Cli, store: str, tmp_path: Pat
         (["replay", "no.png"], 2, "cannot read the picture 'no.png'"),
         (["status", "--store", "./elsewhere"], 3, "there is no store './elsewhere'"),
         (["status", "--store", "ftp://x"], 3, "is not a store: give a directory"),
+        (["status", "--store", "s3:/bucket"], 3, "write s3://..."),
         (["status", "--store", "s3://bucket"], 3, "no usable AWS credentials"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
     ],
@@ -193,7 +194,8 @@ def test_a_dropped_file_is_named_by_its_path(dreamdrop: Cli, store: str):
     folder = Path(store) / "requests/my cats"
     folder.mkdir(parents=True)
     (folder / "tom & co.json").write_text('{"prompt": "a cat"}')
-    for name in ("my cats/tom & co", "my cats/tom & co.json", "requests/my cats/tom & co.json"):
+    here = str(folder / "tom & co.json")
+    for name in ("my cats/tom & co", "my cats/tom & co.json", "requests/my cats/tom & co.json", here):
         assert "queued" in dreamdrop("status", name).stdout
     assert "is canceled" in dreamdrop("cancel", "my cats/tom & co").stderr
 

@@ -163,6 +163,8 @@ async def test_a_model_in_one_file_is_imported_before_it_is_a_base(tmp_path: Pat
     file = write_checkpoint(BUNDLED / "doodle", tmp_path / "pony.safetensors")
     with pytest.raises(Rejected, match=f"'pony' is a model in one file; publish it .*import {file}"):
         await BaseModels.of([f"pony={file}"]).fetch("pony")
+    with pytest.raises(Rejected, match=r"built in are .*; did you mean 'doodle'"):
+        await BaseModels.of(()).on(MemoryStore()).fetch("doodel")
 
 
 def commanded(tmp_path: Path, *flags: str) -> Any:

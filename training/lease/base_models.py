@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,10 +89,11 @@ class BaseModels:
         try:
             published = await resolve(self.store, f"{name}@{frozen['revision']}" if frozen else reference)
         except Rejected as error:
-            known = ", ".join(self.cards.known())
-            raise Rejected(
-                "unknown_model", f"base: {error.message}; built in are {known}", field="base"
-            ) from None
+            names = self.cards.known()
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            text = f"base: {error.message}; built in are {', '.join(names)}{hint}"
+            raise Rejected("unknown_model", text, field="base") from None
         if published.kind != "full":
             raise Rejected.of_field(
                 "base",
