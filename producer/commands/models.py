@@ -66,7 +66,9 @@ def _list(store: str, as_json: bool) -> None:
             return
         for model in known:
             where = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
-            where += [f"in the store: {', '.join(model.versions)}"] if model.versions else []
+            where += (
+                [f"published: {', '.join(f'version {v}' for v in model.versions)}"] if model.versions else []
+            )
             word = "here" if where else "not here"
             facts = where or ["no worker has its weights"]
             facts += [f"by default {text}"] if (text := model.defaults.text()) else []

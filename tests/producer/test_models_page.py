@@ -40,7 +40,7 @@ async def test_published_models_are_shown_with_a_picture(tmp_path):
             (await client.get(f"/m/ink/{rest}")).status_code
             for rest in ("1/lora.safetensors", "1/card.json", "3/validation/0.png", "1/validation/1.png")
         ]
-    assert "now version 1; there are 2, 1" in page
+    assert "now version 1; published: 2, 1" in page
     assert "&lt;sks&gt;" in page
     assert "LoRA of doodle" in page
     assert '<option value="ink" data-picture="/m/ink/1/validation/0.png">ink (LoRA, version 1)' in home

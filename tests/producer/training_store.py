@@ -75,7 +75,7 @@ class FakeTrainer:
         result = Result.ended(
             held.claim.id, "succeeded", None,
             request=held.claim.frozen, fingerprint=held.claim.fingerprint, task="train",
-            parameters={"steps": 400, "rank": 8}, model=ModelUsed(name="my-dog", revision="2"),
+            parameters={"steps": 400, "rank": 8, "flip": False}, model=ModelUsed(name="my-dog", revision="2"),
             versions={}, worker=self.claims.session, attempts=1, metadata={},
         )  # fmt: skip
         assert await self.claims.commit(held, result)

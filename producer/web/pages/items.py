@@ -120,6 +120,8 @@ def is_own_fault(result: Result) -> bool:
 
 def text_of(value: Any) -> str:
     """A parameter's value as text for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):

@@ -94,6 +94,7 @@ def test_one_training_is_watched_until_it_is_published(page: Page, store: Path):
     expect(pictures).to_have_count(3)
     expect(page.locator("#summary")).to_contain_text('"model": "my-dog@2"')
     expect(page.locator(".recipe")).to_contain_text("Rank")
+    expect(page.get_by_role("row", name="Flip no")).to_be_visible()
     page.get_by_role("link", name="Report").click()
     expect(page.get_by_role("heading")).to_have_text("Report of my-dog")
     assert page.get_by_role("heading").evaluate("(h) => getComputedStyle(h).color") == "rgb(255, 0, 0)"
