@@ -8,6 +8,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -148,26 +149,38 @@ def dreambooth_command(**given: Any) -> None:
                 param_hint=flag,
             )
     document = _from_file(own["options"])
+    in_file = set(document)
     for name, value in given.items():
         if value is not None:
             document[Training.model_fields[name].alias or name] = value
     if own["lora"] is not None:
         document["method"] = "lora" if own["lora"] else "full"
-    raise typer.Exit(
-        asyncio.run(
-            run_here(
-                document,
-                own["instance_images"],
-                store=own["store"],
-                bases=BaseModels.of(own["models"] or (), int(own["model_cache_gb"] * 2**30)),
-                settings=TrainerSettings(
-                    processes=own["processes"], logs=own["logging_dir"] if own["report_to"] else None
-                ),
-                dry_run=own["dry_run"],
-                detach=own["detach"],
-            )
-        )
+    work = run_here(
+        document,
+        own["instance_images"],
+        store=own["store"],
+        bases=BaseModels.of(own["models"] or (), int(own["model_cache_gb"] * 2**30)),
+        settings=TrainerSettings(
+            processes=own["processes"], logs=own["logging_dir"] if own["report_to"] else None
+        ),
+        dry_run=own["dry_run"],
+        detach=own["detach"],
     )
+    try:
+        code = asyncio.run(work)
+    except Rejected as error:
+        raise _called_by_flag(error, in_file) from error
+    raise typer.Exit(code)
+
+
+def _called_by_flag(error: Rejected, in_file: Collection[str]) -> Rejected:
+    """The same refusal, with its field called by its flag, unless a file has given the field."""
+    for name, field in Training.model_fields.items():
+        called = field.alias or name
+        if name not in _LEFT_OUT and error.field == called and called not in in_file:
+            text = re.sub(rf"^{re.escape(called)}\b", _flag(name), error.message)
+            return Rejected(error.code, text, field=called)
+    return error
 
 
 _add_options(dreambooth_command)

@@ -111,7 +111,7 @@ class Canary:
                 fix = "run `dreamdrop setup queue --check`, unless the queue is long or the workers are busy"
                 return [Finding("heard", "warn", why, fix), self._claimed()]
             return [Finding("heard", "pass", f"by a worker, within {seconds:.1f} s"), self._claimed()]
-        nobody = "no worker took it" if alive else "no worker is alive"
+        nobody = "no worker took it" if alive else "no worker is running, and none took it"
         start = "start one: dreamdrop worker --store ..." if not alive else "read the workers' logs"
         where = await self._in_a_queue()
         if where:

@@ -51,7 +51,10 @@ def test_without_a_worker_the_canary_says_whom_to_start(dreamdrop: Cli, tmp_path
     assert statuses(found["checks"])["workers"] == "warn"
     (*passed, broken) = found["canary"]
     assert {hop["status"] for hop in passed} == {"pass"}
-    assert (broken["status"], broken["found"]) == ("fail", "no worker is alive within 0.2 s")
+    assert (broken["status"], broken["found"]) == (
+        "fail",
+        "no worker is running, and none took it within 0.2 s",
+    )
     assert "dreamdrop worker" in broken["fix"]
     assert [p for p in store.rglob("*") if p.is_file()] == []
 

@@ -186,6 +186,16 @@ def test_a_dry_run_leaves_no_trace(tmp_path: Path):
     assert not list((tmp_path / "store").iterdir())
 
 
+def test_a_refusal_calls_a_field_as_it_was_given(tmp_path: Path):
+    """By its flag, or by its name in the file of --options."""
+    flag = commanded(tmp_path, "--base", "doodle", "--learning-rate", "-1", "--dry-run")
+    assert str(flag.exception).startswith("--learning-rate is -1")
+    file = tmp_path / "options.json"
+    file.write_text('{"learning_rate": -1}')
+    named = commanded(tmp_path, "--base", "doodle", "--options", str(file), "--dry-run")
+    assert str(named.exception).startswith("learning_rate is -1")
+
+
 def test_a_dry_run_from_a_base_that_no_store_has(tmp_path: Path):
     result = commanded(tmp_path, "--base", "my-model", "--dry-run")
     assert isinstance(result.exception, Rejected)
