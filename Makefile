@@ -19,7 +19,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 # Three at a time, as many tests wait for a process or a lease, each file in one process, which starts its servers once; PYTEST_ARGS="-n 0" for one after another.
-side_by_side := -n 3 --dist loadfile
+side_by_side := -n 3 --dist loadfile --no-loadscope-reorder
 
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install -q --disable-pip-version-check -c constraints.txt \

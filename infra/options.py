@@ -21,7 +21,7 @@ StoreUrl = Annotated[
         "--store",
         metavar="URL",
         envvar="DREAMDROP_STORE",
-        help="A directory, s3://bucket or s3://bucket/prefix (with the credentials that AWS tools use).",
+        help="A directory, or s3://bucket[/prefix] with the credentials that AWS tools use.",
     ),
 ]
 ModelCacheGb = Annotated[

@@ -47,6 +47,23 @@ def pretend_credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
+#: Files that take a minute or more. They begin first, so that the last of them does not run alone.
+LONG = (
+    "training/test_learning",
+    "training/test_trainer",
+    "chaos/",
+    "training/",
+    "consumer/test_published_models",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(LONG) if f"tests/{name}" in item.nodeid), len(LONG))
+
+    items.sort(key=rank)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
     """Say in the last lines that browser tests were skipped, and how to run them."""

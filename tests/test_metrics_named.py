@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -25,7 +24,9 @@ from infra.queues.message import QueueFacts
 from infra.stores.memory import MemoryStore
 from producer.web.metrics import Metrics
 from tests.worker_inside import make_worker
+from training.lease.base_models import BaseModels
 from training.lease.gauges import Gauges as TrainerGauges
+from training.lease.inputs import Inputs
 from training.lease.trainer import Trainer, TrainerSettings, make_claims
 
 ROOT = Path(__file__).parents[1]
@@ -56,9 +57,9 @@ async def collected(cache: Path) -> dict[str, Metric]:
     trainer = Trainer(
         make_claims(view, "t", Timing(), str),
         view,
-        SimpleNamespace(),
+        Inputs(store, BaseModels.of(())),
         TrainerSettings(),
-        {},  # type: ignore[arg-type]
+        {},
     )
     sources: list[Iterable[Metric]] = [
         metrics.REGISTRY.collect(),

@@ -96,8 +96,8 @@ def test_a_rank_is_a_gpu_and_cpu_is_heard(monkeypatch: pytest.MonkeyPatch):
         asked.append(command[-1])
         return subprocess.CompletedProcess(command, 0, json.dumps({"devices": [command[-1]]}), "")
 
-    monkeypatch.setattr("consumer.serve.Path.exists", lambda _self: True)  # a driver
-    monkeypatch.setattr("consumer.serve.subprocess.run", run)
+    monkeypatch.setattr("consumer.renderer.devices.Path.exists", lambda _self: True)  # a driver
+    monkeypatch.setattr("consumer.renderer.devices.subprocess.run", run)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     assert devices_of(RendererSettings(device="auto")) == ["cpu"]

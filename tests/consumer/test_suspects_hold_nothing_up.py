@@ -39,7 +39,7 @@ async def test_what_comes_while_a_suspect_is_drawn_is_left_to_idle_workers():
     """Three requests come when the suspect has begun; the other worker, which starts later, draws them at once."""
     store = MemoryStore()
     await a_suspect(store)
-    busy = make_worker(store, null={"seconds_per_step": 0.3})
+    busy = make_worker(store, null={"seconds_per_step": 1.5})
     busy.claims.session = "busy"
     async with running(busy), AsyncClient(store) as client:
         await until(lambda: any(job.suspect and job.progress for job in busy.jobs.active.values()))

@@ -62,8 +62,12 @@ def commands() -> Iterator[tuple[str, Any]]:
     loaded = [(name, EntryPoint(name, value, GROUP).load()) for name, value in mounted]
     todo: list[tuple[str, Any]] = [("", typer.main.get_command(app))]
     todo += [(name, typer.main.get_command(command)) for name, command in loaded]
+    seen: set[str] = set()  # in a process that has run the command line, `app` has all commands
     while todo:
         path, command = todo.pop(0)
+        if path in seen:
+            continue
+        seen.add(path)
         yield path, command
         todo += [(f"{path} {name}".strip(), one) for name, one in getattr(command, "commands", {}).items()]
 
