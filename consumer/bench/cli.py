@@ -35,14 +35,14 @@ def _sizes(text: str) -> str:
         found = _SIZE.fullmatch(part.strip())
         sides = [int(side) for side in found.groups() if side] if found else [0]
         if text and any(side % 8 or not side for side in sides):
-            raise typer.BadParameter(f"{part!r} is no size: write multiples of 8, such as 512 or 768x512")
+            raise typer.BadParameter(f"{part!r} is not a size: write multiples of 8, such as 512 or 768x512")
     return text
 
 
 def _rows(text: str) -> str:
     for part in text.split(","):
         if not (part.strip().isascii() and part.strip().isdecimal() and 1 <= int(part) <= _MAX_ROWS):
-            raise typer.BadParameter(f"{part!r} is no number of rows: write 1 to {_MAX_ROWS}, such as 2,4,8")
+            raise typer.BadParameter(f"{part!r} is not a number of rows: write 1 to {_MAX_ROWS}, such as 2,4,8")
     return text
 
 

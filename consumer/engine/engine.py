@@ -147,7 +147,7 @@ class Engine:
         """Start an image's pipeline and run it to its first device call."""
         in_use = {image.task.model for image in self._in_flight}
         if task.model not in self.registry.loaded():
-            self._timer.pause()  # to load it is no image's time
+            self._timer.pause()  # loading is not part of an image's time
         try:
             with torch.inference_mode(False):  # weights outlive this step: they must be ordinary tensors
                 model = self.registry.get(task.model, in_use=in_use)
