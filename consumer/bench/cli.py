@@ -42,7 +42,9 @@ def _sizes(text: str) -> str:
 def _rows(text: str) -> str:
     for part in text.split(","):
         if not (part.strip().isascii() and part.strip().isdecimal() and 1 <= int(part) <= _MAX_ROWS):
-            raise typer.BadParameter(f"{part!r} is not a number of rows: write 1 to {_MAX_ROWS}, such as 2,4,8")
+            raise typer.BadParameter(
+                f"{part!r} is not a number of rows: write 1 to {_MAX_ROWS}, such as 2,4,8"
+            )
     return text
 
 

@@ -153,10 +153,10 @@ def test_the_plot_has_a_line_for_each_size():
     ("options", "words"),
     [
         (["--sizes", "100"], "multiples of 8"),
-        (["--sizes", "128,axb"], "'axb' is no size"),
-        (["--sizes", "512x0"], "'512x0' is no size"),
+        (["--sizes", "128,axb"], "'axb' is not a size"),
+        (["--sizes", "512x0"], "'512x0' is not a size"),
         (["--rows", "0"], "1 to 256"),
-        (["--rows", "2,many"], "'many' is no number"),
+        (["--rows", "2,many"], "'many' is not a number"),
         (["--model", "nosuch"], "no model named 'nosuch'"),
         (["--steps", "1"], "--steps"),
     ],
