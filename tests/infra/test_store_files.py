@@ -169,7 +169,7 @@ async def test_a_store_that_asks_to_begin_anew(bucket: S3Store, s3_front: S3Fron
 
 async def test_another_s_file_is_left_alone(bucket: S3Store, s3_front: S3Front, large: Path, tmp_path: Path):
     """Created while our parts were under way: we are told so, and our parts are removed."""
-    s3_front.faults.append(Fault("delay", method="PUT", prefix=KEY, times=1, seconds=0.3))
+    s3_front.faults.append(Fault("delay", method="PUT", prefix=KEY, times=1, seconds=3.0))
     ours = asyncio.create_task(bucket.create_file(KEY, large, sha256=sha256(large)))
     while not s3_front.uploads.parts:
         await asyncio.sleep(0.005)
