@@ -30,7 +30,7 @@ from schemas.layout import (
     request_id,
 )
 from schemas.models import parse_card
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info, Store

@@ -17,8 +17,8 @@ from infra.recipes import PARAMETERS, RECIPE, recipe_texts
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img, validate_manifest
 from schemas.plan import exact_names
-from schemas.strictjson import path_of_infinity
 from schemas.text import foreign_recipes, infotext
+from schemas.text.strictjson import path_of_infinity
 
 _NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images"}
 _BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}

@@ -21,7 +21,7 @@ from schemas.batch import Row, split_rows
 from schemas.errors import Rejected
 from schemas.layout import MAX_SEGMENT_BYTES
 from schemas.manifest import parse_manifest
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Store

@@ -28,7 +28,7 @@ from producer.requests import Parcel, Request, Ticket, parcel, submitted
 from schemas.errors import NotFound, Rejected
 from schemas.events import reference
 from schemas.layout import CHOSEN_ID, is_batch
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.queues.sqs import Queue

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import row_id
 from schemas.limits import Limits
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 MAX_NAME_CHARS = 500  # of a row's custom_id
 _DOCUMENT_MAX = 32 << 20  # bytes in which a JSON document over several lines is looked for

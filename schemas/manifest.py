@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from schemas.defaults import CFG_SCALE, STEPS
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
 from schemas.manifest_limits import check_limits, shown_value
-from schemas.strictjson import load_object
+from schemas.manifest_parts import LoraChoice, Output, Part
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,25 +37,7 @@ def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default")
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class LoraChoice(_Body):
-    """A LoRA that the worker knows, and its weight."""
-
-    name: str = Field(min_length=1, max_length=200, description="Of the LoRA, as the worker knows it.")
-    weight: float = Field(1.0, ge=-4, le=4, description="How strongly it changes the model.")
-
-
-class Output(_Body):
-    """The image format."""
-
-    format: Literal["png", "jpeg", "webp"] = Field("png", description="Of the image files.")
-    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG and WebP only.")
-
-
-class _Request(_Body):
+class _Request(Part):
     """The fields that all three bodies share."""
 
     prompt: str = Field(

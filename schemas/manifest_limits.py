@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas import samplers
 from schemas.errors import Rejected
-from schemas.strictjson import path_of_infinity
+from schemas.text.strictjson import path_of_infinity
 
 if TYPE_CHECKING:
     from schemas.limits import Limits

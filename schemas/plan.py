@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, multiples_of
 from schemas.errors import Rejected
-from schemas.manifest import Img2Img, LoraChoice, Manifest, Output
+from schemas.manifest import Img2Img, Manifest
+from schemas.manifest_parts import LoraChoice, Output
 from schemas.result import Note, digest
 from schemas.text.prompts import foreign_syntax
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import Rejected
-from schemas.strictjson import load_object, path_of_infinity
+from schemas.text.strictjson import load_object, path_of_infinity
 
 Status = Literal["succeeded", "partial", "failed", "canceled", "expired"]
 FailureCode = Literal[

@@ -13,7 +13,7 @@ from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID
 from schemas.manifest import rejection
 from schemas.result import Progress
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

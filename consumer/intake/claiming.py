@@ -25,7 +25,7 @@ from schemas.manifest import Manifest, Text2Img, chosen_id, has_expired, parse_m
 from schemas.manifest_limits import check_numbers
 from schemas.plan import Plan, Refusal, plan
 from schemas.result import Note
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from consumer.intake.fleet import Fleet

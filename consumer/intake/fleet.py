@@ -23,7 +23,7 @@ from schemas.limits import Limits
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
 from schemas.manifest_limits import check_numbers
 from schemas.plan import Plan, Refusal, read_plan
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.claims.claims import Claim

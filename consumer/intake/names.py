@@ -15,7 +15,7 @@ from infra.models import published
 from infra.models.published_cards import card_of
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID
-from schemas.manifest import LoraChoice
+from schemas.manifest_parts import LoraChoice
 from schemas.models import split_reference
 from schemas.result import Note
 

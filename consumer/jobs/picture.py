@@ -18,7 +18,7 @@ except ImportError:  # not for this platform; Pillow is slower and makes the sam
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from schemas.manifest import Output
+    from schemas.manifest_parts import Output
 
 _TYPES = {"png": ("image/png", "png"), "jpeg": ("image/jpeg", "jpg"), "webp": ("image/webp", "webp")}
 

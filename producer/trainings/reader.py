@@ -16,7 +16,7 @@ from producer.trainings.finding import trainings_of
 from schemas.errors import NotFound, Rejected, TooLarge
 from schemas.layout import claims_prefix
 from schemas.result import Frozen, Result
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info

@@ -31,7 +31,7 @@ from infra.stores.store import InvalidKey
 from schemas import layout
 from schemas.errors import DreamError, NotFound, Rejected, TooLarge
 from schemas.result import Result
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info, Store

@@ -16,7 +16,7 @@ from producer.web.facade import CallerGone, Facade
 from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID, is_id
 from schemas.result import Result
-from schemas.strictjson import load_object, path_of_infinity
+from schemas.text.strictjson import load_object, path_of_infinity
 
 FORM = re.compile(rb"[\w.%+-]{1,100}=")  # how a form starts: `curl -d` sends its content type with every body
 LARGE = 1 << 18  # bytes from which a body is parsed in a thread, so that it does not block other callers

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from schemas.errors import Rejected
-from schemas.strictjson import load_object
 from schemas.text import infotext
+from schemas.text.strictjson import load_object
 
 _LARGEST = 2**63  # any number of a recipe is smaller
 _SIZE = re.compile(r"\(?\s*([0-9]{1,5})\s*[,x×]\s*([0-9]{1,5})\s*\)?")

@@ -26,7 +26,7 @@ from consumer.engine.loading import pipelines, spelling
 from consumer.jobs import picture
 from consumer.renderer.process import Renderer
 from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, RendererSettings, Undrawable
-from schemas.manifest import Output
+from schemas.manifest_parts import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

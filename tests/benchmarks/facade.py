@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from consumer.jobs import picture
-from schemas.manifest import Output
+from schemas.manifest_parts import Output
 from tests.benchmarks import backlogs
 from tests.benchmarks.contenders import Child
 from tests.benchmarks.models import SIDES

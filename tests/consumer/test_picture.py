@@ -21,7 +21,7 @@ from infra.decoding.drawing import decode_image, fit, mask_notes
 from producer.recipe import read_recipe
 from schemas.errors import Rejected
 from schemas.limits import Limits
-from schemas.manifest import Output
+from schemas.manifest_parts import Output
 from schemas.text import infotext
 
 LIMITS = Limits()

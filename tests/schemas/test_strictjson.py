@@ -7,7 +7,7 @@ import json
 import pytest
 
 from schemas.errors import Rejected
-from schemas.strictjson import DEEPEST, load_object
+from schemas.text.strictjson import DEEPEST, load_object
 
 
 def nested(levels: int) -> bytes:

@@ -19,7 +19,7 @@ from schemas.batch import numbered
 from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID, parse_result, result_folder
 from schemas.manifest import validate_manifest
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.stores.store import Info, Store

@@ -24,7 +24,7 @@ from producer.web.openai.results import OpenAIPictures, response_of
 from producer.web.openapi import request_body
 from schemas.defaults import ModelDefaults
 from schemas.errors import Rejected
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 DRAW_ERRORS = errors(400, 401, 409, 410, 413, 429, 500, 503, 504)

@@ -16,7 +16,7 @@ from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
 from schemas.plan import exact_names
 from schemas.result import Result
-from schemas.strictjson import load_object
+from schemas.text.strictjson import load_object
 
 STATUS_NAMES = {
     "processing": "drawing",
