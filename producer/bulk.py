@@ -21,7 +21,7 @@ from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
 PICTURES = {place for place in manifest_parts.PICTURES if "*" not in place}
 INTEGERS = {"steps", "number_of_images", "seed", "width", "height", "clip_skip", "output.quality"}
-NUMBERS = {"cfg_scale", "strength"}
+NUMBERS = {"cfg_scale", "strength", "ip_adapter.scale"}
 BOOLEANS = {"strict"}
 DOCUMENTS = {"loras", "output", "metadata", "controlnet", "ip_adapter"}  # a cell of JSON
 NAMES = {"custom_id", "id"}

@@ -119,7 +119,10 @@ def test_what_is_not_a_whole_number_is_refused(address: str, value: Any):
         ({"prompt": "a <lora:x:strong>"}, "prompt"),
         ({"batch_size": 65}, "batch_size"),
         ({"init_images": [picture()]}, "init_images"),
-        ({"alwayson_scripts": {"controlnet": {"args": [{"module": "canny"}]}}}, "alwayson_scripts"),
+        (
+            {"alwayson_scripts": {"controlnet": {"args": [{"module": "canny"}]}}},
+            "alwayson_scripts.controlnet.args.0.module",
+        ),
         ({"alwayson_scripts": {"ADetailer": {"args": [True, False, {}]}}}, "alwayson_scripts"),
         ({"cfg_scale": -1, "steps": 0, "batch_size": 0}, "batch_size"),
     ],
