@@ -40,6 +40,8 @@ class Models(Protocol):
 
     def fits(self, name: str, in_use: Collection[str]) -> bool: ...
 
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool: ...
+
     def joins(self, name: str) -> bool: ...
 
 
@@ -137,9 +139,16 @@ class AdmissionQueue:
         return self._queues[key][0][0]
 
     def _fits(self, key: LaneKey, in_use: Collection[str]) -> bool:
-        """Whether the key's model is in memory, or can be without pushing out one that is in use."""
+        """Whether the key's model and what guides its next task are in memory, or can be.
+
+        Without pushing out a model that is in use.
+        """
+        task = self._queues[key][0][1]
         try:
-            return self._models.fits(self._queues[key][0][1].model, in_use)
+            guided = bool(task.controls or task.ip_adapter)
+            return self._models.fits(task.model, in_use) and not (
+                guided and not self._models.guides_fit(task, in_use)
+            )
         except (Rejected, Unavailable):
             return True  # let it begin: that will report what is wrong
 

@@ -78,6 +78,8 @@ def test_the_client_of_its_users_draws_with_it(address: str) -> None:
     assert drawn.info["dreamdrop"]["warnings"] == []
     assert api.controlnet_model_list() == ["canny", "depth", "wide"]
     assert (api.controlnet_module_list(), api.controlnet_version()) == (["none"], 3)
+    models = httpx.get(f"{address}/models").json()
+    assert (models["controlnets"], models["ip_adapters"]) == (["canny", "depth", "wide"], [])
     api.session.close()
 
 

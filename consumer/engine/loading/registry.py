@@ -121,6 +121,14 @@ class ModelRegistry:
         held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
         return held + needed <= self.memory_budget
 
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool:
+        """The same of what guides a task beside its prompt; its model is loaded, or will be."""
+        model = self._loaded.get(task.model)
+        if model is None or self.memory_budget is None or not in_use:
+            return True
+        held = sum(one.bytes for key, one in self._loaded.items() if key in {*in_use, task.model})
+        return held + model.guides.needed(task) <= self.memory_budget
+
     def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
         """The model, loaded if need be; models that are not in use may be evicted for it.
 
