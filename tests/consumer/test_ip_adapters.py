@@ -26,11 +26,13 @@ def following(request: str, scale: float, seen: int = 50, name: str = "face", **
     return make_task(request, ip_adapter=IpAdapterChoice(name, scale), pictures=pictures, **fields)
 
 
-@pytest.fixture(scope="module", params=["plain", "plus"])
+@pytest.fixture(scope="module")
 def files(
     request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    return save_ip_adapter(tiny_folder, tmp_path_factory.mktemp("ip") / "face", plus=request.param == "plus")
+    return save_ip_adapter(
+        tiny_folder, tmp_path_factory.mktemp("ip") / "face", plus=getattr(request, "param", "") == "plus"
+    )
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ def drawn(room: Studio, *tasks: ImageTask) -> dict[str, RawPicture]:
     return {request: event.picture for request, event in ended.items()}
 
 
+@pytest.mark.parametrize("files", ["plain", "plus"], indirect=True)
 def test_joined_as_diffusers_draws_it(registry: ModelRegistry, files: Path, tiny_folder: Path) -> None:
     """Rows with other pictures, steps and guidance share calls; another scale has calls of its own."""
     tasks = [
