@@ -7,6 +7,7 @@ float32. The result is one answer or one failure for each call.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -308,6 +309,9 @@ def encode_texts(
 
 
 def _tokens(call: Call) -> bytes:
-    """Everything that a text encoder is given, as bytes: equal prompts and pictures, equal bytes."""
-    read = (tensor for _, value in sorted(call.arguments.items()) for tensor in rows.tensors_in(value))
-    return b"".join(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in read)
+    """A digest of everything that an encoder is given: a cache that kept pictures themselves would fill the memory."""
+    digest = hashlib.blake2b(digest_size=32)
+    for _, value in sorted(call.arguments.items()):
+        for tensor in rows.tensors_in(value):
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()

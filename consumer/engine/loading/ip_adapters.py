@@ -110,7 +110,7 @@ class IpAdapters:
             return
         loaded = self._loaded[choice.name]
         size = loaded.encoder.config.image_size
-        vars(pipe)["image_encoder"] = StandIn(loaded.encoder, is_text_encoder=True)
+        vars(pipe)["image_encoder"] = StandIn(loaded.encoder, is_text_encoder=True, layers=(-2,))
         vars(pipe)["feature_extractor"] = library("transformers").CLIPImageProcessor(
             size=size, crop_size=size
         )
