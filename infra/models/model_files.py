@@ -179,7 +179,10 @@ def _family(place: str, index: dict[str, Any], parts: dict[str, Any]) -> Family:
     family = family_of(kind, used)
     if family is None:
         known = ", ".join(f"{name} ({one.label})" for name, one in FAMILIES.items())
-        why = f"its pipeline is {kind!r}, which is not drawn here; known are {known}"
+        hint = (
+            "; give its ControlNet by --controlnets, and the model without it" if "controlnet" in used else ""
+        )
+        why = f"its pipeline is {kind!r}, which is not drawn here{hint}; known are {known}"
         raise Rejected("unsupported", f"the model in {place} is refused: {why}", field="model")
     return family
 

@@ -194,3 +194,25 @@ def test_a_family_without_guides_says_so(tiny_folder: Path, tmp_path: Path) -> N
         assert (ended[name, 0].code, ended[name, 0].field) == ("unsupported", field)
         assert "a model of PixArt-Sigma; leave it out" in ended[name, 0].message
     assert isinstance(ended["plain", 0], Drawn)
+
+
+def test_one_that_acts_at_no_step_is_told(scene: ModelRegistry) -> None:
+    """With few steps a short part of them may hold none; then it is drawn as without."""
+    never = guided("never", Control("canny", 1.0, 0.6, 0.9), steps=2)
+    ended = Studio(scene).draw(never, guided("acts", CANNY, steps=2), make_task("plain", steps=2))
+    ((code, text),) = ended["never", 0].warnings
+    assert (code, ended["acts", 0].warnings) == ("ignored", ())
+    assert "controlnet.0 (canny) has no effect: from 0.6 to 0.9" in text
+    assert grey_levels_apart(ended["never", 0].picture, ended["plain", 0].picture) <= 1
+
+
+def test_one_that_looks_at_the_whole_picture_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its rows are those with the prompt only, and it gives numbers at every step."""
+    net = save_controlnet(tiny_folder, tmp_path / "shuffle", global_pool_conditions=True)
+    registry = ModelRegistry(
+        with_fields(Cards.of([f"tiny={tiny_folder}"]), addons=Addons.of([f"shuffle={net}"]))
+    )
+    tasks = [guided(str(end), Control("shuffle", 0.8, 0.0, end), steps=3, seed=7) for end in (0.4, 1.0)]
+    pictures = drawn(Studio(registry), tasks)
+    assert max(grey_levels_apart(pictures[task.request], draw_alone(registry, task)) for task in tasks) <= 1
+    assert grey_levels_apart(pictures["0.4"], pictures["1.0"]) > 1
