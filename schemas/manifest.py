@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -18,7 +18,7 @@ from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
 from schemas.manifest_limits import check_limits, shown_value
-from schemas.manifest_parts import LoraChoice, Output, Part
+from schemas.manifest_parts import PICTURES, ControlNetChoice, IpAdapterChoice, LoraChoice, Output, Part
 from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ DEFAULT_LIMITS = Limits()
 _TASK = "Which kind of request it is. Default: what its pictures say."
 _MAX_SEED = 2**63 - 1
 _CUT = 60  # characters of a name or a value that a message shows
+_WITH_PICTURES = {place.partition(".")[0] for place in PICTURES}
 _FAULTS = 50  # of a document that are examined; four are reported
 
 
@@ -74,6 +75,10 @@ class _Request(Part):
     )
     clip_skip: int | None = Field(None, ge=1, le=12, description="1: none; 2: skip the last layer; ...")
     loras: tuple[LoraChoice, ...] = Field((), strict=False, description="LoRAs to apply, each once.")
+    controlnet: tuple[ControlNetChoice, ...] = Field(
+        (), strict=False, description="ControlNets that guide the drawing, each by a picture."
+    )
+    ip_adapter: IpAdapterChoice | None = Field(None, description="A picture to draw in the manner of.")
     output: Output = Output()
     metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; repeated in the result.")
     strict: bool = Field(
@@ -245,6 +250,8 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
     if kind == "finite_number":
         return "is not a finite number"
     shown = shown_value(given)
+    if fault["loc"][0] in _WITH_PICTURES and isinstance(given, str | list | dict):
+        shown = {str: "a text", list: "a list", dict: "an object"}[type(given)]  # not a part of a picture
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         has = _fields_at(body, fault["loc"]) if kind != "dict_type" else []
         return f"is {shown}; it should be an object {{...}}" + (f" with {', '.join(has)}" if has else "")
@@ -259,10 +266,11 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
 
 
 def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    if path and path[0] == "output":
-        return list(Output.model_fields)
-    if path and path[0] == "loras":
-        return list(LoraChoice.model_fields)
+    """The names of the fields of what stands at a path."""
+    for step in path:
+        annotation = body.model_fields[step].annotation if step in body.model_fields else None
+        parts = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+        body = next((one for one in parts if issubclass(one, BaseModel)), body)
     return list(body.model_fields)
 
 

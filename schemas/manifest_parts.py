@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 #: Where a request may hold a picture, or a list of them; `*` is any place of a list.
 PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
@@ -22,6 +22,58 @@ class LoraChoice(Part):
 
     name: str = Field(min_length=1, max_length=200, description="Of the LoRA, as the worker knows it.")
     weight: float = Field(1.0, ge=-4, le=4, description="How strongly it changes the model.")
+
+
+class ControlNetUse(Part):
+    """A ControlNet that the worker knows, and how it acts. A plan has this much of it."""
+
+    name: str = Field(min_length=1, max_length=200, description="Of the ControlNet, as the worker knows it.")
+    scale: float = Field(1.0, ge=0, le=2, description="How strongly it guides.")
+    start: float = Field(0.0, ge=0, le=1, description="The part of the steps after which it begins to act.")
+    end: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="The part of the steps after which it acts no more.",
+        validate_default=True,
+    )
+
+    @field_validator("end")
+    @classmethod
+    def _after_start(cls, end: float, info: ValidationInfo) -> float:
+        start = info.data.get("start", 0.0)
+        if end <= start:
+            raise ValueError(f"is {end:g}; it should be more than start, which is {start:g}")
+        return end
+
+
+class ControlNetChoice(ControlNetUse):
+    """A ControlNet that the worker knows, and the picture that it reads."""
+
+    image: str = Field(
+        min_length=1,
+        description="The finished control picture, such as edges or depths, in the size of the drawn one.",
+    )
+
+
+class IpAdapterUse(Part):
+    """An IP-Adapter that the worker knows, and its strength. A plan has this much of it."""
+
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="May be left out where the worker knows one for the model.",
+    )
+    scale: float = Field(
+        0.6, ge=0, le=2, description="How much the picture counts beside the prompt; 1: hardly any prompt."
+    )
+
+
+class IpAdapterChoice(IpAdapterUse):
+    """An IP-Adapter, and the picture that it draws in the manner of."""
+
+    image: str = Field(min_length=1, description="Base64 or a key, as in `image` of img2img; of any size.")
 
 
 class Output(Part):

@@ -14,7 +14,7 @@ from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, multiples_of
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Manifest
-from schemas.manifest_parts import LoraChoice, Output
+from schemas.manifest_parts import ControlNetUse, IpAdapterUse, LoraChoice, Output
 from schemas.result import Note, digest
 from schemas.text.prompts import foreign_syntax
 
@@ -64,6 +64,8 @@ class Plan(BaseModel):
     lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
     model_version: int | None = None  # of a published model
     lora_versions: dict[str, int] = Field(default_factory=dict)  # published LoRA's name to its version
+    controlnet: tuple[ControlNetUse, ...] = ()
+    ip_adapter: IpAdapterUse | None = None  # with its name
 
     def document(self) -> dict[str, Any]:
         """As JSON. A field that came later is left out where it has its default.
@@ -145,6 +147,7 @@ def plan(
     lora_hashes: Mapping[str, str] | None = None,
     model_version: int | None = None,
     lora_versions: Mapping[str, int] | None = None,
+    ip_adapter: str | None = None,
     notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Resolve every default of a manifest.
@@ -158,6 +161,7 @@ def plan(
         loras: by their canonical names; None: as the manifest has them.
         lora_hashes: sha256 of each LoRA's file, by its name.
         model_version, lora_versions: of what is published.
+        ip_adapter: the name of the one that is used, where the manifest asks for one.
         notes: what else was changed.
 
     Raises:
@@ -200,6 +204,13 @@ def plan(
         lora_hashes=dict(lora_hashes or {}),
         model_version=model_version,
         lora_versions=dict(lora_versions or {}),
+        controlnet=tuple(
+            ControlNetUse(name=one.name, scale=one.scale, start=one.start, end=one.end)
+            for one in manifest.controlnet
+        ),
+        ip_adapter=IpAdapterUse(name=ip_adapter, scale=manifest.ip_adapter.scale)
+        if manifest.ip_adapter
+        else None,
     )
 
 

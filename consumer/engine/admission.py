@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LaneKey = tuple[bool, "Hashable"]  # whether it is the express lane, and the batch key
 
-_KINDS = ("text", "encode", "decode", "unet")  # short calls first: they let images begin and end
+_KINDS = ("text", "encode", "decode", "side", "unet")  # short calls first: they let images begin and end
 _BATCH_KEYS = 4  # sizes, models or LoRA sets that may be drawn side by side, each with full calls
 EXPRESS_SHARE = 3.0  # parts of the device's time for the express lane, for each one of the other
 _KEPT = 1000  # batch keys whose time is kept: sizes and solo requests come and go

@@ -152,9 +152,12 @@ class Engine:
             with torch.inference_mode(False):  # weights outlive this step: they must be ordinary tensors
                 model = self.registry.get(task.model, in_use=in_use)
                 model.adapters.ensure(task.loras, self._loras_in_use(task.model))
-            template = model.template(task.task)
+                template = model.template(task.task)
+                self.registry.equip(model, task, in_use)
+            template = model.guides.around(template, task)
             pipelines.check_limits(template, task, model.scheduler_config, model.size_multiple)
             pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
+            model.guides.ip_adapters.attach(pipe, task.ip_adapter)
             warnings = spelling.warnings_of(template, task)
             if why := pipelines.sampler_for(task, model.scheduler_config)[1]:
                 warnings.append(("scheduler_replaced", why))
@@ -226,8 +229,10 @@ class Engine:
         self.caller.took(kind, key, rows, seconds)
 
     def _make_ready(self, image: InFlight) -> None:
-        """Before a device call: switch to the image's LoRAs, and with offload bring the module to the device."""
+        """Before a device call: switch to what the image is drawn with, and with offload move the module."""
         image.model.adapters.switch(image.task.loras)
+        if image.call.kind == "unet":
+            image.model.guides.ip_adapters.switch(image.task.ip_adapter)
         self.registry.offloading.make_way(image.call.module)
 
     def _resume(self, image: InFlight, *values: Any) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Call:
     """One paused call of a real module's method: what the engine stacks with others."""
 
-    kind: str  # text | encode | unet | decode
+    kind: str  # text | encode | side | unet | decode
     module: nn.Module
     method: str  # "__call__", "encode" or "decode"
     arguments: dict[str, Any]  # by parameter name
@@ -56,8 +56,9 @@ class InFlight:
 
     @property
     def call_key(self) -> tuple[Hashable, ...]:
-        """Its call's own key and its LoRAs: calls with equal keys can run in one, with the same weights."""
-        return (self.call.key, self.task.loras)
+        """Its call's own key, its LoRAs and its IP-Adapter: calls with equal keys can run in one."""
+        adapter = self.task.ip_adapter if self.call.kind == "unet" else None  # others do not read it
+        return (self.call.key, self.task.loras, adapter)
 
     @property
     def name(self) -> tuple[str, int]:

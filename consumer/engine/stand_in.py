@@ -16,7 +16,7 @@ import torch
 from greenlet import getcurrent
 
 from consumer.engine import joining
-from consumer.engine.denoisers import DENOISERS, UNKNOWN, Denoiser
+from consumer.engine.denoisers import DENOISERS, SIDES, UNKNOWN, Denoiser
 from consumer.engine.in_flight import Call
 from consumer.engine.rows import convert, row_count, tensors_in
 
@@ -38,7 +38,10 @@ class StandIn:
         """`layers`: of a text encoder's hidden states, the ones that the pipeline reads; (): perhaps all."""
         kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its class
         object.__setattr__(self, "_module", module)
-        object.__setattr__(self, "_kind", "text" if is_text_encoder else "unet")  # of `__call__`
+        side = kind.__name__ in SIDES
+        object.__setattr__(
+            self, "_kind", "text" if is_text_encoder else "side" if side else "unet"
+        )  # of `__call__`
         object.__setattr__(self, "_layers", layers)
         object.__setattr__(self, "_layout", DENOISERS.get(kind.__name__, UNKNOWN))
         object.__setattr__(self, "_parameters", {})  # method: its parameters with their defaults
@@ -83,7 +86,7 @@ class StandIn:
             self._parameters[method] = _parameters(module, method)
         parameters: dict[str, Any] = self._parameters[method]
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        if kind == "unet":
+        if kind in ("unet", "side"):
             return self._denoise(engine, parameters, arguments)
         if kind == "text" and "use_cache" in parameters:
             arguments.setdefault("use_cache", False)  # of keys and values, for generating text
@@ -111,7 +114,7 @@ class StandIn:
         rows = joining.count(layout, arguments)
         if layout.time:
             arguments[layout.time] = _one_per_row(arguments[layout.time], rows, arguments[layout.latents])
-        answer = engine.switch(Call("unet", self._module, "__call__", arguments, rows, layout=layout))
+        answer = engine.switch(Call(self._kind, self._module, "__call__", arguments, rows, layout=layout))
         if layout.answers_lists:
             answer = (list(answer[0].unbind(0)), *answer[1:])
         return _Answer(answer) if wants_object else answer

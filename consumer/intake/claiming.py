@@ -188,6 +188,7 @@ class RequestClaimer:
             lora_hashes=meaning.lora_hashes,
             model_version=meaning.model_version,
             lora_versions=meaning.lora_versions,
+            ip_adapter=meaning.ip_adapter,
             notes=(*meaning.notes, *replaced),
         )
         check_numbers(planned.steps, planned.cfg_scale, self.limits)

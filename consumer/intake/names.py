@@ -39,6 +39,7 @@ class Meaning:
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
     model_version: int | None = None  # where the model is a published one
     lora_versions: Mapping[str, int] = field(default_factory=dict)
+    ip_adapter: str | None = None  # its name, where the manifest asks for one
     notes: tuple[Note, ...] = ()
 
 
@@ -56,13 +57,13 @@ class Names:
     _cards: LruCache[str, PublishedCard] = field(default_factory=lambda: LruCache(_REMEMBERED))
 
     async def read(self, manifest: Manifest, seen: float) -> Meaning:
-        """Resolve the model and the LoRAs.
+        """Resolve the model, the LoRAs, the ControlNets and the IP-Adapter.
 
         Args:
             seen: when the manifest was here, by our clock. What was published before that is found.
 
         Raises:
-            Rejected: one is unknown, or a LoRA is of another family than the model.
+            Rejected: one is unknown, or of another family than the model.
             StoreUnavailable: try again.
         """
         name = manifest.model or self.default_model
@@ -139,7 +140,17 @@ class Names:
         names = [choice.name for choice in choices]
         if twice := [name for name in names if names.count(name) > 1]:
             raise _refused(f"names {twice[0]!r} twice; give each LoRA once, with one weight")
-        return Meaning(card, tuple(choices), hashes, version, versions, notes)
+        adapter = self._addons(manifest, card)
+        return Meaning(card, tuple(choices), hashes, version, versions, adapter, notes)
+
+    def _addons(self, manifest: Manifest, card: ModelCard) -> str | None:
+        """The name of the IP-Adapter that a manifest asks for; its ControlNets have names. Raises `Rejected`."""
+        known = self.cards.addons
+        for place, one in enumerate(manifest.controlnet):
+            known.controlnet(one.name, f"controlnet.{place}.name", card.name, card.family)
+        if manifest.ip_adapter is None:
+            return None
+        return known.ip_adapter(manifest.ip_adapter.name, card.name, card.family).name
 
     async def _published(self, reference: str, seen: float) -> PublishedCard | None:
         """What is published under `name` or `name@version`; None when nothing is.

@@ -40,6 +40,22 @@ class Lora(msgspec.Struct, frozen=True):
     path: str = ""  # of a published one: its file on this machine
 
 
+class Control(msgspec.Struct, frozen=True):
+    """A ControlNet by its registered name, and how it acts; its picture is the task's controlnet.<place>.image."""
+
+    name: str
+    scale: float
+    start: float  # parts of the steps
+    end: float
+
+
+class IpAdapterChoice(msgspec.Struct, frozen=True):
+    """An IP-Adapter by its registered name, and its strength; its picture is the task's ip_adapter.image."""
+
+    name: str
+    scale: float
+
+
 # From the parent ------------------------------------------------------------------------------
 
 
@@ -58,6 +74,8 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     )
     models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
     loras: tuple[tuple[str, str], ...] = ()  # name and file
+    controlnets: tuple[tuple[str, str], ...] = ()  # name and source
+    ip_adapters: tuple[tuple[str, str], ...] = ()  # name and source
     memory_budget: int | None = None  # bytes of loaded models
     preload: str | None = None  # loaded before the child sends `Ready`
     preload_folder: str = ""  # of a published one: where its files are on this machine
@@ -86,6 +104,8 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     strength: float | None = None  # img2img and inpainting, in (0, 1]
     clip_skip: int | None = None  # A1111's counting: 1 skips nothing
     loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
+    ip_adapter: IpAdapterChoice | None = None
     image: RawPicture | None = None
     mask: RawPicture | None = None
     #: The request's other pictures by the fields that hold them, such as controlnet.0.image: those of a ControlNet have

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.models import card_options
+from infra.models.addons.known import Addons
 from infra.models.folders import Reading, read_folder, read_name
 from infra.models.hub_caches import baked_cache, hub_cache
 from infra.models.lora_files import LoraFile, find_loras
@@ -107,6 +108,7 @@ class Cards:
 
     cards: Mapping[str, ModelCard] = field(default_factory=lambda: {card.name: card for card in BUILT_IN})
     loras: Mapping[str, LoraFile] = field(default_factory=dict)  # by registered name
+    addons: Addons = field(default_factory=Addons)
 
     @classmethod
     def of(

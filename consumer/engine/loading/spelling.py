@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from consumer.engine.loading.ip_adapters import embeddings
 from infra.models.families import Family, family_of
 from infra.models.folders import is_distilled
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def family(pipe: Any) -> Family:
     """The family of a pipeline, or of one whose models are stand-ins."""
     parts = {name: part for name, part in pipe.components.items() if part is not None}
-    found = family_of(type(pipe).__name__, parts)
+    found = family_of(type(pipe).__name__.replace("ControlNet", ""), parts)
     if found is None:
         raise ValueError(f"no line knows {type(pipe).__name__}")  # such a folder was refused before
     return found
@@ -80,9 +81,28 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         said |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
         said["mask_image"] = to_pil(task.mask)
+    if task.controls:
+        said |= _controls(task)
+    if task.ip_adapter is not None:
+        with_guidance = guided not in ("number", "none") and task.cfg_scale > 1
+        picture = to_pil(task.pictures.get("ip_adapter.image"))
+        said["ip_adapter_image_embeds"] = embeddings(pipe, picture, guided=with_guidance)
     taken = keywords(pipe.__class__)
     said = {**{name: value for name, value in said.items() if value is not None}, **kind.keywords}
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
+
+
+def _controls(task: ImageTask) -> dict[str, Any]:
+    """The keywords for ControlNets, each of which takes a list."""
+    places = range(len(task.controls))
+    return {
+        "image" if task.task == "text2img" else "control_image": [
+            to_pil(task.pictures.get(f"controlnet.{place}.image")) for place in places
+        ],
+        "controlnet_conditioning_scale": [control.scale for control in task.controls],
+        "control_guidance_start": [control.start for control in task.controls],
+        "control_guidance_end": [control.end for control in task.controls],
+    }
 
 
 def strength(task: ImageTask) -> float:
