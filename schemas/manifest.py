@@ -18,7 +18,7 @@ from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
 from schemas.manifest_limits import check_limits, shown_value
-from schemas.manifest_parts import LoraChoice, Output, Part
+from schemas.manifest_parts import LoraChoice, Output, Part, Refiner, Upscale, without_default
 from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -32,9 +32,19 @@ _CUT = 60  # characters of a name or a value that a message shows
 _FAULTS = 50  # of a document that are examined; four are reported
 
 
-def _without_default(schema: dict[str, Any]) -> None:
-    """Many clients send a schema's default themselves. A number that is sent replaces the model's own."""
-    schema.pop("default")
+_UPSCALE: Any = Field(
+    None, description="A second pass: enlarge the picture, and redraw it with the same model."
+)
+_REFINER: Any = Field(
+    None, description="A second model of the family, which draws the last part of the steps."
+)
+#: Fields that are objects or lists of objects, by their own fields.
+_PARTS: dict[str, type[Part]] = {
+    "output": Output,
+    "loras": LoraChoice,
+    "upscale": Upscale,
+    "refiner": Refiner,
+}
 
 
 class _Request(Part):
@@ -49,13 +59,13 @@ class _Request(Part):
         ge=0,
         description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Default: the "
         "model's own, or 7 where its card has none.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
     steps: int = Field(
         STEPS,
         ge=1,
         description="Denoising steps. Default: the model's own, or 30 where its card has none.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
     seed: int | None = Field(
@@ -136,6 +146,8 @@ class Text2Img(_Request):
     height: int | None = Field(
         None, ge=8, multiple_of=8, description="Pixels; default the model's native height."
     )
+    upscale: Upscale | None = _UPSCALE
+    refiner: Refiner | None = _REFINER
 
 
 class Img2Img(_Request):
@@ -145,6 +157,8 @@ class Img2Img(_Request):
     image: str = Field(
         min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
     )
+    upscale: Upscale | None = _UPSCALE
+    refiner: Refiner | None = _REFINER
 
 
 class Inpainting(_Request):
@@ -168,6 +182,8 @@ _NOT_ITS_OWN = {
     "height": "is not a field of a request with a picture; leave it out: the result has the picture's size",
     "image": "is not a field of text2img; leave it out, or use img2img",
     "mask_image": "is not a field of {task}; leave it out, or use inpainting",
+    "upscale": "is not a field of inpainting, which keeps every pixel outside the mask; enlarge its result by img2img",
+    "refiner": "is not a field of inpainting; leave it out, or send the result to the other model by img2img",
 }
 _BODIES: dict[str, type[Text2Img] | type[Img2Img] | type[Inpainting]] = {
     "text2img": Text2Img,
@@ -259,11 +275,8 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
 
 
 def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    if path and path[0] == "output":
-        return list(Output.model_fields)
-    if path and path[0] == "loras":
-        return list(LoraChoice.model_fields)
-    return list(body.model_fields)
+    part = _PARTS.get(str(path[0])) if path else None
+    return list((part or body).model_fields)
 
 
 def has_expired(manifest: Manifest) -> bool:

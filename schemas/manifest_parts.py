@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import Rejected
+
+_NEAR = 0.01  # pixels; a scale with a few decimals makes a size that is not quite whole
+
+
+def without_default(schema: dict[str, Any]) -> None:
+    """Many clients send a schema's default themselves. A number that is sent replaces the model's own."""
+    schema.pop("default")
 
 
 class Part(BaseModel):
@@ -18,6 +28,82 @@ class LoraChoice(Part):
 
     name: str = Field(min_length=1, max_length=200, description="Of the LoRA, as the worker knows it.")
     weight: float = Field(1.0, ge=-4, le=4, description="How strongly it changes the model.")
+
+
+class Upscale(Part):
+    """A second pass: the drawn picture is enlarged, and redrawn by the same model."""
+
+    scale: float = Field(2.0, gt=1, le=4, description="Of width and height.")
+    strength: float = Field(0.5, gt=0, le=1, description="How much to change the enlarged picture.")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Of which strength x steps are drawn. Default: the request's.",
+        json_schema_extra=without_default,
+    )
+
+    def size(self, width: int, height: int, model: str, multiple: int) -> tuple[int, int]:
+        """The size of the result, in pixels.
+
+        Raises:
+            Rejected: the model does not draw it; with the two nearest scales.
+        """
+        sides = [side * self.scale for side in (width, height)]
+        whole = [round(side) for side in sides]
+        if all(
+            abs(side - near) <= _NEAR and near % multiple == 0
+            for side, near in zip(sides, whole, strict=True)
+        ):
+            return whole[0], whole[1]
+        parts = math.gcd(width, height) // multiple  # a scale of k / parts makes multiples of both sides
+        below = math.floor(self.scale * parts) if parts else 0
+        near_scales = " or ".join(
+            f"{k / parts:.6g} ({width * k // parts} x {height * k // parts})"
+            for k in (below, below + 1)
+            if k > parts > 0
+        )
+        made = " x ".join(f"{side:g}" for side in sides)
+        raise Rejected.of_field(
+            "upscale.scale",
+            f"is {self.scale:g}, which makes {made} of {width} x {height}; model {model!r} draws multiples of "
+            f"{multiple}, such as {near_scales or 'those of another size to start from'}",
+        )
+
+    def drawn_steps(self, steps: int) -> int:
+        """The steps of the second pass.
+
+        Raises:
+            Rejected: none is left.
+        """
+        drawn = int((self.steps or steps) * self.strength)
+        if drawn < 1:
+            text = (
+                f"is {self.strength:g}, which leaves none of {self.steps or steps} steps; give more of either"
+            )
+            raise Rejected.of_field("upscale.strength", text)
+        return drawn
+
+
+class Refiner(Part):
+    """A second model, which goes on where the first one stops."""
+
+    model: str = Field(min_length=1, max_length=200, description="A model that the worker knows.")
+    at: float = Field(0.8, gt=0, lt=1, description="The share of the denoising after which it goes on.")
+
+    def check_steps(self, steps: int, strength: float | None) -> None:
+        """Refuse where one of the models would have nothing to draw.
+
+        Args:
+            strength: of a request with a picture, which skips the beginning.
+
+        Raises:
+            Rejected: with what to do.
+        """
+        begins = 1 - (1.0 if strength is None else strength)
+        for share, who in ((self.at - begins, "the model"), (1 - max(self.at, begins), "the refiner")):
+            if share * steps < 1 - 1e-6:
+                text = f"is {self.at:g}, which leaves {who} none of {steps} steps; choose another share, or more steps"
+                raise Rejected.of_field("refiner.at", text)
 
 
 class Output(Part):

@@ -87,7 +87,9 @@ class Capabilities:
         except Rejected:
             return False
         if error.code == "unknown_model":
-            return document.get("model") in self.models
+            refiner = document.get("refiner")
+            named = refiner if error.field == "refiner.model" and isinstance(refiner, dict) else document
+            return named.get("model") in self.models
         if error.code == "unknown_scheduler":
             return document.get("scheduler") in self.schedulers
         if error.code == "unknown_lora":
@@ -156,7 +158,10 @@ class Fleet:
             return True
         loras = {lora.name for lora in plan.loras} - plan.lora_versions.keys()
         known = (plan.model_version is not None or plan.model in worker.models) and loras <= worker.loras
-        known &= worker.published or not (plan.model_version or plan.lora_versions)
+        refiner = plan.refiner
+        known &= refiner is None or refiner.version is not None or refiner.model in worker.models
+        published = plan.model_version or plan.lora_versions or (refiner and refiner.version)
+        known &= worker.published or not published
         return known and _fits(claim.frozen.body(), worker.limits, plan)
 
     def _waited(self, name: str) -> float:

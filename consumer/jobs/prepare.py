@@ -17,7 +17,7 @@ from infra.decoding.process import Decoders
 from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, has_expired, parse_manifest
-from schemas.manifest_limits import check_numbers
+from schemas.manifest_limits import check_numbers, check_upscaled
 from schemas.plan import Refusal, read_plan
 from schemas.result import Failure, Result, Status
 
@@ -139,6 +139,7 @@ class Preparation:
             card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
             multiple = card.size_multiple if card else SIZE_MULTIPLE
             drawable = await self._drawable(image, mask, limits, multiple, job.express)
+            check_upscaled(job.plan, (drawable.image.width, drawable.image.height), multiple, limits)
             job.hold(_raw(drawable.image), _raw(drawable.mask) if drawable.mask else None, share)
             for note in drawable.notes:
                 job.note(note)
