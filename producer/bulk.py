@@ -19,10 +19,19 @@ from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
 PICTURES = {"image", "mask_image"}
-INTEGERS = {"steps", "number_of_images", "seed", "width", "height", "clip_skip", "output.quality"}
-NUMBERS = {"cfg_scale", "strength"}
+INTEGERS = {
+    "steps",
+    "number_of_images",
+    "seed",
+    "width",
+    "height",
+    "clip_skip",
+    "output.quality",
+    "upscale.steps",
+}
+NUMBERS = {"cfg_scale", "strength", "upscale.scale", "upscale.strength", "refiner.at"}
 BOOLEANS = {"strict"}
-DOCUMENTS = {"loras", "output", "metadata"}  # a cell of JSON
+DOCUMENTS = {"loras", "output", "metadata", "upscale", "refiner"}  # a cell of JSON
 NAMES = {"custom_id", "id"}
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 

@@ -84,6 +84,12 @@ class Upscale(Part):
         return drawn
 
 
+def steps_to_draw(drawn: int, strength: float) -> int:
+    """The fewest steps of which a strength draws so many: other programs say how many are drawn."""
+    steps = math.ceil(drawn / strength)
+    return steps if int(steps * strength) >= drawn else steps + 1
+
+
 class Refiner(Part):
     """A second model, which goes on where the first one stops."""
 
