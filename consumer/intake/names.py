@@ -84,10 +84,10 @@ class Names:
                 raise _refused(f"is {model.reference}, a LoRA; name a whole model", "refiner.model")
             else:
                 card, version = self._card_of(model), model.version
-        for one, where in ((base, "model"), (card, "refiner.model")):
+        for one, goes in ((card, "goes on as one"), (base, "stops early for one")):
             if one.family and not (one.family == _REFINES or one.family.startswith("unet-")):
-                text = f"is {one.name!r}, of the family {one.family}; a refiner goes on from what an SDXL model began"
-                raise _refused(f"{text}, and is an SDXL model itself", where)
+                text = f"is {card.name!r}; only an SDXL model {goes}, and {one.name!r} is of the family {one.family}"
+                raise _refused(text, "refiner.model")
         return Refines(model=card.name, at=asked.at, revision=card.revision, version=version)
 
     async def _model(self, manifest: Manifest, seen: float) -> Meaning:
