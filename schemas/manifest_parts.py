@@ -55,18 +55,18 @@ class Upscale(Part):
             for side, near in zip(sides, whole, strict=True)
         ):
             return whole[0], whole[1]
-        parts = math.gcd(width, height) // multiple  # a scale of k / parts makes multiples of both sides
-        below = math.floor(self.scale * parts) if parts else 0
+        common = math.gcd(width, height)  # a scale of k x multiple / common makes multiples of both sides
+        below = math.floor(self.scale * common / multiple)
         near_scales = " or ".join(
-            f"{k / parts:.6g} ({width * k // parts} x {height * k // parts})"
+            f"{k * multiple / common:.6g} ({width * k * multiple // common} x {height * k * multiple // common})"
             for k in (below, below + 1)
-            if k > parts > 0
+            if 1 < k * multiple / common <= 4
         )
         made = " x ".join(f"{side:g}" for side in sides)
         raise Rejected.of_field(
             "upscale.scale",
             f"is {self.scale:g}, which makes {made} of {width} x {height}; model {model!r} draws multiples of "
-            f"{multiple}, such as {near_scales or 'those of another size to start from'}",
+            f"{multiple}: {near_scales or 'begin with another size'}",
         )
 
     def drawn_steps(self, steps: int) -> int:

@@ -35,6 +35,7 @@ class Fetched:
     loras: dict[str, str] = field(default_factory=dict)  # name to file
     refiner: str = ""  # folder of the second model; "" where there is none, or it is one of the worker's own
     refiner_source: str = ""
+    refiner_licence: str = ""
     used: list[InUse] = field(default_factory=list)
 
     def release(self) -> None:
@@ -71,6 +72,7 @@ class ModelFetcher:
                 card = await self._card(plan.refiner.model, plan.refiner.version, "refiner.model")
                 fetched.refiner = str((await self._use(card, fetched, "refiner.model")).folder)
                 fetched.refiner_source = version_prefix(card.name, card.version).rstrip("/")
+                fetched.refiner_licence = card.licence
             for name, version in plan.lora_versions.items():
                 card = await self._card(name, version, "loras")
                 used = await self._use(card, fetched, "loras")

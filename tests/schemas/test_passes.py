@@ -59,7 +59,11 @@ def test_a_scale_with_a_few_decimals_makes_a_whole_size(scale: float):
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
     [
-        ({"upscale": {"scale": 1.3}}, "upscale.scale", "such as 1.29688 (664 x 664) or 1.3125 (672 x 672)"),
+        (
+            {"upscale": {"scale": 1.3}},
+            "upscale.scale",
+            "multiples of 8: 1.29688 (664 x 664) or 1.3125 (672 x 672)",
+        ),
         ({"upscale": {"scale": 1}}, "upscale.scale", "greater than 1"),
         ({"upscale": {"scale": 5}}, "upscale.scale", "less than or equal to 4"),
         ({"upscale": {"strength": 0.1, "steps": 5}}, "upscale.strength", "leaves none of 5 steps"),
@@ -93,6 +97,15 @@ def test_what_cannot_be_is_refused_by_field(fields: dict[str, Any], field: str, 
         planned(Refines(model="x", at=fields.get("refiner", {}).get("at", 0.8)), **fields)
     assert refused.value.field == field
     assert words in refused.value.message
+
+
+def test_the_nearest_scales_are_told_for_every_multiple():
+    """Also where the picture itself is of no such multiple; what is told can be asked for."""
+    with pytest.raises(Rejected, match=r"multiples of 16: 2 \(1024 x 1552\)$"):
+        Upscale(scale=1.3).size(512, 776, "m", 16)
+    assert Upscale(scale=2).size(512, 776, "m", 16) == (1024, 1552)
+    with pytest.raises(Rejected, match="begin with another size"):
+        Upscale(scale=1.3).size(8, 8, "m", 64)
 
 
 def test_the_final_size_is_checked():
