@@ -86,10 +86,10 @@ def _request_of(recipe: dict[str, Any]) -> Replay:
     else:
         what = "--image and --mask" if body is Inpainting else "--image"
         notes.append(f"the image that it started from is not in the picture; give it with {what}")
-    for field, what in _GUIDED_BY.items():
-        if recipe.get(field):
-            said = json.dumps(recipe[field], ensure_ascii=False)[:500]
-            notes.append(f"it was drawn with {field} {said}; {what} are not in it: add the field with them")
+    for guide, what in _GUIDED_BY.items():
+        if recipe.get(guide):
+            said = json.dumps(recipe[guide], ensure_ascii=False)[:500]
+            notes.append(f"it was drawn with {guide} {said}; {what} are not in it: add the field with them")
     if fault := _fault(manifest, body):
         notes.append(f"as it stands a worker would refuse it: {fault}")
     return Replay(manifest, notes)

@@ -18,7 +18,17 @@ from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
 from schemas.manifest_limits import check_limits, shown_value
-from schemas.manifest_parts import PICTURES, ControlNetChoice, IpAdapterChoice, LoraChoice, Output, Part
+from schemas.manifest_parts import (
+    PICTURES,
+    ControlNetChoice,
+    IpAdapterChoice,
+    LoraChoice,
+    Output,
+    Part,
+    Refiner,
+    Upscale,
+    without_default,
+)
 from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -33,9 +43,13 @@ _WITH_PICTURES = {place.partition(".")[0] for place in PICTURES}
 _FAULTS = 50  # of a document that are examined; four are reported
 
 
-def _without_default(schema: dict[str, Any]) -> None:
-    """Many clients send a schema's default themselves. A number that is sent replaces the model's own."""
-    schema.pop("default")
+_UPSCALE: Any = Field(
+    None, description="A second pass: enlarge the picture, and redraw it with the same model."
+)
+_REFINER: Any = Field(
+    None, description="A second model of the family, which draws the last part of the steps."
+)
+#: Fields that are objects or lists of objects, by their own fields.
 
 
 class _Request(Part):
@@ -50,13 +64,13 @@ class _Request(Part):
         ge=0,
         description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Default: the "
         "model's own, or 7 where its card has none.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
     steps: int = Field(
         STEPS,
         ge=1,
         description="Denoising steps. Default: the model's own, or 30 where its card has none.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
     seed: int | None = Field(
@@ -141,6 +155,8 @@ class Text2Img(_Request):
     height: int | None = Field(
         None, ge=8, multiple_of=8, description="Pixels; default the model's native height."
     )
+    upscale: Upscale | None = _UPSCALE
+    refiner: Refiner | None = _REFINER
 
 
 class Img2Img(_Request):
@@ -150,6 +166,8 @@ class Img2Img(_Request):
     image: str = Field(
         min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
     )
+    upscale: Upscale | None = _UPSCALE
+    refiner: Refiner | None = _REFINER
 
 
 class Inpainting(_Request):
@@ -173,6 +191,8 @@ _NOT_ITS_OWN = {
     "height": "is not a field of a request with a picture; leave it out: the result has the picture's size",
     "image": "is not a field of text2img; leave it out, or use img2img",
     "mask_image": "is not a field of {task}; leave it out, or use inpainting",
+    "upscale": "is not a field of inpainting, which keeps every pixel outside the mask; enlarge its result by img2img",
+    "refiner": "is not a field of inpainting; leave it out, or send the result to the other model by img2img",
 }
 _BODIES: dict[str, type[Text2Img] | type[Img2Img] | type[Inpainting]] = {
     "text2img": Text2Img,

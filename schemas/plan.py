@@ -14,7 +14,7 @@ from schemas import samplers
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, multiples_of
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Manifest
-from schemas.manifest_parts import ControlNetUse, IpAdapterUse, LoraChoice, Output
+from schemas.manifest_parts import ControlNetUse, IpAdapterUse, LoraChoice, Output, Upscale
 from schemas.result import Note, digest
 from schemas.text.prompts import foreign_syntax
 
@@ -38,6 +38,21 @@ _FROM_THE_BEGINNING = {
     *("scheduler", "strength", "clip_skip", "loras", "seeds", "output", "notes", "format", "quality"),
 }
 _REFUSAL = "refusal"  # the key by which a refusal differs from a plan
+
+
+class Refines(BaseModel):
+    """The second model of a plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    at: float
+    revision: str = ""
+    version: int | None = None  # of a published model
+
+    @property
+    def reference(self) -> str:
+        return self.model if self.version is None else f"{self.model}@{self.version}"
 
 
 class Plan(BaseModel):
@@ -66,6 +81,13 @@ class Plan(BaseModel):
     lora_versions: dict[str, int] = Field(default_factory=dict)  # published LoRA's name to its version
     controlnet: tuple[ControlNetUse, ...] = ()
     ip_adapter: IpAdapterUse | None = None  # with its name
+    upscale: Upscale | None = None  # with its steps
+    refiner: Refines | None = None
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of an image, as far as the plan tells: those of its second pass included."""
+        return self.steps + (self.upscale.drawn_steps(self.steps) if self.upscale else 0)
 
     def document(self) -> dict[str, Any]:
         """As JSON. A field that came later is left out where it has its default.
@@ -148,6 +170,7 @@ def plan(
     model_version: int | None = None,
     lora_versions: Mapping[str, int] | None = None,
     ip_adapter: str | None = None,
+    refiner: Refines | None = None,
     notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Resolve every default of a manifest.
@@ -162,10 +185,11 @@ def plan(
         lora_hashes: sha256 of each LoRA's file, by its name.
         model_version, lora_versions: of what is published.
         ip_adapter: the name of the one that is used, where the manifest asks for one.
+        refiner: the second model, by its canonical name.
         notes: what else was changed.
 
     Raises:
-        Rejected: the scheduler cannot do so many steps, or the model no such size.
+        Rejected: the scheduler cannot do so many steps, the model no such size, or a pass would have no step.
     """
     steps = steps if (chosen := manifest.chosen("steps")) is None else chosen
     cfg_scale = cfg_scale if (chosen := manifest.chosen("cfg_scale")) is None else chosen
@@ -184,6 +208,18 @@ def plan(
             notes += (Note(code="ignored", message=text, field="strength"),)
     else:
         strength = manifest.strength or (0.8 if isinstance(manifest, Img2Img) else 1.0)
+    upscale = None
+    if manifest.task != "inpainting" and manifest.upscale is not None:
+        upscale = manifest.upscale.model_copy(update={"steps": manifest.upscale.steps or steps})
+        upscale.drawn_steps(steps)
+        samplers.check_steps(scheduler, upscale.steps or steps, "upscale.steps")
+        if width and height:
+            upscale.size(width, height, model, size_multiple)
+    if manifest.task != "inpainting" and manifest.refiner is not None and refiner is not None:
+        manifest.refiner.check_steps(steps, strength)
+        if manifest.loras if loras is None else loras:
+            text = f"loras change model {model!r} only; the refiner draws without them"
+            notes += (Note(code="ignored", message=text, field="loras"),)
     return Plan(
         task=manifest.task,
         prompt=manifest.prompt,
@@ -211,6 +247,8 @@ def plan(
         ip_adapter=IpAdapterUse(name=ip_adapter, scale=manifest.ip_adapter.scale)
         if manifest.ip_adapter
         else None,
+        upscale=upscale,
+        refiner=refiner,
     )
 
 
@@ -241,6 +279,11 @@ def exact_names(plan: Mapping[str, Any]) -> dict[str, Any]:
             for lora in known
             for name in [lora["name"]]
         ]
+    refiner = plan.get("refiner")
+    if isinstance(refiner, dict) and isinstance(refiner.get("model"), str):
+        name, version = refiner["model"], refiner.get("version")
+        exact = f"{name}@{version}" if type(version) is int else name
+        names["refiner"] = {"model": exact} | ({"at": refiner["at"]} if "at" in refiner else {})
     return names
 
 

@@ -21,13 +21,15 @@ import torch
 from greenlet import greenlet
 
 from consumer.engine import device_errors, joining
-from consumer.engine.admission import AdmissionQueue, Turns, batch_key, next_group
+from consumer.engine.admission import AdmissionQueue, Turns, next_group
 from consumer.engine.batch_size import BatchSizer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.devices import CallTimer, peak_memory
 from consumer.engine.in_flight import Call, InFlight
 from consumer.engine.loading import pipelines, spelling
+from consumer.engine.loading.readiness import make_ready
 from consumer.engine.loading.registry import ModelRegistry
+from consumer.engine.passes import models_of, passes_of
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
 from consumer.renderer.protocol import (
@@ -36,7 +38,6 @@ from consumer.renderer.protocol import (
     Drawn,
     Event,
     ImageTask,
-    Lora,
     Stepped,
     Undrawable,
 )
@@ -102,8 +103,9 @@ class Engine:
 
     def submit(self, task: ImageTask) -> None:
         """Take a task; it joins at the next step."""
-        if task.folder:
-            self.registry.learn(task.model, task.folder)
+        for one in passes_of(task):
+            if one.folder:
+                self.registry.learn(one.model, one.folder)
         self._queue.add(task)
 
     def cancel(self, request: str) -> None:
@@ -145,22 +147,12 @@ class Engine:
 
     def _begin(self, task: ImageTask) -> None:
         """Start an image's pipeline and run it to its first device call."""
-        in_use = {image.task.model for image in self._in_flight}
-        if task.model not in self.registry.loaded():
+        if not set(models_of(task)) <= set(self.registry.loaded()):
             self._timer.pause()  # loading is not part of an image's time
         try:
-            with torch.inference_mode(False):  # weights outlive this step: they must be ordinary tensors
-                model = self.registry.get(task.model, in_use=in_use)
-                model.adapters.ensure(task.loras, self._loras_in_use(task.model))
-                template = model.template(task.task)
-                self.registry.equip(model, task, in_use)
-            template = model.guides.around(template, task)
-            pipelines.check_limits(template, task, model.scheduler_config, model.size_multiple)
-            pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
-            model.guides.ip_adapters.attach(pipe, task.ip_adapter)
-            warnings = spelling.warnings_of(template, task)
-            if why := pipelines.sampler_for(task, model.scheduler_config)[1]:
-                warnings.append(("scheduler_replaced", why))
+            passes, warnings = make_ready(
+                self.registry, self._samplers.make, task, [one for x in self._in_flight for one in x.passes]
+            )
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return
@@ -175,12 +167,12 @@ class Engine:
             message = f"model {task.model!r} could not be made ready: {device_errors.describe(error)}"
             self._emit(Undrawable(task.request, task.index, code, message, True))
             return
-        image = InFlight(task, batch_key(task), model, greenlet(pipelines.draw), pipe, warnings=warnings)
+        first = passes[0]
+        image = InFlight(first.task, first.batch_key, first.model, greenlet(pipelines.draw), first.pipe)
+        image.later, image.records, image.warnings = passes[1:], [first.model.record], warnings
+        image.generator = spelling.generator(task)
         self._in_flight.append(image)
-        self._resume(image, pipe, task)
-
-    def _loras_in_use(self, model: str) -> set[Lora]:
-        return {lora for image in self._in_flight if image.task.model == model for lora in image.task.loras}
+        self._resume(image, image.pipe, image.task, image.generator)
 
     def _run(self, group: list[InFlight]) -> None:
         """Answer the calls of a group by one device call, or by several where memory is short."""
@@ -262,6 +254,11 @@ class Engine:
             image.rows = image.rows or (outcome.rows if outcome.kind == "unet" else 0)
             image.paused_in = outcome
             return
+        if image.later:
+            image.go_on()
+            image.greenlet = greenlet(pipelines.draw)
+            self._resume(image, image.pipe, image.task, image.generator, outcome)
+            return
         self._in_flight.remove(image)
         self._emit(
             Drawn(
@@ -269,8 +266,9 @@ class Engine:
                 index=image.task.index,
                 picture=outcome,
                 warnings=tuple(image.warnings),
-                model=dict(image.model.record),
+                model=dict(image.records[0]),
                 seconds=self._clock() - (image.began if image.began is not None else self._clock()),
+                refiner=next((dict(one) for one in image.records if one is not image.records[0]), {}),
             )
         )
 

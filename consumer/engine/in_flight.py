@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.engine.denoisers import PLAIN, Denoiser
+from consumer.engine.passes import Pass, steps_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -33,9 +34,9 @@ class Call:
 
 @dataclass(eq=False)
 class InFlight:
-    """One image that has begun and has not ended."""
+    """One image that has begun and has not ended, in one of its passes."""
 
-    task: ImageTask
+    task: ImageTask  # of the pass
     batch_key: Hashable  # images with equal keys can share UNet calls
     model: LoadedModel
     greenlet: Any  # runs the pipeline
@@ -46,6 +47,28 @@ class InFlight:
     unet_calls: int = 0
     rows: int = 0  # of its denoiser's first call; 0: not seen yet
     last_unet_call: Any = None  # sample, timestep and answer, while a preview may be made of them
+    generator: Any = None  # of the image's noise, in all of its passes
+    later: list[Pass] = field(default_factory=list)  # passes that have not begun
+    records: list[dict[str, str]] = field(default_factory=list)  # of the models of the passes so far
+    steps_before: int = 0  # of the passes that are over
+
+    @property
+    def passes(self) -> list[ImageTask]:
+        """The tasks of the pass that runs, and of those after it."""
+        return [self.task, *(one.task for one in self.later)]
+
+    def go_on(self) -> None:
+        """Begin the next pass."""
+        self.steps_before += self._steps()[1]
+        begun = self.later.pop(0)
+        self.task, self.batch_key, self.model, self.pipe = (
+            begun.task,
+            begun.batch_key,
+            begun.model,
+            begun.pipe,
+        )
+        self.rows, self.last_unet_call = 0, None
+        self.records.append(begun.model.record)
 
     @property
     def call(self) -> Call:
@@ -65,7 +88,13 @@ class InFlight:
         return (self.task.request, self.task.index)
 
     def steps(self) -> tuple[int, int]:
-        """Steps of its sampler done, and in all. A step may take two calls of the denoiser."""
-        total = getattr(self.pipe, "_num_timesteps", 0) or self.task.steps
+        """Steps of its samplers done, and in all. A step may take two calls of the denoiser."""
+        done, total = self._steps()
+        later = sum(steps_of(one.task) for one in self.later)
+        return self.steps_before + done, self.steps_before + total + later
+
+    def _steps(self) -> tuple[int, int]:
+        """The same of this pass."""
+        total = getattr(self.pipe, "_num_timesteps", 0) or steps_of(self.task)
         done: int = getattr(self.pipe.scheduler, "steps_done", self.unet_calls)
         return min(done, total), total

@@ -22,7 +22,7 @@ from schemas.batch import Row, split_rows
 from schemas.errors import DreamError, NotFound, Rejected, TooLarge, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import Manifest, Text2Img, chosen_id, has_expired, parse_manifest
-from schemas.manifest_limits import check_numbers
+from schemas.manifest_limits import check_numbers, check_upscaled
 from schemas.plan import Plan, Refusal, plan
 from schemas.result import Note
 from schemas.text.strictjson import load_object
@@ -189,9 +189,13 @@ class RequestClaimer:
             model_version=meaning.model_version,
             lora_versions=meaning.lora_versions,
             ip_adapter=meaning.ip_adapter,
+            refiner=meaning.refiner,
             notes=(*meaning.notes, *replaced),
         )
         check_numbers(planned.steps, planned.cfg_scale, self.limits)
+        if planned.width and planned.height:
+            limits = self.limits.for_model(card.native_width, card.native_height)
+            check_upscaled(planned, (planned.width, planned.height), card.size_multiple, limits)
         return planned
 
     def _check_size(self, manifest: Manifest, card: ModelCard) -> None:

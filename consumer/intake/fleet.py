@@ -96,7 +96,9 @@ class Capabilities:
         if error.code == "unknown_model" and (error.field or "").startswith(("controlnet", "ip_adapter")):
             return self._knows_addons(document)
         if error.code == "unknown_model":
-            return document.get("model") in self.models
+            refiner = document.get("refiner")
+            named = refiner if error.field == "refiner.model" and isinstance(refiner, dict) else document
+            return named.get("model") in self.models
         if error.code == "unknown_scheduler":
             return document.get("scheduler") in self.schedulers
         if error.code == "unknown_lora":
@@ -177,7 +179,10 @@ class Fleet:
             return True
         loras = {lora.name for lora in plan.loras} - plan.lora_versions.keys()
         known = (plan.model_version is not None or plan.model in worker.models) and loras <= worker.loras
-        known &= worker.published or not (plan.model_version or plan.lora_versions)
+        refiner = plan.refiner
+        known &= refiner is None or refiner.version is not None or refiner.model in worker.models
+        published = plan.model_version or plan.lora_versions or (refiner and refiner.version)
+        known &= worker.published or not published
         known &= {one.name for one in plan.controlnet} <= worker.controlnets
         known &= plan.ip_adapter is None or plan.ip_adapter.name in worker.ip_adapters
         return known and _fits(claim.frozen.body(), worker.limits, plan)

@@ -160,8 +160,8 @@ class Cards:
         """What each model draws with where a request leaves it open, as heartbeats say it."""
         return {name: card.defaults.model_dump() for name, card in sorted(self.cards.items())}
 
-    def get(self, name: str, published: Iterable[str] = ()) -> ModelCard:
-        """The card of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
+    def get(self, name: str, published: Iterable[str] = (), field: str = "model") -> ModelCard:
+        """The card of the name in this field. Raises `Rejected`, which lists the known and the published names."""
         if name in self.cards:
             return self.cards[name]
         known = sorted({*self.cards, *published})
@@ -170,7 +170,7 @@ class Cards:
         raise Rejected(
             "unknown_model",
             f"no model named {name!r}; known are {', '.join(known)}{hint}",
-            field="model",
+            field=field,
         )
 
     def lora(self, name: str, published: Iterable[str] = ()) -> LoraFile:

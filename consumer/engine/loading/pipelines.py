@@ -10,6 +10,7 @@ import copy
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -22,7 +23,9 @@ from schemas.defaults import multiples_of
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from consumer.engine.loading.registry import LoadedModel
 
 
 #: What a model's training fixes, whichever scheduler samples it; the rest is the sampler's own.
@@ -88,6 +91,30 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
             raise Rejected.of_field(field if task.task == "text2img" else "image", text)
 
 
+def check_passes(passes: Sequence[ImageTask], models: Sequence[LoadedModel]) -> None:
+    """Refuse passes that cannot follow each other with these models. Raises `Rejected`."""
+    base = models[0]
+    for task, model in zip(passes, models, strict=True):
+        name = task.model
+        drawn_with = model.guides.around(model.template(task.task), task)
+        if task.until is not None and "denoising_end" not in spelling.keywords(drawn_with.__class__):
+            text = f"goes on from a model that can stop early, and {name!r} cannot; an SDXL model can"
+            raise Rejected.of_field("refiner.model", text, "unsupported")
+        if task.since is not None:
+            pipe = model.templates.get("img2img")
+            if pipe is None or "denoising_start" not in spelling.keywords(pipe.__class__):
+                text = f"is {name!r}, which cannot go on from another model's latents; an SDXL refiner or model can"
+                raise Rejected.of_field("refiner.model", text, "unsupported")
+            ours, its = (base.templates[passes[0].task].vae.config, pipe.vae.config)
+            if ours.latent_channels != its.latent_channels:
+                text = f"is {name!r}, whose latents have {its.latent_channels} channels; those of {passes[0].model!r} "
+                text += f"have {ours.latent_channels}"
+                raise Rejected.of_field("refiner.model", text, "unsupported")
+        elif task is not passes[0] and "img2img" not in model.templates:
+            text = f"redraws the enlarged picture by img2img, which model {name!r} cannot do; it does "
+            raise Rejected.of_field("upscale", text + ", ".join(model.templates), "unsupported")
+
+
 def scheduler_failed(error: BaseException) -> bool:
     """Whether an error comes from diffusers' scheduler: then these steps are not possible with it."""
     trace = error.__traceback__
@@ -122,14 +149,28 @@ def prepare(
     return pipe
 
 
-def draw(pipe: Any, task: ImageTask) -> RawPicture:
-    """Run the pipeline. Inpainting keeps the input picture's own pixels wherever the mask is black.
+def draw(pipe: Any, task: ImageTask, generator: torch.Generator | None = None, before: Any = None) -> Any:
+    """Run the pipeline for one pass. Inpainting keeps the input picture's own pixels wherever the mask is black.
+
+    Args:
+        generator: of the image's noise; None: a new one, from its seed.
+        before: what the pass before it made: a picture, or latents.
+
+    Returns:
+        A `RawPicture`; latents (1, channels, h, w) of a pass that stops early.
 
     Raises:
         Rejected: the pipeline drew another size than it was asked for; some do so without a word.
     """
-    image = pipe(**spelling.arguments(pipe, task)).images[0]
-    pixels = to_bytes(image)
+    if isinstance(before, RawPicture):
+        task = msgspec.structs.replace(task, image=enlarged(before, task.width, task.height))
+    said = spelling.arguments(pipe, task, generator)
+    if isinstance(before, torch.Tensor):
+        said["image"] = before
+    images = pipe(**said).images
+    if task.until is not None:
+        return images
+    pixels = to_bytes(images[0])
     if pixels.shape[:2] != (task.height, task.width):
         drawn, asked = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{task.width} x {task.height}"
         text = f"model {task.model!r} drew {drawn} pixels where {asked} were asked for; ask for a size that it draws"
@@ -137,6 +178,12 @@ def draw(pipe: Any, task: ImageTask) -> RawPicture:
     if task.task == "inpainting":
         pixels = _overlay(pipe, task, pixels)
     return RawPicture(width=pixels.shape[1], height=pixels.shape[0], channels=3, data=pixels.tobytes())
+
+
+def enlarged(picture: RawPicture, width: int, height: int) -> RawPicture:
+    """A picture at a larger size, resized on its pixels with Lanczos' filter."""
+    whole = spelling.to_pil(picture).resize((width, height), Image.Resampling.LANCZOS)
+    return RawPicture(width, height, 3, whole.tobytes())
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -113,13 +113,22 @@ class ModelRegistry:
     def _card(self, name: str) -> ModelCard:
         return self._given.get(name) or self.cards.get(name)
 
-    def fits(self, name: str, in_use: Collection[str]) -> bool:
-        """Whether the model is loaded, or can be once every model not in use is evicted."""
-        if name in self._loaded or self.memory_budget is None or not in_use:
+    def fits(self, name: str, in_use: Collection[str], *others: str) -> bool:
+        """Whether the model is loaded, or can be once every model not in use is evicted.
+
+        Args:
+            others: models that are needed at the same time.
+        """
+        wanted = {name, *others}
+        if self.memory_budget is None or not in_use or wanted <= self._loaded.keys():
             return True  # where nothing is in use, `get` reports a model that is too large
-        needed = self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
-        held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
-        return held + needed <= self.memory_budget
+        held = {*in_use, *wanted} & self._loaded.keys()
+        needed = sum(map(self.size_of, wanted - held))
+        return sum(self._loaded[key].bytes for key in held) + needed <= self.memory_budget
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a model's weights, loaded or not."""
+        return self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
 
     def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
         """The model, loaded if need be; models that are not in use may be evicted for it.
@@ -133,10 +142,8 @@ class ModelRegistry:
             return self._loaded[name]
         folder = self._find(name)  # first: what cannot be loaded must not evict anything
         self.emit(Loading(name, _public(folder.source)))
-        needed = folder.bytes_at(self._dtype(self._card(name)).itemsize)
-        self._make_room(
-            f"model {name!r}", needed, in_use
-        )  # before the load, or both would be in memory at once
+        # Before the load, or both models would be in memory at once.
+        self._make_room(f"model {name!r}", self.size_of(name), in_use)
         model = self._load(self._card(name), folder)
         self._loaded[name] = (
             model  # only when it is whole: a load that failed is tried again by the next task

@@ -54,14 +54,19 @@ def reader(pipe: Any) -> tuple[Any, int]:
     return tokenizer, min(77 if short else kind.tokens, tokenizer.model_max_length)
 
 
-def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
-    """The keyword arguments of the pipeline call."""
+def generator(task: ImageTask) -> torch.Generator:
+    """What draws the noise of an image, on the CPU."""
+    return torch.Generator("cpu").manual_seed(task.seed)
+
+
+def arguments(pipe: Any, task: ImageTask, noise: torch.Generator | None = None) -> dict[str, Any]:
+    """The keyword arguments of the pipeline call. A pass from another's latents still needs them as its `image`."""
     kind, guided, (_, tokens) = family(pipe), guidance(pipe), reader(pipe)
     said: dict[str, Any] = {
         "prompt": task.prompt,
         "negative_prompt": task.negative_prompt,
         "num_inference_steps": task.steps,
-        "generator": torch.Generator("cpu").manual_seed(task.seed),
+        "generator": noise or generator(task),
         "clip_skip": task.clip_skip - 1 if task.clip_skip and task.clip_skip > 1 else None,
         "max_sequence_length": tokens or None,
         "width": task.width,
@@ -77,7 +82,9 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         said["guidance_scale"] = 1.0
     else:
         said["guidance_scale"] = task.cfg_scale
-    if task.task != "text2img":
+    if task.since is not None:
+        said["denoising_start"] = task.since
+    elif task.task != "text2img":
         said |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
         said["mask_image"] = to_pil(task.mask)
@@ -89,6 +96,8 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         said["ip_adapter_image_embeds"] = embeddings(pipe, picture, guided=with_guidance)
     taken = keywords(pipe.__class__)
     said = {**{name: value for name, value in said.items() if value is not None}, **kind.keywords}
+    if task.until is not None:
+        said |= {"denoising_end": task.until, "output_type": "latent"}
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
 
 
