@@ -5,12 +5,13 @@ Their shapes are the smallest that the classes take. `save(name, folder)` writes
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import diffusers as d
 import torch
 
-from tests.tiny.parts import clip, gemma, qwen3, qwen_vl, t5, tokenizer, vae
+from tests.tiny.parts import clip, gemma, picture_processor, qwen3, qwen_vl, t5, tokenizer, vae
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ def _flow(**config: Any) -> Any:
     return d.FlowMatchEulerDiscreteScheduler(**config)
 
 
-def _flux(*, guided: bool = True) -> Any:
+def _flux(kind: Any = d.FluxPipeline, *, guided: bool = True) -> Any:
     transformer = d.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -44,7 +45,7 @@ def _flux(*, guided: bool = True) -> Any:
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=guided,
     )
-    return d.FluxPipeline(
+    return kind(
         scheduler=_flow(**_SHIFTED),
         vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
         text_encoder=clip(),
@@ -106,7 +107,7 @@ def _z_image() -> Any:
     )
 
 
-def _qwen_image() -> Any:
+def _qwen_image(kind: Any = d.QwenImagePipeline) -> Any:
     transformer = d.QwenImageTransformer2DModel(
         patch_size=2,
         in_channels=16,
@@ -126,12 +127,17 @@ def _qwen_image() -> Any:
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
-    return d.QwenImagePipeline(
+    edits = kind is not d.QwenImagePipeline
+    if edits:  # an untrained decoder shows little of what a second picture changes
+        with torch.no_grad():
+            decoder.decoder.conv_out.weight.mul_(8)
+    return kind(
         transformer=transformer,
         vae=decoder,
         scheduler=_flow(**{**_SHIFTED, "max_shift": 0.9, "shift": 1.0, "shift_terminal": 0.02}),
-        text_encoder=qwen_vl(),
+        text_encoder=qwen_vl(sees=edits),
         tokenizer=tokenizer(1024),
+        **({"processor": picture_processor()} if edits else {}),
     )
 
 
@@ -290,6 +296,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "lcm": _lcm,
 }
 
+EDITORS: dict[str, Callable[[], Any]] = {
+    "kontext": lambda: _flux(d.FluxKontextPipeline),
+    "qwen_edit": lambda: _qwen_image(d.QwenImageEditPipeline),
+    "qwen_edit_plus": lambda: _qwen_image(d.QwenImageEditPlusPipeline),
+    "klein": _flux2_klein,
+}
+
 
 def save(name: str, folder: Path, *, loud: float = 3.0) -> Path:
     """Write the diffusers folder of a family.
@@ -299,11 +312,15 @@ def save(name: str, folder: Path, *, loud: float = 3.0) -> Path:
     """
     torch.set_num_threads(1)  # tiny tensors gain nothing from more
     torch.manual_seed(4)
-    pipe = FAMILIES[name]()
+    pipe = (FAMILIES | EDITORS)[name]()
     denoiser = pipe.components.get("transformer") or pipe.unet
     with torch.no_grad():
         for weight in denoiser.parameters():
             if weight.ndim == 2:
                 weight.mul_(loud)
     pipe.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    if "processor" in index:  # the class that has videos, too, cannot be made without torchvision
+        index["processor"] = ["transformers", "Qwen2VLProcessor"]
+        (folder / "model_index.json").write_text(json.dumps(index))
     return folder

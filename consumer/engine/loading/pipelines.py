@@ -71,6 +71,7 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
         pipe: any of the model's pipelines.
         size_multiple: pixels.
     """
+    spelling.check_pictures(pipe, task)
     trained = scheduler_config.get("num_train_timesteps", 1000)
     bounds = [("steps", task.steps, trained, f"was trained with {trained} steps")]
     if task.clip_skip and "clip_skip" in spelling.keywords(pipe.__class__):
@@ -78,6 +79,9 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
         configs = (encoder.config for encoder in encoders if encoder is not None)
         layers = min((config.get_text_config().num_hidden_layers for config in configs), default=1)
         bounds.append(("clip_skip", task.clip_skip, layers, f"has a text encoder of {layers} layers"))
+    if scheduler_config.get("shift_terminal") and task.steps == 1:  # its schedule would be 0 / 0
+        text = f"is 1; at least 2 are needed, because the schedule of model {task.model!r} ends before the last step"
+        raise Rejected.of_field("steps", text)
     for field, value, most, why in bounds:
         if value > most:
             text = f"is {value}; at most {most} is possible, because model {task.model!r} {why}"

@@ -25,6 +25,7 @@ from consumer.renderer.protocol import Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
 from infra.models.families import Family, base_class
 from infra.models.folders import read_folder
+from infra.models.json_files import read_object
 from infra.models.model_files import ModelFolder, ModelUnavailable, find
 from infra.models.single_files import read_single_file
 from schemas.errors import Rejected
@@ -59,10 +60,10 @@ class LoadedModel:
     def template(self, task: str) -> Any:
         """The pipeline that an image's own is copied from. Raises `Rejected` for a task that the model cannot do."""
         if task not in self.templates:
-            tasks = ", ".join(self.templates)
-            raise Rejected(
-                "unsupported", f"model {self.card.name!r} cannot do {task}; it does {tasks}", field="task"
-            )
+            text = f"model {self.card.name!r} cannot do {task}; it does {', '.join(self.templates)}"
+            if task == "text2img" and "img2img" in self.templates:
+                raise Rejected("unsupported", f"{text}: give it a picture in `image`", field="image")
+            raise Rejected("unsupported", text, field="task")
         return self.templates[task]
 
 
@@ -228,9 +229,20 @@ def _pipeline(folder: ModelFolder, dtype: torch.dtype) -> Any:
         use_safetensors=True,
         local_files_only=True,
         variant=folder.variant,
+        **_processors(folder),
         **dict.fromkeys(folder.left_out),
         **({"requires_safety_checker": False} if "safety_checker" in folder.left_out else {}),
     )
+
+
+def _processors(folder: ModelFolder) -> dict[str, Any]:
+    """The processor of a pipeline whose text encoder sees pictures."""
+    part = read_object(folder.path / "model_index.json").get("processor")
+    if not isinstance(part, list):
+        return {}
+    from consumer.engine.loading import processors
+
+    return {"processor": processors.load(folder.path / "processor")} if part[1] in processors.NAMES else {}
 
 
 def _public(source: str) -> str:
@@ -270,17 +282,15 @@ def _tasks(pipe: Any, family: Family) -> dict[str, Any]:
     """The pipelines around one set of components, where diffusers has them and the model can do them."""
     diffusers, base = library("diffusers"), base_class(type(pipe).__name__)
     denoiser = getattr(pipe, family.denoiser)
-    can = [
-        task
-        for task in family.tasks
-        if hasattr(diffusers, base.replace("Pipeline", f"{_TASKS[task]}Pipeline"))
-    ]
+    names = {task: base.replace("Pipeline", f"{_TASKS[task]}Pipeline") for task in family.tasks}
+    if family.pictures:  # one pipeline for both
+        names = dict.fromkeys(family.tasks, base)
+    can = [task for task, name in names.items() if hasattr(diffusers, name)]
     if family.denoiser == "unet" and denoiser.config.in_channels == 9:
         can = ["inpainting"]  # made for it: it cannot draw without a mask
     if "text_encoder_2" in pipe.components and pipe.components.get("text_encoder", pipe) is None:
         can = [task for task in can if task != "text2img"]  # a refiner: it goes on from a picture
-    kinds = {task: getattr(diffusers, base.replace("Pipeline", f"{_TASKS[task]}Pipeline")) for task in can}
-    return {task: _around(kind, pipe) for task, kind in kinds.items()}
+    return {task: _around(getattr(diffusers, names[task]), pipe) for task in can}
 
 
 def _around(kind: Any, pipe: Any) -> Any:

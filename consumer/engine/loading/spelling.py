@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from infra.models.families import Family, family_of
+from infra.models.families import Family, family_of, too_many_pictures
 from infra.models.folders import is_distilled
+from schemas.defaults import IMG2IMG_STRENGTH
+from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from consumer.renderer.protocol import ImageTask, RawPicture
@@ -65,6 +67,7 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         "max_sequence_length": tokens or None,
         "width": task.width,
         "height": task.height,
+        "max_area": task.width * task.height,  # else one of them draws every size as a megapixel
     }
     if guided == "true_cfg":
         said["true_cfg_scale"] = task.cfg_scale
@@ -76,7 +79,10 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         said["guidance_scale"] = 1.0
     else:
         said["guidance_scale"] = task.cfg_scale
-    if task.task != "text2img":
+    if task.task != "text2img" and kind.pictures:
+        pictures = [to_pil(picture) for picture in (task.image, *task.others)]
+        said |= {"image": pictures if kind.pictures > 1 else pictures[0]}
+    elif task.task != "text2img":
         said |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
         said["mask_image"] = to_pil(task.mask)
@@ -85,9 +91,25 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
 
 
+def check_pictures(pipe: Any, task: ImageTask) -> None:
+    """Refuse pictures that a model cannot read. Raises `Rejected`."""
+    kind, pictures = family(pipe), tuple(filter(None, (task.image, *task.others)))
+    most = kind.pictures or 1
+    if len(pictures) > most:
+        raise Rejected.of_field("image", too_many_pictures(task.model, len(pictures), most))
+    for picture in pictures if kind.pictures else ():
+        short, long = sorted((picture.width, picture.height))
+        if short < kind.smallest:
+            text = f"is {picture.width} x {picture.height}; model {task.model!r} reads pictures from {kind.smallest}"
+            raise Rejected.of_field("image", f"{text} pixels a side")
+        if kind.longest and long > kind.longest * short:
+            text = f"is {picture.width} x {picture.height}; model {task.model!r} reads pictures whose longer side is at"
+            raise Rejected.of_field("image", f"{text} most {kind.longest} times the shorter one")
+
+
 def strength(task: ImageTask) -> float:
     """How much of the picture to change; raised where it would leave no step to draw."""
-    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
+    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else IMG2IMG_STRENGTH)
     if int(task.steps * value) >= 1:
         return value
     return min(1.0, math.nextafter(1 / task.steps, 2.0))
@@ -119,6 +141,10 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
         )
     if task.clip_skip and task.clip_skip > 1 and "clip_skip" not in taken:
         warnings.append(("ignored", f"clip_skip has no effect {model}, whose pipeline has no such setting"))
+    if task.task == "img2img" and family(pipe).pictures:
+        if task.strength not in (None, IMG2IMG_STRENGTH):  # a plan may have the default where the model was not known
+            warnings.append(("ignored", f"strength has no effect {model}, which edits as the prompt says"))
+        return warnings
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
         text = f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn"
         warnings.append(("strength_raised", text))
