@@ -38,7 +38,9 @@ class Family:
     cfg_scale: float = CFG_SCALE
     few: int = 4  # steps where the model is distilled: their cards say 1 to 9
     tasks: tuple[str, ...] = ("text2img", "img2img", "inpainting")  # of these, those that diffusers has
-    pictures: int = 0  # that its own pipeline edits at most, as a prompt says; 0: it starts from one, or takes none
+    pictures: int = (
+        0  # that its own pipeline edits at most, as a prompt says; 0: it starts from one, or takes none
+    )
     smallest: int = 0  # pixels a side of a picture that it edits, at least
     longest: int = 0  # how many times its shorter side the longer one may be; 0: any
     optional: tuple[str, ...] = ()  # components without which it draws, too

@@ -52,7 +52,9 @@ def small_rules() -> Iterator[None]:
         patch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(32, 64), (64, 64), (64, 32)])
         for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
             real = module.calculate_dimensions
-            patch.setattr(module, "calculate_dimensions", lambda area, ratio, real=real: real(area / 256, ratio))
+            patch.setattr(
+                module, "calculate_dimensions", lambda area, ratio, real=real: real(area / 256, ratio)
+            )
         yield
 
 
@@ -136,8 +138,8 @@ def test_a_prompt_with_a_picture_is_read_once(scene: Scene) -> None:
 
 def test_pictures_are_read_in_their_order(scene: Scene) -> None:
     """Where a model takes several; the others refuse them, and say how many they take."""
-    one = replaced(scene.tasks[0], request="two", others=(picture(1),))
-    swapped = replaced(one, request="swapped", image=picture(1), others=(picture(0),))
+    one = replaced(scene.tasks[0], request="two", image=picture(1), pictures={"image.1": picture(2)})
+    swapped = replaced(one, request="swapped", image=picture(2), pictures={"image.1": picture(1)})
     if (most := FAMILIES[scene.registry.get("tiny").card.family].pictures) == 1:
         (ended,) = scene.draw(one)[1]
         assert ended == Undrawable(
@@ -150,7 +152,8 @@ def test_pictures_are_read_in_their_order(scene: Scene) -> None:
     assert grey_levels_apart(crossed.picture, draw_alone(scene.registry, swapped)) <= TOLERANCE
     assert grey_levels_apart(straight.picture, crossed.picture) > TOLERANCE
     assert grey_levels_apart(straight.picture, scene.alone[0]) > TOLERANCE
-    (refused,) = scene.draw(replaced(one, request="many", others=(picture(1),) * most))[1]
+    many = {f"image.{place}": picture(0) for place in range(1, most + 1)}
+    (refused,) = scene.draw(replaced(one, request="many", pictures=many))[1]
     assert f"takes at most {most}" in refused.message
 
 
@@ -162,7 +165,7 @@ def test_an_edit_has_the_size_that_was_asked_for(scene: Scene) -> None:
         request="wide",
         width=96,
         image=picture(0, 96, 64),
-        others=(picture(1, 64, 80),) if several else (),
+        pictures={"image.1": picture(1, 64, 80)} if several else {},
     )
     (ended,) = scene.draw(wide)[1]
 
@@ -196,7 +199,7 @@ def test_a_picture_that_a_model_cannot_read_is_refused(scene: Scene) -> None:
     if scene.name != "klein":
         pytest.skip("the others scale every picture")
     small = replaced(scene.tasks[0], request="small", width=32, height=32, image=picture(0, 32, 32))
-    long = replaced(scene.tasks[0], request="long", others=(picture(0, 64, 640),))
+    long = replaced(scene.tasks[0], request="long", pictures={"image.1": picture(0, 64, 640)})
     tiny, narrow = scene.draw(small, long)[1]
 
     assert (tiny.code, tiny.field) == (narrow.code, narrow.field) == ("invalid_manifest", "image")

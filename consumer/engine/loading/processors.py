@@ -16,7 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 NAMES = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor")
 
 
-class PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]  # transformers has no types
+class PictureProcessor(Qwen2VLProcessor):
     """As its parent, for pictures and text only."""
 
     def __init__(

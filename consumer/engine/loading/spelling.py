@@ -80,7 +80,7 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
     else:
         said["guidance_scale"] = task.cfg_scale
     if task.task != "text2img" and kind.pictures:
-        pictures = [to_pil(picture) for picture in (task.image, *task.others)]
+        pictures = [to_pil(picture) for picture in edited(task)]
         said |= {"image": pictures if kind.pictures > 1 else pictures[0]}
     elif task.task != "text2img":
         said |= {"image": to_pil(task.image), "strength": strength(task)}
@@ -91,9 +91,17 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
 
 
+def edited(task: ImageTask) -> list[RawPicture]:
+    """The pictures of `image`, in their order."""
+    found = [] if task.image is None else [task.image]
+    while (more := task.pictures.get(f"image.{len(found)}")) is not None:
+        found.append(more)
+    return found
+
+
 def check_pictures(pipe: Any, task: ImageTask) -> None:
     """Refuse pictures that a model cannot read. Raises `Rejected`."""
-    kind, pictures = family(pipe), tuple(filter(None, (task.image, *task.others)))
+    kind, pictures = family(pipe), edited(task)
     most = kind.pictures or 1
     if len(pictures) > most:
         raise Rejected.of_field("image", too_many_pictures(task.model, len(pictures), most))
@@ -109,7 +117,11 @@ def check_pictures(pipe: Any, task: ImageTask) -> None:
 
 def strength(task: ImageTask) -> float:
     """How much of the picture to change; raised where it would leave no step to draw."""
-    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else IMG2IMG_STRENGTH)
+    value = (
+        task.strength
+        if task.strength is not None
+        else (1.0 if task.task == "inpainting" else IMG2IMG_STRENGTH)
+    )
     if int(task.steps * value) >= 1:
         return value
     return min(1.0, math.nextafter(1 / task.steps, 2.0))
@@ -142,7 +154,10 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
     if task.clip_skip and task.clip_skip > 1 and "clip_skip" not in taken:
         warnings.append(("ignored", f"clip_skip has no effect {model}, whose pipeline has no such setting"))
     if task.task == "img2img" and family(pipe).pictures:
-        if task.strength not in (None, IMG2IMG_STRENGTH):  # a plan may have the default where the model was not known
+        if task.strength not in (
+            None,
+            IMG2IMG_STRENGTH,
+        ):  # a plan may have the default where the model was not known
             warnings.append(("ignored", f"strength has no effect {model}, which edits as the prompt says"))
         return warnings
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
