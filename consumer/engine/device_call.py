@@ -7,7 +7,6 @@ float32. The result is one answer or one failure for each call.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from consumer.engine.in_flight import Call
-    from consumer.engine.stand_in import Embeddings
 
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
@@ -288,41 +286,3 @@ def _is_black(answer: Any) -> bool:
         if bool((levels.mean() < 2) & (levels.std() < 1)):
             return True
     return False
-
-
-def encode_texts(
-    caller: DeviceCaller,
-    cache: Embeddings,
-    calls: Sequence[Call],
-    key: tuple[Hashable, ...],
-    ready: Callable[[], None],
-) -> list[tuple[Call, Any | Failure]]:
-    """Answer text encoder calls that can be stacked; each different text is encoded once, then cached.
-
-    Args:
-        key: the calls' own key, and what else the module's answer depends on.
-    """
-    state = (id(calls[0].module), *key[1:])  # a call with pictures has a key that no other has
-    alike: dict[bytes, list[Call]] = {}
-    for call in calls:
-        alike.setdefault(_seen(call), []).append(call)
-    answers = {seen: cache.get((state, seen)) for seen in alike}
-    new = {id(equal[0]): seen for seen, equal in alike.items() if answers[seen] is None}
-    if new:
-        for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
-            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
-            answers[new[id(call)]] = answer
-            if not isinstance(answer, Failure):
-                cache.put((state, new[id(call)]), answer)
-    return [(call, answers[seen]) for seen, equal in alike.items() for call in equal]
-
-
-def _seen(call: Call) -> bytes:
-    """A hash of everything that a text encoder is given: equal prompts and pictures, equal bytes."""
-    seen = hashlib.sha256()
-    for name, value in sorted(call.arguments.items()):
-        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in rows.tensors_in(value)]
-        seen.update(repr((name, shapes or value)).encode())
-        for tensor in rows.tensors_in(value):
-            seen.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return seen.digest()

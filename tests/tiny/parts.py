@@ -11,6 +11,14 @@ from transformers import PreTrainedTokenizerFast
 
 from consumer.engine.loading.processors import PictureProcessor
 
+SHIFTED = {
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 16,
+    "max_image_seq_len": 256,
+}
 _SPECIAL = ("<pad>", "<eos>", "<unk>", "<bos>")
 _WORDS = {token: i for i, token in enumerate((*_SPECIAL, *map(chr, range(32, 127)), "\n"))}
 _IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}
@@ -18,6 +26,10 @@ _CHAT = (
     "{% for m in messages %}<{{m.role}}>{% if m.content is string %}{{m.content}}{% else %}"
     "{% for c in m.content %}{{c.text}}{% endfor %}{% endif %}{% endfor %}"
 )
+
+
+def flow(**config: Any) -> Any:
+    return d.FlowMatchEulerDiscreteScheduler(**config)
 
 
 def tokenizer(limit: int, *, chat: bool = False) -> Any:
