@@ -7,7 +7,6 @@ image in flight needs.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -15,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from consumer.engine.denoisers import DENOISERS
 from consumer.engine.device_errors import free_memory
 from consumer.engine.devices import Offload, pick_dtype, place, set_attention
-from consumer.engine.loading import single_file
 from consumer.engine.loading.libraries import library, quiet
 from consumer.engine.loading.loras import Adapters
+from consumer.engine.loading.opening import check_class, open_pipeline
+from consumer.engine.loading.probe import Outcome, probe
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.renderer.protocol import Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
 from infra.models.families import Family, base_class
 from infra.models.folders import read_folder
-from infra.models.json_files import read_object
 from infra.models.model_files import ModelFolder, ModelUnavailable, find
-from infra.models.single_files import read_single_file
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOOK_AGAIN = 60.0  # seconds after which a model that was not available is looked for again
-_CALLED_WITH = {"prompt", "num_inference_steps", "generator", "output_type"}
 _TASKS = {"text2img": "", "img2img": "Img2Img", "inpainting": "Inpaint"}  # to their part of a class's name
 
 
@@ -51,6 +49,9 @@ class LoadedModel:
     size_multiple: int  # pixels
     adapters: Adapters
     modules: list[Any]
+    denoiser: str = "unet"  # the component
+    joins: bool = True  # images of it may share calls
+    probed: str = ""  # how that was found, where no table says it
 
     @property
     def bytes(self) -> int:
@@ -76,6 +77,8 @@ class ModelRegistry:
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
         offline: never contact the hub.
+        probing: find out at load whether images of a model that no table knows may share calls; for exact mode, where
+            company must not change a byte, that is not proof enough.
         emit: gets `Loading` before a model is looked for or loaded, which may take minutes, and `Loaded`.
     """
 
@@ -88,6 +91,7 @@ class ModelRegistry:
     memory_budget: int | None = None
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
+    probing: bool = False
     cache: Path | None = None  # of downloads; None: the hub library's own
     emit: Callable[[Loading | Loaded], None] = lambda _message: None
     clock: Callable[[], float] = time.monotonic
@@ -97,6 +101,7 @@ class ModelRegistry:
     _loaded: OrderedDict[str, LoadedModel] = field(default_factory=OrderedDict)  # least recently used first
     _given: dict[str, ModelCard] = field(default_factory=dict)  # published models that tasks came with
     _folders: dict[str, ModelFolder] = field(default_factory=dict)
+    _probed: dict[str, Outcome] = field(default_factory=dict)
     _missing: dict[str, tuple[float, ModelUnavailable]] = field(default_factory=dict)  # until when, and why
 
     def learn(self, name: str, folder: str) -> None:
@@ -106,6 +111,7 @@ class ModelRegistry:
         revision = name.rpartition("@")[2]
         self._given[name] = ModelCard(name, (folder,), 0, 0, scheduler="", revision=revision)
         self._folders.pop(name, None)
+        self._probed.pop(name, None)
         self._missing.pop(name, None)
 
     def _card(self, name: str) -> ModelCard:
@@ -133,16 +139,34 @@ class ModelRegistry:
         self.emit(Loading(name, _public(folder.source)))
         self._evict(name, folder, in_use)  # before the load, or both models would be in memory at once
         model = self._load(self._card(name), folder)
+        self._judge(model, folder.family)
         self._loaded[name] = (
             model  # only when it is whole: a load that failed is tried again by the next task
         )
         self.loads += 1
         sizes = {key: one.bytes for key, one in self._loaded.items()}
-        self.emit(Loaded(name, model.record["source"], model.record["dtype"], model.bytes, sizes))
+        record = model.record
+        self.emit(Loaded(name, record["source"], record["dtype"], model.bytes, sizes, model.probed))
         return model
+
+    def _judge(self, model: LoadedModel, family: Family) -> None:
+        """Whether images of a model may share calls, by the tables or by a probe, whose outcome is kept."""
+        parts = [getattr(pipe, family.denoiser) for pipe in model.templates.values()]
+        known, name = DENOISERS.get(parts[0].__class__.__name__), model.card.name
+        model.joins = family.joins
+        if (family.joins and known is not None) or not self.probing or "text2img" not in model.templates:
+            return
+        if name not in self._probed:
+            self._probed[name] = probe(model, known, self.offloading.make_way)
+        outcome = self._probed[name]
+        model.joins, model.probed = outcome.layout.joins, outcome.text
+        for part in parts:
+            part.join_by(outcome.layout)
 
     def joins(self, name: str) -> bool:
         """Whether images of this model may share calls; what is not known yet may."""
+        if name in self._loaded:
+            return self._loaded[name].joins
         return name not in self._folders or self._folders[name].family.joins
 
     def loaded(self) -> list[str]:
@@ -184,9 +208,9 @@ class ModelRegistry:
 
     def _load(self, card: ModelCard, folder: ModelFolder) -> LoadedModel:
         quiet()
-        _check_class(card.name, folder.pipeline)
+        check_class(card.name, folder.pipeline)
         dtype = self._dtype(card)
-        pipe = _pipeline(folder, dtype)
+        pipe = open_pipeline(folder, dtype)
         pipe.set_progress_bar_config(disable=True)
         if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
             # This VAE overflows in float16; its pipeline would convert it for every image.
@@ -217,53 +241,13 @@ class ModelRegistry:
             size_multiple=max(card.size_multiple, read_folder(folder.configs or folder.path).size_multiple),
             adapters=Adapters(pipe, self.loras),
             modules=modules,
+            denoiser=folder.family.denoiser,
         )
-
-
-def _pipeline(folder: ModelFolder, dtype: torch.dtype) -> Any:
-    if folder.configs is not None:
-        return single_file.load(read_single_file(folder.path), folder.configs, dtype)
-    return library("diffusers").DiffusionPipeline.from_pretrained(
-        str(folder.path),
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        variant=folder.variant,
-        **_processors(folder),
-        **dict.fromkeys(folder.left_out),
-        **({"requires_safety_checker": False} if "safety_checker" in folder.left_out else {}),
-    )
-
-
-def _processors(folder: ModelFolder) -> dict[str, Any]:
-    """The processor of a pipeline whose text encoder sees pictures."""
-    part = read_object(folder.path / "model_index.json").get("processor")
-    if not isinstance(part, list):
-        return {}
-    from consumer.engine.loading import processors
-
-    return {"processor": processors.load(folder.path / "processor")} if part[1] in processors.NAMES else {}
 
 
 def _public(source: str) -> str:
     """A source as results and logs name it."""
     return "bundled" if source.startswith(str(BUNDLED)) else source
-
-
-def _check_class(model: str, pipeline: str) -> None:
-    """Refuse a class that no table knows and that cannot be called with a prompt. Raises `Rejected`."""
-    diffusers = library("diffusers")
-    kind = getattr(diffusers, pipeline, None)
-    if kind is None:
-        why = f"which diffusers {diffusers.__version__} does not have"
-    elif (
-        not (called := set(inspect.signature(kind.__call__).parameters)) >= _CALLED_WITH
-        or "num_frames" in called
-    ):
-        why = "which does not draw a picture from a prompt"
-    else:
-        return
-    raise Rejected("unsupported", f"model {model!r}: its pipeline is {pipeline}, {why}", field="model")
 
 
 def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
