@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 STEPS = 30
 CFG_SCALE: float = 7
 SIZE_MULTIPLE = 8  # pixels
+IMG2IMG_STRENGTH = 0.8  # where a request says none
 
 
 def multiples_of(model: str, pixels: int, multiple: int) -> str:

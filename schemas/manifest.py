@@ -19,14 +19,17 @@ from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
 from schemas.manifest_limits import check_limits, shown_value
 from schemas.manifest_parts import (
+    MOST_PICTURES,
     PICTURES,
     ControlNetChoice,
     IpAdapterChoice,
     LoraChoice,
+    OneOrSeveral,
     Output,
     Part,
     Refiner,
     Upscale,
+    pictures_of,
     without_default,
 )
 from schemas.text.strictjson import load_object
@@ -140,6 +143,11 @@ class _Request(Part):
         return getattr(self, name) if name in self.model_fields_set else None
 
     @property
+    def pictures(self) -> tuple[str, ...]:
+        """What `image` holds or names, in its order; () for text2img."""
+        return pictures_of(getattr(self, "image", ()))
+
+    @property
     def drawn_seed(self) -> int | None:
         """The seed, with -1 read as "none given"."""
         return None if self.seed in (None, -1) else self.seed
@@ -160,11 +168,12 @@ class Text2Img(_Request):
 
 
 class Img2Img(_Request):
-    """Redraw a picture. The result has the picture's size, rounded down to multiples of 8."""
+    """Redraw a picture. The result has the first picture's size, rounded down to multiples of 8."""
 
     task: Literal["img2img"] = Field("img2img", description=_TASK)
-    image: str = Field(
-        min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
+    image: OneOrSeveral = Field(
+        description="Base64, bare or as a data URI; or a key that the worker may read. For a model that edits several "
+        f"pictures a list of them, at most {MOST_PICTURES}."
     )
     upscale: Upscale | None = _UPSCALE
     refiner: Refiner | None = _REFINER
@@ -178,6 +187,13 @@ class Inpainting(_Request):
         min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
     )
     mask_image: str = Field(min_length=1, description="The same; white is repainted, black is kept.")
+
+    @field_validator("image", "mask_image", mode="before")
+    @classmethod
+    def _one(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            raise ValueError(f"is a list of {len(given)}; inpainting repaints one picture: give it as text")
+        return given
 
 
 Manifest = Text2Img | Img2Img | Inpainting

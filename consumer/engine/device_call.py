@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from consumer.engine.in_flight import Call
-    from consumer.engine.stand_in import Embeddings
 
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
@@ -283,31 +282,3 @@ def _is_black(answer: Any) -> bool:
         if bool((levels.mean() < 2) & (levels.std() < 1)):
             return True
     return False
-
-
-def encode_texts(
-    caller: DeviceCaller,
-    cache: Embeddings,
-    calls: Sequence[Call],
-    key: Hashable,
-    ready: Callable[[], None],
-) -> list[tuple[Call, Any | Failure]]:
-    """Answer text encoder calls that can be stacked; each different text is encoded once, then cached."""
-    by_tokens: dict[bytes, list[Call]] = {}
-    for call in calls:
-        by_tokens.setdefault(_tokens(call), []).append(call)
-    answers = {tokens: cache.get((key, tokens)) for tokens in by_tokens}
-    new = {id(equal[0]): tokens for tokens, equal in by_tokens.items() if answers[tokens] is None}
-    if new:
-        for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
-            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
-            answers[new[id(call)]] = answer
-            if not isinstance(answer, Failure):
-                cache.put((key, new[id(call)]), answer)
-    return [(call, answers[tokens]) for tokens, equal in by_tokens.items() for call in equal]
-
-
-def _tokens(call: Call) -> bytes:
-    """Everything that a text encoder is given, as bytes: equal prompts and pictures, equal bytes."""
-    read = (tensor for _, value in sorted(call.arguments.items()) for tensor in rows.tensors_in(value))
-    return b"".join(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in read)

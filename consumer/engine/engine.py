@@ -23,7 +23,7 @@ from greenlet import greenlet
 from consumer.engine import device_errors, joining
 from consumer.engine.admission import AdmissionQueue, Turns, next_group
 from consumer.engine.batch_size import BatchSizer
-from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
+from consumer.engine.device_call import Counters, DeviceCaller, Failure, finite_picture
 from consumer.engine.devices import CallTimer, peak_memory
 from consumer.engine.in_flight import Call, InFlight
 from consumer.engine.loading import pipelines, spelling
@@ -32,6 +32,7 @@ from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.passes import models_of, passes_of
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
+from consumer.engine.texts import encode_texts
 from consumer.renderer.protocol import (
     Complaint,
     DeviceCall,

@@ -51,10 +51,14 @@ class LoadProgress:
         seconds = time.monotonic() - self._began if self._name == model.name else 0.0
         self.end()
         metrics.loaded(self._device, model.name, seconds, model.on_device)
-        facts = {"model": model.name, "source": model.source, "device": self._device, "dtype": model.dtype}
-        log.info(
-            "model loaded", extra=facts | {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
-        )
+        facts: dict[str, object] = {
+            "model": model.name,
+            "source": model.source,
+            "device": self._device,
+            "dtype": model.dtype,
+        }
+        facts |= {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
+        log.info("model loaded", extra=facts | ({"joins": model.probed} if model.probed else {}))
 
     def end(self) -> None:
         """Nothing is being loaded any more, whether the load succeeded or not."""

@@ -175,6 +175,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     size: int  # bytes of its weights
     on_device: dict[str, int] = {}  # bytes by name of all models in memory, this one included
+    probed: str = ""  # of a model that no table knows: whether its images share calls, and why
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.models import card_options
 from infra.models.addons.known import Addons
+from infra.models.families import FAMILIES, Family
 from infra.models.folders import Reading, read_folder, read_name
 from infra.models.hub_caches import baked_cache, hub_cache
 from infra.models.lora_files import LoraFile, find_loras
@@ -44,6 +45,12 @@ class ModelCard:
     family: str = ""  # models of one family take the same LoRAs; "" where it cannot be told before a download
     configs: str = ""  # where a source is one file: the diffusers folder with its configs and tokenizers
     dtype: str = ""  # float32, bfloat16 or float16; empty: what suits the device
+
+    @property
+    def editor(self) -> Family | None:
+        """The model's family, if it edits pictures as the prompt says; None also where that is not known yet."""
+        family = FAMILIES.get(self.family)
+        return family if family is not None and family.pictures else None
 
     @property
     def defaults(self) -> ModelDefaults:

@@ -38,14 +38,26 @@ class Family:
     cfg_scale: float = CFG_SCALE
     few: int = 4  # steps where the model is distilled: their cards say 1 to 9
     tasks: tuple[str, ...] = ("text2img", "img2img", "inpainting")  # of these, those that diffusers has
+    pictures: int = (
+        0  # that its own pipeline edits at most, as a prompt says; 0: it starts from one, or takes none
+    )
+    smallest: int = 0  # pixels a side of a picture that it edits, at least
+    longest: int = 0  # how many times its shorter side the longer one may be; 0: any
     optional: tuple[str, ...] = ()  # components without which it draws, too
     keywords: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)  # of every call
     controlnets: bool = False  # diffusers' ControlNetModel guides it
     joins: bool = True  # the calls of several images may be joined; else they are drawn one at a time
 
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it cannot draw from a prompt alone."""
+        return "text2img" not in self.tasks
+
 
 _SD: dict[str, Any] = {"denoiser": "unet", "controlnets": True}
 _FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "native": 1024}
+_QWEN: dict[str, Any] = {"guidance": "true_cfg", "tokens": 512, "layers": (-1,), "pack": 2, "native": 1024}
+_EDITS = ("text2img", "img2img")
 
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": Family("SD 1.x, 2.x", **_SD),
@@ -62,15 +74,15 @@ FAMILIES: Mapping[str, Family] = {
     "ZImagePipeline": Family(
         "Z-Image", guidance="less_one", tokens=512, layers=(-2,), native=1024, steps=50, cfg_scale=5, few=9
     ),
-    "QwenImagePipeline": Family(
-        "Qwen-Image",
-        guidance="true_cfg",
-        tokens=512,
-        layers=(-1,),
-        pack=2,
-        native=1024,
-        steps=50,
-        cfg_scale=4,
+    "FluxKontextPipeline": Family(
+        "FLUX.1 Kontext", **_FLUX, guidance="number", steps=28, cfg_scale=2.5, tasks=_EDITS, pictures=1
+    ),
+    "QwenImagePipeline": Family("Qwen-Image", **_QWEN, steps=50, cfg_scale=4),
+    "QwenImageEditPipeline": Family(
+        "Qwen-Image-Edit", **_QWEN, steps=50, cfg_scale=4, tasks=("img2img",), pictures=1
+    ),
+    "QwenImageEditPlusPipeline": Family(
+        "Qwen-Image-Edit-Plus", **_QWEN, steps=40, cfg_scale=4, tasks=("img2img",), pictures=3
     ),
     "Flux2KleinPipeline": Family(
         "FLUX.2-klein",
@@ -80,7 +92,10 @@ FAMILIES: Mapping[str, Family] = {
         native=1024,
         steps=50,
         cfg_scale=4,
-        tasks=("text2img",),
+        tasks=_EDITS,
+        pictures=4,
+        smallest=64,
+        longest=8,
     ),
     "ChromaPipeline": Family(
         "Chroma", tokens=512, pack=2, native=1024, steps=35, cfg_scale=5, tasks=("text2img", "img2img")
@@ -99,6 +114,12 @@ _KINDS = ("Img2Img", "Inpaint")
 #: The components that a pipeline of any class may have; of some there may be several.
 _PLAIN = {"transformer", "unet", "vae", "scheduler", "safety_checker", "feature_extractor"}
 _NUMBERED = ("text_encoder", "tokenizer")
+
+
+def too_many_pictures(model: str, given: int, most: int) -> str:
+    """Why a model does not take so many pictures."""
+    takes = "one" if most == 1 else f"at most {most}"
+    return f"has {given} pictures; model {model!r} takes {takes}"
 
 
 def base_class(pipeline: str) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dreamdrop.models")
 
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
-_WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # how components begin that have none
+_WITHOUT_WEIGHTS = ("tokenizer", "scheduler", "processor")  # how components begin that have none
 _CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
 _WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors"]
 _UNWANTED = [

@@ -131,7 +131,7 @@ class Planner:
     ) -> tuple[int, int]:
         """The size at which a request's picture is drawn, from its file's header. Raises `Rejected`."""
         try:
-            data = pictures.decode_base64(manifest.image, "image", limits)
+            data = pictures.decode_base64(manifest.pictures[0], "image", limits)
             with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
                 whole = picture.size
         except (Rejected, OSError, Image.DecompressionBombError):  # the name of an object, or no picture

@@ -74,6 +74,7 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
         pipe: any of the model's pipelines.
         size_multiple: pixels.
     """
+    spelling.check_pictures(pipe, task)
     trained = scheduler_config.get("num_train_timesteps", 1000)
     bounds = [("steps", task.steps, trained, f"was trained with {trained} steps")]
     if task.clip_skip and "clip_skip" in spelling.keywords(pipe.__class__):
@@ -81,6 +82,9 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
         configs = (encoder.config for encoder in encoders if encoder is not None)
         layers = min((config.get_text_config().num_hidden_layers for config in configs), default=1)
         bounds.append(("clip_skip", task.clip_skip, layers, f"has a text encoder of {layers} layers"))
+    if scheduler_config.get("shift_terminal") and task.steps == 1:  # its schedule would be 0 / 0
+        text = f"is 1; at least 2 are needed, because the schedule of model {task.model!r} ends before the last step"
+        raise Rejected.of_field("steps", text)
     for field, value, most, why in bounds:
         if value > most:
             text = f"is {value}; at most {most} is possible, because model {task.model!r} {why}"
@@ -96,10 +100,11 @@ def check_passes(passes: Sequence[ImageTask], models: Sequence[LoadedModel]) -> 
     base = models[0]
     for task, model in zip(passes, models, strict=True):
         name = task.model
-        drawn_with = model.guides.around(model.template(task.task), task)
-        if task.until is not None and "denoising_end" not in spelling.keywords(drawn_with.__class__):
-            text = f"goes on from a model that can stop early, and {name!r} cannot; an SDXL model can"
-            raise Rejected.of_field("refiner.model", text, "unsupported")
+        if task.until is not None:
+            drawn_with = model.guides.around(model.template(task.task), task)
+            if "denoising_end" not in spelling.keywords(drawn_with.__class__):
+                text = f"goes on from a model that can stop early, and {name!r} cannot; an SDXL model can"
+                raise Rejected.of_field("refiner.model", text, "unsupported")
         if task.since is not None:
             pipe = model.templates.get("img2img")
             if pipe is None or "denoising_start" not in spelling.keywords(pipe.__class__):
@@ -110,9 +115,12 @@ def check_passes(passes: Sequence[ImageTask], models: Sequence[LoadedModel]) -> 
                 text = f"is {name!r}, whose latents have {its.latent_channels} channels; those of {passes[0].model!r} "
                 text += f"have {ours.latent_channels}"
                 raise Rejected.of_field("refiner.model", text, "unsupported")
-        elif task is not passes[0] and "img2img" not in model.templates:
-            text = f"redraws the enlarged picture by img2img, which model {name!r} cannot do; it does "
-            raise Rejected.of_field("upscale", text + ", ".join(model.templates), "unsupported")
+        elif task is not passes[0]:
+            pipe = model.templates.get("img2img")
+            if pipe is None or spelling.family(pipe).pictures:
+                text = f"redraws the enlarged picture by img2img, which model {name!r} cannot do; it "
+                text += "edits pictures" if pipe is not None else f"does {', '.join(model.templates)}"
+                raise Rejected.of_field("upscale", text, "unsupported")
 
 
 def scheduler_failed(error: BaseException) -> bool:

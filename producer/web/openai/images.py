@@ -24,6 +24,7 @@ from producer.web.openai.results import OpenAIPictures, response_of
 from producer.web.openapi import request_body
 from schemas.defaults import ModelDefaults
 from schemas.errors import Rejected
+from schemas.manifest_parts import MOST_PICTURES
 from schemas.text.strictjson import load_object
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -52,7 +53,7 @@ class Models(BaseModel):
 _EXAMPLE = {"prompt": "a red circle on a blue background", "n": 1, "size": "128x128", "seed": 5}
 _FILE = {"type": "string", "format": "binary"}
 _EDIT_FIELDS = {
-    "image": _FILE,
+    "image": {"anyOf": [_FILE, {"type": "array", "items": _FILE, "maxItems": MOST_PICTURES}]},
     "mask": {**_FILE, "description": "Its transparent part is repainted."},
     "prompt": {"type": "string", "example": "a yellow star on a blue background"},
     "n": {"type": "integer"},
@@ -91,14 +92,15 @@ async def edits(request: Request, facade: FacadeOf, caller: Caller) -> Response:
     async with await form(request, limits.max_body_bytes) as fields:
         files = _sent(fields.getlist("image") + fields.getlist("image[]"))
         masks = _sent(fields.getlist("mask"))
-        if len(files) != 1:
-            raise Rejected.of_field("image", f"is sent {len(files)} times; send one picture")
+        if not 1 <= len(files) <= MOST_PICTURES:
+            text = f"is sent {len(files)} times; send one picture, or up to {MOST_PICTURES} where a model takes several"
+            raise Rejected.of_field("image", text)
         if len(masks) > 1:
             raise Rejected.of_field("mask", f"is sent {len(masks)} times; send one at most")
-        image = await _bytes(files[0], "image")
+        images = [await _bytes(file, "image") for file in files]
         mask = await _bytes(masks[0], "mask") if masks else None
         values = {name: _value(name, fields) for name in fields if name not in ("image", "image[]", "mask")}
-    translation = await asyncio.to_thread(openai_fields.manifest_of_edit, values, image, mask, limits)
+    translation = await asyncio.to_thread(openai_fields.manifest_of_edit, values, images, mask, limits)
     return await _draw(translation, request, facade, caller)
 
 
