@@ -21,7 +21,7 @@ import torch
 from greenlet import greenlet
 
 from consumer.engine import device_errors, joining
-from consumer.engine.admission import AdmissionQueue, Turns, batch_key, next_group
+from consumer.engine.admission import AdmissionQueue, Turns, acting, batch_key, next_group
 from consumer.engine.batch_size import BatchSizer
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
 from consumer.engine.devices import CallTimer, peak_memory
@@ -45,6 +45,9 @@ from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+
+_WITH_LORAS = ("text", "unet")  # calls of modules that have LoRAs; a VAE has none
 
 
 class Engine:
@@ -87,6 +90,7 @@ class Engine:
         self._in_flight: list[InFlight] = []
         self._samplers = Samplers()
         self._tickets = itertools.count(1)
+        self._keys = joining.Keys(exact=exact)
         self._reported_at = float("-inf")
         self._calls: list[DeviceCall] = []  # not reported yet
         self._previews = Previews(clock, registry.offloading.make_way, emit)
@@ -172,7 +176,9 @@ class Engine:
             message = f"model {task.model!r} could not be made ready: {device_errors.describe(error)}"
             self._emit(Undrawable(task.request, task.index, code, message, True))
             return
-        image = InFlight(task, batch_key(task), model, greenlet(pipelines.draw), pipe, warnings=warnings)
+        image = InFlight(
+            task, batch_key(task), acting(task), model, greenlet(pipelines.draw), pipe, warnings=warnings
+        )
         self._in_flight.append(image)
         self._resume(image, pipe, task)
 
@@ -181,10 +187,10 @@ class Engine:
 
     def _run(self, group: list[InFlight]) -> None:
         """Answer the calls of a group by one device call, or by several where memory is short."""
-        kind, key = group[0].call.kind, group[0].call_key
+        kind, key = group[0].call.kind, group[0].call.key
         calls = [image.call for image in group]
         rows = sum(call.rows for call in calls)
-        images = {id(image.call): image for image in group}
+        images = {id(call): image for call, image in zip(calls, group, strict=True)}
         now, calls_before = self._clock(), self.counters.calls
         ready = partial(self._make_ready, group[0])
 
@@ -227,7 +233,8 @@ class Engine:
 
     def _make_ready(self, image: InFlight) -> None:
         """Before a device call: switch to the image's LoRAs, and with offload bring the module to the device."""
-        image.model.adapters.switch(image.task.loras)
+        if image.call.kind in _WITH_LORAS:
+            image.model.adapters.switch(image.loras)
         self.registry.offloading.make_way(image.call.module)
 
     def _resume(self, image: InFlight, *values: Any) -> None:
@@ -253,9 +260,11 @@ class Engine:
             return
         if isinstance(outcome, Call):
             outcome.ticket = next(self._tickets)
-            outcome.key = joining.key(outcome, exact=self.caller.exact)
-            image.rows = image.rows or (outcome.rows if outcome.kind == "unet" else 0)
+            before = image.last_step if outcome.kind == "unet" else None
+            outcome.key = self._keys.of(outcome, image.loras if outcome.kind in _WITH_LORAS else (), before)
             image.paused_in = outcome
+            if outcome.kind == "unet":
+                image.last_step, image.rows = outcome, image.rows or outcome.rows
             return
         self._in_flight.remove(image)
         self._emit(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from consumer.engine.loading.registry import LoadedModel
-    from consumer.renderer.protocol import ImageTask
+    from consumer.renderer.protocol import ImageTask, Lora
 
 
 @dataclass(eq=False, slots=True)
@@ -25,7 +25,7 @@ class Call:
     method: str  # "__call__", "encode" or "decode"
     arguments: dict[str, Any]  # by parameter name
     rows: int  # along the first dimension
-    key: Hashable = None  # calls with equal keys can be joined; set by the engine
+    key: Hashable = None  # calls with equal keys can run as one, with the same weights; set by the engine
     ticket: int = 0  # order of arrival, set by the engine
     layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read
     layout: Denoiser = PLAIN  # how its arguments are joined
@@ -37,10 +37,12 @@ class InFlight:
 
     task: ImageTask
     batch_key: Hashable  # images with equal keys can share UNet calls
+    loras: tuple[Lora, ...]  # that change its picture
     model: LoadedModel
     greenlet: Any  # runs the pipeline
     pipe: Any = None
     paused_in: Call | None = None
+    last_step: Call | None = None  # the call of its denoiser before the next one
     warnings: list[tuple[str, str]] = field(default_factory=list)  # (code, message)
     began: float | None = None  # by the engine's clock, at its first device call
     unet_calls: int = 0
@@ -53,11 +55,6 @@ class InFlight:
         if self.paused_in is None:
             raise RuntimeError(f"image {self.name} is not paused in a call")
         return self.paused_in
-
-    @property
-    def call_key(self) -> tuple[Hashable, ...]:
-        """Its call's own key and its LoRAs: calls with equal keys can run in one, with the same weights."""
-        return (self.call.key, self.task.loras)
 
     @property
     def name(self) -> tuple[str, int]:

@@ -267,7 +267,8 @@ def _terms(after: torch.Tensor, number: int) -> Terms:
 def _holds(step: Step, terms: Terms, history: deque[Had], after: torch.Tensor) -> bool:
     """Whether these terms of the step turn the random numbers into what the scheduler made of them."""
     random = slice(_KINDS * _DEPTH, _KINDS * _DEPTH + _RANDOM)
-    size = _sum([[tensor.abs() for tensor in had] for had in history], [(a, w, abs(f)) for a, w, f in terms])
+    sizes = [[tensor.abs() for tensor in had if tensor is not None] for had in history]
+    size = _sum(sizes, [(a, w, abs(f)) for a, w, f in terms])
     off = (_sum(history, terms) - after).abs()
     numbers = [step.scale, step.noise or 0.0, *(factor for *_, factor in terms)]
     near = off[..., random] <= _TOLERANCE * (size[..., random] + abs(step.noise or 0.0)) + 1e-6
