@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 
+_WITH_LORAS = ("text", "unet")  # calls of modules that have LoRAs; a VAE has none
+
+
 class Engine:
     """Draws images on one device. Only one thread may use it."""
 
@@ -89,6 +92,7 @@ class Engine:
         self._in_flight: list[InFlight] = []
         self._samplers = Samplers()
         self._tickets = itertools.count(1)
+        self._keys = joining.Keys(exact=exact)
         self._reported_at = float("-inf")
         self._calls: list[DeviceCall] = []  # not reported yet
         self._previews = Previews(clock, registry.offloading.make_way, emit)
@@ -169,7 +173,8 @@ class Engine:
             self._emit(Undrawable(task.request, task.index, code, message, True))
             return
         first = passes[0]
-        image = InFlight(first.task, first.batch_key, first.model, greenlet(pipelines.draw), first.pipe)
+        runs = greenlet(pipelines.draw)
+        image = InFlight(first.task, first.batch_key, first.loras, first.model, runs, first.pipe)
         image.later, image.records, image.warnings = passes[1:], [first.model.record], warnings
         image.generator = spelling.generator(task)
         self._in_flight.append(image)
@@ -177,16 +182,16 @@ class Engine:
 
     def _run(self, group: list[InFlight]) -> None:
         """Answer the calls of a group by one device call, or by several where memory is short."""
-        kind, key = group[0].call.kind, group[0].call_key
+        kind, key = group[0].call.kind, group[0].call.key
         calls = [image.call for image in group]
         rows = sum(call.rows for call in calls)
-        images = {id(image.call): image for image in group}
+        images = {id(call): image for call, image in zip(calls, group, strict=True)}
         now, calls_before = self._clock(), self.counters.calls
         ready = partial(self._make_ready, group[0])
 
         def answer_all() -> list[tuple[Call, Any]]:
             if kind == "text":
-                return encode_texts(self.caller, self.registry.embeddings, calls, key, ready)
+                return encode_texts(self.caller, self.registry.embeddings, calls, key, group[0].state, ready)
             return self.caller.run(calls, key, ready)
 
         answers = self._timer.time(answer_all, partial(self._took, group[0], kind, key, rows))
@@ -223,7 +228,8 @@ class Engine:
 
     def _make_ready(self, image: InFlight) -> None:
         """Before a device call: switch to what the image is drawn with, and with offload move the module."""
-        image.model.adapters.switch(image.task.loras)
+        if image.call.kind in _WITH_LORAS:
+            image.model.adapters.switch(image.loras)
         if image.call.kind == "unet":
             image.model.guides.ip_adapters.switch(image.task.ip_adapter)
         self.registry.offloading.make_way(image.call.module)
@@ -251,9 +257,11 @@ class Engine:
             return
         if isinstance(outcome, Call):
             outcome.ticket = next(self._tickets)
-            outcome.key = joining.key(outcome, exact=self.caller.exact)
-            image.rows = image.rows or (outcome.rows if outcome.kind == "unet" else 0)
+            before = image.last_step if outcome.kind == "unet" else None
             image.paused_in = outcome
+            outcome.key = self._keys.of(outcome, image.state, before)
+            if outcome.kind == "unet":
+                image.last_step, image.rows = outcome, image.rows or outcome.rows
             return
         if image.later:
             image.go_on()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from consumer.engine.loading.registry import LoadedModel
-    from consumer.renderer.protocol import ImageTask
+    from consumer.renderer.protocol import ImageTask, Lora
 
 
 @dataclass(eq=False, slots=True)
@@ -26,7 +26,7 @@ class Call:
     method: str  # "__call__", "encode" or "decode"
     arguments: dict[str, Any]  # by parameter name
     rows: int  # along the first dimension
-    key: Hashable = None  # calls with equal keys can be joined; set by the engine
+    key: Hashable = None  # calls with equal keys can run as one, with the same weights; set by the engine
     ticket: int = 0  # order of arrival, set by the engine
     layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read
     layout: Denoiser = PLAIN  # how its arguments are joined
@@ -38,10 +38,12 @@ class InFlight:
 
     task: ImageTask  # of the pass
     batch_key: Hashable  # images with equal keys can share UNet calls
+    loras: tuple[Lora, ...]  # that change its picture
     model: LoadedModel
     greenlet: Any  # runs the pipeline
     pipe: Any = None
     paused_in: Call | None = None
+    last_step: Call | None = None  # the call of its denoiser before the next one
     warnings: list[tuple[str, str]] = field(default_factory=list)  # (code, message)
     began: float | None = None  # by the engine's clock, at its first device call
     unet_calls: int = 0
@@ -61,13 +63,9 @@ class InFlight:
         """Begin the next pass."""
         self.steps_before += self._steps()[1]
         begun = self.later.pop(0)
-        self.task, self.batch_key, self.model, self.pipe = (
-            begun.task,
-            begun.batch_key,
-            begun.model,
-            begun.pipe,
-        )
-        self.rows, self.last_unet_call = 0, None
+        self.task, self.batch_key, self.loras = begun.task, begun.batch_key, begun.loras
+        self.model, self.pipe = begun.model, begun.pipe
+        self.rows, self.last_step, self.last_unet_call = 0, None, None
         self.records.append(begun.model.record)
 
     @property
@@ -78,10 +76,12 @@ class InFlight:
         return self.paused_in
 
     @property
-    def call_key(self) -> tuple[Hashable, ...]:
-        """Its call's own key, its LoRAs and its IP-Adapter: calls with equal keys can run in one."""
-        adapter = self.task.ip_adapter if self.call.kind == "unet" else None  # others do not read it
-        return (self.call.key, self.task.loras, adapter)
+    def state(self) -> Hashable:
+        """What the module of its call is switched to: only calls of one state can run as one."""
+        kind = self.call.kind
+        if kind == "unet":
+            return (self.loras, self.task.ip_adapter)
+        return self.loras if kind == "text" else ()  # the others have no LoRAs
 
     @property
     def name(self) -> tuple[str, int]:

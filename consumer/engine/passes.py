@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from consumer.engine.loading.registry import LoadedModel
-    from consumer.renderer.protocol import ImageTask
+    from consumer.renderer.protocol import ImageTask, Lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Pass:
 
     task: ImageTask
     batch_key: Hashable
+    loras: tuple[Lora, ...]  # that change its picture
     model: LoadedModel
     pipe: Any
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from consumer.engine.admission import batch_key
+from consumer.engine.admission import acting, batch_key
 from consumer.engine.loading import pipelines, spelling
 from consumer.engine.passes import Pass, models_of, passes_of
 from schemas.errors import Rejected
@@ -67,7 +67,7 @@ def make_ready(
             raise Rejected(error.code, f"{field}: its {error.message}", field=field) from error
         pipe = pipelines.prepare(template, one, model.scheduler_config, make_scheduler)
         model.guides.ip_adapters.attach(pipe, one.ip_adapter)
-        passes.append(Pass(one, batch_key(one), model, pipe))
+        passes.append(Pass(one, batch_key(one), acting(one), model, pipe))
         told = spelling.warnings_of(template, one)
         if why := pipelines.sampler_for(one, model.scheduler_config)[1]:
             told.append(("scheduler_replaced", why))
