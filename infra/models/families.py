@@ -39,6 +39,7 @@ class Family:
     few: int = 4  # steps where the model is distilled: their cards say 1 to 9
     tasks: tuple[str, ...] = ("text2img", "img2img", "inpainting")  # of these, those that diffusers has
     optional: tuple[str, ...] = ()  # components without which it draws, too
+    one_sampler: bool = False  # its pipeline works with its own sampler only
     keywords: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)  # of every call
     joins: bool = True  # the calls of several images may be joined; else they are drawn one at a time
 
@@ -49,7 +50,9 @@ _FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "nat
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": Family("SD 1.x, 2.x", **_SD),
     "StableDiffusionXLPipeline": Family("SDXL", **_SD, optional=("text_encoder", "tokenizer")),
-    "LatentConsistencyModelPipeline": Family("LCM", **_SD, guidance="number", steps=4, cfg_scale=8.5),
+    "LatentConsistencyModelPipeline": Family(
+        "LCM", **_SD, guidance="number", steps=4, cfg_scale=8.5, one_sampler=True
+    ),
     "FluxPipeline": Family("FLUX.1", **_FLUX, guidance="number", steps=28, cfg_scale=3.5),
     "StableDiffusion3Pipeline": Family(
         "SD 3, 3.5",
