@@ -250,8 +250,8 @@ class Engine:
             )
             if pipelines.scheduler_failed(error):
                 failure = _impossible(image.task, error)
-            elif isinstance(error, Rejected):
-                failure = Failure(error.code, error.message, False, error.field)
+            elif (refused := pipelines.refusal(image.task, error)) is not None:
+                failure = Failure(refused.code, refused.message, False, refused.field)
         if failure is not None:  # outside `except`, where no traceback holds tensors
             self._fail(image, failure)
             return
@@ -315,9 +315,10 @@ class Engine:
 def _impossible(task: ImageTask, error: Exception) -> Failure:
     """A scheduler that cannot do this number of steps with the training of this model."""
     text = f"scheduler {task.scheduler!r} cannot do {task.steps} steps with model {task.model!r}"
+    less = "or fewer steps" if task.task == "text2img" else "fewer steps, or more strength"
     return Failure(
         "unsupported",
-        f"{text}; choose another scheduler, or fewer steps ({device_errors.describe(error)})",
+        f"{text}; choose another scheduler, {less} ({device_errors.describe(error)})",
         retry=False,
         field="scheduler",
     )

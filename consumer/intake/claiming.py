@@ -174,7 +174,9 @@ class RequestClaimer:
         card = meaning.card
         self._check_size(manifest, card)
         _check_pictures(manifest, card)
-        scheduler, why = samplers.for_model(manifest.scheduler, card.scheduler, flow=card.flow)
+        scheduler, why = samplers.for_model(
+            manifest.scheduler, card.scheduler, flow=card.flow, one=card.one_sampler
+        )
         replaced = (Note(code="scheduler_replaced", message=why, field="scheduler"),) if why else ()
         planned = plan(
             manifest,

@@ -37,6 +37,7 @@ class ModelCard:
     native_height: int  # pixels
     scheduler: str  # canonical name, see schemas/samplers.py
     flow: bool = False  # it is made for flow matching: other samplers draw it wrongly
+    one_sampler: bool = False  # its pipeline works with its own sampler only
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE  # 1 or below: without guidance
     size_multiple: int = SIZE_MULTIPLE  # pixels
@@ -311,6 +312,7 @@ def _own_card(
             native_height=read.height,
             scheduler=read.scheduler,
             flow=read.flow,
+            one_sampler=read.one_sampler,
             steps=read.steps,
             cfg_scale=read.cfg_scale,
             size_multiple=read.size_multiple,

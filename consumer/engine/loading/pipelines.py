@@ -77,6 +77,9 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
     spelling.check_pictures(pipe, task)
     trained = scheduler_config.get("num_train_timesteps", 1000)
     bounds = [("steps", task.steps, trained, f"was trained with {trained} steps")]
+    if most := longest_side(pipe):
+        why = f"knows no places beyond {most} pixels"
+        bounds += [("width", task.width, most, why), ("height", task.height, most, why)]
     if task.clip_skip and "clip_skip" in spelling.keywords(pipe.__class__):
         encoders = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
         configs = (encoder.config for encoder in encoders if encoder is not None)
@@ -88,11 +91,48 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
     for field, value, most, why in bounds:
         if value > most:
             text = f"is {value}; at most {most} is possible, because model {task.model!r} {why}"
-            raise Rejected.of_field(field, text)
+            raise Rejected.of_field(_said_by(task, field), text)
     for field, value in (("width", task.width), ("height", task.height)):
         if value % size_multiple:
             text = f"is {value}; {multiples_of(task.model, value, size_multiple)}"
-            raise Rejected.of_field(field if task.task == "text2img" else "image", text)
+            raise Rejected.of_field(_said_by(task, field), text)
+
+
+def longest_side(pipe: Any) -> int:
+    """The most pixels of a side where the denoiser has a table of places; 0 where it computes them."""
+    config = getattr(pipe, spelling.family(pipe).denoiser).config
+    lengths = config.get("axes_lens")  # of text, rows and columns
+    tokens = config.get("pos_embed_max_size") or (min(lengths[1:]) if lengths else 0)
+    patch = config.get("patch_size") or min(config.get("all_patch_size") or [1])
+    return int(tokens * patch * getattr(pipe, "vae_scale_factor", 8))
+
+
+def _said_by(task: ImageTask, field: str) -> str:
+    """The field of the manifest that decides a width or height: of a request with a picture it is the picture."""
+    return "image" if field in ("width", "height") and task.task != "text2img" else field
+
+
+#: Keywords of pipelines, in the order in which a refusal is searched for them, and a manifest's fields.
+_FIELDS = {
+    "strength": "strength", "num_inference_steps": "steps", "width": "width", "height": "height",
+    "negative_prompt": "negative_prompt", "guidance_scale": "cfg_scale", "prompt": "prompt",
+    "mask_image": "mask_image", "image": "image",
+}  # fmt: skip
+
+
+def refusal(task: ImageTask, error: BaseException) -> Rejected | None:
+    """What is wrong with a request: as we say it, or as a pipeline that checks its arguments; None: something else."""
+    if isinstance(error, Rejected):
+        return error
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_code.co_name != "check_inputs":
+        return None
+    said = " ".join(str(error).split())[:300]
+    field = next((field for name, field in _FIELDS.items() if name in said), None)
+    text = f"model {task.model!r} cannot draw this request: {said}"
+    return Rejected("unsupported", text, field=_said_by(task, field) if field else None)
 
 
 def check_passes(passes: Sequence[ImageTask], models: Sequence[LoadedModel]) -> None:
@@ -134,13 +174,16 @@ def scheduler_failed(error: BaseException) -> bool:
     return wrong and trace is not None and ".schedulers." in trace.tb_frame.f_globals.get("__name__", "")
 
 
-def sampler_for(task: ImageTask, scheduler_config: Mapping[str, Any]) -> tuple[str, str]:
+def sampler_for(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]) -> tuple[str, str]:
     """The sampler that a task is drawn with, and why it is not the one that its plan names.
 
     A plan may be wrong in that where the model was not on the planning worker's machine.
+
+    Args:
+        pipe: any of the model's pipelines.
     """
-    own = canonical_sampler(scheduler_config.get("_class_name"))
-    return samplers.for_model(task.scheduler, own, flow=is_flow(scheduler_config))
+    own, one = canonical_sampler(scheduler_config.get("_class_name")), spelling.family(pipe).one_sampler
+    return samplers.for_model(task.scheduler, own, flow=is_flow(scheduler_config), one=one)
 
 
 def prepare(
@@ -151,7 +194,7 @@ def prepare(
 ) -> Any:
     """A pipeline for one image: the template's models, and a scheduler of its own."""
     pipe = copy.copy(template)  # shallow: models and processors are shared, state is not
-    name, _ = sampler_for(task, scheduler_config)
+    name, _ = sampler_for(template, task, scheduler_config)
     scheduler = build(samplers.resolve(name), scheduler_config)
     vars(pipe)["scheduler"] = scheduler  # not by the pipeline's setter, which would rewrite its config
     return pipe

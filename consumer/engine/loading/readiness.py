@@ -69,7 +69,7 @@ def make_ready(
         model.guides.ip_adapters.attach(pipe, one.ip_adapter)
         passes.append(Pass(one, batch_key(one), acting(one), model, pipe))
         told = spelling.warnings_of(template, one)
-        if why := pipelines.sampler_for(one, model.scheduler_config)[1]:
+        if why := pipelines.sampler_for(template, one, model.scheduler_config)[1]:
             told.append(("scheduler_replaced", why))
         warnings += [warning for warning in told if warning not in warnings]
     return passes, warnings
