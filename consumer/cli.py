@@ -263,7 +263,7 @@ def worker(
     )
     log = logging.getLogger("dreamdrop.worker")
     try:
-        addons = Addons.of(controlnets or (), ip_adapters or ())
+        addons = Addons.of(controlnets or (), ip_adapters or (), fetch=True)
         cards = replace(Cards.of(models or (), loras or (), fetch=fetch_configs), addons=addons)
     except (DreamError, OSError) as error:
         log.error("the worker cannot run: %s", error)

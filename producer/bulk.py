@@ -21,16 +21,13 @@ from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
 PICTURES = {place for place in manifest_parts.PICTURES if "*" not in place}
 INTEGERS = {
-    "steps",
-    "number_of_images",
-    "seed",
-    "width",
-    "height",
-    "clip_skip",
-    "output.quality",
-    "upscale.steps",
+    *("steps", "number_of_images", "seed", "width", "height", "clip_skip"),
+    *("output.quality", "upscale.steps"),
 }
-NUMBERS = {"cfg_scale", "strength", "upscale.scale", "upscale.strength", "refiner.at"}
+NUMBERS = {
+    *("cfg_scale", "strength", "ip_adapter.scale"),
+    *("upscale.scale", "upscale.strength", "refiner.at"),
+}
 BOOLEANS = {"strict"}
 #: A cell of JSON.
 DOCUMENTS = {"loras", "output", "metadata", "controlnet", "ip_adapter", "upscale", "refiner"}

@@ -44,6 +44,8 @@ class Models(Protocol):
 
     def fits(self, name: str, in_use: Collection[str], *others: str) -> bool: ...
 
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool: ...
+
     def joins(self, name: str) -> bool: ...
 
 
@@ -151,10 +153,16 @@ class AdmissionQueue:
         return self._queues[key][0][0]
 
     def _fits(self, key: LaneKey, in_use: Collection[str]) -> bool:
-        """Whether the key's models are in memory, or can be without pushing out one that is in use."""
-        first, *others = models_of(self._queues[key][0][1])
+        """Whether the models of the key's next task and what guides it are in memory, or can be.
+
+        Without pushing out a model that is in use.
+        """
+        task = self._queues[key][0][1]
+        first, *others = models_of(task)
+        guided = bool(task.controls or task.ip_adapter)
         try:
-            return self._models.fits(first, in_use, *others)
+            fits = self._models.fits(first, in_use, *others)
+            return fits and not (guided and not self._models.guides_fit(task, in_use))
         except (Rejected, Unavailable):
             return True  # let it begin: that will report what is wrong
 

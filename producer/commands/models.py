@@ -50,7 +50,11 @@ def list_all(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 def _list(store: str, as_json: bool) -> None:
     async def work(client: AsyncClient) -> None:
+        from producer import overview
+
         known = await client.models()
+        beats = await overview.heartbeats(client.store)
+        addons = {kind: sorted(overview.addons_of(beats, kind)) for kind in ("controlnets", "ip_adapters")}
         if as_json:
             rows = [
                 {
@@ -62,7 +66,7 @@ def _list(store: str, as_json: bool) -> None:
                 }
                 for m in known
             ]
-            print_json({"models": rows})
+            print_json({"models": rows, **addons})
             return
         for model in known:
             where = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
@@ -73,6 +77,9 @@ def _list(store: str, as_json: bool) -> None:
             facts = where or ["no worker has its weights"]
             facts += [f"by default {text}"] if (text := model.defaults.text()) else []
             typer.echo(f"{model.name}\t{word}\t{'; '.join(facts)}")
+        for kind, what in (("controlnets", "a ControlNet"), ("ip_adapters", "an IP-Adapter")):
+            for name in addons[kind]:
+                typer.echo(f"{name}\there\t{what} for requests")
         if not any(model.workers for model in known):
             say(f"no worker is running; start one with: dreamdrop worker --store {store}")
 

@@ -11,11 +11,12 @@ import torch
 
 from consumer.engine.loading import pipelines
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.renderer.protocol import Control, Drawn, ImageTask, RawPicture, Undrawable
+from consumer.renderer.protocol import Control, Drawn, ImageTask, IpAdapterChoice, RawPicture, Undrawable
 from infra.models.addons.known import Addons
 from infra.models.cards import Cards
 from tests.studio import Studio, grey_levels_apart, make_task, save_tiny_sdxl
-from tests.tiny.addons import picture, save_controlnet
+from tests.tiny.addons import picture, save_controlnet, save_ip_adapter
+from tests.tiny.families import save
 
 TASKS = ("text2img", "img2img", "inpainting")
 CANNY, DEPTH = Control("canny", 1.0, 0.0, 1.0), Control("depth", 0.5, 0.0, 1.0)
@@ -170,7 +171,33 @@ def test_the_memory_budget_counts_controlnets(
     assert tight.loaded() == ["tiny"]
     assert tight.get("tiny").bytes == sizes[0] + needed
 
+    room = Studio(ModelRegistry(cards, memory_budget=sum(sizes) + needed - 1))
+    room.draw(make_task("t", steps=1))
+    room.draw(make_task("s", model="second", steps=6), task)
+    order = [event.request for event in room.events if isinstance(event, Drawn)]
+    assert order == ["t", "s", "a"]  # it waits until the model in use can go
+
     small = ModelRegistry(cards, memory_budget=sizes[0] + needed - 1)
     refused = Studio(small).draw(task)["a", 0]
     assert (refused.code, refused.retry) == ("model_unavailable", False)
     assert "needs" in refused.message
+
+
+def test_a_family_without_guides_says_so(tiny_folder: Path, tmp_path: Path) -> None:
+    """Where diffusers has no pipeline for it; without them it draws."""
+    addons = Addons.of(
+        [f"canny={save_controlnet(tiny_folder, tmp_path / 'canny')}"],
+        [f"face={save_ip_adapter(tiny_folder, tmp_path / 'face')}"],
+    )
+    registry = ModelRegistry(
+        with_fields(Cards.of([f"tiny={save('pixart', tmp_path / 'pixart')}"]), addons=addons)
+    )
+    fields: dict[str, Any] = {"steps": 1, "scheduler": "DPM++ 2M"}
+    looks = make_task(
+        "face", ip_adapter=IpAdapterChoice("face", 1), pictures={"ip_adapter.image": picture(1)}, **fields
+    )
+    ended = Studio(registry).draw(guided("net", CANNY, **fields), looks, make_task("plain", **fields))
+    for name, field in (("net", "controlnet"), ("face", "ip_adapter")):
+        assert (ended[name, 0].code, ended[name, 0].field) == ("unsupported", field)
+        assert "a model of PixArt-Sigma; leave it out" in ended[name, 0].message
+    assert isinstance(ended["plain", 0], Drawn)

@@ -100,6 +100,7 @@ class ControlNets:
         self._place = place
         self._cache = cache
         self._loaded: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}  # bytes
 
     def check(self, controls: Collection[Control]) -> None:
         """Refuse unknown ones. Raises `Rejected`."""
@@ -108,11 +109,11 @@ class ControlNets:
 
     def needed(self, controls: Collection[Control], *, offline: bool) -> int:
         """Bytes of those that must be loaded. Raises as `ensure` does."""
-        return sum(
-            check(name, self._folder(name, place, offline)) * self._dtype.itemsize
-            for place, name in _names(controls)
-            if name not in self._loaded
-        )
+        missing = {name: place for place, name in _names(controls) if name not in self._loaded}
+        for name, place in missing.items():
+            if name not in self._sizes:  # it is asked for at every step while the ControlNet waits for room
+                self._sizes[name] = check(name, self._folder(name, place, offline)) * self._dtype.itemsize
+        return sum(self._sizes[name] for name in missing)
 
     def ensure(self, controls: Collection[Control], *, offline: bool) -> None:
         """Load what is not loaded yet.

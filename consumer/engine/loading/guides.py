@@ -28,6 +28,7 @@ class Guides:
     ip_adapters: IpAdapters
     templates: Mapping[str, Any]  # task: a pipeline with ControlNets whose models are stand-ins
     plain: Mapping[str, Any]  # task: the same with the real models
+    unet: bool  # whether the denoiser is one, so that IP-Adapters fit
     offline: bool
 
     @classmethod
@@ -58,6 +59,7 @@ class Guides:
             IpAdapters(addons, denoiser, modules, onto_device, registry.cache),
             {task: with_stand_ins(one, family.layers) for task, one in controlled.items()},
             controlled,
+            family.denoiser == "unet",
             registry.offline,
         )
 
@@ -95,6 +97,6 @@ class Guides:
         if task.controls and task.task not in self.templates:
             text = f"cannot guide {task.task} with a model of {self.label}; leave it out, or use a model of SD or SDXL"
             raise Rejected.of_field("controlnet", text, "unsupported")
-        if task.ip_adapter is not None and not self.ip_adapters.fit:
+        if task.ip_adapter is not None and not self.unet:
             text = f"cannot guide a model of {self.label}; leave it out, or use a model of SD or SDXL"
             raise Rejected.of_field("ip_adapter", text, "unsupported")

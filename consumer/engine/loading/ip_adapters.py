@@ -60,16 +60,22 @@ class IpAdapters:
         self._cache = cache
         self._loaded: dict[str, _Loaded] = {}
         self._encoders: dict[Path, Any] = {}
+        self._sizes: dict[str, int] = {}  # bytes
         self._active: IpAdapterChoice | None = None
-        self.fit = hasattr(unet, "_load_ip_adapter_weights") and hasattr(unet, "encoder_hid_proj")
 
     def needed(self, choice: IpAdapterChoice | None, *, offline: bool) -> int:
         """Bytes that must be loaded. Raises as `ensure` does."""
         if choice is None or choice.name in self._loaded:
             return 0
-        files = self._files(choice, offline)
-        encoder = [] if files.encoder in self._encoders else sorted(files.encoder.glob("*.safetensors"))[:1]
-        return sum(map(elements, (files.weights, *encoder))) * self._dtype.itemsize
+        if (
+            choice.name not in self._sizes
+        ):  # it is asked for at every step while the IP-Adapter waits for room
+            files = self._files(choice, offline)
+            encoder = (
+                [] if files.encoder in self._encoders else sorted(files.encoder.glob("*.safetensors"))[:1]
+            )
+            self._sizes[choice.name] = sum(map(elements, (files.weights, *encoder))) * self._dtype.itemsize
+        return self._sizes[choice.name]
 
     def ensure(self, choice: IpAdapterChoice | None, *, offline: bool) -> None:
         """Load what is not loaded yet.

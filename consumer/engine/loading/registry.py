@@ -137,6 +137,14 @@ class ModelRegistry:
         """Bytes of a model's weights, loaded or not."""
         return self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
 
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool:
+        """The same of what guides a task beside its prompt; its model is loaded, or will be."""
+        model = self._loaded.get(task.model)
+        if model is None or self.memory_budget is None or not in_use:
+            return True
+        held = sum(one.bytes for key, one in self._loaded.items() if key in {*in_use, task.model})
+        return held + model.guides.needed(task) <= self.memory_budget
+
     def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
         """The model, loaded if need be; models that are not in use may be evicted for it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from schemas.errors import Rejected
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+log = logging.getLogger("dreamdrop.models")
 
 CLASSES = ("ControlNetModel",)  # of diffusers, that are drawn with here
 _CONFIG, _FILES = ["config.json"], ["config.json", "*.safetensors"]
@@ -47,17 +50,32 @@ class ControlNet:
         return folder
 
 
-def find_controlnets(texts: Iterable[str]) -> dict[str, ControlNet]:
-    """Read `name=folder` and `name=hub:owner/name[@revision]` settings, and check each folder. Raises `Rejected`."""
+def find_controlnets(texts: Iterable[str], *, fetch: bool = False) -> dict[str, ControlNet]:
+    """Read `name=folder` and `name=hub:owner/name[@revision]` settings, and check each folder. Raises `Rejected`.
+
+    Args:
+        fetch: bring the config of one on the hub, and nothing large; a hub that does not answer is no error.
+    """
     found: dict[str, ControlNet] = {}
     for name, text in named(texts, "ControlNet", "controlnet"):
         source = Source(text)
-        folder = source.here(_CONFIG) if source.on_hub else source.path
+        folder = _config_of(source, fetch) if source.on_hub else source.path
         family = "" if folder is None else family_in(name, folder)
         if not source.on_hub:
             check(name, source.path)
         found[name] = ControlNet(name, source, family)
     return found
+
+
+def _config_of(source: Source, fetch: bool) -> Path | None:
+    """The folder with the config of one on the hub; None where it is not here."""
+    folder = source.here(_CONFIG)
+    if fetch and (folder is None or not (folder / "config.json").is_file()):
+        try:
+            folder = source.fetch(_CONFIG)
+        except ModelUnavailable as error:  # it may be there when it is needed
+            log.warning("the config of a ControlNet was not found", extra={"error": str(error)[:300]})
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def family_in(name: str, folder: Path) -> str:

@@ -21,9 +21,18 @@ class Addons:
     ip_adapters: Mapping[str, IpAdapter] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, controlnets: Iterable[str] = (), ip_adapters: Iterable[str] = ()) -> Self:
-        """Read the operator's settings. Raises `Rejected` for what is not there, or cannot be drawn with."""
-        return cls(find_controlnets(controlnets), find_ip_adapters(ip_adapters))
+    def of(
+        cls, controlnets: Iterable[str] = (), ip_adapters: Iterable[str] = (), *, fetch: bool = False
+    ) -> Self:
+        """Read the operator's settings.
+
+        Args:
+            fetch: ask the hub for configs that are not here, and nothing large.
+
+        Raises:
+            Rejected: something is not there, or cannot be drawn with.
+        """
+        return cls(find_controlnets(controlnets, fetch=fetch), find_ip_adapters(ip_adapters))
 
     def controlnet(self, name: str, field: str, model: str = "", family: str = "") -> ControlNet:
         """The ControlNet of a name.
