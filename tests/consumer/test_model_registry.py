@@ -38,9 +38,7 @@ def test_the_built_in_models_are_known():
 
 def test_an_unknown_model_is_rejected_with_the_known_and_the_nearest():
     """A typo gets a suggestion."""
-    with pytest.raises(
-        Rejected, match=r"known are doodle, sd15, sd21, sdxl; did you mean 'doodle'\?"
-    ) as caught:
+    with pytest.raises(Rejected, match=r"known are doodle, flux-dev, .*; did you mean 'doodle'\?") as caught:
         Cards.of().get("doodel")
     assert (caught.value.code, caught.value.field) == ("unknown_model", "model")
 
