@@ -295,6 +295,13 @@ def test_wrong_base64_is_refused_in_words(value: str):
     assert (caught.value.code, caught.value.field) == ("invalid_image", "mask_image")
 
 
+def test_a_file_name_is_taken_for_one():
+    """The sentence says where the file belongs."""
+    with pytest.raises(Rejected, match=r"is the name of a file.*uploads/my-dog\.PNG") as caught:
+        decode_base64("my-dog.PNG", "image", LIMITS)
+    assert (caught.value.code, caught.value.field) == ("invalid_image", "image")
+
+
 def test_base64_over_the_limit_is_refused():
     """Before it is decoded."""
     with pytest.raises(Rejected) as caught:
