@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.models import card_options
 from infra.models.families import FAMILIES, POPULAR_MODELS, Family
-from infra.models.folders import Reading, read_folder, read_name
+from infra.models.folders import Reading, check_family, read_folder, read_name
 from infra.models.hub_caches import GATED, downloads, has_weights
 from infra.models.lora_files import LoraFile, find_loras
 from infra.models.single_files import PICKLES, find_configs, need_configs, read_single_file
@@ -108,6 +108,7 @@ BUILT_IN = (
     ModelCard(  # the community's mirror
         name="sd15",
         sources=("hub:stable-diffusion-v1-5/stable-diffusion-v1-5",),
+        revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         native_width=512,
         native_height=512,
         scheduler="PNDM",
@@ -119,6 +120,7 @@ BUILT_IN = (
     ModelCard(
         name="sdxl",
         sources=("hub:stabilityai/stable-diffusion-xl-base-1.0",),
+        revision="462165984030d82259a11f4367a4eed129e94a7b",
         native_width=1024,
         native_height=1024,
         scheduler="Euler",
@@ -287,6 +289,8 @@ def _own_card(
             raise Rejected("model_unavailable", text, field="model")
         else:
             read = read_folder(folder, name) if built_in is None else Reading()
+            if built_in is not None and (folder / "model_index.json").is_file():
+                check_family(built_in.name, built_in.family, read_folder(folder, name).family)
     if "configs" in fields and not Path(source).is_file():
         text = "configs is for a model in one file; a folder has its own"
         raise Rejected("invalid_manifest", text, field="model")

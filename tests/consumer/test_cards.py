@@ -198,3 +198,13 @@ def test_a_gated_model_is_not_asked_for_at_the_hub(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ModelUnavailable, match="accepted its terms: download it and give its folder"):
         find(Cards.of().get("flux-dev"), offline=False, cache=None)
+
+
+def test_a_folder_of_another_family_cannot_have_a_built_in_name(tmp_path: Path):
+    """It was drawn with the size, steps and guidance of the model whose name it took."""
+    xl = folder(tmp_path / "xl", unet={"cross_attention_dim": 2048})
+    with pytest.raises(
+        Rejected, match="model 'sd21': the folder has a model of the family sdxl, and 'sd21' is of sd2"
+    ):
+        Cards.of([f"sd21={xl}"])
+    assert Cards.of([f"sdxl={xl}"]).get("sdxl").native_width == 1024
