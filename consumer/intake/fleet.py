@@ -22,6 +22,7 @@ from schemas.errors import NotFound, Rejected, StoreUnavailable, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
 from schemas.manifest_limits import check_numbers
+from schemas.manifest_parts import OneOrSeveral
 from schemas.plan import Plan, Refusal, read_plan
 from schemas.text.strictjson import load_object
 
@@ -220,9 +221,14 @@ class Fleet:
 
 
 def _fields_of(body: type[BaseModel], path: str = "") -> Iterator[str]:
-    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png"."""
+    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png".
+
+    One that may be a list where it was one value in older versions is "image=list", too.
+    """
     for name, info in body.model_fields.items():
         yield path + name
+        if info.annotation == get_args(OneOrSeveral)[0]:
+            yield f"{path}{name}=list"
         for part in (info.annotation, *get_args(info.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _fields_of(part, f"{path}{name}.")

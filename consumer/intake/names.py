@@ -93,10 +93,12 @@ class Names:
 
     async def _model(self, manifest: Manifest, seen: float) -> Meaning:
         name = manifest.model or self.default_model
-        if name in self.cards.cards:
-            card = self.cards.get(name)
-            return await self._with_loras(manifest, card, None, seen)
+        own = self.cards.cards.get(name)
+        if own is not None and not own.yields:
+            return await self._with_loras(manifest, own, None, seen)
         model = await self._published(name, seen)
+        if model is None and own is not None:
+            return await self._with_loras(manifest, own, None, seen)
         if model is None:
             return Meaning(self.cards.get(name, await self._published_names()))  # raises
         if model.kind == "full":

@@ -32,6 +32,10 @@ class LoadProgress:
         """
         self._device = device
         self._terminal = terminal or sys.stderr
+        self.loaded: dict[str, int] = {}  # bytes of the models in the child's memory, by name
+        self.missing: dict[
+            str, str
+        ] = {}  # why models were not available when they were last looked for, by name
         self._name = ""  # of the model being loaded
         self._began = 0.0
         self._counter: asyncio.Task[None] | None = None
@@ -50,6 +54,8 @@ class LoadProgress:
         """A model is loaded."""
         seconds = time.monotonic() - self._began if self._name == model.name else 0.0
         self.end()
+        self.loaded = dict(model.on_device)
+        self.missing.pop(model.name, None)
         metrics.loaded(self._device, model.name, seconds, model.on_device)
         facts: dict[str, object] = {
             "model": model.name,

@@ -113,6 +113,87 @@ FAMILIES: Mapping[str, Family] = {
         "Lumina 2", tokens=256, layers=(-2,), native=1024, cfg_scale=4, tasks=("text2img",)
     ),
 }
+_NON_COMMERCIAL = "FLUX.1 [dev] Non-Commercial"
+#: Models that many people ask for by name. Revisions, licences and sizes are those that public records of the hub name;
+#: steps and guidance those of the models' own pages.
+POPULAR_MODELS: Mapping[str, Mapping[str, Any]] = {
+    "flux-schnell": {
+        "repository": "black-forest-labs/FLUX.1-schnell",
+        "revision": "741f7c3ce8b383c54771c7003378a50191e9efe9",
+        "family": "FluxPipeline",
+        "licence": "Apache-2.0",
+        "steps": 4,
+        "cfg_scale": 0,
+        "parameters": 16_860_000_000,
+        "gated": True,
+    },
+    "flux-dev": {
+        "repository": "black-forest-labs/FLUX.1-dev",
+        "revision": "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+        "family": "FluxPipeline",
+        "licence": _NON_COMMERCIAL,
+        "steps": 28,
+        "cfg_scale": 3.5,
+        "parameters": 16_870_000_000,
+        "gated": True,
+    },
+    "flux-kontext": {
+        "repository": "black-forest-labs/FLUX.1-Kontext-dev",
+        "revision": "af58063aa431f4d2bbc11ae46f57451d4416a170",
+        "family": "FluxKontextPipeline",
+        "licence": _NON_COMMERCIAL,
+        "steps": 28,
+        "cfg_scale": 2.5,
+        "parameters": 16_870_000_000,
+        "gated": True,
+    },
+    "flux2-klein": {
+        "repository": "black-forest-labs/FLUX.2-klein-4B",
+        "revision": "e7b7dc27f91deacad38e78976d1f2b499d76a294",
+        "family": "Flux2KleinPipeline",
+        "licence": "Apache-2.0",
+        "steps": 4,
+        "cfg_scale": 0,
+        "parameters": 7_980_000_000,
+    },
+    "qwen-image": {
+        "repository": "Qwen/Qwen-Image",
+        "revision": "75e0b4be04f60ec59a75f475837eced720f823b6",
+        "family": "QwenImagePipeline",
+        "licence": "Apache-2.0",
+        "steps": 50,
+        "cfg_scale": 4,
+        "parameters": 28_850_000_000,
+    },
+    "qwen-image-edit": {
+        "repository": "Qwen/Qwen-Image-Edit-2509",
+        "revision": "d3968ef930e841f4c73640fb8afa3b306a78167e",
+        "family": "QwenImageEditPlusPipeline",
+        "licence": "Apache-2.0",
+        "steps": 40,
+        "cfg_scale": 4,
+        "parameters": 28_850_000_000,
+    },
+    "sd35-medium": {
+        "repository": "stabilityai/stable-diffusion-3.5-medium",
+        "revision": "b940f670f0eda2d07fbb75229e779da1ad11eb80",
+        "family": "StableDiffusion3Pipeline",
+        "licence": "Stability AI Community",
+        "steps": 40,
+        "cfg_scale": 4.5,
+        "parameters": 8_130_000_000,
+        "gated": True,
+    },
+    "z-image-turbo": {
+        "repository": "Tongyi-MAI/Z-Image-Turbo",
+        "revision": "f332072aa78be7aecdf3ee76d5c247082da564a6",
+        "family": "ZImagePipeline",
+        "licence": "Apache-2.0",
+        "steps": 9,
+        "cfg_scale": 0,
+        "parameters": 10_260_000_000,
+    },
+}
 _KINDS = ("Img2Img", "Inpaint")
 #: The components that a pipeline of any class may have; of some there may be several.
 _PLAIN = {"transformer", "unet", "vae", "scheduler", "safety_checker", "feature_extractor"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
 import pytest
 
 from consumer.intake.claiming import RequestClaimer
+from consumer.intake.fleet import Capabilities
 from consumer.intake.names import Meaning
 from infra.models.cards import Cards, ModelCard
 from schemas.errors import Rejected
@@ -75,6 +77,18 @@ def test_strength_is_left_out_of_an_edits_plan() -> None:
     assert (left_open.strength, left_open.notes) == (None, ())
     assert (sent.strength, other.strength) == (None, 0.8)
     assert [(note.code, note.field) for note in sent.notes] == [("ignored", "strength")]
+
+
+def test_an_older_worker_leaves_a_list_of_pictures_to_a_newer_one() -> None:
+    """It knows the field and not that it may be a list; its refusal names the field."""
+    newer = Capabilities.own(["edits"], [], Limits())
+    older = dataclasses.replace(newer, fields=newer.fields - {"image=list"})
+    error = Rejected.of_field("image", "should be a valid string")
+    body = b'{"prompt": "x", "image": ["a", "b"]}'
+
+    assert "image=list" in newer.fields
+    assert newer.can_draw(error, body, len(body), batch=False, refused_by=older)
+    assert not newer.can_draw(error, body, len(body), batch=False, refused_by=newer)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from producer.web.openai.errors import READ_ERRORS, errors
 from producer.web.openai.fields import Translation
 from producer.web.openai.results import OpenAIPictures, response_of
 from producer.web.openapi import request_body
-from schemas.defaults import ModelDefaults
+from schemas.defaults import ModelDefaults, ModelState
 from schemas.errors import Rejected
 from schemas.manifest_parts import MOST_PICTURES
 from schemas.text.strictjson import load_object
@@ -42,6 +42,9 @@ class Model(BaseModel):
     defaults: ModelDefaults = Field(
         ModelDefaults(),
         description="What fills the fields that a request leaves open; not a field of OpenAI's.",
+    )
+    state: ModelState | None = Field(
+        None, description="How near it is to the worker that is nearest to it; not a field of OpenAI's."
     )
 
 
@@ -156,8 +159,9 @@ async def _draw(translation: Translation, request: Request, facade: FacadeOf, ca
 
 @router.get("/models", responses=READ_ERRORS, summary="List models")
 async def list_models(facade: FacadeOf, caller: Caller) -> Models:
+    """The nearest to a worker first; `state` says which must be downloaded, and which cannot be had."""
     known = await facade.client.models()
-    return Models(data=[Model(id=m.name, defaults=m.defaults) for m in known if m.here or m.versions])
+    return Models(data=[Model(id=m.name, defaults=m.defaults, state=m.state) for m in known])
 
 
 @router.get("/models/{id:path}", responses=READ_ERRORS, summary="Get one model")
@@ -167,4 +171,4 @@ async def get_model(id: str, facade: FacadeOf, caller: Caller) -> Model:
         raise HTTPException(
             404, f"no model is named {id[:100]!r}; known models: {', '.join(known) or 'none yet'}"
         )
-    return Model(id=id, defaults=known[id].defaults)
+    return Model(id=id, defaults=known[id].defaults, state=known[id].state)
