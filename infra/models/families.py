@@ -40,10 +40,11 @@ class Family:
     tasks: tuple[str, ...] = ("text2img", "img2img", "inpainting")  # of these, those that diffusers has
     optional: tuple[str, ...] = ()  # components without which it draws, too
     keywords: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)  # of every call
+    weighs: bool = False  # prompts may have weights: CLIP reads all of them
     joins: bool = True  # the calls of several images may be joined; else they are drawn one at a time
 
 
-_SD: dict[str, Any] = {"denoiser": "unet"}
+_SD: dict[str, Any] = {"denoiser": "unet", "weighs": True}
 _FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "native": 1024}
 
 FAMILIES: Mapping[str, Family] = {
