@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from schemas import manifest_parts
 from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
-PICTURES = {"image", "mask_image"}
+PICTURES = {place for place in manifest_parts.PICTURES if "*" not in place}
 INTEGERS = {
     "steps",
     "number_of_images",
@@ -31,7 +32,15 @@ INTEGERS = {
 }
 NUMBERS = {"cfg_scale", "strength", "upscale.scale", "upscale.strength", "refiner.at"}
 BOOLEANS = {"strict"}
-DOCUMENTS = {"loras", "output", "metadata", "upscale", "refiner"}  # a cell of JSON
+DOCUMENTS = {
+    "loras",
+    "output",
+    "metadata",
+    "controlnet",
+    "ip_adapter",
+    "upscale",
+    "refiner",
+}  # a cell of JSON
 NAMES = {"custom_id", "id"}
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 
@@ -54,7 +63,7 @@ def from_csv(body: bytes, *, folder: Path = Path(), limits: Limits = DEFAULT_LIM
     """A batch from a table with one request a row. Every row is checked.
 
     Args:
-        folder: where the paths in `image` and `mask_image` columns start; files are embedded.
+        folder: where the paths of pictures start, also inside a cell of JSON; files are embedded.
 
     Raises:
         Rejected: with the row's line in the file.
@@ -116,7 +125,8 @@ def _row(header: list[str], cells: list[str], line: int, folder: Path, limits: L
     document: dict[str, Any] = {}
     for name, cell in zip(header, cells, strict=False):
         if cell.strip():
-            _place(document, name, _value(name, cell, line, folder))
+            value = _value(name, cell, line, folder)
+            _place(document, name, _with_files(name, value, line, folder))
     unnamed: Mapping[str, Any] = {k: v for k, v in document.items() if k not in NAMES}
     try:
         validate_manifest(unnamed, limits)
@@ -151,6 +161,16 @@ def _value(name: str, cell: str, line: int, folder: Path) -> Any:
     if name in PICTURES:
         return _picture(name, text, line, folder)
     return cell if name == "prompt" else text
+
+
+def _with_files(path: str, value: Any, line: int, folder: Path) -> Any:
+    """A cell of JSON with the pictures that it names as files in base64; `path` is its dotted name."""
+    if isinstance(value, list):
+        return [_with_files(f"{path}.{place}", one, line, folder) for place, one in enumerate(value)]
+    if isinstance(value, dict):
+        return {name: _with_files(f"{path}.{name}", one, line, folder) for name, one in value.items()}
+    is_inner = isinstance(value, str) and path not in PICTURES and manifest_parts.is_picture(path)
+    return _picture(path, value, line, folder) if is_inner else value
 
 
 def _boolean(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.errors import Rejected
 
 _NEAR = 0.01  # pixels; a scale with a few decimals makes a size that is not quite whole
+#: Where a request may hold a picture, or a list of them; `*` is any place of a list.
+PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
 
 
 def without_default(schema: dict[str, Any]) -> None:
@@ -117,3 +120,29 @@ class Output(Part):
 
     format: Literal["png", "jpeg", "webp"] = Field("png", description="Of the image files.")
     quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG and WebP only.")
+
+
+def is_picture(path: str) -> bool:
+    """Whether a dotted path, such as `controlnet.0.image`, is a place of a picture."""
+    steps = ["*" if step.isdecimal() else step for step in path.split(".")]
+    return ".".join(steps) in PICTURES or (steps[-1] == "*" and ".".join(steps[:-1]) in PICTURES)
+
+
+def pictures_in(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request holds where pictures belong, by dotted path, such as `controlnet.0.image`; perhaps no texts.
+
+    Args:
+        document: a request as JSON, which nobody has checked, or as a model's `model_dump`.
+    """
+    return dict(found for place in PICTURES for found in _found(document, place.split("."), ""))
+
+
+def _found(value: Any, steps: Sequence[str], path: str) -> Iterator[tuple[str, Any]]:
+    is_list = isinstance(value, list | tuple)
+    if is_list and (not steps or steps[0] == "*"):
+        for place, one in enumerate(value):
+            yield from _found(one, steps[1:], f"{path}.{place}")
+    elif not steps:
+        yield path, value
+    elif isinstance(value, Mapping) and value.get(steps[0]) is not None:
+        yield from _found(value[steps[0]], steps[1:], f"{path}.{steps[0]}".lstrip("."))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from schemas.manifest import Manifest
     from schemas.plan import Plan
 
+_IN_FIELDS_OF_THEIR_OWN = ("image", "image.0", "mask_image")  # of an image task
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
@@ -58,8 +59,10 @@ class Job:
     notes: list[Note] = field(default_factory=list)
     images: dict[int, ImageResult] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    inputs: tuple[RawPicture | None, RawPicture | None] = (None, None)  # picture and mask, until all is drawn
-    input_size: tuple[int, int] | None = None  # (width, height) of the input picture, pixels
+    pictures: dict[str, RawPicture] = field(
+        default_factory=dict
+    )  # by the request's fields, until all is drawn
+    input_size: tuple[int, int] | None = None  # (width, height) of the picture that it starts from, pixels
     share: Share | None = None  # of the worker's memory for inputs
     model: ModelUsed | None = None
     refiner: ModelUsed | None = None
@@ -133,14 +136,16 @@ class Job:
         size, upscale = self.size(), self.plan.upscale
         return upscale.size(*size, self.plan.model, 1) if upscale is not None else size
 
-    def hold(self, image: RawPicture, mask: RawPicture | None, share: Share) -> None:
+    def hold(self, pictures: dict[str, RawPicture], share: Share) -> None:
         """Keep input pictures until `let_go`, and of the share what they need."""
-        share.shrink(len(image.data) + len(mask.data if mask else b""))
-        self.inputs, self.input_size, self.share = (image, mask), (image.width, image.height), share
+        share.shrink(sum(len(picture.data) for picture in pictures.values()))
+        self.pictures, self.share = pictures, share
+        if (image := _image_of(pictures)) is not None:
+            self.input_size = (image.width, image.height)
 
     def let_go(self) -> None:
         """Drop the input pictures: no image of this job will be drawn here any more."""
-        self.inputs = (None, None)
+        self.pictures = {}
         if self.share is not None:
             self.share.release()
 
@@ -167,8 +172,11 @@ class Job:
                 Lora(x.name, x.weight, plan.lora_hashes.get(x.name, ""), self.fetched.loras.get(x.name, ""))
                 for x in plan.loras
             ),
-            image=self.inputs[0],
-            mask=self.inputs[1],
+            image=_image_of(self.pictures),
+            mask=self.pictures.get("mask_image"),
+            pictures={
+                name: one for name, one in self.pictures.items() if name not in _IN_FIELDS_OF_THEIR_OWN
+            },
             solo=self.suspect,
             folder=self.fetched.folder,
             express=self.express,
@@ -275,3 +283,8 @@ class Job:
             fingerprint=self.held.claim.fingerprint,
             request=self.held.claim.frozen,
         )
+
+
+def _image_of(pictures: Mapping[str, RawPicture]) -> RawPicture | None:
+    """The picture that is drawn from: the first one where the request has several."""
+    return pictures.get("image") or pictures.get("image.0")

@@ -105,6 +105,9 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     loras: tuple[Lora, ...] = ()
     image: RawPicture | None = None
     mask: RawPicture | None = None
+    #: The request's other pictures by the fields that hold them, such as controlnet.0.image: those of a ControlNet have
+    #: the size of the image, others their own.
+    pictures: dict[str, RawPicture] = {}
     solo: bool = False  # shares no UNet call with another request
     folder: str = ""  # of a published model: its diffusers folder on this machine
     express: bool = False  # its author waits for it: it goes before what is not of the express lane
