@@ -100,6 +100,8 @@ class AdmissionQueue:
         A task that was overtaken `patience` times stops all others until its model can be loaded; an express
         task stops the other lane at once.
         """
+        if not self._queues:
+            return None
         keys = sorted(self._open(in_flight), key=lambda key: (not key[0], self._age(key)))
         if not keys:
             return None

@@ -41,11 +41,16 @@ TWICE = Enlarged(64, 64, steps=4, strength=0.5)
 
 @pytest.fixture(scope="module")
 def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By name: an SD, an SDXL, another one, an SDXL refiner, and a model that has no img2img."""
+    """By name: an SD, an SDXL and its refiner, a transformer, and a model that has no img2img."""
     place = tmp_path_factory.mktemp("passes")
     base = save_tiny_sdxl(place / "base", tiny_folder)
     refiner = save_tiny_refiner(place / "refiner", base)
-    return {"tiny": tiny_folder, "base": base, "refiner": refiner, "pixart": save("pixart", place / "pixart")}
+    return {
+        "tiny": tiny_folder,
+        "base": base,
+        "refiner": refiner,
+        **{name: save(name, place / name) for name in ("flux", "pixart")},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,7 @@ def scene() -> list[Any]:
         refined("g", seed=7, task="img2img", strength=0.9),
         refined("h", seed=8, upscale=TWICE),
         make_task("i", seed=9, model="base", steps=6),
+        make_task("j", seed=10, model="flux", scheduler="Flow Euler", upscale=TWICE),
     ]
 
 
@@ -137,7 +143,7 @@ def test_passes_join_and_are_drawn_as_alone(models: ModelRegistry, exact: bool) 
             assert picture == Studio(models, max_rows=8, exact=True).draw(task)[task.request, 0].picture
         else:
             assert grey_levels_apart(picture, draw_alone(models, task)) <= 1
-    assert room.engine.counters.unet_calls < 0.7 * sum(steps for _, steps in map(told, [room] * 9, tasks))
+    assert room.engine.counters.unet_calls < 0.7 * sum(steps for _, steps in map(told, [room] * 10, tasks))
 
 
 def told(room: Studio, task: Any) -> tuple[int, int]:
