@@ -36,7 +36,7 @@ class LoraChoice(Part):
 class Upscale(Part):
     """A second pass: the drawn picture is enlarged, and redrawn by the same model."""
 
-    scale: float = Field(2.0, gt=1, le=4, description="Of width and height; the pixels are enlarged by Lanczos' filter.")
+    scale: float = Field(2.0, gt=1, le=4, description="Of width and height; enlarged by Lanczos' filter.")
     strength: float = Field(0.5, gt=0, le=1, description="How much to change the enlarged picture.")
     steps: int | None = Field(
         None,
@@ -97,7 +97,9 @@ class Refiner(Part):
     """A second model, which goes on where the first one stops."""
 
     model: str = Field(
-        min_length=1, max_length=200, description="An SDXL refiner or another SDXL model, as the worker knows it."
+        min_length=1,
+        max_length=200,
+        description="An SDXL refiner or another SDXL model, as the worker knows it.",
     )
     at: float = Field(0.8, gt=0, lt=1, description="The share of the denoising after which it goes on.")
 
