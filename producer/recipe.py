@@ -18,6 +18,7 @@ from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img, validate_manifest
 from schemas.plan import exact_names
 from schemas.text import foreign_recipes, infotext
+from schemas.text.prompts import check_syntax
 from schemas.text.strictjson import path_of_infinity
 
 _GUIDED_BY = {"controlnet": "control pictures", "ip_adapter": "the pictures that it followed"}
@@ -101,6 +102,8 @@ def _fault(manifest: dict[str, Any], body: type[BaseModel]) -> str:
     known = {k: v for k, v in manifest.items() if k in body.model_fields}  # text2img has no strength
     try:
         validate_manifest(known | lacking)
+        for field in ("prompt", "negative_prompt"):
+            check_syntax(str(known.get(field) or ""), field)
     except Rejected as error:
         return error.message
     return ""

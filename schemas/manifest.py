@@ -49,9 +49,7 @@ _FAULTS = 50  # of a document that are examined; four are reported
 _UPSCALE: Any = Field(
     None, description="A second pass: enlarge the picture, and redraw it with the same model."
 )
-_REFINER: Any = Field(
-    None, description="A second model of the family, which draws the last part of the steps."
-)
+_REFINER: Any = Field(None, description="A second model, which draws the last part of the steps.")
 #: Fields that are objects or lists of objects, by their own fields.
 
 

@@ -14,6 +14,8 @@ from schemas.errors import Rejected
 PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
 MOST_PICTURES = 16  # in a list, as OpenAI's clients may send; models take fewer
 _NEAR = 0.01  # pixels; a scale with a few decimals makes a size that is not quite whole
+#: Where a request may hold a picture, or a list of them; `*` is any place of a list.
+PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
 
 
 def without_default(schema: dict[str, Any]) -> None:
@@ -89,7 +91,7 @@ class IpAdapterChoice(IpAdapterUse):
 class Upscale(Part):
     """A second pass: the drawn picture is enlarged, and redrawn by the same model."""
 
-    scale: float = Field(2.0, gt=1, le=4, description="Of width and height.")
+    scale: float = Field(2.0, gt=1, le=4, description="Of width and height; enlarged by Lanczos' filter.")
     strength: float = Field(0.5, gt=0, le=1, description="How much to change the enlarged picture.")
     steps: int | None = Field(
         None,
@@ -149,7 +151,11 @@ def steps_to_draw(drawn: int, strength: float) -> int:
 class Refiner(Part):
     """A second model, which goes on where the first one stops."""
 
-    model: str = Field(min_length=1, max_length=200, description="A model that the worker knows.")
+    model: str = Field(
+        min_length=1,
+        max_length=200,
+        description="An SDXL refiner or another SDXL model, as the worker knows it.",
+    )
     at: float = Field(0.8, gt=0, lt=1, description="The share of the denoising after which it goes on.")
 
     def check_steps(self, steps: int, strength: float | None) -> None:

@@ -16,7 +16,7 @@ from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Manifest
 from schemas.manifest_parts import ControlNetUse, IpAdapterUse, LoraChoice, Output, Upscale
 from schemas.result import Note, digest
-from schemas.text.prompts import foreign_syntax
+from schemas.text.prompts import check_syntax, foreign_syntax, has_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +83,7 @@ class Plan(BaseModel):
     ip_adapter: IpAdapterUse | None = None  # with its name
     upscale: Upscale | None = None  # with its steps
     refiner: Refines | None = None
+    weights: bool = False  # the prompts are written with weights; without it they are plain words
 
     @property
     def all_steps(self) -> int:
@@ -191,7 +192,8 @@ def plan(
         notes: what else was changed.
 
     Raises:
-        Rejected: the scheduler cannot do so many steps, the model no such size, or a pass would have no step.
+        Rejected: the scheduler cannot do so many steps, the model no such size, or a pass would have
+            no step, or a prompt has syntax that cannot be drawn.
     """
     steps = steps if (chosen := manifest.chosen("steps")) is None else chosen
     cfg_scale = cfg_scale if (chosen := manifest.chosen("cfg_scale")) is None else chosen
@@ -258,6 +260,7 @@ def plan(
         else None,
         upscale=upscale,
         refiner=refiner,
+        weights=any(has_marks(text) for _, text in _words(manifest)),
     )
 
 
@@ -296,10 +299,16 @@ def exact_names(plan: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
+def _words(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """The prompts of a manifest by their fields."""
+    return (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or ""))
+
+
 def _notes_on_words(manifest: Manifest) -> tuple[Note, ...]:
-    """Where the words of a manifest ask for something that is not done."""
+    """Where the words of a manifest ask for something that is not done. Raises `Rejected` where they may not."""
     notes = []
-    for field, text in (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or "")):
+    for field, text in _words(manifest):
+        check_syntax(text, field)
         if kinds := foreign_syntax(text):
             message = f"{field} has {', '.join(kinds)}: read as plain words here"
             notes.append(Note(code="prompt_syntax", message=message, field=field))

@@ -191,6 +191,7 @@ class Job:
             folder=self.fetched.folder,
             express=self.express,
             preview=self.previews,
+            weights=plan.weights,
             upscale=self._enlarged(),
             refiner=SecondModel(refiner.reference, refiner.at, self.fetched.refiner) if refiner else None,
         )

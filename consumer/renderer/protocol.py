@@ -132,6 +132,7 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     folder: str = ""  # of a published model: its diffusers folder on this machine
     express: bool = False  # its author waits for it: it goes before what is not of the express lane
     preview: bool = False  # somebody watches: report the first step at once, and send previews
+    weights: bool = False  # the prompts are written with weights, see schemas/text/prompts.py
     upscale: Enlarged | None = None
     refiner: SecondModel | None = None
     until: float | None = None  # of a pass that stops early: its share of the denoising, in (0, 1)

@@ -47,6 +47,7 @@ class Family:
     one_sampler: bool = False  # its pipeline works with its own sampler only
     keywords: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)  # of every call
     controlnets: bool = False  # diffusers' ControlNetModel guides it
+    weighs: bool = False  # prompts may have weights: CLIP reads all of them
     joins: bool = True  # the calls of several images may be joined; else they are drawn one at a time
 
     @property
@@ -55,7 +56,7 @@ class Family:
         return "text2img" not in self.tasks
 
 
-_SD: dict[str, Any] = {"denoiser": "unet", "controlnets": True}
+_SD: dict[str, Any] = {"denoiser": "unet", "controlnets": True, "weighs": True}
 _FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "native": 1024}
 _QWEN: dict[str, Any] = {"guidance": "true_cfg", "tokens": 512, "layers": (-1,), "pack": 2, "native": 1024}
 _EDITS = ("text2img", "img2img")

@@ -20,12 +20,14 @@ from typing import Any
 
 from schemas.errors import Rejected
 from schemas.manifest_parts import Upscale, steps_to_draw
+from schemas.text.prompts import with_weights
 
 PARAMETERS, RECIPE = "parameters", "dreamdrop"  # keywords of this text, and of our own JSON, in a picture
 GRAPHS = ("prompt", "workflow")  # ComfyUI's keywords
 OTHERS = ("invokeai_metadata", "sd-metadata", "Dream", "Software", "Description", "Comment", "fooocus_scheme")
 KEYWORDS = (PARAMETERS, RECIPE, *GRAPHS, *OTHERS)  # of all texts that are read
 _NEGATIVE = "Negative prompt:"
+_OURS = "Dreamdrop"
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 #: A name's length is bounded: else a long text without a colon is searched again from each of its letters.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -59,7 +61,7 @@ def write(recipe: Mapping[str, Any], *, drawn_here: bool = True) -> str:
     }
     pairs |= _second_model(recipe.get("refiner")) | _second_pass(recipe)
     if drawn_here:
-        pairs |= {"RNG": "CPU", "Version": "Dreamdrop"}
+        pairs |= {"RNG": "CPU", "Version": _OURS}
     lines = [str(recipe.get("prompt") or "") + _tags(recipe.get("loras") or ())]
     if recipe.get("negative_prompt"):
         lines.append(f"{_NEGATIVE} {recipe['negative_prompt']}")
@@ -91,6 +93,8 @@ def read(text: str) -> dict[str, Any]:
     """The manifest fields that a `parameters` text has."""
     words, negative, pairs = _parts(text)
     prompt, loras = split_loras(words)
+    if pairs.get("Version") != _OURS:  # other programs mean weights by parentheses
+        prompt, negative = with_weights(prompt), negative and with_weights(negative)
     found: dict[str, Any] = {"prompt": prompt}
     if loras:
         found["loras"] = loras

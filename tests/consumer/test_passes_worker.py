@@ -72,6 +72,8 @@ async def test_two_passes_from_a_file_to_a_picture_and_back(tiny_folder: Path, t
         "both": {**ASKED, "upscale": {}, "refiner": {"model": "refiner", "at": 0.5}},
         "shared": {**ASKED, "refiner": {"model": "shared", "at": 0.5}},
         "picture": {**from_picture, "upscale": {"scale": 2}},
+        "words": {**ASKED, "prompt": "a red dot"},
+        "weighed": {**ASKED, "prompt": "a (red:3) dot", "strict": True},
         "odd": {**from_picture, "upscale": {"scale": 1.3}},
         "unknown": {**ASKED, "refiner": {"model": "nobody"}},
         "other": {**ASKED, "refiner": {"model": "doodle"}},
@@ -93,6 +95,11 @@ async def test_two_passes_from_a_file_to_a_picture_and_back(tiny_folder: Path, t
     assert ended["odd"]["failure"]["message"].endswith("draws multiples of 8: 2 (80 x 64)")
     assert "known are base, doodle" in ended["unknown"]["failure"]["message"]
     assert "'doodle' is of the family doodle" in ended["other"]["failure"]["message"]
+    assert abs(drawn(store, "words") - drawn(store, "weighed")).max() > 1
+    assert (ended["words"]["parameters"].get("weights"), ended["weighed"]["parameters"]["weights"]) == (
+        None,
+        True,
+    )
     sizes = {name: drawn(store, name).shape[:2] for name in ("large", "both", "shared", "picture")}
     assert sizes == {"large": (48, 48), "both": (64, 64), "shared": (32, 32), "picture": (64, 80)}
     assert [ended["large"]["images"][0][side] for side in ("width", "height")] == [48, 48]

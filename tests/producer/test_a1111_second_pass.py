@@ -96,3 +96,11 @@ def test_a_refiner_is_translated():
     assert (set(manifest) >= {"refiner", "upscale"}, notes) == (True, ["refiner_checkpoint"])
     for nothing in (None, "", "None", "string"):
         assert "refiner" not in translated({"prompt": "a cat", "refiner_checkpoint": nothing})[0]
+
+
+def test_parentheses_are_weights_as_its_clients_mean_them():
+    """In both prompts; tags of LoRAs are read first, and the manifest says the weight."""
+    body = {"prompt": "a (red) cat <lora:ink:0.5>", "negative_prompt": "(blurry), bad"}
+    manifest, notes = translated(body)
+    assert (manifest["prompt"], manifest["negative_prompt"]) == ("a (red:1.1) cat", "(blurry:1.1), bad")
+    assert notes == []

@@ -173,3 +173,11 @@ def test_steps_to_draw_is_the_inverse():
             steps = steps_to_draw(drawn, hundredths / 100)
             assert int(steps * (hundredths / 100)) >= drawn
             assert int((steps - 1) * (hundredths / 100)) <= drawn
+
+
+def test_parentheses_in_a_recipe_of_a1111_are_weights():
+    """In one that was drawn here they are what they were."""
+    text = "a (red) cat\nNegative prompt: (bad)\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 5"
+    found = infotext.read(text)
+    assert (found["prompt"], found["negative_prompt"]) == ("a (red:1.1) cat", "(bad:1.1)")
+    assert infotext.read(text + ", Version: Dreamdrop")["prompt"] == "a (red) cat"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from consumer.engine.loading import spelling
+from consumer.engine.loading import spelling, weights
 from consumer.renderer.protocol import ImageTask, RawPicture
 from infra.models.folders import canonical_sampler, is_flow
 from schemas import samplers
@@ -75,6 +75,8 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
         size_multiple: pixels.
     """
     spelling.check_pictures(pipe, task)
+    if task.weights and not spelling.family(pipe).weighs:
+        weights.refuse(task)
     trained = scheduler_config.get("num_train_timesteps", 1000)
     bounds = [("steps", task.steps, trained, f"was trained with {trained} steps")]
     if most := longest_side(pipe):

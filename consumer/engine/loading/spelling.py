@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from PIL import Image
 
+from consumer.engine.loading import weights
 from consumer.engine.loading.ip_adapters import embeddings
 from infra.models.families import Family, family_of, too_many_pictures
 from infra.models.folders import is_distilled
 from schemas.defaults import IMG2IMG_STRENGTH
 from schemas.errors import Rejected
+from schemas.text.prompts import plain
 
 if TYPE_CHECKING:
     from consumer.renderer.protocol import ImageTask, RawPicture
@@ -104,6 +106,8 @@ def arguments(pipe: Any, task: ImageTask, noise: torch.Generator | None = None) 
         picture = to_pil(task.pictures.get("ip_adapter.image"))
         said["ip_adapter_image_embeds"] = embeddings(pipe, picture, guided=with_guidance)
     taken = keywords(pipe.__class__)
+    if task.weights:
+        said |= weights.spoken(pipe, task)
     said = {**{name: value for name, value in said.items() if value is not None}, **kind.keywords}
     if task.until is not None:
         said |= {"denoising_end": task.until, "output_type": "latent"}
@@ -169,6 +173,10 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
     for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
         if tokenizer is None or (field == "negative_prompt" and (deaf or task.cfg_scale <= 1)):
             continue
+        if task.weights:
+            if weights.needed(task):  # read whole, in pieces
+                continue
+            text = plain(text)
         limit = tokens - tokenizer.num_special_tokens_to_add()
         if cut := cut_text(tokenizer, text, limit):
             warnings.append(

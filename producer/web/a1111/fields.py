@@ -20,6 +20,7 @@ from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
 from schemas.result import Note
 from schemas.text import infotext
+from schemas.text.prompts import with_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,6 +84,8 @@ def manifest_of(body: Mapping[str, Any], *, img2img: bool, model: str | None, li
     if body.get("clip_skip") not in (None, 0, 1):
         manifest["clip_skip"] = body["clip_skip"]
     manifest |= _prompt(manifest.get("prompt")) | _sampler(body)
+    if isinstance(avoided := manifest.get("negative_prompt"), str):
+        manifest["negative_prompt"] = with_weights(avoided)
     manifest |= _settings(body.get("override_settings") or {}, model, notes)
     refiner = body.get("refiner_checkpoint")
     second = None if neutral.says_nothing(refiner) else checkpoint(refiner, "refiner_checkpoint")
@@ -128,6 +131,7 @@ def _prompt(prompt: Any) -> dict[str, Any]:
     if not isinstance(prompt, str):
         return {}
     prompt, loras = infotext.split_loras(prompt)
+    prompt = with_weights(prompt)
     if (tag := re.search(r"<lora:[^<>]*>", prompt)) is not None:
         text = f"has the tag {tag[0][:60]!r}; write <lora:name:weight>, with one number for the weight"
         raise Rejected.of_field("prompt", text)
