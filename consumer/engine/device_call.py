@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from consumer.engine.in_flight import Call
+    from consumer.engine.call import Call
     from consumer.engine.stand_in import Embeddings
 
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
