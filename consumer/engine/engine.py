@@ -23,9 +23,10 @@ from greenlet import greenlet
 from consumer.engine import device_errors, joining
 from consumer.engine.admission import AdmissionQueue, Turns, next_group
 from consumer.engine.batch_size import BatchSizer
+from consumer.engine.call import Call
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, finite_picture
 from consumer.engine.devices import CallTimer, peak_memory
-from consumer.engine.in_flight import Call, InFlight
+from consumer.engine.in_flight import InFlight
 from consumer.engine.loading import pipelines, spelling
 from consumer.engine.loading.readiness import make_ready
 from consumer.engine.loading.registry import ModelRegistry

@@ -22,7 +22,7 @@ from infra.lru import LruCache
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from consumer.engine.in_flight import Call
+    from consumer.engine.call import Call
 
 Arguments = Mapping[str, Any]
 

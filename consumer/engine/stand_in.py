@@ -17,8 +17,8 @@ import torch
 from greenlet import getcurrent
 
 from consumer.engine import joining
+from consumer.engine.call import Call
 from consumer.engine.denoisers import DENOISERS, SIDES, UNKNOWN, Denoiser
-from consumer.engine.in_flight import Call
 from consumer.engine.rows import convert, row_count, tensors_in
 
 if TYPE_CHECKING:

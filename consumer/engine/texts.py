@@ -13,7 +13,7 @@ from consumer.engine.device_call import DeviceCaller, Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from consumer.engine.in_flight import Call
+    from consumer.engine.call import Call
     from consumer.engine.stand_in import Embeddings
 
 

@@ -24,6 +24,7 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 BENCHMARKS = (
     "host",
+    "simulated",
     "throughput",
     "latency",
     "protocol",
@@ -61,6 +62,10 @@ def main() -> None:
             from tests.benchmarks import host
 
             host.measure(Path(folder), table, options.quick)
+        if "simulated" in names:
+            from tests.benchmarks import simulated
+
+            simulated.measure(Path(folder), table, options.quick)
         if "protocol" in names:
             from tests.benchmarks import protocol
 

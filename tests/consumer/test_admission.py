@@ -11,7 +11,8 @@ import pytest
 
 from consumer.engine import admission
 from consumer.engine.admission import AdmissionQueue, Turns, batch_key
-from consumer.engine.in_flight import Call, InFlight
+from consumer.engine.call import Call
+from consumer.engine.in_flight import InFlight
 from consumer.renderer.protocol import ImageTask
 from schemas.errors import Rejected
 
@@ -64,7 +65,7 @@ def admitted(queue: AdmissionQueue, in_flight: list[InFlight]) -> list[str]:
 
 def test_the_policy_needs_no_torch():
     """It is tested, and can be read, without a device."""
-    modules = ("admission", "batch_size", "in_flight")
+    modules = ("admission", "batch_size", "call", "in_flight")
     code = "import sys" + "".join(f", consumer.engine.{module}" for module in modules)
     code += "; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
