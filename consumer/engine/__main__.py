@@ -71,6 +71,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         offload=settings.offload,
         memory_budget=settings.memory_budget,
         loras={name: Path(file) for name, file in settings.loras},
+        probing=not settings.exact,
         offline=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
         emit=send,
     )

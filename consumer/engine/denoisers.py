@@ -39,8 +39,9 @@ class Denoiser:
     joins: bool = True
 
 
-#: For the calls of text encoders and VAEs: rows along the first dimension, and nothing else.
-PLAIN = Denoiser(latents="", time="")
+#: For the calls of text encoders and VAEs: rows along the first dimension. Pictures that a text encoder reads have
+#: no such rows: all their patches follow each other.
+PLAIN = Denoiser(latents="", time="", state=frozenset({"pixel_values"}))
 #: For a class that no line knows: its calls are made as they come.
 UNKNOWN = Denoiser(latents="", time="", joins=False)
 

@@ -7,7 +7,6 @@ float32. The result is one answer or one failure for each call.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from consumer.engine.in_flight import Call
-    from consumer.engine.stand_in import Embeddings
+    from consumer.engine.call import Call
 
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
@@ -284,34 +282,3 @@ def _is_black(answer: Any) -> bool:
         if bool((levels.mean() < 2) & (levels.std() < 1)):
             return True
     return False
-
-
-def encode_texts(
-    caller: DeviceCaller,
-    cache: Embeddings,
-    calls: Sequence[Call],
-    key: Hashable,
-    ready: Callable[[], None],
-) -> list[tuple[Call, Any | Failure]]:
-    """Answer text encoder calls that can be stacked; each different text is encoded once, then cached."""
-    by_tokens: dict[bytes, list[Call]] = {}
-    for call in calls:
-        by_tokens.setdefault(_tokens(call), []).append(call)
-    answers = {tokens: cache.get((key, tokens)) for tokens in by_tokens}
-    new = {id(equal[0]): tokens for tokens, equal in by_tokens.items() if answers[tokens] is None}
-    if new:
-        for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
-            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
-            answers[new[id(call)]] = answer
-            if not isinstance(answer, Failure):
-                cache.put((key, new[id(call)]), answer)
-    return [(call, answers[tokens]) for tokens, equal in by_tokens.items() for call in equal]
-
-
-def _tokens(call: Call) -> bytes:
-    """A digest of everything that an encoder is given: a cache that kept pictures themselves would fill the memory."""
-    digest = hashlib.blake2b(digest_size=32)
-    for _, value in sorted(call.arguments.items()):
-        for tensor in rows.tensors_in(value):
-            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.digest()

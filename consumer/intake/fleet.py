@@ -22,6 +22,7 @@ from schemas.errors import NotFound, Rejected, StoreUnavailable, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
 from schemas.manifest_limits import check_numbers
+from schemas.manifest_parts import OneOrSeveral
 from schemas.plan import Plan, Refusal, read_plan
 from schemas.text.strictjson import load_object
 
@@ -96,7 +97,9 @@ class Capabilities:
         if error.code == "unknown_model" and (error.field or "").startswith(("controlnet", "ip_adapter")):
             return self._knows_addons(document)
         if error.code == "unknown_model":
-            return document.get("model") in self.models
+            refiner = document.get("refiner")
+            named = refiner if error.field == "refiner.model" and isinstance(refiner, dict) else document
+            return named.get("model") in self.models
         if error.code == "unknown_scheduler":
             return document.get("scheduler") in self.schedulers
         if error.code == "unknown_lora":
@@ -177,7 +180,10 @@ class Fleet:
             return True
         loras = {lora.name for lora in plan.loras} - plan.lora_versions.keys()
         known = (plan.model_version is not None or plan.model in worker.models) and loras <= worker.loras
-        known &= worker.published or not (plan.model_version or plan.lora_versions)
+        refiner = plan.refiner
+        known &= refiner is None or refiner.version is not None or refiner.model in worker.models
+        published = plan.model_version or plan.lora_versions or (refiner and refiner.version)
+        known &= worker.published or not published
         known &= {one.name for one in plan.controlnet} <= worker.controlnets
         known &= plan.ip_adapter is None or plan.ip_adapter.name in worker.ip_adapters
         return known and _fits(claim.frozen.body(), worker.limits, plan)
@@ -215,9 +221,14 @@ class Fleet:
 
 
 def _fields_of(body: type[BaseModel], path: str = "") -> Iterator[str]:
-    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png"."""
+    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png".
+
+    One that may be a list where it was one value in older versions is "image=list", too.
+    """
     for name, info in body.model_fields.items():
         yield path + name
+        if info.annotation == get_args(OneOrSeveral)[0]:
+            yield f"{path}{name}=list"
         for part in (info.annotation, *get_args(info.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _fields_of(part, f"{path}{name}.")

@@ -56,6 +56,23 @@ class IpAdapterChoice(msgspec.Struct, frozen=True):
     scale: float
 
 
+class Enlarged(msgspec.Struct, frozen=True):
+    """A second pass: the picture is enlarged to this size, and redrawn by the same model."""
+
+    width: int  # pixels
+    height: int  # pixels
+    steps: int
+    strength: float  # in (0, 1]
+
+
+class SecondModel(msgspec.Struct, frozen=True):
+    """A model that goes on where the first one stops."""
+
+    model: str  # registered name, or name@version of a published one
+    at: float  # share of the denoising, in (0, 1)
+    folder: str = ""  # of a published one: its diffusers folder on this machine
+
+
 # From the parent ------------------------------------------------------------------------------
 
 
@@ -115,6 +132,16 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     folder: str = ""  # of a published model: its diffusers folder on this machine
     express: bool = False  # its author waits for it: it goes before what is not of the express lane
     preview: bool = False  # somebody watches: report the first step at once, and send previews
+    weights: bool = False  # the prompts are written with weights, see schemas/text/prompts.py
+    upscale: Enlarged | None = None
+    refiner: SecondModel | None = None
+    until: float | None = None  # of a pass that stops early: its share of the denoising, in (0, 1)
+    since: float | None = None  # of a pass that goes on from latents: where in the denoising they are
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """(width, height) of the picture, in pixels."""
+        return (self.upscale.width, self.upscale.height) if self.upscale else (self.width, self.height)
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -149,6 +176,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     size: int  # bytes of its weights
     on_device: dict[str, int] = {}  # bytes by name of all models in memory, this one included
+    probed: str = ""  # of a model that no table knows: whether its images share calls, and why
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):
@@ -190,6 +218,7 @@ class Drawn(msgspec.Struct, frozen=True, tag=True):
     warnings: tuple[tuple[str, str], ...]  # (code, message), such as ("prompt_cut", "...")
     model: dict[str, str]  # name, revision, source, licence, dtype
     seconds: float  # from the task's first device call to now
+    refiner: dict[str, str] = {}  # the same as `model`, of the second model where there is one
 
 
 class Undrawable(msgspec.Struct, frozen=True, tag=True):

@@ -32,7 +32,7 @@ PICTURE = "iVBORw0KGgo" * 20
         ({"controlnet": [NET] * 5}, "controlnet", "names 5; at most 4 can be combined"),
         ({"ip_adapter": PICTURE}, "ip_adapter", "is a text; it should be an object {...} with name, scale, image"),
         ({"ip_adapter": {"scale": 1}}, "ip_adapter.image", "is missing"),
-        ({"image": [PICTURE]}, "image", "is a list; it should be a valid string"),
+        ({"image": PICTURE, "mask_image": [PICTURE]}, "mask_image", "is a list of 1; inpainting repaints one"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_by_its_field(fields: dict[str, Any], field: str, words: str) -> None:

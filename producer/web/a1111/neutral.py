@@ -17,7 +17,7 @@ from typing import Any
 from schemas.errors import Rejected
 from schemas.result import Note
 
-#: Ignored without a note: they matter only with a field of `NEUTRAL` that is refused, or do what happens anyway.
+#: Ignored without a note: they matter only with a field that is refused or translated, or do what happens anyway.
 IGNORED = {
     "send_images", "include_init_images", "override_settings_restore_afterwards", "force_task_id", "script_args",
     "infotext", "comments", "subseed", "s_tmin", "s_tmax", "s_min_uncond", "refiner_switch_at", "image_cfg_scale",
@@ -45,7 +45,7 @@ TOLD_TXT2IMG: dict[str, Any] = {
 }
 #: Values with no effect beside those that say nothing; and what to do instead of using the field.
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "enable_hr": ((), "draw at the final size, or send the picture to img2img at a larger one"),
+    "enable_hr": ((), "A1111 has it in txt2img only; give img2img the larger width and height"),
     "restore_faces": ((), "leave it out; there is no face restorer here"),
     "tiling": ((), "leave it out"),
     "alwayson_scripts": ((), "leave scripts such as ADetailer out; ControlNet is supported"),
@@ -54,7 +54,6 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "subseed_strength": ((), "leave it out; vary `seed` instead"),
     "seed_resize_from_w": ((-1,), "leave it out"),
     "seed_resize_from_h": ((-1,), "leave it out"),
-    "refiner_checkpoint": ((), "leave it out"),
     "eta": ((1,), "leave it out; each sampler has its own"),
     "s_churn": ((), "leave it out"),
     "s_noise": ((1,), "leave it out"),

@@ -27,7 +27,7 @@ STATUS_NAMES = {
 #: Parameters that a batch's grid can show, in this order.
 COMPARED = (
     "prompt", "negative_prompt", "seed", "cfg_scale", "steps", "scheduler", "model", "strength", "size",
-    "clip_skip", "loras",
+    "clip_skip", "loras", "upscale", "refiner",
 )  # fmt: skip
 
 
@@ -188,7 +188,17 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
     for name in ("id", "custom_id", "expires_at"):
         manifest.pop(name, None)
     plan = result.parameters
-    for name in ("model", "scheduler", "steps", "cfg_scale", "width", "height", "strength", "clip_skip"):
+    for name in (
+        "model",
+        "scheduler",
+        "steps",
+        "cfg_scale",
+        "width",
+        "height",
+        "strength",
+        "clip_skip",
+        "upscale",
+    ):
         if plan.get(name) is not None:
             manifest[name] = plan[name]
     manifest |= exact_names(plan)
