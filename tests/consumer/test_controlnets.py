@@ -11,7 +11,15 @@ import torch
 
 from consumer.engine.loading import pipelines
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.renderer.protocol import Control, Drawn, ImageTask, IpAdapterChoice, RawPicture, Undrawable
+from consumer.renderer.protocol import (
+    Control,
+    Drawn,
+    Enlarged,
+    ImageTask,
+    IpAdapterChoice,
+    RawPicture,
+    Undrawable,
+)
 from infra.models.addons.known import Addons
 from infra.models.cards import Cards
 from tests.studio import Studio, grey_levels_apart, make_task, save_tiny_sdxl
@@ -216,3 +224,12 @@ def test_one_that_looks_at_the_whole_picture_at_once(tiny_folder: Path, tmp_path
     pictures = drawn(Studio(registry), tasks)
     assert max(grey_levels_apart(pictures[task.request], draw_alone(registry, task)) for task in tasks) <= 1
     assert grey_levels_apart(pictures["0.4"], pictures["1.0"]) > 1
+
+
+def test_both_passes_of_an_upscale_are_guided(scene: ModelRegistry) -> None:
+    """At three steps, and at the one of two that is drawn at a strength of a half."""
+    room = Studio(scene)
+    upscale = Enlarged(64, 64, steps=2, strength=0.5)
+    pictures = drawn(room, [guided("a", CANNY, upscale=upscale), make_task("plain", upscale=upscale)])
+    assert (room.engine.counters.side_calls, pictures["a"].width) == (3 + 1, 64)
+    assert grey_levels_apart(pictures["a"], pictures["plain"]) > 5
