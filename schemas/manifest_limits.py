@@ -46,6 +46,9 @@ def check_limits(manifest: Manifest, limits: Limits) -> None:
         raise Rejected.of_field(
             "loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can be combined"
         )
+    if len(manifest.controlnet) > limits.max_controlnets:
+        text = f"names {len(manifest.controlnet)}; at most {limits.max_controlnets} can be combined"
+        raise Rejected.of_field("controlnet", text)
 
 
 def check_numbers(steps: int | None, cfg_scale: float | None, limits: Limits) -> None:

@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from schemas.errors import Rejected
 
+#: Where a request may hold a picture, or a list of them; `*` is any place of a list.
+PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
+MOST_PICTURES = 16  # in a list, as OpenAI's clients may send; models take fewer
 _NEAR = 0.01  # pixels; a scale with a few decimals makes a size that is not quite whole
 #: Where a request may hold a picture, or a list of them; `*` is any place of a list.
 PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
@@ -31,6 +34,58 @@ class LoraChoice(Part):
 
     name: str = Field(min_length=1, max_length=200, description="Of the LoRA, as the worker knows it.")
     weight: float = Field(1.0, ge=-4, le=4, description="How strongly it changes the model.")
+
+
+class ControlNetUse(Part):
+    """A ControlNet that the worker knows, and how it acts. A plan has this much of it."""
+
+    name: str = Field(min_length=1, max_length=200, description="Of the ControlNet, as the worker knows it.")
+    scale: float = Field(1.0, ge=0, le=2, description="How strongly it guides.")
+    start: float = Field(0.0, ge=0, le=1, description="The part of the steps after which it begins to act.")
+    end: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="The part of the steps after which it acts no more.",
+        validate_default=True,
+    )
+
+    @field_validator("end")
+    @classmethod
+    def _after_start(cls, end: float, info: ValidationInfo) -> float:
+        start = info.data.get("start", 0.0)
+        if end <= start:
+            raise ValueError(f"is {end:g}; it should be more than start, which is {start:g}")
+        return end
+
+
+class ControlNetChoice(ControlNetUse):
+    """A ControlNet that the worker knows, and the picture that it reads."""
+
+    image: str = Field(
+        min_length=1,
+        description="The finished control picture, such as edges or depths, in the size of the drawn one.",
+    )
+
+
+class IpAdapterUse(Part):
+    """An IP-Adapter that the worker knows, and its strength. A plan has this much of it."""
+
+    name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="May be left out where the worker knows one for the model.",
+    )
+    scale: float = Field(
+        0.6, ge=0, le=2, description="How much the picture counts beside the prompt; 1: hardly any prompt."
+    )
+
+
+class IpAdapterChoice(IpAdapterUse):
+    """An IP-Adapter, and the picture that it draws in the manner of."""
+
+    image: str = Field(min_length=1, description="Base64 or a key, as in `image` of img2img; of any size.")
 
 
 class Upscale(Part):
@@ -124,6 +179,40 @@ class Output(Part):
 
     format: Literal["png", "jpeg", "webp"] = Field("png", description="Of the image files.")
     quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="JPEG and WebP only.")
+
+
+def _one_or_several(given: Any) -> Any:
+    """What `image` may be, with messages that do not repeat a picture."""
+    if isinstance(given, str):
+        if not given:
+            raise ValueError("is empty")
+        return given
+    if not isinstance(given, list | tuple):
+        kind = {dict: "an object", bool: "true or false", int: "a number", float: "a number"}.get(
+            type(given), "null"
+        )
+        raise ValueError(f"is {kind}; it should be a picture as text, or a list of them")
+    if not 1 <= len(given) <= MOST_PICTURES:
+        raise ValueError(f"is a list of {len(given)}; it should have 1 to {MOST_PICTURES} pictures")
+    for place, one in enumerate(given):
+        if not (isinstance(one, str) and one):
+            raise ValueError(f"has no picture as text at place {place} of its list")
+    return tuple(given)
+
+
+#: A picture or several: base64, or keys of objects.
+OneOrSeveral = Annotated[
+    Annotated[str, Field(min_length=1)]
+    | Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1, max_length=MOST_PICTURES)
+    ],
+    BeforeValidator(_one_or_several),
+]
+
+
+def pictures_of(image: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The pictures of an `image` in their order."""
+    return (image,) if isinstance(image, str) else image
 
 
 def is_picture(path: str) -> bool:

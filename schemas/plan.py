@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import samplers
-from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, multiples_of
+from schemas.defaults import CFG_SCALE, IMG2IMG_STRENGTH, SIZE_MULTIPLE, STEPS, multiples_of
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Manifest
-from schemas.manifest_parts import LoraChoice, Output, Upscale
+from schemas.manifest_parts import ControlNetUse, IpAdapterUse, LoraChoice, Output, Upscale
 from schemas.result import Note, digest
 from schemas.text.prompts import check_syntax, foreign_syntax, has_marks
 
@@ -79,6 +79,8 @@ class Plan(BaseModel):
     lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
     model_version: int | None = None  # of a published model
     lora_versions: dict[str, int] = Field(default_factory=dict)  # published LoRA's name to its version
+    controlnet: tuple[ControlNetUse, ...] = ()
+    ip_adapter: IpAdapterUse | None = None  # with its name
     upscale: Upscale | None = None  # with its steps
     refiner: Refines | None = None
     weights: bool = False  # the prompts are written with weights; without it they are plain words
@@ -164,10 +166,12 @@ def plan(
     steps: int = STEPS,
     cfg_scale: float = CFG_SCALE,
     size_multiple: int = SIZE_MULTIPLE,
+    edits: bool = False,
     loras: tuple[LoraChoice, ...] | None = None,
     lora_hashes: Mapping[str, str] | None = None,
     model_version: int | None = None,
     lora_versions: Mapping[str, int] | None = None,
+    ip_adapter: str | None = None,
     refiner: Refines | None = None,
     notes: tuple[Note, ...] = (),
 ) -> Plan:
@@ -179,9 +183,11 @@ def plan(
         random_seed: in [0, 2**32), used where the manifest gives no seed.
         steps, cfg_scale: of the model's card, used where the manifest leaves them open.
         size_multiple: pixels; the model can draw no other widths and heights.
+        edits: the model edits pictures as the prompt says, so `strength` means nothing to it.
         loras: by their canonical names; None: as the manifest has them.
         lora_hashes: sha256 of each LoRA's file, by its name.
         model_version, lora_versions: of what is published.
+        ip_adapter: the name of the one that is used, where the manifest asks for one.
         refiner: the second model, by its canonical name.
         notes: what else was changed.
 
@@ -204,10 +210,17 @@ def plan(
         if manifest.strength is not None:
             text = "strength is ignored: text2img starts from noise"
             notes += (Note(code="ignored", message=text, field="strength"),)
+    elif edits:
+        if manifest.strength is not None:
+            text = f"strength has no effect with model {model!r}, which edits as the prompt says"
+            notes += (Note(code="ignored", message=text, field="strength"),)
     else:
-        strength = manifest.strength or (0.8 if isinstance(manifest, Img2Img) else 1.0)
+        strength = manifest.strength or (IMG2IMG_STRENGTH if isinstance(manifest, Img2Img) else 1.0)
     upscale = None
     if manifest.task != "inpainting" and manifest.upscale is not None:
+        if edits:
+            text = f"redraws the enlarged picture by img2img, and model {model!r} edits pictures instead"
+            raise Rejected.of_field("upscale", text, "unsupported")
         upscale = manifest.upscale.model_copy(update={"steps": manifest.upscale.steps or steps})
         upscale.drawn_steps(steps)
         samplers.check_steps(scheduler, upscale.steps or steps, "upscale.steps")
@@ -238,6 +251,13 @@ def plan(
         lora_hashes=dict(lora_hashes or {}),
         model_version=model_version,
         lora_versions=dict(lora_versions or {}),
+        controlnet=tuple(
+            ControlNetUse(name=one.name, scale=one.scale, start=one.start, end=one.end)
+            for one in manifest.controlnet
+        ),
+        ip_adapter=IpAdapterUse(name=ip_adapter, scale=manifest.ip_adapter.scale)
+        if manifest.ip_adapter
+        else None,
         upscale=upscale,
         refiner=refiner,
         weights=any(has_marks(text) for _, text in _words(manifest)),

@@ -5,31 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from consumer.engine.denoisers import PLAIN, Denoiser
 from consumer.engine.passes import Pass, steps_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from torch import nn
-
+    from consumer.engine.call import Call
     from consumer.engine.loading.registry import LoadedModel
-    from consumer.renderer.protocol import ImageTask
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """One paused call of a real module's method: what the engine stacks with others."""
-
-    kind: str  # text | encode | unet | decode
-    module: nn.Module
-    method: str  # "__call__", "encode" or "decode"
-    arguments: dict[str, Any]  # by parameter name
-    rows: int  # along the first dimension
-    key: Hashable = None  # calls with equal keys can be joined; set by the engine
-    ticket: int = 0  # order of arrival, set by the engine
-    layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read
-    layout: Denoiser = PLAIN  # how its arguments are joined
+    from consumer.renderer.protocol import ImageTask, Lora
 
 
 @dataclass(eq=False)
@@ -38,10 +21,12 @@ class InFlight:
 
     task: ImageTask  # of the pass
     batch_key: Hashable  # images with equal keys can share UNet calls
+    loras: tuple[Lora, ...]  # that change its picture
     model: LoadedModel
     greenlet: Any  # runs the pipeline
     pipe: Any = None
     paused_in: Call | None = None
+    last_step: Call | None = None  # the call of its denoiser before the next one
     warnings: list[tuple[str, str]] = field(default_factory=list)  # (code, message)
     began: float | None = None  # by the engine's clock, at its first device call
     unet_calls: int = 0
@@ -61,13 +46,9 @@ class InFlight:
         """Begin the next pass."""
         self.steps_before += self._steps()[1]
         begun = self.later.pop(0)
-        self.task, self.batch_key, self.model, self.pipe = (
-            begun.task,
-            begun.batch_key,
-            begun.model,
-            begun.pipe,
-        )
-        self.rows, self.last_unet_call = 0, None
+        self.task, self.batch_key, self.loras = begun.task, begun.batch_key, begun.loras
+        self.model, self.pipe = begun.model, begun.pipe
+        self.rows, self.last_step, self.last_unet_call = 0, None, None
         self.records.append(begun.model.record)
 
     @property
@@ -78,9 +59,12 @@ class InFlight:
         return self.paused_in
 
     @property
-    def call_key(self) -> tuple[Hashable, ...]:
-        """Its call's own key and its LoRAs: calls with equal keys can run in one, with the same weights."""
-        return (self.call.key, self.task.loras)
+    def state(self) -> Hashable:
+        """What the module of its call is switched to: only calls of one state can run as one."""
+        kind = self.call.kind
+        if kind == "unet":
+            return (self.loras, self.task.ip_adapter)
+        return self.loras if kind == "text" else ()  # the others have no LoRAs
 
     @property
     def name(self) -> tuple[str, int]:

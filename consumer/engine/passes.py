@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from consumer.engine.loading.registry import LoadedModel
-    from consumer.renderer.protocol import ImageTask
+    from consumer.renderer.protocol import ImageTask, Lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Pass:
 
     task: ImageTask
     batch_key: Hashable
+    loras: tuple[Lora, ...]  # that change its picture
     model: LoadedModel
     pipe: Any
 
@@ -38,7 +39,9 @@ def passes_of(task: ImageTask) -> tuple[ImageTask, ...]:
     again = replace(first, task="img2img", image=None, mask=None, strength=None)
     passes = [first]
     if refiner is not None:
-        second = replace(again, model=refiner.model, folder=refiner.folder, loras=(), since=refiner.at)
+        # What guides the first model was made for its layers.
+        alone = replace(again, loras=(), controls=(), ip_adapter=None, pictures={})
+        second = replace(alone, model=refiner.model, folder=refiner.folder, since=refiner.at)
         passes = [replace(first, until=refiner.at), second]
     if upscale is not None:
         size = {"width": upscale.width, "height": upscale.height}

@@ -42,6 +42,7 @@ class Meaning:
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
     model_version: int | None = None  # where the model is a published one
     lora_versions: Mapping[str, int] = field(default_factory=dict)
+    ip_adapter: str | None = None  # its name, where the manifest asks for one
     notes: tuple[Note, ...] = ()
     refiner: Refines | None = None
 
@@ -60,13 +61,13 @@ class Names:
     _cards: LruCache[str, PublishedCard] = field(default_factory=lambda: LruCache(_REMEMBERED))
 
     async def read(self, manifest: Manifest, seen: float) -> Meaning:
-        """Resolve the models and the LoRAs.
+        """Resolve the models, the LoRAs, the ControlNets and the IP-Adapter.
 
         Args:
             seen: when the manifest was here, by our clock. What was published before that is found.
 
         Raises:
-            Rejected: one is unknown, or a LoRA or the refiner is of another family than the model.
+            Rejected: one is unknown, or of another family than the model.
             StoreUnavailable: try again.
         """
         meaning = await self._model(manifest, seen)
@@ -92,10 +93,12 @@ class Names:
 
     async def _model(self, manifest: Manifest, seen: float) -> Meaning:
         name = manifest.model or self.default_model
-        if name in self.cards.cards:
-            card = self.cards.get(name)
-            return await self._with_loras(manifest, card, None, seen)
+        own = self.cards.cards.get(name)
+        if own is not None and not own.yields:
+            return await self._with_loras(manifest, own, None, seen)
         model = await self._published(name, seen)
+        if model is None and own is not None:
+            return await self._with_loras(manifest, own, None, seen)
         if model is None:
             return Meaning(self.cards.get(name, await self._published_names()))  # raises
         if model.kind == "full":
@@ -165,7 +168,17 @@ class Names:
         names = [choice.name for choice in choices]
         if twice := [name for name in names if names.count(name) > 1]:
             raise _refused(f"names {twice[0]!r} twice; give each LoRA once, with one weight")
-        return Meaning(card, tuple(choices), hashes, version, versions, notes)
+        adapter = self._addons(manifest, card)
+        return Meaning(card, tuple(choices), hashes, version, versions, adapter, notes)
+
+    def _addons(self, manifest: Manifest, card: ModelCard) -> str | None:
+        """The name of the IP-Adapter that a manifest asks for; its ControlNets have names. Raises `Rejected`."""
+        known = self.cards.addons
+        for place, one in enumerate(manifest.controlnet):
+            known.controlnet(one.name, f"controlnet.{place}.name", card.name, card.family)
+        if manifest.ip_adapter is None:
+            return None
+        return known.ip_adapter(manifest.ip_adapter.name, card.name, card.family).name
 
     async def _published(self, reference: str, seen: float) -> PublishedCard | None:
         """What is published under `name` or `name@version`; None when nothing is.

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.jobs.models import Fetched
-from consumer.renderer.protocol import Enlarged, ImageTask, Lora, RawPicture, SecondModel
+from consumer.renderer.protocol import (
+    Control,
+    Enlarged,
+    ImageTask,
+    IpAdapterChoice,
+    Lora,
+    RawPicture,
+    SecondModel,
+)
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
@@ -172,6 +180,8 @@ class Job:
                 Lora(x.name, x.weight, plan.lora_hashes.get(x.name, ""), self.fetched.loras.get(x.name, ""))
                 for x in plan.loras
             ),
+            controls=tuple(Control(x.name, x.scale, x.start, x.end) for x in plan.controlnet),
+            ip_adapter=IpAdapterChoice(x.name or "", x.scale) if (x := plan.ip_adapter) else None,
             image=_image_of(self.pictures),
             mask=self.pictures.get("mask_image"),
             pictures={

@@ -145,9 +145,10 @@ class Preparation:
             card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
             multiple = card.size_multiple if card else SIZE_MULTIPLE
             drawable = await self._drawable(sources, limits, multiple, job)
-            if (image := drawable.pictures.get("image")) is not None:
+            pictures = {field: _raw(pixels) for field, pixels in drawable.pictures.items()}
+            if (image := pictures.get("image")) is not None:
                 check_upscaled(job.plan, (image.width, image.height), multiple, limits)
-            job.hold({field: _raw(pixels) for field, pixels in drawable.pictures.items()}, share)
+            job.hold(pictures, share)
             for note in drawable.notes:
                 job.note(note)
         finally:

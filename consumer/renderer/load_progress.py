@@ -32,6 +32,10 @@ class LoadProgress:
         """
         self._device = device
         self._terminal = terminal or sys.stderr
+        self.loaded: dict[str, int] = {}  # bytes of the models in the child's memory, by name
+        self.missing: dict[
+            str, str
+        ] = {}  # why models were not available when they were last looked for, by name
         self._name = ""  # of the model being loaded
         self._began = 0.0
         self._counter: asyncio.Task[None] | None = None
@@ -50,11 +54,17 @@ class LoadProgress:
         """A model is loaded."""
         seconds = time.monotonic() - self._began if self._name == model.name else 0.0
         self.end()
+        self.loaded = dict(model.on_device)
+        self.missing.pop(model.name, None)
         metrics.loaded(self._device, model.name, seconds, model.on_device)
-        facts = {"model": model.name, "source": model.source, "device": self._device, "dtype": model.dtype}
-        log.info(
-            "model loaded", extra=facts | {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
-        )
+        facts: dict[str, object] = {
+            "model": model.name,
+            "source": model.source,
+            "device": self._device,
+            "dtype": model.dtype,
+        }
+        facts |= {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
+        log.info("model loaded", extra=facts | ({"joins": model.probed} if model.probed else {}))
 
     def end(self) -> None:
         """Nothing is being loaded any more, whether the load succeeded or not."""

@@ -40,6 +40,22 @@ class Lora(msgspec.Struct, frozen=True):
     path: str = ""  # of a published one: its file on this machine
 
 
+class Control(msgspec.Struct, frozen=True):
+    """A ControlNet by its registered name, and how it acts; its picture is the task's controlnet.<place>.image."""
+
+    name: str
+    scale: float
+    start: float  # parts of the steps
+    end: float
+
+
+class IpAdapterChoice(msgspec.Struct, frozen=True):
+    """An IP-Adapter by its registered name, and its strength; its picture is the task's ip_adapter.image."""
+
+    name: str
+    scale: float
+
+
 class Enlarged(msgspec.Struct, frozen=True):
     """A second pass: the picture is enlarged to this size, and redrawn by the same model."""
 
@@ -75,6 +91,8 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     )
     models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
     loras: tuple[tuple[str, str], ...] = ()  # name and file
+    controlnets: tuple[tuple[str, str], ...] = ()  # name and source
+    ip_adapters: tuple[tuple[str, str], ...] = ()  # name and source
     memory_budget: int | None = None  # bytes of loaded models
     preload: str | None = None  # loaded before the child sends `Ready`
     preload_folder: str = ""  # of a published one: where its files are on this machine
@@ -103,6 +121,8 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     strength: float | None = None  # img2img and inpainting, in (0, 1]
     clip_skip: int | None = None  # A1111's counting: 1 skips nothing
     loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
+    ip_adapter: IpAdapterChoice | None = None
     image: RawPicture | None = None
     mask: RawPicture | None = None
     #: The request's other pictures by the fields that hold them, such as controlnet.0.image: those of a ControlNet have
@@ -156,6 +176,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     size: int  # bytes of its weights
     on_device: dict[str, int] = {}  # bytes by name of all models in memory, this one included
+    probed: str = ""  # of a model that no table knows: whether its images share calls, and why
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):

@@ -13,7 +13,7 @@ from PIL import Image
 from infra import pictures
 from infra.decoding.drawing import drawn_size
 from infra.models import published
-from infra.models.cards import BUILT_IN
+from infra.models.cards import BUILT_IN, POPULAR
 from infra.models.published_cards import card_of
 from producer.overview import defaults_of, models_of
 from producer.planning.work import Piece, Work, piece_of
@@ -131,7 +131,7 @@ class Planner:
     ) -> tuple[int, int]:
         """The size at which a request's picture is drawn, from its file's header. Raises `Rejected`."""
         try:
-            data = pictures.decode_base64(manifest.image, "image", limits)
+            data = pictures.decode_base64(manifest.pictures[0], "image", limits)
             with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
                 whole = picture.size
         except (Rejected, OSError, Image.DecompressionBombError):  # the name of an object, or no picture
@@ -166,11 +166,14 @@ class Planner:
 
     async def _find(self, name: str, lora: str = "") -> tuple[str, ModelDefaults]:
         """See `card`; with `lora` the name is the base of that one."""
-        if (known := self._known(name)) is not None:
+        known, yields = self._known(name), any(card.name == name for card in POPULAR)
+        if known is not None and not yields:
             return name, known
         try:
             card = await published.resolve(self.store, name)
         except Rejected:
+            if known is not None:
+                return name, known
             text = f"no model named {name[:200]!r}; known are {', '.join(self._names())}, and what is published here"
             raise Rejected("unknown_model", text, field="model") from None
         if card.kind == "full":
@@ -182,13 +185,13 @@ class Planner:
 
     def _names(self) -> list[str]:
         announced = {model for beat in self.beats for model in models_of(beat)}
-        return sorted(announced | {card.name for card in BUILT_IN})
+        return sorted(announced | {card.name for card in (*BUILT_IN, *POPULAR)})
 
     def _known(self, name: str) -> ModelDefaults | None:
         """What a live worker says of a model, else what a built-in card says; None for a published one."""
         if any(name in models_of(beat) for beat in self.beats):
             return defaults_of(self.beats, name)
-        return next((card.defaults for card in BUILT_IN if card.name == name), None)
+        return next((card.defaults for card in (*BUILT_IN, *POPULAR) if card.name == name), None)
 
     def _filled(self, card: PublishedCard) -> ModelDefaults:
         """The defaults of a published model. What its card leaves open is its base's, as a worker fills it."""

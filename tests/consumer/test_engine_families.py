@@ -57,8 +57,9 @@ def test_a_refiner_goes_on_from_a_picture_and_does_not_draw_from_words(
     ended = studio(registry).draw(*tasks)
 
     refused = ended.pop(("text2img", 0))
-    assert (refused.code, refused.field) == ("unsupported", "task")
-    assert refused.message == "model 'tiny' cannot do text2img; it does img2img, inpainting"
+    assert (refused.code, refused.field) == ("unsupported", "image")
+    text = "model 'tiny' cannot do text2img; it does img2img, inpainting: give it a picture in `image`"
+    assert refused.message == text
     assert all(apart(ended[t.request, 0].picture, alone(registry, t)) <= 1 for t in tasks[1:])
 
 

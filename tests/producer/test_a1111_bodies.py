@@ -136,7 +136,10 @@ def test_a_hires_fix_is_drawn_at_its_size_and_told_as_a1111_tells_it(address: st
         ({"prompt": "a <lora:x:strong>"}, "prompt"),
         ({"batch_size": 65}, "batch_size"),
         ({"init_images": [picture()]}, "init_images"),
-        ({"alwayson_scripts": {"controlnet": {"args": [{"module": "canny"}]}}}, "alwayson_scripts"),
+        (
+            {"alwayson_scripts": {"controlnet": {"args": [{"module": "canny"}]}}},
+            "alwayson_scripts.controlnet.args.0.module",
+        ),
         ({"alwayson_scripts": {"ADetailer": {"args": [True, False, {}]}}}, "alwayson_scripts"),
         ({"cfg_scale": -1, "steps": 0, "batch_size": 0}, "batch_size"),
     ],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from consumer.engine.admission import batch_key
+from consumer.engine.admission import acting, batch_key
 from consumer.engine.loading import pipelines, spelling
 from consumer.engine.passes import Pass, models_of, passes_of
 from schemas.errors import Rejected
@@ -50,12 +50,14 @@ def make_ready(
         for one in tasks:
             kept: set[Lora] = {lora for other in others if other.model == one.model for lora in other.loras}
             loaded[one.model].adapters.ensure(one.loras, kept)
+            if one.task in loaded[one.model].templates:  # else it is refused below
+                registry.equip(loaded[one.model], one, in_use)
     pipelines.check_passes(tasks, [loaded[one.model] for one in tasks])
     passes: list[Pass] = []
     warnings: list[tuple[str, str]] = []
     for one in tasks:
         model = loaded[one.model]
-        template = model.template(one.task)
+        template = model.guides.around(model.template(one.task), one)
         try:
             pipelines.check_limits(template, one, model.scheduler_config, model.size_multiple)
         except Rejected as error:
@@ -64,9 +66,10 @@ def make_ready(
             field = "upscale" if one.since is None else "refiner.model"
             raise Rejected(error.code, f"{field}: its {error.message}", field=field) from error
         pipe = pipelines.prepare(template, one, model.scheduler_config, make_scheduler)
-        passes.append(Pass(one, batch_key(one), model, pipe))
+        model.guides.ip_adapters.attach(pipe, one.ip_adapter)
+        passes.append(Pass(one, batch_key(one), acting(one), model, pipe))
         told = spelling.warnings_of(template, one)
-        if why := pipelines.sampler_for(one, model.scheduler_config)[1]:
+        if why := pipelines.sampler_for(template, one, model.scheduler_config)[1]:
             told.append(("scheduler_replaced", why))
         warnings += [warning for warning in told if warning not in warnings]
     return passes, warnings

@@ -9,14 +9,17 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
 
 from consumer.engine.loading import weights
-from infra.models.families import Family, family_of
+from consumer.engine.loading.ip_adapters import embeddings
+from infra.models.families import Family, family_of, too_many_pictures
 from infra.models.folders import is_distilled
+from schemas.defaults import IMG2IMG_STRENGTH
+from schemas.errors import Rejected
 from schemas.text.prompts import plain
 
 if TYPE_CHECKING:
@@ -24,11 +27,14 @@ if TYPE_CHECKING:
 
 
 def family(pipe: Any) -> Family:
-    """The family of a pipeline, or of one whose models are stand-ins."""
+    """The family of a pipeline, or of one whose models are stand-ins. Its copies know it: `components` is slow."""
+    if (known := vars(pipe).get("_family")) is not None:
+        return cast("Family", known)
     parts = {name: part for name, part in pipe.components.items() if part is not None}
-    found = family_of(type(pipe).__name__, parts)
+    found = family_of(type(pipe).__name__.replace("ControlNet", ""), parts)
     if found is None:
         raise ValueError(f"no line knows {type(pipe).__name__}")  # such a folder was refused before
+    vars(pipe)["_family"] = found
     return found
 
 
@@ -72,6 +78,7 @@ def arguments(pipe: Any, task: ImageTask, noise: torch.Generator | None = None) 
         "max_sequence_length": tokens or None,
         "width": task.width,
         "height": task.height,
+        "max_area": task.width * task.height,  # else one of them draws every size as a megapixel
     }
     if guided == "true_cfg":
         said["true_cfg_scale"] = task.cfg_scale
@@ -85,10 +92,19 @@ def arguments(pipe: Any, task: ImageTask, noise: torch.Generator | None = None) 
         said["guidance_scale"] = task.cfg_scale
     if task.since is not None:
         said["denoising_start"] = task.since
+    elif task.task != "text2img" and kind.pictures:
+        pictures = [to_pil(picture) for picture in edited(task)]
+        said |= {"image": pictures if kind.pictures > 1 else pictures[0]}
     elif task.task != "text2img":
         said |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
         said["mask_image"] = to_pil(task.mask)
+    if task.controls:
+        said |= _controls(task)
+    if task.ip_adapter is not None:
+        with_guidance = guided not in ("number", "none") and task.cfg_scale > 1
+        picture = to_pil(task.pictures.get("ip_adapter.image"))
+        said["ip_adapter_image_embeds"] = embeddings(pipe, picture, guided=with_guidance)
     taken = keywords(pipe.__class__)
     if task.weights:
         said |= weights.spoken(pipe, task)
@@ -98,9 +114,50 @@ def arguments(pipe: Any, task: ImageTask, noise: torch.Generator | None = None) 
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
 
 
+def _controls(task: ImageTask) -> dict[str, Any]:
+    """The keywords for ControlNets, each of which takes a list."""
+    places = range(len(task.controls))
+    return {
+        "image" if task.task == "text2img" else "control_image": [
+            to_pil(task.pictures.get(f"controlnet.{place}.image")) for place in places
+        ],
+        "controlnet_conditioning_scale": [control.scale for control in task.controls],
+        "control_guidance_start": [control.start for control in task.controls],
+        "control_guidance_end": [control.end for control in task.controls],
+    }
+
+
+def edited(task: ImageTask) -> list[RawPicture]:
+    """The pictures of `image`, in their order."""
+    found = [] if task.image is None else [task.image]
+    while (more := task.pictures.get(f"image.{len(found)}")) is not None:
+        found.append(more)
+    return found
+
+
+def check_pictures(pipe: Any, task: ImageTask) -> None:
+    """Refuse pictures that a model cannot read. Raises `Rejected`."""
+    kind, pictures = family(pipe), edited(task)
+    most = kind.pictures or 1
+    if len(pictures) > most:
+        raise Rejected.of_field("image", too_many_pictures(task.model, len(pictures), most))
+    for picture in pictures if kind.pictures else ():
+        short, long = sorted((picture.width, picture.height))
+        if short < kind.smallest:
+            text = f"is {picture.width} x {picture.height}; model {task.model!r} reads pictures from {kind.smallest}"
+            raise Rejected.of_field("image", f"{text} pixels a side")
+        if kind.longest and long > kind.longest * short:
+            text = f"is {picture.width} x {picture.height}; model {task.model!r} reads pictures whose longer side is at"
+            raise Rejected.of_field("image", f"{text} most {kind.longest} times the shorter one")
+
+
 def strength(task: ImageTask) -> float:
     """How much of the picture to change; raised where it would leave no step to draw."""
-    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
+    value = (
+        task.strength
+        if task.strength is not None
+        else (1.0 if task.task == "inpainting" else IMG2IMG_STRENGTH)
+    )
     if int(task.steps * value) >= 1:
         return value
     return min(1.0, math.nextafter(1 / task.steps, 2.0))
@@ -136,6 +193,13 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
         )
     if task.clip_skip and task.clip_skip > 1 and "clip_skip" not in taken:
         warnings.append(("ignored", f"clip_skip has no effect {model}, whose pipeline has no such setting"))
+    if task.task == "img2img" and family(pipe).pictures:
+        if task.strength not in (
+            None,
+            IMG2IMG_STRENGTH,
+        ):  # a plan may have the default where the model was not known
+            warnings.append(("ignored", f"strength has no effect {model}, which edits as the prompt says"))
+        return warnings
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
         text = f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn"
         warnings.append(("strength_raised", text))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.pictures import decode_base64
 from producer.web import pictures
-from producer.web.a1111 import neutral, second_pass
+from producer.web.a1111 import controlnet, neutral, second_pass
 from producer.web.naming import in_their_words
 from schemas import samplers
 from schemas.errors import Rejected
@@ -72,7 +72,8 @@ def manifest_of(body: Mapping[str, Any], *, img2img: bool, model: str | None, li
     Raises:
         Rejected: a field is not valid, not known, or not supported; it has A1111's name.
     """
-    notes = neutral.notes_on(body, _READ | (_READ_IMG2IMG if img2img else {"enable_hr"}), img2img=img2img)
+    read = _READ | (_READ_IMG2IMG if img2img else {"enable_hr"})
+    notes = neutral.notes_on(body, read, img2img=img2img, is_translated=controlnet.is_unit)
     body = {**body, **{name: _number(body[name]) for name in _NUMBERS if name in body}}
     manifest: dict[str, Any] = {"task": "text2img"}
     manifest |= {name: body[name] for name in SAME if body.get(name) is not None}
@@ -94,6 +95,8 @@ def manifest_of(body: Mapping[str, Any], *, img2img: bool, model: str | None, li
     else:
         manifest |= {name: body[name] for name in ("width", "height") if body.get(name) is not None}
         manifest |= second_pass.upscale_of(body, limits, notes)
+    if controls := controlnet.controls(body, limits, manifest.get("image")):
+        manifest["controlnet"] = controls
     try:
         validate_manifest(manifest, limits)
     except Rejected as error:
@@ -109,6 +112,7 @@ def names_in(body: Mapping[str, Any]) -> dict[str, str]:
     return (A1111_NAMES | second_pass.names_in(body)) | {
         "model": CHECKPOINT if chosen.get("sd_model_checkpoint") else "sd_model_checkpoint",
         "clip_skip": CLIP_SKIP if "CLIP_stop_at_last_layers" in chosen else "clip_skip",
+        **controlnet.names(body),
     }
 
 

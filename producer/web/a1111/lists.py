@@ -63,7 +63,7 @@ async def upscalers(caller: Caller) -> list[dict[str, Any]]:
 
 @router.get("/sd-models", responses=READ_ERRORS, summary="List models")
 async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
-    """`defaults`, which A1111 has not: what fills the fields that a request leaves open."""
+    """`defaults`, which A1111 has not: what fills the fields that a request leaves open; `state`: how near it is."""
     return [
         {
             "title": model.name,
@@ -73,9 +73,9 @@ async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
             "filename": model.name,
             "config": None,
             "defaults": model.defaults.model_dump(),
+            "state": model.state.model_dump() if model.state else None,
         }
         for model in await facade.client.models()
-        if model.here or model.versions
     ]
 
 

@@ -11,7 +11,7 @@ SD.Next, which add fields of their own.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from schemas.errors import Rejected
@@ -48,7 +48,7 @@ NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
     "enable_hr": ((), "A1111 has it in txt2img only; give img2img the larger width and height"),
     "restore_faces": ((), "leave it out; there is no face restorer here"),
     "tiling": ((), "leave it out"),
-    "alwayson_scripts": ((), "leave scripts such as ControlNet or ADetailer out"),
+    "alwayson_scripts": ((), "leave scripts such as ADetailer out; ControlNet is supported"),
     "script_name": ((), "leave it out; there are no scripts here"),
     "styles": ((), "write the text of the styles into the prompt"),
     "subseed_strength": ((), "leave it out; vary `seed` instead"),
@@ -91,11 +91,18 @@ _SETTINGS_IGNORED = (
 )  # fmt: skip
 
 
-def notes_on(body: Mapping[str, Any], read: Collection[str], *, img2img: bool) -> list[Note]:
+def notes_on(
+    body: Mapping[str, Any],
+    read: Collection[str],
+    *,
+    img2img: bool,
+    is_translated: Callable[[str, Any], bool] = lambda _script, _arguments: False,
+) -> list[Note]:
     """What a body asks for that is ignored. Raises `Rejected` for a field that would change the picture.
 
     Args:
         read: the fields that are translated.
+        is_translated: tells it of a script, by its name and its arguments.
     """
     told = TOLD if img2img else TOLD | TOLD_TXT2IMG
     notes = []
@@ -106,7 +113,7 @@ def notes_on(body: Mapping[str, Any], read: Collection[str], *, img2img: bool) -
             if value != told[name]:
                 notes.append(_ignored(name))
         elif name == "alwayson_scripts" and isinstance(value, dict):
-            notes += _scripts(value)
+            notes += _scripts({one: units for one, units in value.items() if not is_translated(one, units)})
         elif name in NEUTRAL:
             _check_no_effect(name, value)
         else:

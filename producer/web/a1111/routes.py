@@ -17,6 +17,7 @@ from infra.pictures import decode_base64
 from infra.recipes import PARAMETERS, RECIPE
 from producer.web import pictures, responses
 from producer.web.a1111 import fields
+from producer.web.a1111.controlnet import without_pictures
 from producer.web.a1111.lists import chosen_model
 from producer.web.caller import Caller, FacadeOf, document, draw
 from producer.web.naming import in_their_words, notes_in_their_words
@@ -126,7 +127,11 @@ async def _draw(request: Request, facade: FacadeOf, caller: Caller, *, img2img: 
     images = [] if body.get("send_images") is False else await responses.pictures(facade.client.store, result)
     response = A1111Pictures(
         images=[],
-        parameters={name: value for name, value in body.items() if name not in HIDDEN},
+        parameters={
+            name: without_pictures(value) if name == "alwayson_scripts" else value
+            for name, value in body.items()
+            if name not in HIDDEN
+        },
         info=json.dumps(_info(result, body, translation.notes), ensure_ascii=False),
     )
     return Response(responses.json_with_images(response, images), media_type="application/json")

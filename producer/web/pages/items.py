@@ -202,6 +202,8 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
         if plan.get(name) is not None:
             manifest[name] = plan[name]
     manifest |= exact_names(plan)
+    if isinstance(used := plan.get("ip_adapter"), dict) and isinstance(manifest.get("ip_adapter"), dict):
+        manifest["ip_adapter"] |= {"name": used.get("name")}  # the request may have left it open
     if plan.get("seeds"):
         manifest["seed"] = plan["seeds"][0]
     return manifest

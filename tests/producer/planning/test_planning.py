@@ -140,7 +140,7 @@ def picture(width: int, height: int) -> str:
     ("fields", "field", "words"),
     [
         ({"image": picture(4, 40)}, "image", "is 4 x 40; at least 8 x 8 pixels"),
-        ({"model": "nosuch"}, "model", "no model named 'nosuch'; known are doodle, sd15, sd21, sdxl"),
+        ({"model": "nosuch"}, "model", "no model named 'nosuch'; known are doodle, flux-dev, "),
         ({"width": 2048, "height": 2048}, "width", "2048"),
         ({"image": "uploads/a.png", "strength": 0.01}, "strength", "leaves none of 20 steps"),
         ({"scheduler": "LCM", "steps": 51}, "steps", "at most 50"),
