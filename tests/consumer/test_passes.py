@@ -69,7 +69,7 @@ def refined(request: str = "r", **fields: Any) -> Any:
 def ticking() -> Callable[[], float]:
     """A clock that counts its readings, so that shares of time do not depend on the machine."""
     ticks = itertools.count()
-    return lambda: float(next(ticks))
+    return lambda: next(ticks) / 1000
 
 
 def pixels(picture: RawPicture) -> Any:
