@@ -108,7 +108,7 @@ class Worker:
         )
         self.jobs = self._make_jobs(renderers, delivery, ready)
         loras = {name for renderer in renderers for name, _ in renderer.loras}
-        own = Capabilities.own(cards.known(), loras, settings.limits)
+        own = Capabilities.own(cards.known(), loras, settings.limits, cards.addons)
         self._fleet = Fleet(store, claims.session, own, lease=settings.timing.lease, clock=clock)
         claimer = RequestClaimer(
             store, claims, cards, settings.default_model, settings.limits, clock, rng, self._fleet

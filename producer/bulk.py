@@ -20,10 +20,17 @@ from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
 PICTURES = {place for place in manifest_parts.PICTURES if "*" not in place}
-INTEGERS = {"steps", "number_of_images", "seed", "width", "height", "clip_skip", "output.quality"}
-NUMBERS = {"cfg_scale", "strength"}
+INTEGERS = {
+    *("steps", "number_of_images", "seed", "width", "height", "clip_skip"),
+    *("output.quality", "upscale.steps"),
+}
+NUMBERS = {
+    *("cfg_scale", "strength", "ip_adapter.scale"),
+    *("upscale.scale", "upscale.strength", "refiner.at"),
+}
 BOOLEANS = {"strict"}
-DOCUMENTS = {"loras", "output", "metadata", "controlnet", "ip_adapter"}  # a cell of JSON
+#: A cell of JSON.
+DOCUMENTS = {"loras", "output", "metadata", "controlnet", "ip_adapter", "upscale", "refiner"}
 NAMES = {"custom_id", "id"}
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 

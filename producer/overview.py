@@ -167,6 +167,11 @@ def models_here(beat: Mapping[str, Any]) -> set[str]:
     return _names(beat, "available" if "available" in beat else "models")
 
 
+def addons_of(beats: Iterable[Mapping[str, Any]], kind: str) -> set[str]:
+    """What live workers know beside models: their `controlnets` or `ip_adapters`."""
+    return {name for beat in beats for name in _names(beat, kind)}
+
+
 def _names(beat: Mapping[str, Any], field: str) -> set[str]:
     names = beat.get(field)
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()

@@ -11,6 +11,7 @@ import os
 import queue
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -53,6 +54,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     from consumer.engine.engine import Engine
     from consumer.engine.loading.libraries import quiet
     from consumer.engine.loading.registry import ModelRegistry
+    from infra.models.addons.known import Addons
     from infra.models.cards import Cards
 
     def send(message: Message) -> None:
@@ -60,8 +62,9 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         out.flush()
 
     quiet()
+    addons = Addons.of(*(map("=".join, pairs) for pairs in (settings.controlnets, settings.ip_adapters)))
     registry = ModelRegistry(
-        Cards.of(f"{name}={source}" for name, source in settings.models),
+        replace(Cards.of(f"{name}={source}" for name, source in settings.models), addons=addons),
         device=settings.device,
         dtype="" if settings.dtype == "auto" else settings.dtype,
         attention=settings.attention,

@@ -49,6 +49,7 @@ _IDS = frozenset({"img_ids", "txt_ids"})
 
 DENOISERS: Mapping[str, Denoiser] = {
     "UNet2DConditionModel": Denoiser(latents="sample"),
+    "ControlNetModel": Denoiser(latents="sample"),
     "SD3Transformer2DModel": Denoiser(),
     "PixArtTransformer2DModel": Denoiser(),
     "SanaTransformer2DModel": Denoiser(),
@@ -68,3 +69,5 @@ DENOISERS: Mapping[str, Denoiser] = {
         answers_lists=True,
     ),
 }
+#: Of these, modules that a pipeline asks at every step before its denoiser.
+SIDES = frozenset({"ControlNetModel"})

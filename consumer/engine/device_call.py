@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from consumer.engine.in_flight import Call
+    from consumer.engine.call import Call
 
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
-_ONE_IMAGE = {"unet": 2}  # rows, with guidance
+_ONE_IMAGE = {"unet": 2, "side": 2}  # rows, with guidance
 #: Errors of a call that would be wrong again.
 _WRONG_CALL = (TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
 _MEASURED = 1000  # kinds of calls whose time is kept
@@ -52,6 +52,8 @@ class Counters:
     slots: int = 0  # UNet rows that those calls could have had
     text_calls: int = 0
     text_rows: int = 0
+    side_calls: int = 0  # of ControlNets
+    side_rows: int = 0
     encode_calls: int = 0
     encode_rows: int = 0
     decode_calls: int = 0
@@ -210,19 +212,13 @@ class DeviceCaller:
             counters.unet_calls += 1
             counters.useful_rows += count
             counters.slots += limit
-        elif kind == "text":
-            counters.text_calls += 1
-            counters.text_rows += count
-        elif kind == "encode":
-            counters.encode_calls += 1
-            counters.encode_rows += count
         else:
-            counters.decode_calls += 1
-            counters.decode_rows += count
+            for name, more in ((f"{kind}_calls", 1), (f"{kind}_rows", count)):
+                setattr(counters, name, getattr(counters, name) + more)
 
     def _full(self, kind: str) -> int:
         """The most rows of a call of this kind. In exact mode every call is padded to it."""
-        return 1 if self.exact and kind != "unet" else self.max_rows
+        return 1 if self.exact and kind not in ("unet", "side") else self.max_rows
 
 
 def _synchronize(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from consumer.engine.device_call import DeviceCaller, Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from consumer.engine.in_flight import Call
+    from consumer.engine.call import Call
     from consumer.engine.stand_in import Embeddings
 
 
@@ -21,15 +21,17 @@ def encode_texts(
     caller: DeviceCaller,
     cache: Embeddings,
     calls: Sequence[Call],
-    key: tuple[Hashable, ...],
+    key: Hashable,
+    state: Hashable,
     ready: Callable[[], None],
 ) -> list[tuple[Call, Any | Failure]]:
     """Answer text encoder calls that can be stacked; each different text is encoded once, then cached.
 
     Args:
-        key: the calls' own key, and what else the module's answer depends on.
+        key: of the calls; one with pictures has a key that no other has.
+        state: what the module is switched to, on which its answers depend.
     """
-    state = (id(calls[0].module), *key[1:])  # a call with pictures has a key that no other has
+    state = (id(calls[0].module), state)
     alike: dict[bytes, list[Call]] = {}
     for call in calls:
         alike.setdefault(_seen(call), []).append(call)

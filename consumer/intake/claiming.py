@@ -23,7 +23,7 @@ from schemas.batch import Row, split_rows
 from schemas.errors import DreamError, NotFound, Rejected, TooLarge, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import Manifest, Text2Img, chosen_id, has_expired, parse_manifest
-from schemas.manifest_limits import check_numbers
+from schemas.manifest_limits import check_numbers, check_upscaled
 from schemas.plan import Plan, Refusal, plan
 from schemas.result import Note
 from schemas.text.strictjson import load_object
@@ -174,7 +174,9 @@ class RequestClaimer:
         card = meaning.card
         self._check_size(manifest, card)
         _check_pictures(manifest, card)
-        scheduler, why = samplers.for_model(manifest.scheduler, card.scheduler, flow=card.flow)
+        scheduler, why = samplers.for_model(
+            manifest.scheduler, card.scheduler, flow=card.flow, one=card.one_sampler
+        )
         replaced = (Note(code="scheduler_replaced", message=why, field="scheduler"),) if why else ()
         planned = plan(
             manifest,
@@ -191,9 +193,14 @@ class RequestClaimer:
             lora_hashes=meaning.lora_hashes,
             model_version=meaning.model_version,
             lora_versions=meaning.lora_versions,
+            ip_adapter=meaning.ip_adapter,
+            refiner=meaning.refiner,
             notes=(*meaning.notes, *replaced),
         )
         check_numbers(planned.steps, planned.cfg_scale, self.limits)
+        if planned.width and planned.height:
+            limits = self.limits.for_model(card.native_width, card.native_height)
+            check_upscaled(planned, (planned.width, planned.height), card.size_multiple, limits)
         return planned
 
     def _check_size(self, manifest: Manifest, card: ModelCard) -> None:

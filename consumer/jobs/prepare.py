@@ -20,7 +20,7 @@ from infra.models.hub_caches import is_of_hub
 from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected
 from schemas.manifest import has_expired, parse_manifest
-from schemas.manifest_limits import check_numbers
+from schemas.manifest_limits import check_numbers, check_upscaled
 from schemas.manifest_parts import PICTURES, pictures_in
 from schemas.plan import Refusal, read_plan
 from schemas.result import Failure, Result, Status
@@ -168,7 +168,10 @@ class Preparation:
             card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
             multiple = card.size_multiple if card else SIZE_MULTIPLE
             drawable = await self._drawable(sources, limits, multiple, job)
-            job.hold({field: _raw(pixels) for field, pixels in drawable.pictures.items()}, share)
+            pictures = {field: _raw(pixels) for field, pixels in drawable.pictures.items()}
+            if (image := pictures.get("image")) is not None:
+                check_upscaled(job.plan, (image.width, image.height), multiple, limits)
+            job.hold(pictures, share)
             for note in drawable.notes:
                 job.note(note)
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import statistics
 import time
 from collections import deque
@@ -104,7 +105,7 @@ class Renderer:
     @property
     def pending_bytes(self) -> int:
         """Bytes of the pixels that those tasks will become."""
-        return sum(3 * task.width * task.height for task in self._held.values())
+        return sum(3 * math.prod(task.drawn_size) for task in self._held.values())
 
     @property
     def pid(self) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.models import card_options
+from infra.models.addons.known import Addons
 from infra.models.families import FAMILIES, POPULAR_MODELS, Family
 from infra.models.folders import Reading, check_family, read_folder, read_name
 from infra.models.hub_caches import GATED, downloads, has_weights
@@ -36,6 +37,7 @@ class ModelCard:
     native_height: int  # pixels
     scheduler: str  # canonical name, see schemas/samplers.py
     flow: bool = False  # it is made for flow matching: other samplers draw it wrongly
+    one_sampler: bool = False  # its pipeline works with its own sampler only
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE  # 1 or below: without guidance
     size_multiple: int = SIZE_MULTIPLE  # pixels
@@ -154,6 +156,7 @@ class Cards:
 
     cards: Mapping[str, ModelCard] = field(default_factory=lambda: {card.name: card for card in BUILT_IN})
     loras: Mapping[str, LoraFile] = field(default_factory=dict)  # by registered name
+    addons: Addons = field(default_factory=Addons)
 
     @classmethod
     def of(
@@ -209,8 +212,8 @@ class Cards:
         """What each model draws with where a request leaves it open, as heartbeats say it."""
         return {name: card.defaults.model_dump() for name, card in sorted(self.cards.items())}
 
-    def get(self, name: str, published: Iterable[str] = ()) -> ModelCard:
-        """The card of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
+    def get(self, name: str, published: Iterable[str] = (), field: str = "model") -> ModelCard:
+        """The card of the name in this field. Raises `Rejected`, which lists the known and the published names."""
         if name in self.cards:
             return self.cards[name]
         known = sorted({*self.cards, *published})
@@ -219,7 +222,7 @@ class Cards:
         raise Rejected(
             "unknown_model",
             f"no model named {name!r}; known are {', '.join(known)}{hint}",
-            field="model",
+            field=field,
         )
 
     def lora(self, name: str, published: Iterable[str] = ()) -> LoraFile:
@@ -305,6 +308,7 @@ def _own_card(
             native_height=read.height,
             scheduler=read.scheduler,
             flow=read.flow,
+            one_sampler=read.one_sampler,
             steps=read.steps,
             cfg_scale=read.cfg_scale,
             size_multiple=read.size_multiple,

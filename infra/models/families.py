@@ -44,7 +44,10 @@ class Family:
     smallest: int = 0  # pixels a side of a picture that it edits, at least
     longest: int = 0  # how many times its shorter side the longer one may be; 0: any
     optional: tuple[str, ...] = ()  # components without which it draws, too
+    one_sampler: bool = False  # its pipeline works with its own sampler only
     keywords: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)  # of every call
+    controlnets: bool = False  # diffusers' ControlNetModel guides it
+    weighs: bool = False  # prompts may have weights: CLIP reads all of them
     joins: bool = True  # the calls of several images may be joined; else they are drawn one at a time
 
     @property
@@ -53,7 +56,7 @@ class Family:
         return "text2img" not in self.tasks
 
 
-_SD: dict[str, Any] = {"denoiser": "unet"}
+_SD: dict[str, Any] = {"denoiser": "unet", "controlnets": True, "weighs": True}
 _FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "native": 1024}
 _QWEN: dict[str, Any] = {"guidance": "true_cfg", "tokens": 512, "layers": (-1,), "pack": 2, "native": 1024}
 _EDITS = ("text2img", "img2img")
@@ -61,7 +64,9 @@ _EDITS = ("text2img", "img2img")
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": Family("SD 1.x, 2.x", **_SD),
     "StableDiffusionXLPipeline": Family("SDXL", **_SD, optional=("text_encoder", "tokenizer")),
-    "LatentConsistencyModelPipeline": Family("LCM", **_SD, guidance="number", steps=4, cfg_scale=8.5),
+    "LatentConsistencyModelPipeline": Family(
+        "LCM", **_SD, guidance="number", steps=4, cfg_scale=8.5, one_sampler=True
+    ),
     "FluxPipeline": Family("FLUX.1", **_FLUX, guidance="number", steps=28, cfg_scale=3.5),
     "StableDiffusion3Pipeline": Family(
         "SD 3, 3.5",

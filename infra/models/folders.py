@@ -41,6 +41,7 @@ class Reading:
     size_multiple: int = SIZE_MULTIPLE
     scheduler: str = _FALLBACK
     flow: bool = False  # only samplers for flow matching draw it
+    one_sampler: bool = False  # only its own sampler draws it
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE
     family: str = ""  # "" where that is not known
@@ -71,6 +72,7 @@ def read_folder(folder: Path, *names: str) -> Reading:
         size_multiple=_multiple(family, denoiser, factor),
         scheduler=canonical_sampler(scheduler.get("_class_name")),
         flow=is_flow(scheduler),
+        one_sampler=family.one_sampler,
         steps=steps,
         cfg_scale=cfg_scale,
         family=unet_family(denoiser) if family.denoiser == "unet" else base_class(index["_class_name"]),

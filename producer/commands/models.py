@@ -52,12 +52,19 @@ def list_all(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 def _list(store: str, as_json: bool) -> None:
     async def work(client: AsyncClient) -> None:
+        from producer import overview
+
         known = await client.models()
+        beats = await overview.heartbeats(client.store)
+        addons = {kind: sorted(overview.addons_of(beats, kind)) for kind in ("controlnets", "ip_adapters")}
         if as_json:
-            print_json({"models": [_as_json(model) for model in known]})
+            print_json({"models": [_as_json(model) for model in known], **addons})
             return
         for model in known:
             typer.echo("\t".join(_told(model)))
+        for kind, what in (("controlnets", "a ControlNet"), ("ip_adapters", "an IP-Adapter")):
+            for name in addons[kind]:
+                typer.echo(f"{name}\there\t{what} for requests")
         if not any(model.workers for model in known):
             say(f"no worker is running; start one with: dreamdrop worker --store {store}")
 

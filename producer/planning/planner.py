@@ -22,8 +22,9 @@ from schemas.batch import split_rows
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected, TooManyPixels
 from schemas.manifest import Text2Img, parse_manifest
+from schemas.manifest_limits import check_upscaled
 from schemas.models import split_reference
-from schemas.plan import plan
+from schemas.plan import Refines, plan
 
 if TYPE_CHECKING:
     from infra.stores.store import Store
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
     from schemas.manifest import Manifest
     from schemas.models import PublishedCard
+    from schemas.plan import Plan
 
 _SIDE = 768  # pixels, where nobody says a model's size: the documented one
 
@@ -86,9 +88,29 @@ class Planner:
                 raise TooManyPixels(size, name, native, bounds.max_pixels)
         else:
             size = self._picture(manifest, bounds, native, _multiple(card)) if ours else native
-        return piece_of(self._plan(manifest, name, card, native), size)
+        refiner = await self._refiner(manifest)
+        planned = self._plan(manifest, name, card, native, refiner)
+        check_upscaled(planned, size, _multiple(card), bounds)
+        return piece_of(planned, size)
 
-    def _plan(self, manifest: Manifest, name: str, card: ModelDefaults, native: tuple[int, int]) -> Any:
+    async def _refiner(self, manifest: Manifest) -> Refines | None:
+        """The second model of a request. Raises `Rejected`."""
+        if manifest.task == "inpainting" or manifest.refiner is None:
+            return None
+        try:
+            name, _, version = (await self.card(manifest.refiner.model))[0].partition("@")
+        except Rejected as fault:
+            raise Rejected(fault.code, f"refiner: {fault.message}", field="refiner.model") from fault
+        return Refines(model=name, at=manifest.refiner.at, version=int(version) if version else None)
+
+    def _plan(
+        self,
+        manifest: Manifest,
+        name: str,
+        card: ModelDefaults,
+        native: tuple[int, int],
+        refiner: Refines | None,
+    ) -> Plan:
         plain, _, version = name.partition("@")
         return plan(
             manifest,
@@ -101,6 +123,7 @@ class Planner:
             cfg_scale=CFG_SCALE if card.cfg_scale is None else card.cfg_scale,
             size_multiple=_multiple(card),
             model_version=int(version) if version else None,
+            refiner=refiner,
         )
 
     def _picture(

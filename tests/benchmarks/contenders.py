@@ -84,8 +84,10 @@ class Watch:
 def watched(model: LoadedModel) -> Iterator[Watch]:
     """Note every call of the real modules. On a CPU a call has done its work when it returns."""
     watch, pipe = Watch(), next(iter(model.plain.values()))
-    places = [(pipe.unet, "forward"), (pipe.text_encoder, "forward"), (pipe.vae, "encode")]
-    places.append((pipe.vae, "decode"))
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part]
+    places = [(module, "forward") for module in (denoiser, *encoders)]
+    places += [(pipe.vae, "encode"), (pipe.vae, "decode")]
 
     def timed(call: Callable[..., Any], unet: bool) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -98,7 +100,7 @@ def watched(model: LoadedModel) -> Iterator[Watch]:
         return run
 
     for module, name in places:
-        setattr(module, name, timed(getattr(module, name), module is pipe.unet))
+        setattr(module, name, timed(getattr(module, name), module is denoiser))
     try:
         yield watch
     finally:
@@ -137,7 +139,7 @@ def _plain(registry: ModelRegistry, tasks: list[ImageTask], groups: list[list[in
     with watched(model) as watch, torch.inference_mode():
         began = time.perf_counter()
         for group in groups:
-            pictures |= zip(group, _draw(model, [tasks[i] for i in group]), strict=True)
+            pictures |= zip(group, draw_together(model, [tasks[i] for i in group]), strict=True)
         drawn = time.perf_counter()
     for i, task in enumerate(tasks):
         encode(pictures[i], task)
@@ -146,7 +148,8 @@ def _plain(registry: ModelRegistry, tasks: list[ImageTask], groups: list[list[in
     return Run(in_order, drawn - began, ended - began, watch.unet_calls, idle=watch.idle)
 
 
-def _draw(model: LoadedModel, tasks: list[ImageTask]) -> list[RawPicture]:
+def draw_together(model: LoadedModel, tasks: list[ImageTask]) -> list[RawPicture]:
+    """One call of the plain pipeline for tasks that agree."""
     first = tasks[0]
     pipe = pipelines.prepare(model.plain[first.task], first, model.scheduler_config)
     if len(tasks) == 1:

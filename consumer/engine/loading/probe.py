@@ -16,9 +16,9 @@ import torch
 from greenlet import greenlet
 
 from consumer.engine import device_errors, joining
+from consumer.engine.call import Call
 from consumer.engine.denoisers import UNKNOWN, Denoiser
 from consumer.engine.device_call import DeviceCaller, Failure
-from consumer.engine.in_flight import Call
 from consumer.engine.loading import pipelines, spelling
 from consumer.renderer.protocol import ImageTask
 

@@ -17,12 +17,14 @@ import torch
 from consumer.engine.denoisers import DENOISERS
 from consumer.engine.device_errors import free_memory
 from consumer.engine.devices import Offload, pick_dtype, place, set_attention
+from consumer.engine.loading.guides import Guides
 from consumer.engine.loading.libraries import library, quiet
 from consumer.engine.loading.loras import Adapters
 from consumer.engine.loading.opening import check_class, open_pipeline
 from consumer.engine.loading.probe import Outcome, probe
-from consumer.engine.stand_in import Embeddings, StandIn
-from consumer.renderer.protocol import Loaded, Loading
+from consumer.engine.loading.templates import around, modules_of, with_stand_ins
+from consumer.engine.stand_in import Embeddings
+from consumer.renderer.protocol import ImageTask, Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
 from infra.models.families import Family, base_class
 from infra.models.folders import read_folder
@@ -48,6 +50,7 @@ class LoadedModel:
     scheduler_config: dict[str, Any]
     size_multiple: int  # pixels
     adapters: Adapters
+    guides: Guides
     modules: list[Any]
     denoiser: str = "unet"  # the component
     joins: bool = True  # images of it may share calls
@@ -117,13 +120,30 @@ class ModelRegistry:
     def _card(self, name: str) -> ModelCard:
         return self._given.get(name) or self.cards.get(name)
 
-    def fits(self, name: str, in_use: Collection[str]) -> bool:
-        """Whether the model is loaded, or can be once every model not in use is evicted."""
-        if name in self._loaded or self.memory_budget is None or not in_use:
+    def fits(self, name: str, in_use: Collection[str], *others: str) -> bool:
+        """Whether the model is loaded, or can be once every model not in use is evicted.
+
+        Args:
+            others: models that are needed at the same time.
+        """
+        wanted = {name, *others}
+        if self.memory_budget is None or not in_use or wanted <= self._loaded.keys():
             return True  # where nothing is in use, `get` reports a model that is too large
-        needed = self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
-        held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
-        return held + needed <= self.memory_budget
+        held = {*in_use, *wanted} & self._loaded.keys()
+        needed = sum(map(self.size_of, wanted - held))
+        return sum(self._loaded[key].bytes for key in held) + needed <= self.memory_budget
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a model's weights, loaded or not."""
+        return self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
+
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool:
+        """The same of what guides a task beside its prompt; its model is loaded, or will be."""
+        model = self._loaded.get(task.model)
+        if model is None or self.memory_budget is None or not in_use:
+            return True
+        held = sum(one.bytes for key, one in self._loaded.items() if key in {*in_use, task.model})
+        return held + model.guides.needed(task) <= self.memory_budget
 
     def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
         """The model, loaded if need be; models that are not in use may be evicted for it.
@@ -137,7 +157,8 @@ class ModelRegistry:
             return self._loaded[name]
         folder = self._find(name)  # first: what cannot be loaded must not evict anything
         self.emit(Loading(name, _public(folder.source)))
-        self._evict(name, folder, in_use)  # before the load, or both models would be in memory at once
+        # Before the load, or both models would be in memory at once.
+        self._make_room(f"model {name!r}", self.size_of(name), in_use)
         model = self._load(self._card(name), folder)
         self._judge(model, folder.family)
         self._loaded[name] = (
@@ -190,15 +211,17 @@ class ModelRegistry:
     def _dtype(self, card: ModelCard) -> torch.dtype:
         return pick_dtype(self.device, self.dtype or card.dtype)
 
-    def _evict(self, name: str, folder: ModelFolder, in_use: Collection[str]) -> None:
-        """Make room for a model, least recently used first. Raises `ModelUnavailable` if it can never fit."""
+    def _make_room(self, what: str, needed: int, in_use: Collection[str], held: int = 0) -> None:
+        """Evict models, least recently used first. Raises `ModelUnavailable` if it can never fit.
+
+        Args:
+            held: bytes in memory that it cannot do without.
+        """
         if self.memory_budget is None:
             return
-        needed = folder.bytes_at(self._dtype(self._card(name)).itemsize)
-        if needed > self.memory_budget:
-            raise ModelUnavailable(
-                f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"
-            )
+        if held + needed > self.memory_budget:
+            text = f"{what} needs {held + needed:,} bytes; the budget is {self.memory_budget:,} bytes"
+            raise ModelUnavailable(text)
         for old in [key for key in self._loaded if key not in in_use]:
             if sum(model.bytes for model in self._loaded.values()) + needed <= self.memory_budget:
                 break
@@ -216,7 +239,7 @@ class ModelRegistry:
             # This VAE overflows in float16; its pipeline would convert it for every image.
             pipe.vae.to(torch.float32)
         denoiser = getattr(pipe, folder.family.denoiser)
-        modules: list[Any] = list(_modules(pipe).values())
+        modules: list[Any] = list(modules_of(pipe).values())
         for module in modules:
             module.eval().requires_grad_(False)
             if self.channels_last and isinstance(module, _with_pictures()):
@@ -235,25 +258,27 @@ class ModelRegistry:
                 "licence": card.licence,
                 "dtype": str(dtype).removeprefix("torch."),
             },
-            templates={task: _with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
+            templates={task: with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
             size_multiple=max(card.size_multiple, read_folder(folder.configs or folder.path).size_multiple),
             adapters=Adapters(pipe, self.loras),
+            guides=Guides.of(self, denoiser, plain, folder.family, modules),
             modules=modules,
             denoiser=folder.family.denoiser,
         )
+
+    def equip(self, model: LoadedModel, task: ImageTask, in_use: Collection[str]) -> None:
+        """Load what guides a task beside its prompt. Raises `Rejected` and `ModelUnavailable` as `get` does."""
+        if needed := model.guides.needed(task):
+            what = f"what guides model {task.model!r}, with the model,"
+            self._make_room(what, needed, {*in_use, task.model}, held=model.bytes)
+        model.guides.ensure(task)
 
 
 def _public(source: str) -> str:
     """A source as results and logs name it."""
     return "bundled" if source.startswith(str(BUNDLED)) else source
-
-
-def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The components with weights, by name, in the order in which they run: text encoders, denoiser, VAE."""
-    found = {name: one for name, one in pipe.components.items() if isinstance(one, torch.nn.Module)}
-    return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("text"), item[0] == "vae")))
 
 
 def _with_pictures() -> Any:
@@ -274,30 +299,4 @@ def _tasks(pipe: Any, family: Family) -> dict[str, Any]:
         can = ["inpainting"]  # made for it: it cannot draw without a mask
     if "text_encoder_2" in pipe.components and pipe.components.get("text_encoder", pipe) is None:
         can = [task for task in can if task != "text2img"]  # a refiner: it goes on from a picture
-    return {task: _around(getattr(diffusers, names[task]), pipe) for task in can}
-
-
-def _around(kind: Any, pipe: Any) -> Any:
-    """A pipeline of a class, with the components of another."""
-    expected, _ = kind._get_signature_keys(kind)
-    parts = {name: pipe.components.get(name) for name in expected if name != "self"}
-    made = kind(**parts, **_extras(kind, pipe))
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def _with_stand_ins(pipe: Any, layers: tuple[int, ...]) -> Any:
-    """A copy of a pipeline whose models are stand-ins."""
-    copy = _around(type(pipe), pipe)
-    for name, module in _modules(pipe).items():
-        setattr(copy, name, StandIn(module, is_text_encoder=name.startswith("text"), layers=layers))
-    return copy
-
-
-def _extras(kind: Any, pipe: Any) -> dict[str, Any]:
-    """The settings of a pipeline that are not components, such as `requires_safety_checker`."""
-    _, optional = kind._get_signature_keys(kind)
-    settings = {name: pipe.config[name] for name in optional if name in pipe.config}
-    if "add_watermarker" in optional:
-        settings["add_watermarker"] = False
-    return settings
+    return {task: around(getattr(diffusers, names[task]), pipe) for task in can}

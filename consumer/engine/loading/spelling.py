@@ -9,26 +9,32 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
 
+from consumer.engine.loading import weights
+from consumer.engine.loading.ip_adapters import embeddings
 from infra.models.families import Family, family_of, too_many_pictures
 from infra.models.folders import is_distilled
 from schemas.defaults import IMG2IMG_STRENGTH
 from schemas.errors import Rejected
+from schemas.text.prompts import plain
 
 if TYPE_CHECKING:
     from consumer.renderer.protocol import ImageTask, RawPicture
 
 
 def family(pipe: Any) -> Family:
-    """The family of a pipeline, or of one whose models are stand-ins."""
+    """The family of a pipeline, or of one whose models are stand-ins. Its copies know it: `components` is slow."""
+    if (known := vars(pipe).get("_family")) is not None:
+        return cast("Family", known)
     parts = {name: part for name, part in pipe.components.items() if part is not None}
-    found = family_of(type(pipe).__name__, parts)
+    found = family_of(type(pipe).__name__.replace("ControlNet", ""), parts)
     if found is None:
         raise ValueError(f"no line knows {type(pipe).__name__}")  # such a folder was refused before
+    vars(pipe)["_family"] = found
     return found
 
 
@@ -55,14 +61,19 @@ def reader(pipe: Any) -> tuple[Any, int]:
     return tokenizer, min(77 if short else kind.tokens, tokenizer.model_max_length)
 
 
-def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
-    """The keyword arguments of the pipeline call."""
+def generator(task: ImageTask) -> torch.Generator:
+    """What draws the noise of an image, on the CPU."""
+    return torch.Generator("cpu").manual_seed(task.seed)
+
+
+def arguments(pipe: Any, task: ImageTask, noise: torch.Generator | None = None) -> dict[str, Any]:
+    """The keyword arguments of the pipeline call. A pass from another's latents still needs them as its `image`."""
     kind, guided, (_, tokens) = family(pipe), guidance(pipe), reader(pipe)
     said: dict[str, Any] = {
         "prompt": task.prompt,
         "negative_prompt": task.negative_prompt,
         "num_inference_steps": task.steps,
-        "generator": torch.Generator("cpu").manual_seed(task.seed),
+        "generator": noise or generator(task),
         "clip_skip": task.clip_skip - 1 if task.clip_skip and task.clip_skip > 1 else None,
         "max_sequence_length": tokens or None,
         "width": task.width,
@@ -79,16 +90,41 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         said["guidance_scale"] = 1.0
     else:
         said["guidance_scale"] = task.cfg_scale
-    if task.task != "text2img" and kind.pictures:
+    if task.since is not None:
+        said["denoising_start"] = task.since
+    elif task.task != "text2img" and kind.pictures:
         pictures = [to_pil(picture) for picture in edited(task)]
         said |= {"image": pictures if kind.pictures > 1 else pictures[0]}
     elif task.task != "text2img":
         said |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
         said["mask_image"] = to_pil(task.mask)
+    if task.controls:
+        said |= _controls(task)
+    if task.ip_adapter is not None:
+        with_guidance = guided not in ("number", "none") and task.cfg_scale > 1
+        picture = to_pil(task.pictures.get("ip_adapter.image"))
+        said["ip_adapter_image_embeds"] = embeddings(pipe, picture, guided=with_guidance)
     taken = keywords(pipe.__class__)
+    if task.weights:
+        said |= weights.spoken(pipe, task)
     said = {**{name: value for name, value in said.items() if value is not None}, **kind.keywords}
+    if task.until is not None:
+        said |= {"denoising_end": task.until, "output_type": "latent"}
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
+
+
+def _controls(task: ImageTask) -> dict[str, Any]:
+    """The keywords for ControlNets, each of which takes a list."""
+    places = range(len(task.controls))
+    return {
+        "image" if task.task == "text2img" else "control_image": [
+            to_pil(task.pictures.get(f"controlnet.{place}.image")) for place in places
+        ],
+        "controlnet_conditioning_scale": [control.scale for control in task.controls],
+        "control_guidance_start": [control.start for control in task.controls],
+        "control_guidance_end": [control.end for control in task.controls],
+    }
 
 
 def edited(task: ImageTask) -> list[RawPicture]:
@@ -137,6 +173,10 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
     for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
         if tokenizer is None or (field == "negative_prompt" and (deaf or task.cfg_scale <= 1)):
             continue
+        if task.weights:
+            if weights.needed(task):  # read whole, in pieces
+                continue
+            text = plain(text)
         limit = tokens - tokenizer.num_special_tokens_to_add()
         if cut := cut_text(tokenizer, text, limit):
             warnings.append(

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 
 from producer.overview import defaults_of
 from producer.web.a1111.fields import checkpoint
+from producer.web.a1111.second_pass import UPSCALER
 from producer.web.api_keys import Key
 from producer.web.caller import Caller, FacadeOf, document
 from producer.web.facade import Facade
@@ -22,7 +23,7 @@ from schemas.errors import Rejected
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
 READ_ERRORS = errors(401, 503)
 EMPTY_LISTS = (
-    "upscalers", "latent-upscale-modes", "sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers",
+    "latent-upscale-modes", "sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers",
     "realesrgan-models", "prompt-styles", "artist-categories", "artists", "script-info", "extensions",
 )  # fmt: skip
 EMPTY_OBJECTS: dict[str, dict[str, Any]] = {
@@ -51,6 +52,13 @@ async def schedulers(caller: Caller) -> list[dict[str, Any]]:
         {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
         for name, label in (("automatic", "Automatic"), ("karras", "Karras"))
     ]
+
+
+@router.get("/upscalers", responses=READ_ERRORS, summary="List upscalers")
+async def upscalers(caller: Caller) -> list[dict[str, Any]]:
+    """What enlarges the picture between the passes of `enable_hr`: a filter, no model."""
+    nothing = dict.fromkeys(("model_name", "model_path", "model_url"))
+    return [{"name": UPSCALER, **nothing, "scale": 4}]
 
 
 @router.get("/sd-models", responses=READ_ERRORS, summary="List models")

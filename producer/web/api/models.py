@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from producer.overview import addons_of
 from producer.web.caller import Caller, FacadeOf
 from producer.web.openapi import errors
 from schemas.defaults import ModelDefaults, ModelState
@@ -33,11 +34,16 @@ class ModelList(BaseModel):
     """All of them, the nearest to a worker first."""
 
     models: list[ListedModel]
+    controlnets: list[str] = Field(description="Names of the ControlNets that live workers know.")
+    ip_adapters: list[str] = Field(description="Names of the IP-Adapters that live workers know.")
 
 
 @router.get("/models", responses=errors(401, 503), summary="List models and their defaults")
 async def models(facade: FacadeOf, caller: Caller) -> ModelList:
+    beats = await facade.workers()
     return ModelList(
+        controlnets=sorted(addons_of(beats, "controlnets")),
+        ip_adapters=sorted(addons_of(beats, "ip_adapters")),
         models=[
             ListedModel(
                 name=model.name,
@@ -50,5 +56,5 @@ async def models(facade: FacadeOf, caller: Caller) -> ModelList:
                 defaults=model.defaults,
             )
             for model in await facade.client.models()
-        ]
+        ],
     )
