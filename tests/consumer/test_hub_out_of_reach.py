@@ -1,4 +1,4 @@
-"""A hub that cannot be reached costs one short try a minute, and nobody else's request."""
+"""How near models are to a worker. A hub that cannot be reached costs one short try, and nobody else a request."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import anyio
 import pytest
 
+from consumer.renderer.protocol import RendererSettings, Undrawable
 from infra.models.hub_caches import Hub
 from infra.stores.memory import MemoryStore
+from schemas.defaults import ModelState
 from tests.worker_inside import make_worker, running
 
 
@@ -79,3 +81,28 @@ async def test_only_the_request_for_that_model_ends(closed: int) -> None:
     failure = results["far"]["failure"]
     assert (failure["code"], failure["field"]) == ("model_unavailable", "model")
     assert "model 'sd15' is not here, and the hub cannot be reached (127.0.0.1: " in failure["message"]
+
+
+def test_heartbeats_say_how_near_each_model_is(closed: int, tmp_path: Path) -> None:
+    """What a child has loaded, what lies on the disk, what would be downloaded, and why one cannot be had."""
+    worker = make_worker(MemoryStore(), children=[RendererSettings(kind="diffusers")])
+    loads = worker.renderers[0].loads
+    loads.loaded = {"sd15": 4_000_000}
+    loads.answered(
+        "sdxl", Undrawable("r", 0, "model_unavailable", "model 'sdxl' is not here", False, "model")
+    )
+    loads.answered("sd21", Undrawable("r", 0, "render_error", "it failed", True))
+    states = worker.heartbeats.states()
+
+    assert states["sd15"] == {"state": "loaded", "bytes": 4_000_000}
+    assert states["doodle"] == {"state": "disk"}
+    assert states["sd21"] == {"state": "download", "bytes": 5_160_000_000}
+    assert states["sdxl"] == {"state": "unreachable", "why": "model 'sdxl' is not here"}
+    assert states["flux-dev"]["state"] == "unreachable"
+    assert len(json.dumps(states)) < 2500  # they are written every few seconds
+    assert {ModelState.read(state).state for state in states.values()} == {
+        "loaded",
+        "disk",
+        "download",
+        "unreachable",
+    }
