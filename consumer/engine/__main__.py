@@ -74,6 +74,11 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     engine = Engine(
         registry, emit=send, max_rows=settings.max_rows, exact=settings.exact, measure=settings.measure
     )
+    if settings.compile != "off":
+        from consumer.engine.compiling import Compiler
+
+        kept = Path(settings.compiled) if settings.compiled else None
+        engine.caller.compiler = Compiler(settings.compile, emit=send, cache=kept)
     dtype = settings.dtype
     try:
         if settings.preload:

@@ -50,6 +50,8 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str = "cpu"
     dtype: str = "auto"
     attention: str = "auto"
+    compile: str = "off"  # | regional | full
+    compiled: str = ""  # folder where compiled code is kept
     offload: bool = False
     max_rows: int = 16
     exact: bool = False
