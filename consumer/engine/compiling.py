@@ -204,16 +204,16 @@ def _compiled(module: nn.Module, kind: str, backend: str) -> nn.Module:
     twin: Any = copy.deepcopy(module, weights)  # `weights` as the memory of what is copied already
     if kind == "full":
         twin.compile(dynamic=False, backend=backend)
-        return twin  # type: ignore[no-any-return]
+        return twin
     if getattr(twin, "_repeated_blocks", None):
         twin.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
-        return twin  # type: ignore[no-any-return]
+        return twin
     blocks = [block for part in twin.children() if isinstance(part, torch.nn.ModuleList) for block in part]
     if not blocks:
         raise ValueError("it repeats no blocks; try --compile full")
     for block in blocks:
         block.compile(fullgraph=True, dynamic=False, backend=backend)
-    return twin  # type: ignore[no-any-return]
+    return twin
 
 
 def _lengths(call: Call, arguments: Arguments) -> tuple[Hashable, ...]:

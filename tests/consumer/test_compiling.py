@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from consumer.cli import app
 from consumer.engine.compiling import Compiler
+from consumer.engine.denoisers import Denoiser
+from consumer.engine.in_flight import Call
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Complaint, Drawn
 from infra.models.cards import Cards
@@ -77,7 +81,7 @@ def complaints(room: Studio) -> list[str]:
 
 def test_compiled_calls_draw_the_same_pictures_in_padded_rows(fresh: Room) -> None:
     """Eager calls serve until a shape is compiled; then six rows are called as eight, and seen as six."""
-    room, compiler = fresh.studio()
+    room, compiler = fresh.studio(**FAST)
     assert fresh.apart(room) <= 1  # nothing is compiled yet
     assert compiler.calls == 0
     compiler.wait()
@@ -95,16 +99,48 @@ def test_compiled_calls_draw_the_same_pictures_in_padded_rows(fresh: Room) -> No
     assert all(a is b for a, b in zip(twin.module.parameters(), fresh.denoiser.parameters(), strict=True))
 
 
-def test_compiled_code_is_kept_for_the_next_process(fresh: Room) -> None:
-    """What was compiled for this shape before comes from the folder."""
-    counters: Any = torch._dynamo.utils.counters["inductor"]
-    before = dict(counters)
-    room, compiler = fresh.studio()
-    fresh.apart(room)
-    compiler.wait()
+class Block(torch.nn.Module):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.sin(hidden_states) * 2
 
-    assert counters["fxgraph_cache_hit"] > before.get("fxgraph_cache_hit", 0)
-    assert counters["fxgraph_cache_miss"] == before.get("fxgraph_cache_miss", 0)
+
+class Blocks(torch.nn.Module):
+    """The least that can be compiled: one kernel, which takes the C++ compiler seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+        self.blocks = torch.nn.ModuleList([Block()])
+
+    def forward(self, hidden_states: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
+        return (self.blocks[0](hidden_states) * self.weight,)
+
+
+def test_compiled_code_is_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own compiler: another process finds in the folder what this one compiled."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    headers: Any = torch._inductor.config
+    monkeypatch.setattr(headers, "cpp_cache_precompile_headers", False)  # they take longer than one kernel
+    module, rows = Blocks().requires_grad_(False), torch.randn(3, 4)
+    call = Call("unet", module, "__call__", {"hidden_states": rows}, 3, layout=Denoiser(time=""))
+    found, complaints = [], []
+    for _ in range(2):
+        torch._dynamo.reset()  # what the process itself remembers
+        before = dict(torch._dynamo.utils.counters["inductor"])
+        compiler = Compiler("regional", emit=complaints.append, cache=tmp_path, after=1)
+        for _ in range(2):
+            with torch.inference_mode():
+                answer = compiler.run(call, call.arguments, 3, 8, (None,))
+            compiler.wait()
+        after = torch._dynamo.utils.counters["inductor"]
+        found.append(
+            [after[name] - before.get(name, 0) for name in ("fxgraph_cache_miss", "fxgraph_cache_hit")]
+        )
+        assert complaints == []
+        torch.testing.assert_close(answer[0], module(rows)[0])
+        assert len(answer[0]) == 3
+
+    assert found == [[1, 0], [0, 1]]
 
 
 def test_code_that_would_be_compiled_again_and_again_is_not_called_any_more(fresh: Room) -> None:
@@ -169,6 +205,15 @@ def test_a_call_with_loras_uses_the_module_itself(fresh: Room) -> None:
 
     assert plain is not None
     assert with_lora is None
+
+
+@pytest.mark.parametrize("other", ["--exact", "--offload"])
+def test_settings_that_compiled_code_cannot_keep_are_refused_at_the_start(other: str) -> None:
+    """With both names and the reason."""
+    ended = CliRunner().invoke(app, ["--compile", "regional", other], env={"COLUMNS": "200"})
+
+    assert ended.exit_code == 2
+    assert f"--compile regional and {other} exclude each other" in ended.output
 
 
 def test_an_evicted_model_leaves_no_weights_behind(tmp_path: Path) -> None:
