@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from consumer.device_options import Attention, Compile, Devices, Dtype, Offload, check_together
+from consumer.device_options import Attention, Compile, Devices, Dtype, Offload, Quantize, check_together
 from infra.options import (
     DEFAULT_STORE,
     Lease,
@@ -87,6 +87,7 @@ def worker(
     attention: Attention = "auto",
     compile: Compile = "off",
     offload: Offload = False,
+    quantize: Quantize = "off",
     max_rows: Annotated[
         int,
         typer.Option(
@@ -228,7 +229,7 @@ def worker(
         once=once,
     )
     log = logging.getLogger("dreamdrop.worker")
-    check_together(compile, exact=exact, offload=offload)
+    check_together(compile, exact=exact, offload=offload, quantize=quantize)
     try:
         cards = Cards.of(models or (), loras or (), fetch=fetch_configs)
     except (DreamError, OSError) as error:
@@ -242,6 +243,7 @@ def worker(
         compile=compile,
         compiled=str(default_folder().parent / "compiled"),
         offload=offload,
+        quantize=quantize,
         max_rows=max_rows,
         exact=exact,
         models=_pairs(models),

@@ -37,13 +37,21 @@ Offload = Annotated[
         envvar="DREAMDROP_OFFLOAD", help="Keep idle modules in host memory, for GPUs with little memory."
     ),
 ]
+Quantize = Annotated[
+    Literal["off", "fp8"],
+    typer.Option(
+        envvar="DREAMDROP_QUANTIZE",
+        help="fp8: keep the weights of denoisers and text encoders in 8 bits, for GPUs with little memory.",
+    ),
+]
 
 
-def check_together(compile: str, *, exact: bool, offload: bool) -> None:
+def check_together(compile: str, *, exact: bool, offload: bool, quantize: str) -> None:
     """Refuse settings that compiled code cannot keep. Raises `typer.BadParameter`."""
     reasons = {
         "--exact": exact and "compiled and eager calls differ in the last bits",
         "--offload": offload and "compiled code needs the weights to stay where they are",
+        "--quantize": quantize != "off" and "its layers convert their weights for each call",
     }
     for other, why in reasons.items():
         if compile != "off" and why:

@@ -66,6 +66,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         dtype="" if settings.dtype == "auto" else settings.dtype,
         attention=settings.attention,
         offload=settings.offload,
+        quantize=settings.quantize,
         memory_budget=settings.memory_budget,
         loras={name: Path(file) for name, file in settings.loras},
         offline=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),

@@ -53,6 +53,7 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     compile: str = "off"  # | regional | full
     compiled: str = ""  # folder where compiled code is kept
     offload: bool = False
+    quantize: str = "off"  # | fp8
     max_rows: int = 16
     exact: bool = False
     measure: bool | None = (

@@ -20,6 +20,7 @@ from consumer.engine.devices import Offload, pick_dtype, place, set_attention
 from consumer.engine.loading import single_file
 from consumer.engine.loading.libraries import library, quiet
 from consumer.engine.loading.loras import Adapters
+from consumer.engine.loading.quantizing import quantize
 from consumer.engine.stand_in import Embeddings, StandIn
 from consumer.renderer.protocol import Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
@@ -53,8 +54,9 @@ class LoadedModel:
 
     @property
     def bytes(self) -> int:
-        """The memory that the weights take."""
-        return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
+        """The memory that the weights take, tables of places included."""
+        kept = (t for module in self.modules for t in (*module.parameters(), *module.buffers()))
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def template(self, task: str) -> Any:
         """The pipeline that an image's own is copied from. Raises `Rejected` for a task that the model cannot do."""
@@ -72,6 +74,7 @@ class ModelRegistry:
 
     Args:
         dtype: precision by name; empty: the card's, else what suits the device.
+        quantize: "off", or "fp8": weights of denoisers and text encoders in 8 bits.
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
         offline: never contact the hub.
@@ -84,6 +87,7 @@ class ModelRegistry:
     channels_last: bool = True
     attention: str = "auto"
     offload: bool = False
+    quantize: str = "off"
     memory_budget: int | None = None
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
@@ -114,7 +118,7 @@ class ModelRegistry:
         """Whether the model is loaded, or can be once every model not in use is evicted."""
         if name in self._loaded or self.memory_budget is None or not in_use:
             return True  # where nothing is in use, `get` reports a model that is too large
-        needed = self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
+        needed = self._find(name).bytes_at(self._dtype(self._card(name)).itemsize, self.quantize)
         held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
         return held + needed <= self.memory_budget
 
@@ -169,7 +173,7 @@ class ModelRegistry:
         """Make room for a model, least recently used first. Raises `ModelUnavailable` if it can never fit."""
         if self.memory_budget is None:
             return
-        needed = folder.bytes_at(self._dtype(self._card(name)).itemsize)
+        needed = folder.bytes_at(self._dtype(self._card(name)).itemsize, self.quantize)
         if needed > self.memory_budget:
             raise ModelUnavailable(
                 f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"
@@ -196,6 +200,8 @@ class ModelRegistry:
             module.eval().requires_grad_(False)
             if self.channels_last and isinstance(module, _with_pictures()):
                 module.to(memory_format=torch.channels_last)
+        if self.quantize != "off":
+            quantize(pipe.components, folder.family.denoiser, dtype)
         place(modules, self.device, self.offloading if self.offload else None)
         set_attention(
             denoiser, pipe.vae, self.attention
@@ -208,13 +214,14 @@ class ModelRegistry:
                 "revision": folder.revision,
                 "source": _public(folder.source),
                 "licence": card.licence,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": str(dtype).removeprefix("torch.")
+                + (f", weights {self.quantize}" if self.quantize != "off" else ""),
             },
             templates={task: _with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
             size_multiple=max(card.size_multiple, read_folder(folder.configs or folder.path).size_multiple),
-            adapters=Adapters(pipe, self.loras),
+            adapters=Adapters(pipe, self.loras, self.quantize),
             modules=modules,
         )
 
