@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from consumer.cli import app
+from consumer.engine.call import Call
 from consumer.engine.compiling import Compiler
 from consumer.engine.denoisers import Denoiser
-from consumer.engine.in_flight import Call
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Complaint, Drawn
 from infra.models.cards import Cards
