@@ -21,7 +21,8 @@ from tests.studio import Studio, draw_alone, grey_levels_apart, make_task
 from tests.tiny.families import save
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from dataclasses import replace
+from pathlib import Path
 
     from consumer.renderer.protocol import ImageTask
 
@@ -52,7 +53,8 @@ class Room:
     def studio(self, **settings: Any) -> tuple[Studio, Compiler]:
         room = Studio(self.registry, max_rows=8)
         settings = {"cache": self.cache, "after": 1, **settings}
-        settings["complain"] = lambda text: room.events.append(Complaint(text))
+        events = room.events
+        settings["complain"] = lambda text: events.append(Complaint(text))
         compiler = room.engine.caller.compiler = Compiler("regional", **settings)
         return room, compiler
 
@@ -199,10 +201,10 @@ def test_a_call_with_loras_uses_the_module_itself(fresh: Room) -> None:
     compiler.run = lambda *given: calls.append(given) or run(*given)  # type: ignore[method-assign,func-returns-value]
     fresh.apart(room)
     compiler.wait()
-    call, arguments, count, limit, key = next(given for given in calls if given[2] == 6)
+    call, arguments, count, limit = next(given for given in calls if given[2] == 6)
     with torch.inference_mode():
-        plain = run(call, arguments, count, limit, key)
-        with_lora = run(call, arguments, count, limit, (key[0], ("a LoRA",)))
+        plain = run(call, arguments, count, limit)
+        with_lora = run(replace(call, switched=True), arguments, count, limit)
 
     assert plain is not None
     assert with_lora is None
