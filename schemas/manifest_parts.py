@@ -64,7 +64,8 @@ class ControlNetChoice(ControlNetUse):
 
     image: str = Field(
         min_length=1,
-        description="The finished control picture, such as edges or depths, in the size of the drawn one.",
+        description="Base64 or a key, as in `image` of img2img: the finished control picture, such as edges or depths, "
+        "in the size of the drawn one.",
     )
 
 

@@ -11,7 +11,15 @@ import torch
 
 from consumer.engine.loading import pipelines
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.renderer.protocol import Control, Drawn, ImageTask, IpAdapterChoice, RawPicture, Undrawable
+from consumer.renderer.protocol import (
+    Control,
+    Drawn,
+    Enlarged,
+    ImageTask,
+    IpAdapterChoice,
+    RawPicture,
+    Undrawable,
+)
 from infra.models.addons.known import Addons
 from infra.models.cards import Cards
 from tests.studio import Studio, grey_levels_apart, make_task, save_tiny_sdxl
@@ -35,11 +43,15 @@ def draw_alone(registry: ModelRegistry, task: ImageTask) -> RawPicture:
     return pipelines.draw(pipelines.prepare(pipe, task, model.scheduler_config), task)
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
+BOTH = pytest.mark.parametrize("scene", ["sd", "sdxl"], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def scene(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A registry with two ControlNets for its model."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = tiny_folder if request.param == "sd" else save_tiny_sdxl(folder / "model", tiny_folder)
+    kind = getattr(request, "param", "sd")
+    folder = tmp_path_factory.mktemp(kind)
+    model = tiny_folder if kind == "sd" else save_tiny_sdxl(folder / "model", tiny_folder)
     addons = Addons.of(
         f"{name}={save_controlnet(model, folder / name, seed)}"
         for seed, name in enumerate(("canny", "depth"))
@@ -64,6 +76,7 @@ def drawn(room: Studio, tasks: list[ImageTask]) -> dict[str, RawPicture]:
     return {request: event.picture for request, event in ended.items()}
 
 
+@BOTH
 def test_company_does_not_change_a_picture(scene: ModelRegistry, tasks: list[ImageTask]) -> None:
     """Different scales share calls; after its end a ControlNet is not called, and the rows go with the plain ones."""
     room = Studio(scene, max_rows=16)
@@ -77,6 +90,7 @@ def test_company_does_not_change_a_picture(scene: ModelRegistry, tasks: list[Ima
     assert (counters.unet_calls, counters.splits) == (7, 0)  # alone: 13
 
 
+@BOTH
 @pytest.mark.parametrize("kind", TASKS)
 def test_each_task_can_be_guided(scene: ModelRegistry, kind: str) -> None:
     """By two ControlNets at once; each of them changes the picture."""
@@ -148,39 +162,26 @@ def test_one_of_another_family_is_refused(tiny_folder: Path, tmp_path: Path) -> 
     assert isinstance(ended["y", 0], Drawn)
 
 
-def test_the_memory_budget_counts_controlnets(
-    scene: ModelRegistry, tiny_folder: Path, tmp_path: Path
-) -> None:
-    """A model that nobody uses goes for one; a ControlNet that can never fit is refused."""
-    model = scene.get("tiny").card.sources[0]
-    net = save_controlnet(Path(model), tmp_path / "canny")
-    cards = with_fields(
-        Cards.of([f"tiny={model}", f"second={tiny_folder}"]), addons=Addons.of([f"canny={net}"])
-    )
+def test_the_memory_budget_counts_controlnets(tiny_folder: Path, tmp_path: Path) -> None:
+    """One waits until a model in use can go for it; one that can never fit is refused."""
+    addons = Addons.of([f"canny={save_controlnet(tiny_folder, tmp_path / 'canny')}"])
+    cards = with_fields(Cards.of([f"tiny={tiny_folder}", f"second={tiny_folder}"]), addons=addons)
     task = guided("a", CANNY, steps=1)
-    registry = ModelRegistry(cards)
-    needed = registry.get("tiny").guides.needed(task)
-    sizes = registry.get("tiny").bytes, registry.get("second").bytes
+    model = ModelRegistry(cards).get("tiny")
+    size, needed = model.bytes, model.guides.needed(task)
     assert needed > 0
 
-    tight = ModelRegistry(cards, memory_budget=sum(sizes) + needed - 1)
+    tight = ModelRegistry(cards, memory_budget=2 * size + needed - 1)
     room = Studio(tight)
-    room.draw(make_task("s", model="second", steps=1), make_task("t", steps=1))
-    assert set(tight.loaded()) == {"tiny", "second"}
-    assert isinstance(room.draw(task)["a", 0], Drawn)
-    assert tight.loaded() == ["tiny"]
-    assert tight.get("tiny").bytes == sizes[0] + needed
-
-    room = Studio(ModelRegistry(cards, memory_budget=sum(sizes) + needed - 1))
     room.draw(make_task("t", steps=1))
-    room.draw(make_task("s", model="second", steps=6), task)
-    order = [event.request for event in room.events if isinstance(event, Drawn)]
-    assert order == ["t", "s", "a"]  # it waits until the model in use can go
+    room.draw(make_task("s", model="second", steps=4), task)
+    assert [event.request for event in room.events if isinstance(event, Drawn)] == ["t", "s", "a"]
+    assert tight.loaded() == ["tiny"]
+    assert tight.get("tiny").bytes == size + needed
 
-    small = ModelRegistry(cards, memory_budget=sizes[0] + needed - 1)
-    refused = Studio(small).draw(task)["a", 0]
+    refused = Studio(ModelRegistry(cards, memory_budget=size + needed - 1)).draw(task)["a", 0]
     assert (refused.code, refused.retry) == ("model_unavailable", False)
-    assert "needs" in refused.message
+    assert f"needs {size + needed:,} bytes" in refused.message
 
 
 def test_a_family_without_guides_says_so(tiny_folder: Path, tmp_path: Path) -> None:
@@ -201,3 +202,34 @@ def test_a_family_without_guides_says_so(tiny_folder: Path, tmp_path: Path) -> N
         assert (ended[name, 0].code, ended[name, 0].field) == ("unsupported", field)
         assert "a model of PixArt-Sigma; leave it out" in ended[name, 0].message
     assert isinstance(ended["plain", 0], Drawn)
+
+
+def test_one_that_acts_at_no_step_is_told(scene: ModelRegistry) -> None:
+    """With few steps a short part of them may hold none; then it is drawn as without."""
+    never = guided("never", Control("canny", 1.0, 0.6, 0.9), steps=2)
+    ended = Studio(scene).draw(never, guided("acts", CANNY, steps=2), make_task("plain", steps=2))
+    ((code, text),) = ended["never", 0].warnings
+    assert (code, ended["acts", 0].warnings) == ("ignored", ())
+    assert "controlnet.0 (canny) has no effect: from 0.6 to 0.9" in text
+    assert grey_levels_apart(ended["never", 0].picture, ended["plain", 0].picture) <= 1
+
+
+def test_one_that_looks_at_the_whole_picture_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its rows are those with the prompt only, and it gives numbers at every step."""
+    net = save_controlnet(tiny_folder, tmp_path / "shuffle", global_pool_conditions=True)
+    registry = ModelRegistry(
+        with_fields(Cards.of([f"tiny={tiny_folder}"]), addons=Addons.of([f"shuffle={net}"]))
+    )
+    tasks = [guided(str(end), Control("shuffle", 0.8, 0.0, end), steps=3, seed=7) for end in (0.4, 1.0)]
+    pictures = drawn(Studio(registry), tasks)
+    assert max(grey_levels_apart(pictures[task.request], draw_alone(registry, task)) for task in tasks) <= 1
+    assert grey_levels_apart(pictures["0.4"], pictures["1.0"]) > 1
+
+
+def test_both_passes_of_an_upscale_are_guided(scene: ModelRegistry) -> None:
+    """At three steps, and at the one of two that is drawn at a strength of a half."""
+    room = Studio(scene)
+    upscale = Enlarged(64, 64, steps=2, strength=0.5)
+    pictures = drawn(room, [guided("a", CANNY, upscale=upscale), make_task("plain", upscale=upscale)])
+    assert (room.engine.counters.side_calls, pictures["a"].width) == (3 + 1, 64)
+    assert grey_levels_apart(pictures["a"], pictures["plain"]) > 5

@@ -26,11 +26,13 @@ def following(request: str, scale: float, seen: int = 50, name: str = "face", **
     return make_task(request, ip_adapter=IpAdapterChoice(name, scale), pictures=pictures, **fields)
 
 
-@pytest.fixture(scope="module", params=["plain", "plus"])
+@pytest.fixture(scope="module")
 def files(
     request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    return save_ip_adapter(tiny_folder, tmp_path_factory.mktemp("ip") / "face", plus=request.param == "plus")
+    return save_ip_adapter(
+        tiny_folder, tmp_path_factory.mktemp("ip") / "face", plus=getattr(request, "param", "") == "plus"
+    )
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ def drawn(room: Studio, *tasks: ImageTask) -> dict[str, RawPicture]:
     return {request: event.picture for request, event in ended.items()}
 
 
+@pytest.mark.parametrize("files", ["plain", "plus"], indirect=True)
 def test_joined_as_diffusers_draws_it(registry: ModelRegistry, files: Path, tiny_folder: Path) -> None:
     """Rows with other pictures, steps and guidance share calls; another scale has calls of its own."""
     tasks = [
@@ -80,6 +83,12 @@ def test_joined_as_diffusers_draws_it(registry: ModelRegistry, files: Path, tiny
     apart = [grey_levels_apart(pictures[t.request], draw_by_diffusers(tiny_folder, files, t)) for t in tasks]
     assert max(apart) <= 1, apart
     assert room.engine.counters.unet_calls == 4 + 2
+    kept = registry.embeddings._kept
+    states = [answer.get("hidden_states") for answer, _ in kept.values() if "last_hidden_state" in answer]
+    assert all(
+        sum(state is not None for state in one) <= 1 for one in states if one
+    )  # of 33 layers one is read
+    assert max(len(tokens) for _, tokens in kept) <= 32  # not the pixels
     unlike = draw_by_diffusers(
         tiny_folder, files, following("a", 0.6, seen=51, steps=3, cfg_scale=4.0, seed=1)
     )

@@ -67,7 +67,7 @@ class Controls:
         down: list[torch.Tensor] | None = None
         mid: torch.Tensor | None = None
         for net, picture, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True):
-            if not scale:
+            if not scale and not given.get("guess_mode"):  # that one needs numbers, if only zeros
                 continue
             levels, middle = net(sample, timestep, controlnet_cond=picture, **given)
             levels, middle = [level * scale for level in levels], middle * scale

@@ -110,10 +110,8 @@ class IpAdapters:
             return
         loaded = self._loaded[choice.name]
         size = loaded.encoder.config.image_size
-        vars(pipe)["image_encoder"] = StandIn(loaded.encoder, is_text_encoder=True)
-        vars(pipe)["feature_extractor"] = library("transformers").CLIPImageProcessor(
-            size=size, crop_size=size
-        )
+        vars(pipe)["image_encoder"] = StandIn(loaded.encoder, is_text_encoder=True, layers=(-2,))
+        vars(pipe)["feature_extractor"] = _processor()(size=size, crop_size=size)
         vars(pipe)["reads_tokens"] = loaded.files.reads_tokens
 
     @property
@@ -169,6 +167,12 @@ class IpAdapters:
             self._modules.append(encoder)
             self._encoders[folder] = encoder
         return self._encoders[folder]
+
+
+def _processor() -> Any:
+    """The class that brings a picture to an encoder's size: by Pillow, whatever else is installed."""
+    transformers = library("transformers")
+    return getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 
 
 def embeddings(pipe: Any, picture: Any, *, guided: bool) -> list[torch.Tensor]:

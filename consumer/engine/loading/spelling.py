@@ -203,6 +203,19 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
         text = f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn"
         warnings.append(("strength_raised", text))
+    return warnings + _idle_controls(task)
+
+
+def _idle_controls(task: ImageTask) -> list[tuple[str, str]]:
+    """Warnings of ControlNets that act at no step, by the rule of diffusers' pipelines."""
+    steps = task.steps if task.task == "text2img" else int(task.steps * strength(task))
+    warnings = []
+    for place, control in enumerate(task.controls):
+        acts = any(i / steps >= control.start and (i + 1) / steps <= control.end for i in range(steps))
+        if not (acts and control.scale):
+            where = f"from {control.start:g} to {control.end:g}, with a scale of {control.scale:g},"
+            text = f"controlnet.{place} ({control.name}) has no effect: {where} it acts at none of the {steps} steps"
+            warnings.append(("ignored", text))
     return warnings
 
 
