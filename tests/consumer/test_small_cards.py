@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,12 +9,10 @@ import torch
 
 from consumer.engine.devices import Offload
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.renderer.protocol import Control, Drawn, IpAdapterChoice, Lora, Undrawable
-from infra.models.addons.known import Addons
+from consumer.renderer.protocol import Drawn, Lora, Undrawable
 from infra.models.cards import Cards
 from infra.models.model_files import check
 from tests.studio import Studio, grey_levels_apart, make_task, save_tiny
-from tests.tiny.addons import picture, save_controlnet, save_ip_adapter
 from tests.tiny.families import save
 
 if TYPE_CHECKING:
@@ -59,26 +56,6 @@ def test_a_lora_on_weights_in_8_bits_is_refused_by_name(tiny_folder: Path, lora_
     assert (ended["with", 0].field, ended["with", 0].retry) == ("loras", False)
     assert "--quantize fp8" in ended["with", 0].message
     assert isinstance(ended["without", 0], Drawn)
-
-
-def test_what_guides_weights_in_8_bits_computes_as_the_model_does(tiny_folder: Path, tmp_path: Path) -> None:
-    """A ControlNet and an IP-Adapter are loaded in the precision in which the UNet computes."""
-    addons = Addons.of(
-        [f"net={save_controlnet(tiny_folder, tmp_path / 'net')}"],
-        [f"face={save_ip_adapter(tiny_folder, tmp_path / 'face')}"],
-    )
-    cards = replace(Cards.of([f"tiny={tiny_folder}"]), addons=addons)
-    tasks = (
-        make_task(
-            "r", pictures={"controlnet.0.image": picture(1)}, controls=(Control("net", 1.0, 0.0, 1.0),)
-        ),
-        make_task("s", pictures={"ip_adapter.image": picture(2)}, ip_adapter=IpAdapterChoice("face", 1.0)),
-    )
-    full, small = (Studio(ModelRegistry(cards, quantize=kind)).draw(*tasks) for kind in ("off", "fp8"))
-
-    for name in ("r", "s"):
-        assert isinstance(small[name, 0], Drawn), small[name, 0]
-        assert 0 < grey_levels_apart(full[name, 0].picture, small[name, 0].picture) <= 60
 
 
 def test_the_memory_budget_counts_weights_as_they_are_kept(tiny_folder: Path) -> None:
