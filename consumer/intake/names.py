@@ -76,15 +76,15 @@ class Names:
         return replace(meaning, refiner=await self._refiner(manifest.refiner, meaning.card, seen))
 
     async def _refiner(self, asked: Refiner, base: ModelCard, seen: float) -> Refines:
-        card, version = self.cards.cards.get(asked.model), None
-        if card is None:
+        own, model = self.cards.cards.get(asked.model), None
+        if own is None or own.yields:
             model = await self._published(asked.model, seen)
-            if model is None:
-                card = self.cards.get(asked.model, await self._published_names(), "refiner.model")  # raises
-            elif model.kind != "full":
-                raise _refused(f"is {model.reference}, a LoRA; name a whole model", "refiner.model")
-            else:
-                card, version = self._card_of(model), model.version
+        if model is not None and model.kind != "full":
+            raise _refused(f"is {model.reference}, a LoRA; name a whole model", "refiner.model")
+        if model is None and own is None:
+            self.cards.get(asked.model, await self._published_names(), "refiner.model")  # raises
+        card = self._card_of(model) if model is not None else self.cards.get(asked.model)
+        version = model.version if model is not None else None
         for one, goes in ((card, "goes on as one"), (base, "stops early for one")):
             if one.family and not (one.family == _REFINES or one.family.startswith("unet-")):
                 text = f"is {card.name!r}; only an SDXL model {goes}, and {one.name!r} is of the family {one.family}"
