@@ -185,6 +185,7 @@ class ModelRegistry:
             return
         if name not in self._probed:
             self._probed[name] = probe(model, known, self.offloading.make_way)
+            self.offloading.clear()  # the probe also draws by the pipeline itself, which moves modules unseen
         outcome = self._probed[name]
         model.joins, model.probed = outcome.layout.joins, outcome.text
         for part in parts:
