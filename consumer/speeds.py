@@ -56,7 +56,9 @@ class _Kind:
         elif call.kind == "decode":
             self.image.add(self.begun + call.busy, call.rows)
             self.begun = 0.0
-        else:
+        elif (
+            call.kind != "side"
+        ):  # ControlNets run at every step of few images, and no other image has their time
             self.begun += call.busy
 
 
