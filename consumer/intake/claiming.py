@@ -272,7 +272,7 @@ def _check_pictures(manifest: Manifest, card: ModelCard) -> None:
     if family and manifest.task == "inpainting":
         text = f"is not read by model {card.name!r}, which edits whole pictures; leave it out, and say in the prompt "
         raise Rejected.of_field("mask_image", f"{text}what is to change", "unsupported")
-    if family and manifest.upscale is not None:
+    if family and getattr(manifest, "upscale", None) is not None:
         text = f"is not drawn by model {card.name!r}, which edits as the prompt says; send the result to another model"
         raise Rejected.of_field("upscale", text, "unsupported")
 
