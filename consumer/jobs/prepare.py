@@ -15,8 +15,7 @@ from consumer.jobs.job import Job
 from consumer.jobs.memory import Budget
 from consumer.renderer.protocol import RawPicture
 from infra.decoding.process import CHANNELS, Decoders, Source, Use
-from infra.models.cards import is_here
-from infra.models.hub_caches import is_of_hub
+from infra.models.hub_caches import is_here, is_of_hub
 from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected
 from schemas.manifest import has_expired, parse_manifest
