@@ -33,7 +33,7 @@ from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.passes import models_of, passes_of
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
-from consumer.engine.texts import encode_texts
+from consumer.engine.stand_in import encode_texts
 from consumer.renderer.protocol import (
     Complaint,
     DeviceCall,
