@@ -7,12 +7,12 @@ import logging
 import os
 import tempfile
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from consumer.device_options import Attention, Compile, Devices, Dtype, Offload, Quantize, check_together
 from infra.options import (
     DEFAULT_STORE,
     Lease,
@@ -35,14 +35,6 @@ app = typer.Typer(
 )
 
 _LIMITS = Limits()  # the defaults; `infra.limits_env` reads the same variables for clients
-
-
-def _attention(text: str) -> str:
-    if text == "xformers" and find_spec("xformers") is None:  # before a model is loaded for it
-        raise typer.BadParameter(
-            "xformers is not installed: pip install -c constraints.txt -e '.[cuda]', or choose sdpa"
-        )
-    return text
 
 
 def _json_object(text: str) -> str:
@@ -105,22 +97,12 @@ def worker(
             "folder beside it, or elsewhere: ,encoder=folder; repeatable.",
         ),
     ] = None,
-    devices: Annotated[
-        str, typer.Option(envvar="DREAMDROP_DEVICES", help="auto, all, cpu, cuda:0, ...; one renderer each.")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(envvar="DREAMDROP_DTYPE", help="auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    attention: Annotated[
-        str,
-        typer.Option(envvar="DREAMDROP_ATTENTION", callback=_attention, help="auto, sdpa or xformers."),
-    ] = "auto",
-    offload: Annotated[
-        bool,
-        typer.Option(
-            envvar="DREAMDROP_OFFLOAD", help="Keep idle modules in host memory, for GPUs with little memory."
-        ),
-    ] = False,
+    devices: Devices = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = "auto",
+    compile: Compile = "off",
+    offload: Offload = False,
+    quantize: Quantize = "off",
     max_rows: Annotated[
         int,
         typer.Option(
@@ -238,6 +220,7 @@ def worker(
     from infra.claims.claims import Timing
     from infra.logs import log_lines
     from infra.models.addons.known import Addons
+    from infra.models.cache import default_folder
     from infra.models.cards import Cards
     from infra.models.model_files import fetch_configs
 
@@ -262,6 +245,7 @@ def worker(
         once=once,
     )
     log = logging.getLogger("dreamdrop.worker")
+    check_together(compile, exact=exact, offload=offload, quantize=quantize)
     try:
         addons = Addons.of(controlnets or (), ip_adapters or (), fetch=True)
         cards = replace(Cards.of(models or (), loras or (), fetch=fetch_configs), addons=addons)
@@ -273,7 +257,10 @@ def worker(
         device=devices,
         dtype=dtype,
         attention=attention,
+        compile=compile,
+        compiled=str(default_folder().parent / "compiled"),
         offload=offload,
+        quantize=quantize,
         max_rows=max_rows,
         exact=exact,
         models=_pairs(models),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from consumer import metrics
 from infra.models.cards import state_of
+from infra.models.hub_caches import HUB
 from schemas.defaults import ModelState
 from schemas.errors import StoreUnavailable
 
@@ -94,5 +95,7 @@ class Heartbeats:
                 state = ModelState(state="loaded", bytes=loaded[name] or None)
             elif name in missing and state.state == "download":
                 state = ModelState(state="unreachable", why=missing[name][:_WHY])
+            elif HUB.why and state.state == "download":
+                state = ModelState(state="unreachable", why=f"the hub cannot be reached ({HUB.why})"[:_WHY])
             found[name] = state.model_dump(exclude_defaults=True)
         return found

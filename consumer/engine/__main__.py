@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from consumer.renderer import frames
-from consumer.renderer.protocol import DEVICE_LOST, Cancel, ImageTask, Message, Ready, RendererSettings
+from consumer.renderer.protocol import (
+    DEVICE_LOST,
+    Cancel,
+    Complaint,
+    ImageTask,
+    Message,
+    Ready,
+    RendererSettings,
+)
 
 if TYPE_CHECKING:
     from consumer.engine.engine import Engine
@@ -69,6 +77,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         dtype="" if settings.dtype == "auto" else settings.dtype,
         attention=settings.attention,
         offload=settings.offload,
+        quantize=settings.quantize,
         memory_budget=settings.memory_budget,
         loras={name: Path(file) for name, file in settings.loras},
         probing=not settings.exact,
@@ -78,6 +87,13 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     engine = Engine(
         registry, emit=send, max_rows=settings.max_rows, exact=settings.exact, measure=settings.measure
     )
+    if settings.compile != "off":
+        from consumer.engine.compiling import Compiler
+
+        kept = Path(settings.compiled) if settings.compiled else None
+        engine.caller.compiler = Compiler(
+            settings.compile, complain=lambda text: send(Complaint(text)), cache=kept
+        )
     dtype = settings.dtype
     try:
         if settings.preload:

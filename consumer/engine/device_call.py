@@ -7,7 +7,6 @@ float32. The result is one answer or one failure for each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from consumer.engine.call import Call
+    from consumer.engine.compiling import Compiler
 
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
@@ -86,6 +86,7 @@ class DeviceCaller:
     clock: Callable[[], float]
     sizer: BatchSizer | None = None  # None: as many rows as allowed
     counters: Counters = field(default_factory=Counters)
+    compiler: Compiler | None = None
     #: By key: what was left when memory ran out.
     safe_rows: LruCache[Hashable, int] = field(default_factory=lambda: LruCache(KINDS))
     row_times: LruCache[Hashable, _RowTime] = field(default_factory=lambda: LruCache(_MEASURED))
@@ -136,7 +137,7 @@ class DeviceCaller:
                 continue
             if failure.code == "out_of_memory":
                 device_errors.free_memory()
-                if self._halve(group, key):
+                if (self.compiler is not None and self.compiler.makes_room()) or self._halve(group, key):
                     groups.append(group)
                     continue
             if len(group) > 1:
@@ -196,7 +197,9 @@ class DeviceCaller:
             _synchronize(like.module)
         began = self.clock()
         self.counters.host_seconds += began - self._ended if self._ended is not None else 0.0
-        answer = joining.answered(like.layout, getattr(like.module, like.method)(**padded))
+        answer = self.compiler and self.compiler.run(like, arguments, count, limit)
+        if answer is None:
+            answer = joining.answered(like.layout, getattr(like.module, like.method)(**padded))
         if sizer is not None:
             _synchronize(like.module)
             sizer.record(key, count, self.clock() - began)

@@ -261,6 +261,7 @@ class Engine:
             before = image.last_step if outcome.kind == "unet" else None
             image.paused_in = outcome
             outcome.key = self._keys.of(outcome, image.state, before)
+            outcome.switched = any(image.state)
             if outcome.kind == "unet":
                 image.last_step, image.rows = outcome, image.rows or outcome.rows
             return

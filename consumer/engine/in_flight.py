@@ -59,12 +59,12 @@ class InFlight:
         return self.paused_in
 
     @property
-    def state(self) -> Hashable:
+    def state(self) -> tuple[Hashable, ...]:
         """What the module of its call is switched to: only calls of one state can run as one."""
         kind = self.call.kind
         if kind == "unet":
             return (self.loras, self.task.ip_adapter)
-        return self.loras if kind == "text" else ()  # the others have no LoRAs
+        return (self.loras,) if kind == "text" else ()  # the others have no LoRAs
 
     @property
     def name(self) -> tuple[str, int]:

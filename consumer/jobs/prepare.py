@@ -7,6 +7,7 @@ without credentials, and what comes back is bounded: a request waits until there
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from consumer.jobs.job import Job
 from consumer.jobs.memory import Budget
 from consumer.renderer.protocol import RawPicture
 from infra.decoding.process import CHANNELS, Decoders, Source, Use
+from infra.models.cards import is_here
+from infra.models.hub_caches import is_of_hub
 from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected, TooLarge
 from schemas.manifest import has_expired, parse_manifest
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from infra.claims.claims import Held
     from infra.decoding.process import Drawable, Pixels
     from infra.models.cards import Cards
+    from infra.models.hub_caches import Hub
     from schemas.limits import Limits
     from schemas.manifest import Manifest
 
@@ -48,12 +52,14 @@ class Preparation:
         memory: int,
         decode_seconds: float,
         models: ModelFetcher | None = None,
+        hub: Hub | None = None,
     ) -> None:
         """
         Args:
             memory: bytes of pixels for the input pictures of all jobs that are not drawn yet.
             decode_seconds: of processor time for the pictures of one request.
             models: of what is published; None: that cannot be drawn.
+            hub: where models that are not here come from; None: renderers need none.
         """
         self.room = Budget(memory)
         self._delivery = delivery
@@ -62,6 +68,7 @@ class Preparation:
         self._limits = limits
         self._clock = clock
         self._models = models
+        self._hub = hub
         self._decoders = Decoders(seconds=decode_seconds)
         self._turns = Budget(self._decoders.children)  # so that no thread waits for a child
 
@@ -117,6 +124,8 @@ class Preparation:
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
             _give_up(job, Failure(code="expired", message="expires_at had passed before the work began"))
+        elif job.missing() and (why := await self._out_of_reach(job)):
+            _give_up(job, Failure(code="model_unavailable", message=why, field="model"))
         elif job.missing() and (texts := _pictures_of(manifest)):
             began = self._clock()
             try:
@@ -127,6 +136,20 @@ class Preparation:
             job.spent("decode", self._clock() - began)
         if manifest.strict and job.notes:
             _give_up(job, Failure(code="invalid_manifest", message="strict is set"))
+
+    async def _out_of_reach(self, job: Job) -> str:
+        """Why a job's model cannot be downloaded now; "" if it can, or is here. Nobody else waits for the answer."""
+        card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
+        if self._hub is None or card is None or card.gated or is_here(card):
+            return ""
+        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not any(map(is_of_hub, card.sources)):
+            return ""  # the renderer says so at once
+        if not (why := await asyncio.to_thread(self._hub.why_not)):
+            return ""
+        return (
+            f"model {card.name!r} is not here, and the hub cannot be reached ({why}). Give the worker a diffusers "
+            f"folder with it, as {card.name}=/path/to/folder, or access to the hub"
+        )
 
     async def _decode(self, texts: dict[str, str], job: Job, wanted: Callable[[], bool]) -> None:
         """Give the job its pictures, in the sizes that drawing needs.

@@ -13,9 +13,10 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from consumer import metrics
+from consumer.renderer.protocol import Undrawable
 
 if TYPE_CHECKING:
-    from consumer.renderer.protocol import Loaded
+    from consumer.renderer.protocol import Drawn, Loaded
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class LoadProgress:
         }
         facts |= {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
         log.info("model loaded", extra=facts | ({"joins": model.probed} if model.probed else {}))
+
+    def answered(self, model: str, event: Drawn | Undrawable) -> None:
+        """Take note of a model that was not available."""
+        if isinstance(event, Undrawable) and event.code == "model_unavailable":
+            self.missing[model] = event.message
 
     def end(self) -> None:
         """Nothing is being loaded any more, whether the load succeeded or not."""

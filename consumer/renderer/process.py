@@ -281,9 +281,7 @@ class Renderer:
         elif isinstance(event, Drawn | Undrawable):
             if (event.request, event.index) not in self._held:
                 return  # cancelled in the meantime
-            task = self._held.pop((event.request, event.index))
-            if isinstance(event, Undrawable) and event.code == "model_unavailable":
-                self.loads.missing[task.model] = event.message
+            self.loads.answered(self._held.pop((event.request, event.index)).model, event)
         try:
             self._on_event(event)
         except Exception as error:  # an error of the handler, not of the child: the other images go on

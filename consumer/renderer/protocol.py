@@ -83,7 +83,10 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str = "cpu"
     dtype: str = "auto"
     attention: str = "auto"
+    compile: str = "off"  # | regional | full
+    compiled: str = ""  # folder where compiled code is kept
     offload: bool = False
+    quantize: str = "off"  # | fp8
     max_rows: int = 16
     exact: bool = False
     measure: bool | None = (

@@ -183,11 +183,8 @@ class Cards:
         for text in sorted(texts, key=_is_file):  # files last: they may need the configs of the others
             name, equals, source = text.partition("=")
             if not (equals and name.strip() and source.strip()):
-                raise Rejected(
-                    "invalid_manifest",
-                    f"model {text!r}: write name=folder or name=hub:owner/name",
-                    field="model",
-                )
+                text = f"model {text!r}: write name=folder or name=hub:owner/name"
+                raise Rejected("invalid_manifest", text, field="model")
             name = name.strip()
             try:
                 cards[name] = _own_card(name, source.strip(), cards, fetch)

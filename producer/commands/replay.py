@@ -28,7 +28,8 @@ def replay(
     image: Annotated[
         list[Path] | None,
         typer.Option(
-            help="The picture that it started from, or each in its order; a recipe does not hold them."
+            metavar="FILE",
+            help="The picture that it started from, or each in its order; a recipe does not hold them.",
         ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="The mask that it was drawn with.")] = None,

@@ -80,11 +80,16 @@ class Watch:
         return 1 - busy / (last - first)
 
 
+def denoiser_of(pipe: Any) -> Any:
+    """The module that a pipeline calls at every step."""
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
 @contextmanager
 def watched(model: LoadedModel) -> Iterator[Watch]:
     """Note every call of the real modules. On a CPU a call has done its work when it returns."""
     watch, pipe = Watch(), next(iter(model.plain.values()))
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser = denoiser_of(pipe)
     encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part]
     places = [(module, "forward") for module in (denoiser, *encoders)]
     places += [(pipe.vae, "encode"), (pipe.vae, "decode")]
@@ -128,7 +133,9 @@ def batched(registry: ModelRegistry, tasks: list[ImageTask]) -> Run:
         alike.setdefault(key, []).append(i)
     groups = []
     for members in alike.values():
-        size = MAX_ROWS // rows_of(tasks[members[0]])
+        first = tasks[members[0]]
+        guided = spelling.guidance(registry.get(first.model).plain[first.task]) not in ("number", "none")
+        size = MAX_ROWS // (rows_of(first) if guided else 1)
         groups += [members[start : start + size] for start in range(0, len(members), size)]
     return _plain(registry, tasks, groups)
 

@@ -24,7 +24,6 @@ from tests.benchmarks import backlogs, contenders
 from tests.benchmarks.contenders import MAX_ROWS
 from tests.benchmarks.models import SIDES, available
 from tests.benchmarks.table import Row, Table
-from tests.tiny import families
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +39,7 @@ _STEPS = 50
 def measure(folder: Path, table: Table, quick: bool) -> None:
     """Milliseconds per image and step, of eight images in shared calls, and of diffusers' own batch of eight."""
     rounds = 2 if quick else 5
-    folders, _ = available(["launch"], folder / "host")
-    folders["flux"] = families.save("flux", folder / "host" / "flux")
+    folders, _ = available(["launch", "flux"], folder / "host")
     registry = ModelRegistry(Cards.of(f"{name}={place}" for name, place in folders.items()))
     ours = Engine(registry, emit=_raise, max_rows=MAX_ROWS)
     table.head(
@@ -96,7 +94,7 @@ def _raise(event: Any) -> None:
 def free_of_charge(registry: ModelRegistry, name: str) -> Iterator[list[tuple[float, float]]]:
     """A model whose denoiser answers with fixed numbers; yields when it was called and when it answered."""
     pipe = next(iter(registry.get(name).plain.values()))
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser = contenders.denoiser_of(pipe)
     numbers: dict[Any, torch.Tensor] = {}
     calls: list[tuple[float, float]] = []
 

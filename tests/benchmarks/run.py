@@ -36,7 +36,7 @@ BENCHMARKS = (
     "scale",
     "estimate",
 )
-MODELS = ("launch", "mixed", "doodle")
+MODELS = ("launch", "mixed", "flux", "doodle")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from consumer.engine.loading.libraries import library, quiet
 from consumer.engine.loading.loras import Adapters
 from consumer.engine.loading.opening import check_class, open_pipeline
 from consumer.engine.loading.probe import Outcome, probe
+from consumer.engine.loading.quantizing import quantize
 from consumer.engine.loading.templates import around, modules_of, with_stand_ins
 from consumer.engine.stand_in import Embeddings
 from consumer.renderer.protocol import ImageTask, Loaded, Loading
@@ -58,8 +59,9 @@ class LoadedModel:
 
     @property
     def bytes(self) -> int:
-        """The memory that the weights take."""
-        return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
+        """The memory that the weights take, tables of places included."""
+        kept = (t for module in self.modules for t in (*module.parameters(), *module.buffers()))
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def template(self, task: str) -> Any:
         """The pipeline that an image's own is copied from. Raises `Rejected` for a task that the model cannot do."""
@@ -77,6 +79,7 @@ class ModelRegistry:
 
     Args:
         dtype: precision by name; empty: the card's, else what suits the device.
+        quantize: "off", or "fp8": weights of denoisers and text encoders in 8 bits.
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
         offline: never contact the hub.
@@ -91,6 +94,7 @@ class ModelRegistry:
     channels_last: bool = True
     attention: str = "auto"
     offload: bool = False
+    quantize: str = "off"
     memory_budget: int | None = None
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
@@ -135,7 +139,7 @@ class ModelRegistry:
 
     def size_of(self, name: str) -> int:
         """Bytes of a model's weights, loaded or not."""
-        return self._find(name).bytes_at(self._dtype(self._card(name)).itemsize)
+        return self._find(name).bytes_at(self._dtype(self._card(name)).itemsize, self.quantize)
 
     def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool:
         """The same of what guides a task beside its prompt; its model is loaded, or will be."""
@@ -244,6 +248,8 @@ class ModelRegistry:
             module.eval().requires_grad_(False)
             if self.channels_last and isinstance(module, _with_pictures()):
                 module.to(memory_format=torch.channels_last)
+        if self.quantize != "off":
+            quantize(pipe.components, folder.family.denoiser, dtype)
         place(modules, self.device, self.offloading if self.offload else None)
         set_attention(
             denoiser, pipe.vae, self.attention
@@ -256,13 +262,14 @@ class ModelRegistry:
                 "revision": folder.revision,
                 "source": _public(folder.source),
                 "licence": card.licence,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": str(dtype).removeprefix("torch.")
+                + (f", weights {self.quantize}" if self.quantize != "off" else ""),
             },
             templates={task: with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
             size_multiple=max(card.size_multiple, read_folder(folder.configs or folder.path).size_multiple),
-            adapters=Adapters(pipe, self.loras),
+            adapters=Adapters(pipe, self.loras, self.quantize),
             guides=Guides.of(self, denoiser, plain, folder.family, modules),
             modules=modules,
             denoiser=folder.family.denoiser,

@@ -77,13 +77,9 @@ class _Reader:
 
     tokenizer: Any
     encoder: Any
+    device: torch.device  # of the pipeline: with offload the encoder itself is elsewhere until it is called
     skip: int  # layers from the end
     projects: bool  # SDXL's way: the layer before the last, not normalised, and a pooled vector beside it
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.encoder.device
-        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,13 +96,14 @@ class _Reader:
         if self.projects:
             masked = {} if mask is None else {"attention_mask": mask}
             states = self.encoder(ids, output_hidden_states=True, **masked).hidden_states
-            return SimpleNamespace(last_hidden_state=states[-(self.skip + 2)])
+            return self._answer(states[-(self.skip + 2)])
         if not self.skip:
-            return SimpleNamespace(last_hidden_state=self.encoder(ids, attention_mask=mask)[0])
+            return self._answer(self.encoder(ids, attention_mask=mask)[0])
         states = self.encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        return SimpleNamespace(
-            last_hidden_state=self.encoder.text_model.final_layer_norm(states[-(self.skip + 1)])
-        )
+        return self._answer(self.encoder.text_model.final_layer_norm(states[-(self.skip + 1)]))
+
+    def _answer(self, states: torch.Tensor) -> Any:
+        return SimpleNamespace(last_hidden_state=states.to(self.device))
 
 
 def _readers(pipe: Any, clip_skip: int | None) -> list[_Reader]:
@@ -114,7 +111,13 @@ def _readers(pipe: Any, clip_skip: int | None) -> list[_Reader]:
     names = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None) is not None]
     projects = hasattr(pipe, "text_encoder_2")
     return [
-        _Reader(getattr(pipe, name.replace("text_encoder", "tokenizer")), getattr(pipe, name), skip, projects)
+        _Reader(
+            getattr(pipe, name.replace("text_encoder", "tokenizer")),
+            getattr(pipe, name),
+            torch.device(pipe._execution_device),
+            skip,
+            projects,
+        )
         for name in names
     ]
 
