@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import tempfile
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from consumer.device_options import Attention, Compile, Devices, Dtype, Offload, Quantize, check_together
 from infra.options import (
     DEFAULT_STORE,
     Lease,
@@ -34,14 +35,6 @@ app = typer.Typer(
 )
 
 _LIMITS = Limits()  # the defaults; `infra.limits_env` reads the same variables for clients
-
-
-def _attention(text: str) -> str:
-    if text == "xformers" and find_spec("xformers") is None:  # before a model is loaded for it
-        raise typer.BadParameter(
-            "xformers is not installed: pip install -c constraints.txt -e '.[cuda]', or choose sdpa"
-        )
-    return text
 
 
 def _json_object(text: str) -> str:
@@ -90,22 +83,26 @@ def worker(
     loras: Annotated[
         list[str] | None, typer.Option(envvar="DREAMDROP_LORAS", help="name=safetensors file; repeatable.")
     ] = None,
-    devices: Annotated[
-        str, typer.Option(envvar="DREAMDROP_DEVICES", help="auto, all, cpu, cuda:0, ...; one renderer each.")
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(envvar="DREAMDROP_DTYPE", help="auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    attention: Annotated[
-        str,
-        typer.Option(envvar="DREAMDROP_ATTENTION", callback=_attention, help="auto, sdpa or xformers."),
-    ] = "auto",
-    offload: Annotated[
-        bool,
+    controlnets: Annotated[
+        list[str] | None,
         typer.Option(
-            envvar="DREAMDROP_OFFLOAD", help="Keep idle modules in host memory, for GPUs with little memory."
+            envvar="DREAMDROP_CONTROLNETS", help="name=folder or name=hub:owner/name[@revision]; repeatable."
         ),
-    ] = False,
+    ] = None,
+    ip_adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DREAMDROP_IP_ADAPTERS",
+            help="name=file.safetensors with an image_encoder folder beside it, or elsewhere: ,encoder=folder; or "
+            "name=hub:owner/name[@revision]:path of the file; repeatable.",
+        ),
+    ] = None,
+    devices: Devices = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = "auto",
+    compile: Compile = "off",
+    offload: Offload = False,
+    quantize: Quantize = "off",
     max_rows: Annotated[
         int,
         typer.Option(
@@ -222,6 +219,8 @@ def worker(
     from consumer.worker import WorkerSettings
     from infra.claims.claims import Timing
     from infra.logs import log_lines
+    from infra.models.addons.known import Addons
+    from infra.models.cache import default_folder
     from infra.models.cards import Cards
     from infra.models.model_files import fetch_configs
 
@@ -246,8 +245,10 @@ def worker(
         once=once,
     )
     log = logging.getLogger("dreamdrop.worker")
+    check_together(compile, exact=exact, offload=offload, quantize=quantize)
     try:
-        cards = Cards.of(models or (), loras or (), fetch=fetch_configs)
+        addons = Addons.of(controlnets or (), ip_adapters or (), fetch=True)
+        cards = replace(Cards.of(models or (), loras or (), fetch=fetch_configs), addons=addons)
     except (DreamError, OSError) as error:
         log.error("the worker cannot run: %s", error)
         raise typer.Exit(3) from error
@@ -256,11 +257,16 @@ def worker(
         device=devices,
         dtype=dtype,
         attention=attention,
+        compile=compile,
+        compiled=str(default_folder().parent / "compiled"),
         offload=offload,
+        quantize=quantize,
         max_rows=max_rows,
         exact=exact,
         models=_pairs(models),
         loras=tuple((name, str(lora.path)) for name, lora in cards.loras.items()),
+        controlnets=_pairs(controlnets),
+        ip_adapters=_pairs(ip_adapters),
         memory_budget=int(model_memory * 2**30) or None,
         patience=patience,
         null=json.loads(null),

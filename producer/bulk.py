@@ -10,7 +10,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,17 @@ from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
 PICTURES = {place for place in manifest_parts.PICTURES if "*" not in place}
-INTEGERS = {"steps", "number_of_images", "seed", "width", "height", "clip_skip", "output.quality"}
-NUMBERS = {"cfg_scale", "strength"}
+INTEGERS = {
+    *("steps", "number_of_images", "seed", "width", "height", "clip_skip"),
+    *("output.quality", "upscale.steps"),
+}
+NUMBERS = {
+    *("cfg_scale", "strength", "ip_adapter.scale"),
+    *("upscale.scale", "upscale.strength", "refiner.at"),
+}
 BOOLEANS = {"strict"}
-DOCUMENTS = {"loras", "output", "metadata", "controlnet", "ip_adapter"}  # a cell of JSON
+#: A cell of JSON.
+DOCUMENTS = {"loras", "output", "metadata", "controlnet", "ip_adapter", "upscale", "refiner"}
 NAMES = {"custom_id", "id"}
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 
@@ -180,6 +187,14 @@ def embedded(path: Path) -> str:
         return base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError as error:
         raise Rejected("invalid_image", f"cannot read the picture {str(path)!r}: {error.strerror}") from error
+
+
+def pictures(images: Sequence[Path], mask: Path | None) -> dict[str, str | list[str]]:
+    """Picture files as fields of a manifest. Raises `Rejected`."""
+    found: dict[str, str | list[str]] = {"image": [embedded(path) for path in images]} if images else {}
+    if len(images) == 1:  # as text, so that workers of any version read it
+        found["image"] = embedded(images[0])
+    return found if mask is None else {**found, "mask_image": embedded(mask)}
 
 
 def _wrong(line: int, text: str, *, field: str | None = None, code: str = "invalid_manifest") -> Rejected:

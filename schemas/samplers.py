@@ -152,13 +152,14 @@ def resolve(name: str) -> SchedulerChoice:
     return SchedulerChoice(found, class_name, tuple(overrides.items()), stand_in)
 
 
-def for_model(asked: str | None, default: str, *, flow: bool) -> tuple[str, str]:
+def for_model(asked: str | None, default: str, *, flow: bool, one: bool = False) -> tuple[str, str]:
     """The canonical name of the sampler that a model is drawn with, and why it is not the one that was asked for.
 
     Args:
         asked: as a caller spells it; None or "": nothing.
         default: the model's own, canonical.
         flow: the model is made for flow matching, which has samplers of its own. Its Euler is called Euler, too.
+        one: the pipeline of the model works with its own sampler only.
 
     Raises:
         Rejected: nothing answers to this name.
@@ -168,21 +169,23 @@ def for_model(asked: str | None, default: str, *, flow: bool) -> tuple[str, str]
     name = resolve(asked).name
     if flow and name == "Euler":
         return FLOW[0], ""
-    if name == default or flow == (name == FLOW[0]):
+    if name == default or (flow == (name == FLOW[0]) and not one):
         return name, ""
     kind = "is made for flow matching" if flow else "is not made for flow matching"
+    kind = "works with its own sampler only" if one else kind
     return default, f"scheduler {name} was not used: the model {kind}; it was drawn with {default}"
 
 
-def check_steps(name: str, steps: int) -> None:
+def check_steps(name: str, steps: int, field: str = "steps") -> None:
     """Refuse more steps than a sampler can do. Raises `Rejected`.
 
     Args:
         name: canonical.
+        field: of the manifest, which says how many.
     """
     most = _MAX_STEPS.get(name, steps)
     if steps > most:
-        raise Rejected.of_field("steps", f"is {steps}; the scheduler {name} can do at most {most}")
+        raise Rejected.of_field(field, f"is {steps}; the scheduler {name} can do at most {most}")
 
 
 def check_request(scheduler: str | None, steps: int) -> None:

@@ -1,7 +1,8 @@
 """The engine's policy: which task begins next, and which images share the next device call. No torch here.
 
 Tasks with equal *batch keys* can share UNet calls. A task begins when the calls of its key have a
-free row, so that the device is always full and no more images than needed hold memory. Tasks of the
+free row, so that the device is always full and no more images than needed hold memory. An image of several passes has a
+key for each; it begins when none of them is full of images that have come so far. Tasks of the
 express lane begin first, and each lane has rows of its own: neither waits for the other's images to end.
 
 The device is shared by time, not by the number of calls. The express lane gets three quarters of it while both
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol
 
+from consumer.engine.passes import models_of, passes_of
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from consumer.engine.in_flight import InFlight
     from consumer.renderer.protocol import ImageTask, Lora
 
-LaneKey = tuple[bool, "Hashable"]  # whether it is the express lane, and the batch key
+#: Whether it is the express lane, and the batch keys of the passes.
+LaneKey = tuple[bool, "tuple[Hashable, ...]"]
 
-_KINDS = ("text", "encode", "decode", "unet")  # short calls first: they let images begin and end
+_KINDS = ("text", "encode", "decode", "side", "unet")  # short calls first: they let images begin and end
 _BATCH_KEYS = 4  # sizes, models or LoRA sets that may be drawn side by side, each with full calls
 EXPRESS_SHARE = 3.0  # parts of the device's time for the express lane, for each one of the other
 _STAY = 0.1  # seconds for which a batch key goes on: a switch to other LoRAs takes about 2 ms
@@ -39,7 +42,9 @@ class Models(Protocol):
 
     def loaded(self) -> list[str]: ...
 
-    def fits(self, name: str, in_use: Collection[str]) -> bool: ...
+    def fits(self, name: str, in_use: Collection[str], *others: str) -> bool: ...
+
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool: ...
 
     def joins(self, name: str) -> bool: ...
 
@@ -83,7 +88,7 @@ class AdmissionQueue:
 
     def add(self, task: ImageTask) -> None:
         self._arrivals += 1
-        key = (task.express, batch_key(task))
+        key = (task.express, tuple(map(batch_key, passes_of(task))))
         self._queues.setdefault(key, deque()).append((self._arrivals, task))
 
     def drop(self, request: str) -> None:
@@ -120,26 +125,27 @@ class AdmissionQueue:
                 self._overtaken += overtakes
                 return self._take(key)
         wanted = keys[0] if self._overtaken < self._patience else min(unloaded, key=self._age)
-        if self._fits(wanted, {image.task.model for image in in_flight}):
+        if self._fits(wanted, {one.model for image in in_flight for one in image.passes}):
             self._overtaken = 0
             return self._take(wanted)
         return None
 
     def _open(self, in_flight: Collection[InFlight]) -> list[LaneKey]:
         """The lanes and keys that have a free row."""
-        rows: Counter[LaneKey] = Counter()
+        rows: Counter[tuple[bool, Hashable]] = Counter()
         lanes: Counter[bool] = Counter()
         for image in in_flight:
             taken = image.rows or rows_of(image.task)
             rows[image.task.express, image.batch_key] += taken
             lanes[image.task.express] += taken
-        alone = {image.task.model for image in in_flight if not self._models.joins(image.task.model)}
+        models = {one.model for image in in_flight for one in image.passes}
+        alone = {name for name in models if not self._models.joins(name)}
         full = lanes.total() >= _BATCH_KEYS * self._max_rows  # every image in flight holds memory
         return [
             key
             for key in self._queues
-            if rows[key] < self._limits.get(key[1], self._max_rows)
-            and self._queues[key][0][1].model not in alone
+            if all(rows[key[0], one] < self._limits.get(one, self._max_rows) for one in key[1])
+            and alone.isdisjoint(models_of(self._queues[key][0][1]))
             and not (full and lanes[key[0]] >= self._max_rows)
         ]
 
@@ -147,9 +153,16 @@ class AdmissionQueue:
         return self._queues[key][0][0]
 
     def _fits(self, key: LaneKey, in_use: Collection[str]) -> bool:
-        """Whether the key's model is in memory, or can be without pushing out one that is in use."""
+        """Whether the models of the key's next task and what guides it are in memory, or can be.
+
+        Without pushing out a model that is in use.
+        """
+        task = self._queues[key][0][1]
+        first, *others = models_of(task)
+        guided = bool(task.controls or task.ip_adapter)
         try:
-            return self._models.fits(self._queues[key][0][1].model, in_use)
+            fits = self._models.fits(first, in_use, *others)
+            return fits and not (guided and not self._models.guides_fit(task, in_use))
         except (Rejected, Unavailable):
             return True  # let it begin: that will report what is wrong
 

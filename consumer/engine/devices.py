@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_SHARE = 0.8  # of a card's memory that weights may take with offload; the rest is for what is computed
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -126,28 +128,33 @@ def set_attention(denoiser: Any, vae: Any, wanted: str) -> str:
 
 @dataclass
 class Offload:
-    """Keeps modules on the device only while they run, for cards with little memory.
+    """Keeps on the device what runs, and of the other modules what fits beside it, for cards with little memory.
 
-    accelerate's hooks move a module to the device when it is called; here it is moved back when
-    another one is about to run. accelerate's own chain, where each module moves its predecessor back,
-    assumes one fixed order, and the engine calls modules in any order.
+    accelerate's hooks move a module to the device when it is called; here others are moved back when it needs
+    their room, text encoders first: what they said is remembered. accelerate's own chain, where each module moves
+    its predecessor back, assumes one fixed order, and the engine calls modules in any order.
     """
 
+    room: int = 0  # bytes for weights; where a module is larger, it has the device for itself
     hooks: list[tuple[Any, Any]] = field(default_factory=list)  # (module, accelerate's hook)
-    running: Any = None
+    here: list[Any] = field(default_factory=list)  # modules on the device
 
     def make_way(self, module: Any) -> None:
-        """Move every other module back to host memory."""
-        if self.running is module or not self.hooks:
+        """Move other modules back to host memory until this one fits beside the rest."""
+        if not self.hooks or any(one is module for one in self.here):
             return
-        for other, hook in self.hooks:
-            if other is not module:
+        for other, hook in self.hooks:  # in the order of `place`: text encoders first
+            if sum(map(_bytes, self.here)) + _bytes(module) <= self.room:
+                break
+            if any(one is other for one in self.here):
                 hook.offload()
-        self.running = module
+                self.here = [one for one in self.here if one is not other]
+        self.here.append(module)
 
     def forget(self, modules: Sequence[Any]) -> None:
         """Drop the hooks of a model that is evicted."""
         self.hooks = [(module, hook) for module, hook in self.hooks if all(module is not m for m in modules)]
+        self.here = [module for module in self.here if all(module is not m for m in modules)]
 
 
 def place(modules: Sequence[nn.Module], device: str, offload: Offload | None) -> None:
@@ -158,9 +165,14 @@ def place(modules: Sequence[nn.Module], device: str, offload: Offload | None) ->
         return
     if not device.startswith("cuda"):
         raise BadDevice("CPU offload needs a GPU to offload from")
+    offload.room = offload.room or int(_SHARE * torch.cuda.get_device_properties(device).total_memory)
     accelerate: Any = importlib.import_module("accelerate")
     for module in modules:
         offload.hooks.append((module, accelerate.cpu_offload_with_hook(module, device)[1]))
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def _processors(module: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer.engine.loading.pipelines import build_scheduler
+from schemas.errors import Rejected
 from schemas.samplers import FLOW
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Samplers:
             self._built[key] = build_scheduler(choice, config)
         own = _own(self._built[key])
         return (
-            counting(own) if choice.name == FLOW[0] else Sampler(self, key, own)
+            counting(own, choice.name) if choice.name == FLOW[0] else Sampler(self, key, own)
         )  # its step is one sum anyhow
 
     def prepare(self, key: Any, steps: int, device: Any) -> _Prepared:
@@ -86,7 +87,7 @@ class Samplers:
         if full not in self._prepared:
             scheduler = _own(self._built[key])
             scheduler.set_timesteps(steps, device=device)
-            prepared = _Prepared(scheduler, tuple(scheduler.timesteps.tolist()))
+            prepared = _Prepared(scheduler, check_timesteps(scheduler, key[0].name, steps))
             _remember(self._prepared, full, prepared)
         return self._prepared[full]
 
@@ -101,9 +102,28 @@ class Samplers:
         return self._tables[full]
 
 
-def counting(scheduler: Any) -> Any:
+def check_timesteps(scheduler: Any, name: str, steps: int) -> tuple[float, ...]:
+    """The timesteps that a scheduler has set. Raises `Rejected` if they are no numbers: few steps can divide by zero.
+
+    Args:
+        name: canonical.
+    """
+    timesteps = tuple(scheduler.timesteps.tolist())
+    sigmas = getattr(scheduler, "sigmas", None)
+    if any(map(math.isnan, (*timesteps, *(sigmas.tolist() if isinstance(sigmas, torch.Tensor) else ())))):
+        text = f"is {steps}; the scheduler {name} cannot do so few with this model; ask for more"
+        raise Rejected("unsupported", f"steps {text}", field="steps")
+    return timesteps
+
+
+def counting(scheduler: Any, name: str) -> Any:
     """A scheduler of diffusers that counts its steps, as `steps_done`; signatures stay as they are."""
-    step = scheduler.step
+    step, set_timesteps = scheduler.step, scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def checked(num_inference_steps: Any = None, *args: Any, **kwargs: Any) -> None:
+        set_timesteps(num_inference_steps, *args, **kwargs)
+        check_timesteps(scheduler, name, scheduler.num_inference_steps)
 
     @functools.wraps(step)
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +131,7 @@ def counting(scheduler: Any) -> Any:
         return step(*args, **kwargs)
 
     scheduler.steps_done = 0
-    vars(scheduler)["step"] = counted
+    vars(scheduler)["step"], vars(scheduler)["set_timesteps"] = counted, checked
     return scheduler
 
 
@@ -142,7 +162,7 @@ class Sampler:
         self._own_schedule = bool(schedule)
         if self._own_schedule:
             self._scheduler.set_timesteps(num_inference_steps, device=device, **schedule)
-            self._timesteps = tuple(self._scheduler.timesteps.tolist())
+            self._timesteps = check_timesteps(self._scheduler, self._key[0].name, num_inference_steps)
             return
         prepared = self._samplers.prepare(self._key, num_inference_steps, device)
         self._scheduler, self._timesteps = _own(prepared.scheduler), prepared.timesteps

@@ -18,7 +18,7 @@ from greenlet import getcurrent
 
 from consumer.engine import joining
 from consumer.engine.call import Call
-from consumer.engine.denoisers import DENOISERS, UNKNOWN, Denoiser
+from consumer.engine.denoisers import DENOISERS, SIDES, UNKNOWN, Denoiser
 from consumer.engine.rows import convert, row_count, tensors_in
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ class StandIn:
         """`layers`: of a text encoder's hidden states, the ones that the pipeline reads; (): perhaps all."""
         kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its class
         object.__setattr__(self, "_module", module)
-        object.__setattr__(self, "_kind", "text" if is_text_encoder else "unet")  # of `__call__`
+        side = kind.__name__ in SIDES
+        object.__setattr__(
+            self, "_kind", "text" if is_text_encoder else "side" if side else "unet"
+        )  # of `__call__`
         object.__setattr__(self, "_layers", layers)
         object.__setattr__(self, "_layout", DENOISERS.get(kind.__name__, UNKNOWN))
         object.__setattr__(self, "_signatures", {})  # by method
@@ -77,6 +80,10 @@ class StandIn:
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         return self._pause("decode", "decode", args, kwargs)
+
+    def join_by(self, layout: Denoiser) -> None:
+        """Join its calls in another way than the table says."""
+        object.__setattr__(self, "_layout", layout)
 
     @property
     def config(self) -> Any:  # read several times a step: found here, it takes half as long
@@ -103,7 +110,7 @@ class StandIn:
             self._signatures[method] = _Signature.of(module, method)
         signature: _Signature = self._signatures[method]
         arguments = {**dict(zip(signature.names, args, strict=False)), **kwargs} if args else kwargs
-        if kind == "unet":
+        if kind in ("unet", "side"):
             return self._denoise(engine, signature, arguments)
         if kind == "text" and "use_cache" in signature.names:
             arguments.setdefault("use_cache", False)  # of keys and values, for generating text
@@ -128,7 +135,7 @@ class StandIn:
         rows = joining.count(layout, arguments)
         if layout.time:
             arguments[layout.time] = _one_per_row(arguments[layout.time], rows, arguments[layout.latents])
-        answer = engine.switch(Call("unet", self._module, "__call__", arguments, rows, layout=layout))
+        answer = engine.switch(Call(self._kind, self._module, "__call__", arguments, rows, layout=layout))
         if layout.answers_lists:
             answer = (list(answer[0].unbind(0)), *answer[1:])
         return _Answer(answer) if wants_object else answer

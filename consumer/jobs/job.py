@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.jobs.models import Fetched
-from consumer.renderer.protocol import ImageTask, Lora, RawPicture
+from consumer.renderer.protocol import (
+    Control,
+    Enlarged,
+    ImageTask,
+    IpAdapterChoice,
+    Lora,
+    RawPicture,
+    SecondModel,
+)
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
@@ -65,6 +73,7 @@ class Job:
     input_size: tuple[int, int] | None = None  # (width, height) of the picture that it starts from, pixels
     share: Share | None = None  # of the worker's memory for inputs
     model: ModelUsed | None = None
+    refiner: ModelUsed | None = None
     progress: dict[int, tuple[int, int]] = field(default_factory=dict)  # image to (steps done, steps in all)
     losses: int = 0  # renderers of this worker that died while they drew it
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
@@ -98,7 +107,8 @@ class Job:
     @property
     def needs_models(self) -> bool:
         """Whether its plan names published models."""
-        return self.plan.model_version is not None or bool(self.plan.lora_versions)
+        refiner = self.plan.refiner is not None and self.plan.refiner.version is not None
+        return refiner or self.plan.model_version is not None or bool(self.plan.lora_versions)
 
     @property
     def extension(self) -> str:
@@ -126,8 +136,13 @@ class Job:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def size(self) -> tuple[int, int]:
-        """(width, height) of its images, in pixels."""
+        """(width, height) at which its images begin, in pixels: an upscale makes them larger."""
         return self.input_size or (self.plan.width or 0, self.plan.height or 0)
+
+    def drawn_size(self) -> tuple[int, int]:
+        """(width, height) of its images, in pixels."""
+        size, upscale = self.size(), self.plan.upscale
+        return upscale.size(*size, self.plan.model, 1) if upscale is not None else size
 
     def hold(self, pictures: dict[str, RawPicture], share: Share) -> None:
         """Keep input pictures until `let_go`, and of the share what they need."""
@@ -145,6 +160,7 @@ class Job:
     def task(self, index: int) -> ImageTask:
         """The renderer's task for one image."""
         plan, (width, height) = self.plan, self.size()
+        refiner = plan.refiner
         return ImageTask(
             request=self.id,
             index=index,
@@ -164,6 +180,8 @@ class Job:
                 Lora(x.name, x.weight, plan.lora_hashes.get(x.name, ""), self.fetched.loras.get(x.name, ""))
                 for x in plan.loras
             ),
+            controls=tuple(Control(x.name, x.scale, x.start, x.end) for x in plan.controlnet),
+            ip_adapter=IpAdapterChoice(x.name or "", x.scale) if (x := plan.ip_adapter) else None,
             image=_image_of(self.pictures),
             mask=self.pictures.get("mask_image"),
             pictures={
@@ -173,7 +191,16 @@ class Job:
             folder=self.fetched.folder,
             express=self.express,
             preview=self.previews,
+            weights=plan.weights,
+            upscale=self._enlarged(),
+            refiner=SecondModel(refiner.reference, refiner.at, self.fetched.refiner) if refiner else None,
         )
+
+    def _enlarged(self) -> Enlarged | None:
+        upscale = self.plan.upscale
+        if upscale is None:
+            return None
+        return Enlarged(*self.drawn_size(), steps=upscale.steps or self.plan.steps, strength=upscale.strength)
 
     def recipe(self, index: int) -> dict[str, Any]:
         """What is embedded into an image file, so that it can be drawn again."""
@@ -200,7 +227,7 @@ class Job:
 
     def steps(self) -> tuple[int, int]:
         """(steps done, steps in all); an image that is finished or not begun counts as the plan says."""
-        whole = self.plan.steps
+        whole = self.plan.all_steps
         missing = set(self.missing())
         done = total = 0
         for index in range(len(self.plan.seeds)):
@@ -258,6 +285,7 @@ class Job:
                 **{stage: round(s, 4) for stage, s in self.seconds.items()},
             ),
             model=self.model,
+            refiner=self.refiner,
             versions=dict(versions),
             worker=worker,
             attempts=self.attempt,

@@ -7,6 +7,7 @@ without credentials, and what comes back is bounded: a request waits until there
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,12 @@ from consumer.jobs.job import Job
 from consumer.jobs.memory import Budget
 from consumer.renderer.protocol import RawPicture
 from infra.decoding.process import CHANNELS, Decoders, Source, Use
+from infra.models.cards import is_here
+from infra.models.hub_caches import is_of_hub
 from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected
 from schemas.manifest import has_expired, parse_manifest
-from schemas.manifest_limits import check_numbers
+from schemas.manifest_limits import check_numbers, check_upscaled
 from schemas.manifest_parts import PICTURES, pictures_in
 from schemas.plan import Refusal, read_plan
 from schemas.result import Failure, Result, Status
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from infra.claims.claims import Held
     from infra.decoding.process import Drawable, Pixels
     from infra.models.cards import Cards
+    from infra.models.hub_caches import Hub
     from schemas.limits import Limits
     from schemas.manifest import Manifest
 
@@ -46,12 +50,14 @@ class Preparation:
         memory: int,
         decode_seconds: float,
         models: ModelFetcher | None = None,
+        hub: Hub | None = None,
     ) -> None:
         """
         Args:
             memory: bytes of pixels for the input pictures of all jobs that are not drawn yet.
             decode_seconds: of processor time for the pictures of one request.
             models: of what is published; None: that cannot be drawn.
+            hub: where models that are not here come from; None: renderers need none.
         """
         self.room = Budget(memory)
         self._delivery = delivery
@@ -60,6 +66,7 @@ class Preparation:
         self._limits = limits
         self._clock = clock
         self._models = models
+        self._hub = hub
         self._decoders = Decoders(seconds=decode_seconds)
         self._turns = Budget(self._decoders.children)  # so that no thread waits for a child
 
@@ -115,6 +122,8 @@ class Preparation:
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
             _give_up(job, Failure(code="expired", message="expires_at had passed before the work began"))
+        elif job.missing() and (why := await self._out_of_reach(job)):
+            _give_up(job, Failure(code="model_unavailable", message=why, field="model"))
         elif job.missing() and (texts := _pictures_of(manifest)):
             began = self._clock()
             try:
@@ -125,6 +134,20 @@ class Preparation:
             job.spent("decode", self._clock() - began)
         if manifest.strict and job.notes:
             _give_up(job, Failure(code="invalid_manifest", message="strict is set"))
+
+    async def _out_of_reach(self, job: Job) -> str:
+        """Why a job's model cannot be downloaded now; "" if it can, or is here. Nobody else waits for the answer."""
+        card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
+        if self._hub is None or card is None or card.gated or is_here(card):
+            return ""
+        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not any(map(is_of_hub, card.sources)):
+            return ""  # the renderer says so at once
+        if not (why := await asyncio.to_thread(self._hub.why_not)):
+            return ""
+        return (
+            f"model {card.name!r} is not here, and the hub cannot be reached ({why}). Give the worker a diffusers "
+            f"folder with it, as {card.name}=/path/to/folder, or access to the hub"
+        )
 
     async def _decode(self, texts: dict[str, str], job: Job, wanted: Callable[[], bool]) -> None:
         """Give the job its pictures, in the sizes that drawing needs.
@@ -145,7 +168,10 @@ class Preparation:
             card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
             multiple = card.size_multiple if card else SIZE_MULTIPLE
             drawable = await self._drawable(sources, limits, multiple, job)
-            job.hold({field: _raw(pixels) for field, pixels in drawable.pictures.items()}, share)
+            pictures = {field: _raw(pixels) for field, pixels in drawable.pictures.items()}
+            if (image := pictures.get("image")) is not None:
+                check_upscaled(job.plan, (image.width, image.height), multiple, limits)
+            job.hold(pictures, share)
             for note in drawable.notes:
                 job.note(note)
         finally:

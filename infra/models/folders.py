@@ -41,6 +41,7 @@ class Reading:
     size_multiple: int = SIZE_MULTIPLE
     scheduler: str = _FALLBACK
     flow: bool = False  # only samplers for flow matching draw it
+    one_sampler: bool = False  # only its own sampler draws it
     steps: int = STEPS
     cfg_scale: float = CFG_SCALE
     family: str = ""  # "" where that is not known
@@ -71,12 +72,28 @@ def read_folder(folder: Path, *names: str) -> Reading:
         size_multiple=_multiple(family, denoiser, factor),
         scheduler=canonical_sampler(scheduler.get("_class_name")),
         flow=is_flow(scheduler),
+        one_sampler=family.one_sampler,
         steps=steps,
         cfg_scale=cfg_scale,
         family=unet_family(denoiser) if family.denoiser == "unet" else base_class(index["_class_name"]),
         config_hash=config_hash(denoiser) if denoiser else "",
         prediction_type=str(scheduler.get("prediction_type", "")),
     )
+
+
+def check_family(name: str, own: str, family: str) -> None:
+    """Refuse a folder of another family under the name of a model that is known: its numbers would be wrong.
+
+    Args:
+        own: the family of the model of that name.
+        family: of the folder; one that is not known may be anything.
+
+    Raises:
+        Rejected: they differ.
+    """
+    if own and family != own and (family in WIDTHS.values() or family in FAMILIES):
+        text = f"the folder has a model of the family {family}, and {name!r} is of {own}; use another name"
+        raise Rejected("unsupported", text, field="model")
 
 
 def unet_family(unet: Mapping[str, Any]) -> str:

@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.models.families import FAMILIES, Family, family_of
-from infra.models.hub_caches import baked_cache
+from infra.models.hub_caches import GATED, baked_cache
 from infra.models.json_files import read_json, read_object
 from infra.models.safetensors_header import read_shapes
 from infra.models.single_files import LIBRARIES, check_configs, read_single_file
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from infra.models.cards import ModelCard
 
 log = logging.getLogger("dreamdrop.models")
 
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
-_WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # how components begin that have none
+_WITHOUT_WEIGHTS = ("tokenizer", "scheduler", "processor")  # how components begin that have none
 _CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
 _WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors"]
+#: Tensors with several dimensions that keep their precision where weights are kept in 8 bits.
+_IN_FULL = re.compile(
+    r"norm|pos_embed|patch_embed|embed_tokens|(token|position)_embedding|shared\.|relative_attention_bias|\bwo\.|"
+    r"lm_head|adaln_single|\b[tx]_embedder|cap_embedder|^proj_(in|out)\.|_token$|table"
+)
 _UNWANTED = [
     "safety_checker/*",
     "image_encoder/*",
@@ -56,13 +62,14 @@ class ModelFolder:
     variant: str | None  # such as "fp16", where the folder holds only that precision
     left_out: tuple[str, ...]  # components that are not loaded
     elements: int  # numbers in the weights
+    matrices: int  # of these, the ones that may be kept in 8 bits
     family: Family
     pipeline: str  # its class
     configs: Path | None = None  # of a model in one file: the folder with its configs and tokenizers
 
-    def bytes_at(self, itemsize: int) -> int:
-        """The memory that the weights take at a precision of so many bytes a number."""
-        return self.elements * itemsize
+    def bytes_at(self, itemsize: int, quantize: str = "off") -> int:
+        """The memory that the weights take at a precision of so many bytes a number, "fp8": or of one."""
+        return self.elements * itemsize - (self.matrices * (itemsize - 1) if quantize == "fp8" else 0)
 
 
 def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
@@ -77,9 +84,9 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
         if (file := Path(source).expanduser()).is_file():
             return _single_file(file, card)
         try:
-            folder = _fetch(source, card.revision, offline, cache)
+            folder = _fetch(source, card.revision, offline or card.gated, cache)
         except ModelUnavailable as error:
-            tried.append(f"{source}: {error}")
+            tried.append(f"{source}: {GATED if card.gated and source.startswith('hub:') else error}")
             continue
         pinned = source.startswith("hub:") or not any(s.startswith("hub:") for s in card.sources)
         return check(folder, source=source, revision=card.revision if pinned else "")
@@ -95,8 +102,8 @@ def _single_file(file: Path, card: ModelCard) -> ModelFolder:
     index = read_object(configs / "model_index.json")
     parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     family = _family(str(configs), index, parts)
-    return ModelFolder(
-        file, str(file), "", None, (), known.elements, family, index["_class_name"], configs=configs
+    return ModelFolder(  # which of its tensors belong to the VAE is not looked up: the most that it can need
+        file, str(file), "", None, (), known.elements, 0, family, index["_class_name"], configs=configs
     )
 
 
@@ -135,13 +142,24 @@ def check(folder: Path, *, source: str = "", revision: str = "") -> ModelFolder:
     present = [name for name in parts if name not in _LEFT_OUT and parts[name][0] is not None]
     _check_complete(folder, family, parts, present)
     weights = [name for name in present if not name.startswith(_WITHOUT_WEIGHTS)]
-    variant, elements = None, 0
+    variant, elements, matrices = None, 0, 0
     for name in weights:
         files, variant = _weights(folder, name, variant)
-        elements += sum(_elements(file) for file in files)
+        shapes = [item for file in files for item in _shapes(file).items()]
+        elements += sum(math.prod(shape) for _, shape in shapes)
+        if name == family.denoiser or name.startswith("text_encoder"):
+            matrices += sum(math.prod(shape) for tensor, shape in shapes if _is_matrix(tensor, shape))
     left_out = tuple(name for name in _LEFT_OUT if name in index)
     return ModelFolder(
-        folder, source or str(folder), revision, variant, left_out, elements, family, index["_class_name"]
+        folder,
+        source or str(folder),
+        revision,
+        variant,
+        left_out,
+        elements,
+        matrices,
+        family,
+        index["_class_name"],
     )
 
 
@@ -179,7 +197,10 @@ def _family(place: str, index: dict[str, Any], parts: dict[str, Any]) -> Family:
     family = family_of(kind, used)
     if family is None:
         known = ", ".join(f"{name} ({one.label})" for name, one in FAMILIES.items())
-        why = f"its pipeline is {kind!r}, which is not drawn here; known are {known}"
+        hint = (
+            "; give its ControlNet by --controlnets, and the model without it" if "controlnet" in used else ""
+        )
+        why = f"its pipeline is {kind!r}, which is not drawn here{hint}; known are {known}"
         raise Rejected("unsupported", f"the model in {place} is refused: {why}", field="model")
     return family
 
@@ -212,10 +233,15 @@ def _weights(folder: Path, name: str, variant: str | None) -> tuple[list[Path], 
     raise _refuse(folder, f"{name} has no safetensors file")
 
 
-def _elements(file: Path) -> int:
-    """How many numbers a safetensors file holds, read from its header."""
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether `--quantize fp8` keeps a tensor in 8 bits; see `consumer.engine.loading.quantizing`."""
+    return len(shape) > 1 and _IN_FULL.search(name) is None
+
+
+def _shapes(file: Path) -> Mapping[str, tuple[int, ...]]:
+    """The shape of each tensor of a safetensors file, read from its header."""
     try:
-        return sum(map(math.prod, read_shapes(file).values()))
+        return read_shapes(file)
     except (OSError, ValueError) as error:
         raise Rejected(
             "unsupported", f"{file} is not a whole safetensors file: {error}", field="model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,10 +18,12 @@ from producer.commands.session import (
     run,
     say,
 )
+from schemas.defaults import sized
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
+    from producer.models.known import ModelName
     from schemas.models import PublishedCard
 
 app = typer.Typer(help="List, publish, move and remove models.")
@@ -50,33 +52,47 @@ def list_all(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 def _list(store: str, as_json: bool) -> None:
     async def work(client: AsyncClient) -> None:
+        from producer import overview
+
         known = await client.models()
+        beats = await overview.heartbeats(client.store)
+        addons = {kind: sorted(overview.addons_of(beats, kind)) for kind in ("controlnets", "ip_adapters")}
         if as_json:
-            rows = [
-                {
-                    "name": m.name,
-                    "workers": m.workers,
-                    "versions": list(m.versions),
-                    "here": m.here,
-                    "defaults": m.defaults.model_dump(),
-                }
-                for m in known
-            ]
-            print_json({"models": rows})
+            print_json({"models": [_as_json(model) for model in known], **addons})
             return
         for model in known:
-            where = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
-            where += (
-                [f"published: {', '.join(f'version {v}' for v in model.versions)}"] if model.versions else []
-            )
-            word = "here" if where else "not here"
-            facts = where or ["no worker has its weights"]
-            facts += [f"by default {text}"] if (text := model.defaults.text()) else []
-            typer.echo(f"{model.name}\t{word}\t{'; '.join(facts)}")
+            typer.echo("\t".join(_told(model)))
+        for kind, what in (("controlnets", "a ControlNet"), ("ip_adapters", "an IP-Adapter")):
+            for name in addons[kind]:
+                typer.echo(f"{name}\there\t{what} for requests")
         if not any(model.workers for model in known):
             say(f"no worker is running; start one with: dreamdrop worker --store {store}")
 
     run(with_client(store, as_json, work), as_json=as_json)
+
+
+def _as_json(model: ModelName) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "workers": model.workers,
+        "versions": list(model.versions),
+        "here": model.here,
+        "state": model.state.model_dump() if model.state else None,
+        "licence": model.licence,
+        "memory": model.memory,
+        "defaults": model.defaults.model_dump(),
+    }
+
+
+def _told(model: ModelName) -> list[str]:
+    """A model's line of the list, in columns."""
+    facts = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
+    if model.versions:
+        facts.append(f"published: {', '.join(f'version {version}' for version in model.versions)}")
+    facts += [f"by default {text}"] if (text := model.defaults.text()) else []
+    facts += [f"{sized(model.memory)} of weights at 16 bits"] if model.memory else []
+    facts += [model.licence] if model.licence else []
+    return [model.name, model.state.text() if model.state else "not here: no worker has it", "; ".join(facts)]
 
 
 @app.command()

@@ -45,6 +45,9 @@ class Registry:
     def joins(self, name: str) -> bool:
         return True
 
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool:
+        return True
+
     def fits(self, name: str, in_use: Collection[str]) -> bool:
         if name == "unknown":
             raise Rejected("unknown_model", "no model named 'unknown'")

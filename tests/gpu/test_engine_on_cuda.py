@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from consumer.engine.device_call import DeviceCaller
-from consumer.engine.devices import CallTimer
+from consumer.engine.devices import CallTimer, Offload
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Drawn
 from infra.models.cards import Cards
@@ -102,8 +102,8 @@ def test_xformers_really_replaces_the_kernels(on_gpu):
 
 
 def test_offloaded_modules_are_on_the_gpu_only_while_they_run(on_gpu):
-    """After drawing with offload at most one module is still on the device, and the pictures are right."""
-    registry = on_gpu(offload=True, dtype="float32")
+    """Where nothing fits beside another, at most one module is still on the device afterwards."""
+    registry = on_gpu(offload=True, dtype="float32", offloading=Offload(room=1))
     ended = Studio(registry).draw(*mixed())
     places = [next(module.parameters()).device.type for module in registry.get("tiny").modules]
 

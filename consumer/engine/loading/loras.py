@@ -29,8 +29,12 @@ KEPT = 8  # LoRAs of one model that stay loaded; more only while images in fligh
 class Adapters:
     """The LoRAs that are loaded into one model's layers, and which of them act."""
 
-    def __init__(self, pipe: Any, files: Mapping[str, Path]) -> None:
-        """`pipe` holds the real modules; `files` maps registered names to safetensors files or folders."""
+    def __init__(self, pipe: Any, files: Mapping[str, Path], quantized: str = "off") -> None:
+        """`pipe` holds the real modules; `files` maps registered names to safetensors files or folders.
+
+        To weights in 8 bits no LoRA is added: peft would round the LoRA's own to 8 bits, too.
+        """
+        self._quantized = quantized
         self._pipe = pipe
         self._files = files
         #: Content to (registered name, name inside the layers); the one that was used last is last.
@@ -52,6 +56,9 @@ class Adapters:
         if loras and not hasattr(self._pipe, "load_lora_weights"):
             kind = type(self._pipe).__name__
             raise Rejected("unsupported", f"loras: diffusers loads none into a {kind}", field="loras")
+        if loras and self._quantized != "off":
+            text = f"loras: a worker with --quantize {self._quantized} adds none; send the request to one without it"
+            raise Rejected("unsupported", text, field="loras")
         for lora in loras:
             if not lora.path and lora.name not in self._files:
                 known = ", ".join(sorted(self._files)) or "none"
