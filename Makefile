@@ -4,6 +4,7 @@
 #   make stack   a bucket, a queue, a worker and the web server on this machine, until Ctrl-C
 #   make lint    style, types, import directions
 #   make bench   measurements, printed as ratios
+#   make gpu     where a GPU is at hand: its tests, then the table of docs/performance.md, in minutes
 #   make chaos   the long proof that nothing is lost, doubled or torn: hours; see docs/reliability.md
 #   make interop other programs' clients (awscli, rclone, s3cmd, exiftool, ...) against ours: a quarter of an hour
 #   make image-check  execute the Dockerfile without a container engine, and try the result: as root, on Debian
@@ -26,7 +27,7 @@ install := $(bin)/python -m pip install -q --disable-pip-version-check -c constr
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 sizes := about 300 MB are downloaded with a CPU build of torch, gigabytes with CUDA. It takes minutes ...
 
-.PHONY: demo stack test lint chaos bench interop image-check deploy-check audit docs clean
+.PHONY: demo stack test lint chaos bench gpu interop image-check deploy-check audit docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.for-use
@@ -53,6 +54,12 @@ lint: $(VENV)/.for-development
 
 bench: $(VENV)/.for-development
 	$(bin)/python tests/benchmarks/run.py $(BENCH_ARGS)
+
+# Models of 1, 3 and 6 billion weights are made with random numbers: nothing is downloaded, 15 GB of TMPDIR are used.
+gpu: $(VENV)/.for-development
+	@$(bin)/python -m tests.benchmarks.gpu --check
+	$(bin)/python -m pytest -q -ra -n 0 tests/gpu
+	HF_HUB_OFFLINE=1 $(bin)/python -m tests.benchmarks.gpu --write docs/performance.md $(GPU_ARGS)
 
 CHAOS_SEEDS ?= 100000
 CHAOS_ARGS ?= --requests 100000 --harms 10000 --state chaos.jsonl

@@ -93,8 +93,8 @@ def worker(
         list[str] | None,
         typer.Option(
             envvar="DREAMDROP_IP_ADAPTERS",
-            help="name=file.safetensors with an image_encoder folder beside it, or elsewhere: ,encoder=folder; or "
-            "name=hub:owner/name[@revision]:path of the file; repeatable.",
+            help="name=file.safetensors or name=hub:owner/name[@revision]:path of the file, with an image_encoder "
+            "folder beside it, or elsewhere: ,encoder=folder; repeatable.",
         ),
     ] = None,
     devices: Devices = "auto",

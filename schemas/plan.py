@@ -218,9 +218,6 @@ def plan(
         strength = manifest.strength or (IMG2IMG_STRENGTH if isinstance(manifest, Img2Img) else 1.0)
     upscale = None
     if manifest.task != "inpainting" and manifest.upscale is not None:
-        if edits:
-            text = f"redraws the enlarged picture by img2img, and model {model!r} edits pictures instead"
-            raise Rejected.of_field("upscale", text, "unsupported")
         upscale = manifest.upscale.model_copy(update={"steps": manifest.upscale.steps or steps})
         upscale.drawn_steps(steps)
         samplers.check_steps(scheduler, upscale.steps or steps, "upscale.steps")

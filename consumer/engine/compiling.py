@@ -119,6 +119,16 @@ class Compiler:
             self._give_up(twin, shape, "its code had to be compiled again")
         return rows.take(answer, 0, count)
 
+    @property
+    def working(self) -> bool:
+        """Whether something is being compiled."""
+        return self._thread is not None
+
+    def compiled(self, module: nn.Module) -> nn.Module:
+        """A denoiser's twin; the module itself where it cannot be compiled."""
+        twin = self._twin(module)
+        return module if twin is None else twin.module
+
     def makes_room(self) -> bool:
         """Where memory is short: wait for a compilation, which holds some. False: none ended."""
         thread = self._thread

@@ -249,9 +249,7 @@ class Engine:
                 f"the pipeline failed: {device_errors.describe(error)}",
                 retry=memory,
             )
-            if pipelines.scheduler_failed(error):
-                failure = _impossible(image.task, error)
-            elif (refused := pipelines.refusal(image.task, error)) is not None:
+            if (refused := pipelines.refusal(image.task, error)) is not None:
                 failure = Failure(refused.code, refused.message, False, refused.field)
         if failure is not None:  # outside `except`, where no traceback holds tensors
             self._fail(image, failure)
@@ -316,15 +314,3 @@ class Engine:
             calls, self._calls = tuple(self._calls), []
             previews, peak = self._previews.due(self._in_flight), peak_memory(self.registry.device)
             self._emit(Stepped(steps, previews, calls, peak))
-
-
-def _impossible(task: ImageTask, error: Exception) -> Failure:
-    """A scheduler that cannot do this number of steps with the training of this model."""
-    text = f"scheduler {task.scheduler!r} cannot do {task.steps} steps with model {task.model!r}"
-    less = "or fewer steps" if task.task == "text2img" else "fewer steps, or more strength"
-    return Failure(
-        "unsupported",
-        f"{text}; choose another scheduler, {less} ({device_errors.describe(error)})",
-        retry=False,
-        field="scheduler",
-    )

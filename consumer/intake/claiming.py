@@ -269,9 +269,14 @@ def _check_pictures(manifest: Manifest, card: ModelCard) -> None:
     if family and not given and family.needs_picture:
         text = f"is missing; model {card.name!r} edits pictures, so it needs one or more"
         raise Rejected.of_field("image", text)
-    if family and manifest.task == "inpainting":
+    if not family:
+        return
+    if manifest.task == "inpainting":
         text = f"is not read by model {card.name!r}, which edits whole pictures; leave it out, and say in the prompt "
         raise Rejected.of_field("mask_image", f"{text}what is to change", "unsupported")
+    if manifest.upscale is not None:
+        text = f"is not drawn by model {card.name!r}, which edits as the prompt says; send the result to another model"
+        raise Rejected.of_field("upscale", text, "unsupported")
 
 
 async def _parse(size: int, parse: Callable[..., T], *arguments: Any) -> T:

@@ -12,7 +12,7 @@ from infra.gather import gather_bounded
 from infra.lru import LruCache
 from infra.models.cards import BUILT_IN, POPULAR
 from producer.overview import defaults_of, heartbeats, models_here, models_of
-from schemas.defaults import ModelDefaults, ModelState
+from schemas.defaults import ModelDefaults, ModelState, sized
 from schemas.errors import NotFound
 from schemas.layout import MODELS
 from schemas.models import PublishedCard, card_key, current_prefix, parse_card
@@ -40,6 +40,29 @@ class ModelName:
     )
     licence: str = ""  # "" where it is not known
     memory: int | None = None  # bytes of its weights at 16 bits each
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        models = {
+            "defaults": self.defaults.model_dump(),
+            "state": self.state.model_dump() if self.state else None,
+        }
+        plain = ("name", "workers", "versions", "here", "licence", "memory")
+        return {name: getattr(self, name) for name in plain} | models
+
+    def columns(self) -> list[str]:
+        """For people: its name, its state, and what else is known."""
+        facts = [f"{self.here} worker{'s' * (self.here != 1)}"] if self.here else []
+        if self.versions:
+            facts.append(f"published: {', '.join(f'version {version}' for version in self.versions)}")
+        facts += [f"by default {text}"] if (text := self.defaults.text()) else []
+        facts += [f"{sized(self.memory)} of weights at 16 bits"] if self.memory else []
+        facts += [self.licence] if self.licence else []
+        return [
+            self.name,
+            self.state.text() if self.state else "not here: no worker has it",
+            "; ".join(facts),
+        ]
 
 
 class Published:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,15 @@ def test_what_is_in_a_cache_is_used(cache: Path) -> None:
         "none": "",
     }
     assert known.controlnets["canny"].folder(offline=True).name == REVISION
-    files = known.ip_adapters["face"].files(offline=True)
+    (cache / "models--own--face" / "snapshots" / REVISION / "models" / "image_encoder").rename(
+        cache / "encoder"
+    )
+    face = known.ip_adapters["face"]
+    with pytest.raises(ModelUnavailable):  # half of it is there
+        face.files(offline=True)
+    assert replace(face, encoder=str(cache / "encoder")).files(offline=True).encoder == cache / "encoder"
+    (cache / "encoder").rename(cache / "models--own--face" / "snapshots" / REVISION / "image_encoder")
+    files = replace(face, encoder="image_encoder").files(offline=True)
     assert (files.weights.name, files.encoder.name, files.reads_tokens) == (
         "adapter.safetensors",
         "image_encoder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,8 +22,7 @@ from tests.studio import Studio, draw_alone, grey_levels_apart, make_task
 from tests.tiny.families import save
 
 if TYPE_CHECKING:
-    from dataclasses import replace
-from pathlib import Path
+    from pathlib import Path
 
     from consumer.renderer.protocol import ImageTask
 

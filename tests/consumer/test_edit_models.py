@@ -15,7 +15,7 @@ from diffusers.pipelines.flux import pipeline_flux_kontext
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 
 from consumer.engine.loading.registry import ModelRegistry
-from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
+from consumer.renderer.protocol import Drawn, Enlarged, ImageTask, RawPicture, Undrawable
 from infra.models.cards import Cards
 from infra.models.families import FAMILIES
 from tests.studio import Studio, draw_alone, grey_levels_apart, make_task
@@ -216,3 +216,12 @@ def test_a_schedule_that_needs_two_steps_refuses_one(scene: Scene) -> None:
         assert "at least 2 are needed" in ended.message
     else:
         assert isinstance(ended, Drawn)
+
+
+def test_an_edit_is_not_upscaled_by_an_editor(scene: Scene) -> None:
+    """Redrawing the larger picture needs a strength; an editor would edit it a second time."""
+    upscale = Enlarged(width=2 * SIDE, height=2 * SIDE, steps=2, strength=0.3)
+    (ended,) = scene.draw(replaced(scene.tasks[0], request="large", upscale=upscale))[1]
+
+    assert (ended.code, ended.field, ended.retry) == ("unsupported", "upscale", False)
+    assert ended.message.endswith("it edits pictures")

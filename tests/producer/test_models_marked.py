@@ -77,6 +77,10 @@ def test_every_list_tells_how_near_a_model_is(tmp_path: Path, dreamdrop: Callabl
     }
     assert "33.7 GB of weights at 16 bits; FLUX.1 [dev] Non-Commercial" in lines["flux-dev"][1]
     beat()
+    shown = dreamdrop("models", "show", "flux-dev", "--store", str(tmp_path)).stdout
+    assert "state:          not here: it is gated" in shown
+    assert "licence:        FLUX.1 [dev] Non-Commercial" in shown
+    beat()
     as_json = json.loads(dreamdrop("models", "--store", str(tmp_path), "--json").stdout)["models"]
     assert {model["name"]: model["here"] for model in as_json} == {
         "doodle": 2,

@@ -42,18 +42,19 @@ def tokenizer(limit: int, *, chat: bool = False) -> Any:
     return made
 
 
-def clip(*, projects: bool = False) -> Any:
-    config = t.CLIPTextConfig(
-        vocab_size=len(_WORDS),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        projection_dim=32,
+def clip(*, projects: bool = False, **more: Any) -> Any:
+    config = {
+        "vocab_size": len(_WORDS),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+        "projection_dim": 32,
         **_IDS,
-    )
-    return (t.CLIPTextModelWithProjection if projects else t.CLIPTextModel)(config)
+        **more,
+    }
+    return (t.CLIPTextModelWithProjection if projects else t.CLIPTextModel)(t.CLIPTextConfig(**config))
 
 
 def t5(width: int = 32) -> Any:
@@ -77,8 +78,8 @@ def _small_language_model(**more: Any) -> dict[str, Any]:
     }
 
 
-def qwen3(kind: str = "Qwen3Model", layers: int = 2) -> Any:
-    return getattr(t, kind)(t.Qwen3Config(**_small_language_model(num_hidden_layers=layers)))
+def qwen3(kind: str = "Qwen3Model", layers: int = 2, **more: Any) -> Any:
+    return getattr(t, kind)(t.Qwen3Config(**_small_language_model(num_hidden_layers=layers, **more)))
 
 
 def gemma() -> Any:

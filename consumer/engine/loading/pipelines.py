@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from consumer.engine import device_errors
 from consumer.engine.loading import spelling, weights
 from consumer.renderer.protocol import ImageTask, RawPicture
 from infra.models.folders import canonical_sampler, is_flow
@@ -126,6 +127,11 @@ def refusal(task: ImageTask, error: BaseException) -> Rejected | None:
     """What is wrong with a request: as we say it, or as a pipeline that checks its arguments; None: something else."""
     if isinstance(error, Rejected):
         return error
+    if _scheduler_failed(error):
+        text = f"scheduler {task.scheduler!r} cannot do {task.steps} steps with model {task.model!r}"
+        less = "or fewer steps" if task.task == "text2img" else "fewer steps, or more strength"
+        text += f"; choose another scheduler, {less} ({device_errors.describe(error)})"
+        return Rejected("unsupported", text, field="scheduler")
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -165,7 +171,7 @@ def check_passes(passes: Sequence[ImageTask], models: Sequence[LoadedModel]) -> 
                 raise Rejected.of_field("upscale", text, "unsupported")
 
 
-def scheduler_failed(error: BaseException) -> bool:
+def _scheduler_failed(error: BaseException) -> bool:
     """Whether an error comes from diffusers' scheduler: then these steps are not possible with it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

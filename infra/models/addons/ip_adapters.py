@@ -36,7 +36,7 @@ class IpAdapter:
 
     name: str
     source: Source
-    encoder: str = ""  # a folder; "": the one beside the weights
+    encoder: str = ""  # a folder, here or in the repository; "": the one beside the weights
     family: str = ""  # of the models that it fits; "" where that cannot be told
 
     def files(self, *, offline: bool, cache: Path | None = None) -> Files:
@@ -49,23 +49,24 @@ class IpAdapter:
         if not self.source.on_hub:
             return check(self.name, self.source.path, self.encoder)
         inside = Path(self.source.inside)
-        patterns = [
-            str(inside),
-            *(str(inside.parent / _ENCODER / one) for one in ("config.json", "*.safetensors")),
-        ]
+        own = Path(self.encoder).expanduser().is_absolute()  # the operator's, and not the repository's
+        encoder = Path(self.encoder) if self.encoder else inside.parent / _ENCODER
+        theirs = [] if own else [encoder / "config.json", encoder / "*.safetensors"]
+        patterns = [str(path) for path in (inside, *theirs)]
         folder = self.source.here(patterns, cache)
-        if folder is None or not (folder / inside).is_file():
+        if folder is None or not all(any(folder.glob(pattern)) for pattern in patterns):
             if offline:
                 text = f"IP-Adapter {self.name!r} is not in the download cache, and the worker is offline"
                 raise ModelUnavailable(text)
             folder = self.source.fetch(patterns, cache)
-        return check(self.name, folder / inside, self.encoder)
+        return check(self.name, folder / inside, str(encoder.expanduser() if own else folder / encoder))
 
 
 def find_ip_adapters(texts: Iterable[str]) -> dict[str, IpAdapter]:
     """Read `name=file`, `name=folder` and `name=hub:owner/name[@revision]:path` settings. Raises `Rejected`.
 
-    Behind the source there may be `,encoder=folder`. What is on this machine is checked.
+    Behind the source there may be `,encoder=folder`; of one on the hub it may be a folder of its repository. What is on
+    this machine is checked.
     """
     found: dict[str, IpAdapter] = {}
     for name, text in named(texts, "IP-Adapter", "ip_adapter"):
