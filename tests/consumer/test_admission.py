@@ -28,7 +28,7 @@ def begun(task: ImageTask, kind: str = "", ticket: int = 0, key: str = "k") -> I
     image = InFlight(task, batch_key(task), task.loras, model=None, greenlet=None)  # type: ignore[arg-type]
     if kind:
         rows = 2 if kind == "unet" and task.cfg_scale > 1 else 1
-        image.paused_in = Call(kind, None, "__call__", {}, rows, key, ticket)  # type: ignore[arg-type]
+        image.paused_in = Call(kind, None, "__call__", {}, rows, key, ticket=ticket)  # type: ignore[arg-type]
     return image
 
 
