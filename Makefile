@@ -38,6 +38,8 @@ STACK_ARGS ?=
 stack: $(VENV)/.for-development
 	@exec $(bin)/python -m producer.commands.local.stack $(STACK_ARGS)
 
+# The tests start some thousand processes: each would compile the code again where an image forbids to keep it.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.for-development
 	@.ci/browser
 	$(bin)/python -m pytest -q -ra $(side_by_side) $(PYTEST_ARGS)

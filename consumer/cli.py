@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -81,6 +82,20 @@ def worker(
     ] = None,
     loras: Annotated[
         list[str] | None, typer.Option(envvar="DREAMDROP_LORAS", help="name=safetensors file; repeatable.")
+    ] = None,
+    controlnets: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DREAMDROP_CONTROLNETS", help="name=folder or name=hub:owner/name[@revision]; repeatable."
+        ),
+    ] = None,
+    ip_adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="DREAMDROP_IP_ADAPTERS",
+            help="name=file.safetensors or name=hub:owner/name[@revision]:path of the file, with an image_encoder "
+            "folder beside it, or elsewhere: ,encoder=folder; repeatable.",
+        ),
     ] = None,
     devices: Devices = "auto",
     dtype: Dtype = "auto",
@@ -204,6 +219,7 @@ def worker(
     from consumer.worker import WorkerSettings
     from infra.claims.claims import Timing
     from infra.logs import log_lines
+    from infra.models.addons.known import Addons
     from infra.models.cache import default_folder
     from infra.models.cards import Cards
     from infra.models.model_files import fetch_configs
@@ -231,7 +247,8 @@ def worker(
     log = logging.getLogger("dreamdrop.worker")
     check_together(compile, exact=exact, offload=offload, quantize=quantize)
     try:
-        cards = Cards.of(models or (), loras or (), fetch=fetch_configs)
+        addons = Addons.of(controlnets or (), ip_adapters or (), fetch=True)
+        cards = replace(Cards.of(models or (), loras or (), fetch=fetch_configs), addons=addons)
     except (DreamError, OSError) as error:
         log.error("the worker cannot run: %s", error)
         raise typer.Exit(3) from error
@@ -248,6 +265,8 @@ def worker(
         exact=exact,
         models=_pairs(models),
         loras=tuple((name, str(lora.path)) for name, lora in cards.loras.items()),
+        controlnets=_pairs(controlnets),
+        ip_adapters=_pairs(ip_adapters),
         memory_budget=int(model_memory * 2**30) or None,
         patience=patience,
         null=json.loads(null),

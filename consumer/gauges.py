@@ -151,7 +151,7 @@ class Gauges(Collector):
         for job in self._worker.jobs.active.values():
             missing = len(job.missing())
             images["express" if job.express else "normal"] += missing
-            seconds += missing * (metrics.COSTS.image((job.plan.model, *job.size())) or 0.0)
+            seconds += missing * (metrics.COSTS.image((job.plan.model, *job.drawn_size())) or 0.0)
         pending = GaugeMetricFamily(
             "dreamdrop_backlog_images", "Images of claimed requests that are not drawn.", labels=["lane"]
         )

@@ -26,6 +26,7 @@ from consumer.jobs.jobs import Jobs
 from consumer.jobs.outcomes import Outcomes
 from consumer.jobs.prepare import Preparation
 from infra.claims.claims import Claims, Timing
+from infra.models.hub_caches import HUB
 from infra.stores.changes import tidying
 from schemas.errors import StoreUnavailable
 from schemas.limits import Limits
@@ -101,12 +102,13 @@ class Worker:
         self._announced = announced
         delivery = Delivery(claims, clock, rng, versions)
         half = settings.picture_memory * len(renderers) // 2  # for inputs; the other is for what is drawn
+        hub = None if all(renderer.kind == "null" for renderer in renderers) else HUB
         ready = Preparation(
-            delivery, inputs, cards, settings.limits, clock, half, settings.decode_seconds, models
+            delivery, inputs, cards, settings.limits, clock, half, settings.decode_seconds, models, hub
         )
         self.jobs = self._make_jobs(renderers, delivery, ready)
         loras = {name for renderer in renderers for name, _ in renderer.loras}
-        own = Capabilities.own(cards.known(), loras, settings.limits)
+        own = Capabilities.own(cards.known(), loras, settings.limits, cards.addons)
         self._fleet = Fleet(store, claims.session, own, lease=settings.timing.lease, clock=clock)
         claimer = RequestClaimer(
             store, claims, cards, settings.default_model, settings.limits, clock, rng, self._fleet

@@ -27,6 +27,8 @@ INVALID = "invalid_image"  # the code of every refusal here
 FORMATS = ("PNG", "JPEG", "WEBP")
 _SRGB_GAMMA, _SAME_GAMMA = 1 / 2.2, 0.05  # a file's gamma, and how far another may be from it
 _BY_GAMMA = ("L", "LA", "RGB", "RGBA")
+_FILE_NAME = re.compile(r"[^/\\\s]+\.(png|jpe?g|webp)", re.IGNORECASE)
+_LONGEST_NAME = 100  # characters
 _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -44,6 +46,9 @@ def decode_base64(value: object, field: str, limits: Limits) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
+        if len(text) <= _LONGEST_NAME and _FILE_NAME.fullmatch(text):
+            what = f"is the name of a file; upload the file and give its key, such as uploads/{text}"
+            raise _refusal(field, f"{what}, or send its bytes in base64") from error
         raise _refusal(field, "is not valid base64; send the file's bytes in base64") from error
 
 

@@ -10,19 +10,27 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from schemas import manifest_parts
 from schemas.errors import Rejected
 from schemas.limits import Limits
 from schemas.manifest import DEFAULT_LIMITS, validate_manifest
 
-PICTURES = {"image", "mask_image"}
-INTEGERS = {"steps", "number_of_images", "seed", "width", "height", "clip_skip", "output.quality"}
-NUMBERS = {"cfg_scale", "strength"}
+PICTURES = {place for place in manifest_parts.PICTURES if "*" not in place}
+INTEGERS = {
+    *("steps", "number_of_images", "seed", "width", "height", "clip_skip"),
+    *("output.quality", "upscale.steps"),
+}
+NUMBERS = {
+    *("cfg_scale", "strength", "ip_adapter.scale"),
+    *("upscale.scale", "upscale.strength", "refiner.at"),
+}
 BOOLEANS = {"strict"}
-DOCUMENTS = {"loras", "output", "metadata"}  # a cell of JSON
+#: A cell of JSON.
+DOCUMENTS = {"loras", "output", "metadata", "controlnet", "ip_adapter", "upscale", "refiner"}
 NAMES = {"custom_id", "id"}
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 
@@ -45,7 +53,7 @@ def from_csv(body: bytes, *, folder: Path = Path(), limits: Limits = DEFAULT_LIM
     """A batch from a table with one request a row. Every row is checked.
 
     Args:
-        folder: where the paths in `image` and `mask_image` columns start; files are embedded.
+        folder: where the paths of pictures start, also inside a cell of JSON; files are embedded.
 
     Raises:
         Rejected: with the row's line in the file.
@@ -107,7 +115,8 @@ def _row(header: list[str], cells: list[str], line: int, folder: Path, limits: L
     document: dict[str, Any] = {}
     for name, cell in zip(header, cells, strict=False):
         if cell.strip():
-            _place(document, name, _value(name, cell, line, folder))
+            value = _value(name, cell, line, folder)
+            _place(document, name, _with_files(name, value, line, folder))
     unnamed: Mapping[str, Any] = {k: v for k, v in document.items() if k not in NAMES}
     try:
         validate_manifest(unnamed, limits)
@@ -144,6 +153,16 @@ def _value(name: str, cell: str, line: int, folder: Path) -> Any:
     return cell if name == "prompt" else text
 
 
+def _with_files(path: str, value: Any, line: int, folder: Path) -> Any:
+    """A cell of JSON with the pictures that it names as files in base64; `path` is its dotted name."""
+    if isinstance(value, list):
+        return [_with_files(f"{path}.{place}", one, line, folder) for place, one in enumerate(value)]
+    if isinstance(value, dict):
+        return {name: _with_files(f"{path}.{name}", one, line, folder) for name, one in value.items()}
+    is_inner = isinstance(value, str) and path not in PICTURES and manifest_parts.is_picture(path)
+    return _picture(path, value, line, folder) if is_inner else value
+
+
 def _boolean(text: str) -> bool:
     if text.lower() not in _YES | _NO:
         raise ValueError(text)
@@ -168,6 +187,14 @@ def embedded(path: Path) -> str:
         return base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError as error:
         raise Rejected("invalid_image", f"cannot read the picture {str(path)!r}: {error.strerror}") from error
+
+
+def pictures(images: Sequence[Path], mask: Path | None) -> dict[str, str | list[str]]:
+    """Picture files as fields of a manifest. Raises `Rejected`."""
+    found: dict[str, str | list[str]] = {"image": [embedded(path) for path in images]} if images else {}
+    if len(images) == 1:  # as text, so that workers of any version read it
+        found["image"] = embedded(images[0])
+    return found if mask is None else {**found, "mask_image": embedded(mask)}
 
 
 def _wrong(line: int, text: str, *, field: str | None = None, code: str = "invalid_manifest") -> Rejected:

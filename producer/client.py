@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from infra.stores.open import OpenableStore
     from infra.stores.store import Store
+    from producer.models.known import ModelName, Published
     from schemas.limits import Limits
 
 
@@ -63,6 +64,7 @@ class AsyncClient:
         self._opening: asyncio.Lock | None = None
         self._poller: ResultPoller | None = None
         self.queues = sending.Queues()
+        self._published: Published | None = None
         self._closed = False
 
     async def open(self) -> None:
@@ -246,9 +248,12 @@ class AsyncClient:
         """What is in the store: what waits, what is being drawn, what ended last. See `overview.overview`."""
         return await overview.overview(await self._open(), latest, begin=begin)
 
-    async def models(self) -> list[overview.ModelName]:
-        """The models that live workers announce, and those in the store."""
-        return await overview.models(await self._open())
+    async def models(self) -> list[ModelName]:
+        """The models that live workers announce, and those in the store; the nearest to a worker first."""
+        from producer.models import known  # here: no other call needs the cards
+
+        self._published = self._published or known.Published()
+        return await known.models(await self._open(), self._published)
 
     async def _open(self) -> Store:
         """Open the store once, on the loop that first needs it."""

@@ -1,11 +1,10 @@
-"""An overview of a store, for people: its requests by state, its models, and its live workers."""
+"""An overview of a store, for people: its requests by state, and its live workers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from schemas.errors import NotFound, Rejected
 from schemas.layout import (
     CLAIMS,
     EXPRESS,
-    MODELS,
     REQUESTS,
     RESULTS,
     WORKERS,
@@ -29,7 +27,6 @@ from schemas.layout import (
     parse_result,
     request_id,
 )
-from schemas.models import parse_card
 from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 
 LATEST = 20  # results that an overview reads
 HEAVY = 4 << 20  # bytes from which a request is not read just for its prompt
-_UNKNOWN = ModelDefaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +56,6 @@ class Asked:
     batch: bool
     since: float  # when it was dropped or claimed: seconds since 1970 by the store's clock, for people
     rows: int = 0  # of a batch
-
-
-@dataclass(frozen=True, slots=True)
-class ModelName:
-    """A model that a request may name, and where it was found."""
-
-    name: str
-    workers: int  # live ones that announce it
-    versions: tuple[str, ...]  # in the store
-    here: int = 0  # live workers that need not download it first
-    defaults: ModelDefaults = _UNKNOWN  # what fills the fields that a request leaves open
 
 
 async def overview(
@@ -164,28 +149,6 @@ async def heartbeats(store: Store, is_alive: Callable[[Info], bool] = looks_aliv
     return beats
 
 
-async def models(store: Store) -> list[ModelName]:
-    """The models that live workers announce, and those in the store."""
-    beats = await heartbeats(store)
-    announced = Counter(name for beat in beats for name in _names(beat, "models"))
-    here = Counter(name for beat in beats for name in models_here(beat))
-    stored: dict[str, list[int]] = {}
-    async for info in store.list(MODELS):
-        if (version := parse_card(info.key)) is not None:
-            stored.setdefault(version[0], []).append(version[1])
-    names = sorted(announced.keys() | stored.keys())
-    return [
-        ModelName(
-            name,
-            announced[name],
-            tuple(map(str, sorted(stored.get(name, ())))),
-            here[name],
-            defaults_of(beats, name),
-        )
-        for name in names
-    ]
-
-
 def defaults_of(beats: Iterable[Mapping[str, Any]], model: str) -> ModelDefaults:
     """What fills the fields that a request for a model leaves open; null where live workers differ or do not say."""
     told = [beat.get("defaults") for beat in beats if model in _names(beat, "models")]
@@ -202,6 +165,11 @@ def models_of(beat: Mapping[str, Any]) -> set[str]:
 def models_here(beat: Mapping[str, Any]) -> set[str]:
     """The models whose weights a worker has; all of them where an older one does not say."""
     return _names(beat, "available" if "available" in beat else "models")
+
+
+def addons_of(beats: Iterable[Mapping[str, Any]], kind: str) -> set[str]:
+    """What live workers know beside models: their `controlnets` or `ip_adapters`."""
+    return {name for beat in beats for name in _names(beat, kind)}
 
 
 def _names(beat: Mapping[str, Any], field: str) -> set[str]:

@@ -18,9 +18,11 @@ from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img, validate_manifest
 from schemas.plan import exact_names
 from schemas.text import foreign_recipes, infotext
+from schemas.text.prompts import check_syntax
 from schemas.text.strictjson import path_of_infinity
 
-_NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images"}
+_GUIDED_BY = {"controlnet": "control pictures", "ip_adapter": "the pictures that it followed"}
+_NOT_REPEATED = {"id", "metadata", "expires_at", "image", "mask_image", "number_of_images", *_GUIDED_BY}
 _BODIES: dict[str, type[BaseModel]] = {"text2img": Text2Img, "img2img": Img2Img, "inpainting": Inpainting}
 
 
@@ -85,6 +87,10 @@ def _request_of(recipe: dict[str, Any]) -> Replay:
     else:
         what = "--image and --mask" if body is Inpainting else "--image"
         notes.append(f"the image that it started from is not in the picture; give it with {what}")
+    for guide, what in _GUIDED_BY.items():
+        if recipe.get(guide):
+            said = json.dumps(recipe[guide], ensure_ascii=False)[:500]
+            notes.append(f"it was drawn with {guide} {said}; {what} are not in it: add the field with them")
     if fault := _fault(manifest, body):
         notes.append(f"as it stands a worker would refuse it: {fault}")
     return Replay(manifest, notes)
@@ -96,6 +102,8 @@ def _fault(manifest: dict[str, Any], body: type[BaseModel]) -> str:
     known = {k: v for k, v in manifest.items() if k in body.model_fields}  # text2img has no strength
     try:
         validate_manifest(known | lacking)
+        for field in ("prompt", "negative_prompt"):
+            check_syntax(str(known.get(field) or ""), field)
     except Rejected as error:
         return error.message
     return ""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from infra.stores.store import Store
-    from producer.overview import ModelName, Overview
+    from producer.models.known import ModelName
+    from producer.overview import Overview
     from producer.request_state import State
     from producer.requests import Request, Ticket
     from producer.retrying import Retry

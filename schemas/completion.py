@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas import layout
+from schemas.manifest_parts import PICTURES
 from schemas.result import BatchResult, Failure, FailureCode, ImageResult, Result, Status, Timings
 
 TYPE_PREFIX = "dreamdrop.request."
@@ -22,7 +23,7 @@ CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 MAX_BYTES = 128 << 10  # of an event; a topic accepts 256 KiB, its own envelope included
 
 #: Failures whose message may repeat a part of the request.
-_TELLING_FIELDS = ("prompt", "negative_prompt", "image", "mask_image")
+_TELLING_FIELDS = ("prompt", "negative_prompt", *(place.partition(".")[0] for place in PICTURES))
 _TELLING_CODES = ("render_error",)
 _MESSAGE_CHARS = 500
 

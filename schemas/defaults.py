@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 STEPS = 30
 CFG_SCALE: float = 7
 SIZE_MULTIPLE = 8  # pixels
+IMG2IMG_STRENGTH = 0.8  # where a request says none
 
 
 def multiples_of(model: str, pixels: int, multiple: int) -> str:
@@ -62,3 +63,50 @@ class ModelDefaults(BaseModel):
         parts += [self.scheduler] if self.scheduler else []
         parts += [f"{self.width} x {self.height}"] if self.width and self.height else []
         return ", ".join(parts)
+
+
+class ModelState(BaseModel):
+    """How near a model is to a worker. Unknown fields are ignored: a newer worker may write them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    state: Literal["loaded", "disk", "store", "download", "unreachable"] = Field(
+        description="loaded: in memory; disk: loaded within a minute or so; store: published, and fetched from there; "
+        "download: fetched from the hub first; unreachable: a request for it fails."
+    )
+    bytes: int | None = Field(None, ge=0, description="In memory, or to be fetched; null: not known.")
+    why: str = Field("", max_length=300, description="Of an unreachable one.")
+
+    @classmethod
+    def read(cls, told: object) -> Self | None:
+        """From a heartbeat; None where it cannot be read."""
+        try:
+            return cls.model_validate(told)
+        except ValidationError:
+            return None
+
+    @property
+    def distance(self) -> int:
+        """0 for the nearest; states of several workers are compared by it."""
+        return _NEAREST_FIRST.index(self.state)
+
+    def text(self) -> str:
+        """For people: `not here: to be downloaded, about 16 GB`."""
+        size = f", about {sized(self.bytes)}" if self.bytes else ""
+        return {
+            "loaded": "loaded",
+            "disk": "on disk",
+            "store": f"in the store{size}",
+            "download": f"not here: to be downloaded{size}",
+            "unreachable": f"not here: {self.why or 'no worker can get it'}",
+        }[self.state]
+
+
+def sized(count: int) -> str:
+    """A number of bytes for people, such as `16 GB`."""
+    unit, name = next((each for each in _UNITS if count >= each[0]), _UNITS[-1])
+    return f"{max(count / unit, 1):.3g} {name}"
+
+
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_NEAREST_FIRST = ("loaded", "disk", "store", "download", "unreachable")

@@ -24,6 +24,7 @@ class Limits:
     max_cfg_scale: float = 50.0
     max_metadata_bytes: int = 16_384  # of `metadata`, as JSON
     max_loras: int = 8
+    max_controlnets: int = 4
 
     def for_model(self, native_width: int, native_height: int) -> Limits:
         """These limits with the `max_pixels` that hold for one model.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -18,7 +18,20 @@ from schemas.errors import Rejected, TooLarge
 from schemas.layout import CHOSEN_ID
 from schemas.limits import Limits
 from schemas.manifest_limits import check_limits, shown_value
-from schemas.manifest_parts import LoraChoice, Output, Part
+from schemas.manifest_parts import (
+    MOST_PICTURES,
+    PICTURES,
+    ControlNetChoice,
+    IpAdapterChoice,
+    LoraChoice,
+    OneOrSeveral,
+    Output,
+    Part,
+    Refiner,
+    Upscale,
+    pictures_of,
+    without_default,
+)
 from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
@@ -29,12 +42,15 @@ DEFAULT_LIMITS = Limits()
 _TASK = "Which kind of request it is. Default: what its pictures say."
 _MAX_SEED = 2**63 - 1
 _CUT = 60  # characters of a name or a value that a message shows
+_WITH_PICTURES = {place.partition(".")[0] for place in PICTURES}
 _FAULTS = 50  # of a document that are examined; four are reported
 
 
-def _without_default(schema: dict[str, Any]) -> None:
-    """Many clients send a schema's default themselves. A number that is sent replaces the model's own."""
-    schema.pop("default")
+_UPSCALE: Any = Field(
+    None, description="A second pass: enlarge the picture, and redraw it with the same model."
+)
+_REFINER: Any = Field(None, description="A second model, which draws the last part of the steps.")
+#: Fields that are objects or lists of objects, by their own fields.
 
 
 class _Request(Part):
@@ -49,13 +65,13 @@ class _Request(Part):
         ge=0,
         description="Guidance scale: how closely to follow the prompt; 1 or below is without guidance. Default: the "
         "model's own, or 7 where its card has none.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
     steps: int = Field(
         STEPS,
         ge=1,
         description="Denoising steps. Default: the model's own, or 30 where its card has none.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
     number_of_images: int = Field(1, ge=1, description="Image k uses seed + k.")
     seed: int | None = Field(
@@ -74,6 +90,10 @@ class _Request(Part):
     )
     clip_skip: int | None = Field(None, ge=1, le=12, description="1: none; 2: skip the last layer; ...")
     loras: tuple[LoraChoice, ...] = Field((), strict=False, description="LoRAs to apply, each once.")
+    controlnet: tuple[ControlNetChoice, ...] = Field(
+        (), strict=False, description="ControlNets that guide the drawing, each by a picture."
+    )
+    ip_adapter: IpAdapterChoice | None = Field(None, description="A picture to draw in the manner of.")
     output: Output = Output()
     metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; repeated in the result.")
     strict: bool = Field(
@@ -121,6 +141,11 @@ class _Request(Part):
         return getattr(self, name) if name in self.model_fields_set else None
 
     @property
+    def pictures(self) -> tuple[str, ...]:
+        """What `image` holds or names, in its order; () for text2img."""
+        return pictures_of(getattr(self, "image", ()))
+
+    @property
     def drawn_seed(self) -> int | None:
         """The seed, with -1 read as "none given"."""
         return None if self.seed in (None, -1) else self.seed
@@ -136,15 +161,20 @@ class Text2Img(_Request):
     height: int | None = Field(
         None, ge=8, multiple_of=8, description="Pixels; default the model's native height."
     )
+    upscale: Upscale | None = _UPSCALE
+    refiner: Refiner | None = _REFINER
 
 
 class Img2Img(_Request):
-    """Redraw a picture. The result has the picture's size, rounded down to multiples of 8."""
+    """Redraw a picture. The result has the first picture's size, rounded down to multiples of 8."""
 
     task: Literal["img2img"] = Field("img2img", description=_TASK)
-    image: str = Field(
-        min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
+    image: OneOrSeveral = Field(
+        description="Base64, bare or as a data URI; or a key that the worker may read. For a model that edits several "
+        f"pictures a list of them, at most {MOST_PICTURES}."
     )
+    upscale: Upscale | None = _UPSCALE
+    refiner: Refiner | None = _REFINER
 
 
 class Inpainting(_Request):
@@ -155,6 +185,13 @@ class Inpainting(_Request):
         min_length=1, description="Base64, bare or as a data URI; or a key that the worker may read."
     )
     mask_image: str = Field(min_length=1, description="The same; white is repainted, black is kept.")
+
+    @field_validator("image", "mask_image", mode="before")
+    @classmethod
+    def _one(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            raise ValueError(f"is a list of {len(given)}; inpainting repaints one picture: give it as text")
+        return given
 
 
 Manifest = Text2Img | Img2Img | Inpainting
@@ -168,6 +205,8 @@ _NOT_ITS_OWN = {
     "height": "is not a field of a request with a picture; leave it out: the result has the picture's size",
     "image": "is not a field of text2img; leave it out, or use img2img",
     "mask_image": "is not a field of {task}; leave it out, or use inpainting",
+    "upscale": "is not a field of inpainting, which keeps every pixel outside the mask; enlarge its result by img2img",
+    "refiner": "is not a field of inpainting; leave it out, or send the result to the other model by img2img",
 }
 _BODIES: dict[str, type[Text2Img] | type[Img2Img] | type[Inpainting]] = {
     "text2img": Text2Img,
@@ -245,6 +284,8 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
     if kind == "finite_number":
         return "is not a finite number"
     shown = shown_value(given)
+    if fault["loc"][0] in _WITH_PICTURES and isinstance(given, str | list | dict):
+        shown = {str: "a text", list: "a list", dict: "an object"}[type(given)]  # not a part of a picture
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         has = _fields_at(body, fault["loc"]) if kind != "dict_type" else []
         return f"is {shown}; it should be an object {{...}}" + (f" with {', '.join(has)}" if has else "")
@@ -259,10 +300,11 @@ def _sentence(fault: Any, body: type[BaseModel]) -> str:
 
 
 def _fields_at(body: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    if path and path[0] == "output":
-        return list(Output.model_fields)
-    if path and path[0] == "loras":
-        return list(LoraChoice.model_fields)
+    """The names of the fields of what stands at a path."""
+    for step in path:
+        annotation = body.model_fields[step].annotation if step in body.model_fields else None
+        parts = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+        body = next((one for one in parts if issubclass(one, BaseModel)), body)
     return list(body.model_fields)
 
 

@@ -12,6 +12,7 @@ from schemas.text.strictjson import path_of_infinity
 if TYPE_CHECKING:
     from schemas.limits import Limits
     from schemas.manifest import Manifest
+    from schemas.plan import Plan
 
 _CUT = 60  # characters of a value that a message shows
 
@@ -22,6 +23,9 @@ def check_limits(manifest: Manifest, limits: Limits) -> None:
     _check_bounds([("number_of_images", manifest.number_of_images, limits.max_images)])
     if manifest.chosen("steps") is not None:
         samplers.check_request(manifest.scheduler, manifest.steps)
+    passes = manifest.upscale if manifest.task != "inpainting" else None
+    if passes is not None and passes.steps is not None:
+        _check_bounds([("upscale.steps", passes.steps, limits.max_steps)])
     if manifest.task == "text2img":
         width, height = manifest.width or 0, manifest.height or 0
         _check_bounds([("width", width, limits.max_side), ("height", height, limits.max_side)])
@@ -42,6 +46,9 @@ def check_limits(manifest: Manifest, limits: Limits) -> None:
         raise Rejected.of_field(
             "loras", f"names {len(manifest.loras)}; at most {limits.max_loras} can be combined"
         )
+    if len(manifest.controlnet) > limits.max_controlnets:
+        text = f"names {len(manifest.controlnet)}; at most {limits.max_controlnets} can be combined"
+        raise Rejected.of_field("controlnet", text)
 
 
 def check_numbers(steps: int | None, cfg_scale: float | None, limits: Limits) -> None:
@@ -53,6 +60,25 @@ def check_numbers(steps: int | None, cfg_scale: float | None, limits: Limits) ->
     _check_bounds(
         [("steps", steps or 0, limits.max_steps), ("cfg_scale", cfg_scale or 0, limits.max_cfg_scale)]
     )
+
+
+def check_upscaled(plan: Plan, size: tuple[int, int], multiple: int, limits: Limits) -> None:
+    """Check the size to which a plan's picture is enlarged. Raises `Rejected`.
+
+    Args:
+        size: (width, height) of the picture, pixels.
+        multiple: pixels; the model draws no other sides.
+        limits: as they hold for the model.
+    """
+    if plan.upscale is None:
+        return
+    width, height = plan.upscale.size(*size, plan.model, multiple)
+    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+        raise Rejected.of_field(
+            "upscale.scale",
+            f"is {plan.upscale.scale:g}, which makes {width} x {height}; with model {plan.model!r} this worker "
+            f"draws at most {limits.max_pixels:,} pixels, and {limits.max_side} a side",
+        )
 
 
 def _check_bounds(bounds: list[tuple[str, float, float]]) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import samplers
-from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, multiples_of
+from schemas.defaults import CFG_SCALE, IMG2IMG_STRENGTH, SIZE_MULTIPLE, STEPS, multiples_of
 from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Manifest
-from schemas.manifest_parts import LoraChoice, Output
+from schemas.manifest_parts import ControlNetUse, IpAdapterUse, LoraChoice, Output, Upscale
 from schemas.result import Note, digest
-from schemas.text.prompts import foreign_syntax
+from schemas.text.prompts import check_syntax, foreign_syntax, has_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,21 @@ _FROM_THE_BEGINNING = {
     *("scheduler", "strength", "clip_skip", "loras", "seeds", "output", "notes", "format", "quality"),
 }
 _REFUSAL = "refusal"  # the key by which a refusal differs from a plan
+
+
+class Refines(BaseModel):
+    """The second model of a plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    at: float
+    revision: str = ""
+    version: int | None = None  # of a published model
+
+    @property
+    def reference(self) -> str:
+        return self.model if self.version is None else f"{self.model}@{self.version}"
 
 
 class Plan(BaseModel):
@@ -64,6 +79,16 @@ class Plan(BaseModel):
     lora_hashes: dict[str, str] = Field(default_factory=dict)  # LoRA's name to its file's sha256
     model_version: int | None = None  # of a published model
     lora_versions: dict[str, int] = Field(default_factory=dict)  # published LoRA's name to its version
+    controlnet: tuple[ControlNetUse, ...] = ()
+    ip_adapter: IpAdapterUse | None = None  # with its name
+    upscale: Upscale | None = None  # with its steps
+    refiner: Refines | None = None
+    weights: bool = False  # the prompts are written with weights; without it they are plain words
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of an image, as far as the plan tells: those of its second pass included."""
+        return self.steps + (self.upscale.drawn_steps(self.steps) if self.upscale else 0)
 
     def document(self) -> dict[str, Any]:
         """As JSON. A field that came later is left out where it has its default.
@@ -141,10 +166,13 @@ def plan(
     steps: int = STEPS,
     cfg_scale: float = CFG_SCALE,
     size_multiple: int = SIZE_MULTIPLE,
+    edits: bool = False,
     loras: tuple[LoraChoice, ...] | None = None,
     lora_hashes: Mapping[str, str] | None = None,
     model_version: int | None = None,
     lora_versions: Mapping[str, int] | None = None,
+    ip_adapter: str | None = None,
+    refiner: Refines | None = None,
     notes: tuple[Note, ...] = (),
 ) -> Plan:
     """Resolve every default of a manifest.
@@ -155,13 +183,17 @@ def plan(
         random_seed: in [0, 2**32), used where the manifest gives no seed.
         steps, cfg_scale: of the model's card, used where the manifest leaves them open.
         size_multiple: pixels; the model can draw no other widths and heights.
+        edits: the model edits pictures as the prompt says, so `strength` means nothing to it.
         loras: by their canonical names; None: as the manifest has them.
         lora_hashes: sha256 of each LoRA's file, by its name.
         model_version, lora_versions: of what is published.
+        ip_adapter: the name of the one that is used, where the manifest asks for one.
+        refiner: the second model, by its canonical name.
         notes: what else was changed.
 
     Raises:
-        Rejected: the scheduler cannot do so many steps, or the model no such size.
+        Rejected: the scheduler cannot do so many steps, the model no such size, or a pass would have
+            no step, or a prompt has syntax that cannot be drawn.
     """
     steps = steps if (chosen := manifest.chosen("steps")) is None else chosen
     cfg_scale = cfg_scale if (chosen := manifest.chosen("cfg_scale")) is None else chosen
@@ -178,8 +210,24 @@ def plan(
         if manifest.strength is not None:
             text = "strength is ignored: text2img starts from noise"
             notes += (Note(code="ignored", message=text, field="strength"),)
+    elif edits:
+        if manifest.strength is not None:
+            text = f"strength has no effect with model {model!r}, which edits as the prompt says"
+            notes += (Note(code="ignored", message=text, field="strength"),)
     else:
-        strength = manifest.strength or (0.8 if isinstance(manifest, Img2Img) else 1.0)
+        strength = manifest.strength or (IMG2IMG_STRENGTH if isinstance(manifest, Img2Img) else 1.0)
+    upscale = None
+    if manifest.task != "inpainting" and manifest.upscale is not None:
+        upscale = manifest.upscale.model_copy(update={"steps": manifest.upscale.steps or steps})
+        upscale.drawn_steps(steps)
+        samplers.check_steps(scheduler, upscale.steps or steps, "upscale.steps")
+        if width and height:
+            upscale.size(width, height, model, size_multiple)
+    if manifest.task != "inpainting" and manifest.refiner is not None and refiner is not None:
+        manifest.refiner.check_steps(steps, strength)
+        if manifest.loras if loras is None else loras:
+            text = f"loras change model {model!r} only; the refiner draws without them"
+            notes += (Note(code="ignored", message=text, field="loras"),)
     return Plan(
         task=manifest.task,
         prompt=manifest.prompt,
@@ -200,6 +248,16 @@ def plan(
         lora_hashes=dict(lora_hashes or {}),
         model_version=model_version,
         lora_versions=dict(lora_versions or {}),
+        controlnet=tuple(
+            ControlNetUse(name=one.name, scale=one.scale, start=one.start, end=one.end)
+            for one in manifest.controlnet
+        ),
+        ip_adapter=IpAdapterUse(name=ip_adapter, scale=manifest.ip_adapter.scale)
+        if manifest.ip_adapter
+        else None,
+        upscale=upscale,
+        refiner=refiner,
+        weights=any(has_marks(text) for _, text in _words(manifest)),
     )
 
 
@@ -230,13 +288,24 @@ def exact_names(plan: Mapping[str, Any]) -> dict[str, Any]:
             for lora in known
             for name in [lora["name"]]
         ]
+    refiner = plan.get("refiner")
+    if isinstance(refiner, dict) and isinstance(refiner.get("model"), str):
+        name, version = refiner["model"], refiner.get("version")
+        exact = f"{name}@{version}" if type(version) is int else name
+        names["refiner"] = {"model": exact} | ({"at": refiner["at"]} if "at" in refiner else {})
     return names
 
 
+def _words(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """The prompts of a manifest by their fields."""
+    return (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or ""))
+
+
 def _notes_on_words(manifest: Manifest) -> tuple[Note, ...]:
-    """Where the words of a manifest ask for something that is not done."""
+    """Where the words of a manifest ask for something that is not done. Raises `Rejected` where they may not."""
     notes = []
-    for field, text in (("prompt", manifest.prompt), ("negative_prompt", manifest.negative_prompt or "")):
+    for field, text in _words(manifest):
+        check_syntax(text, field)
         if kinds := foreign_syntax(text):
             message = f"{field} has {', '.join(kinds)}: read as plain words here"
             notes.append(Note(code="prompt_syntax", message=message, field=field))

@@ -209,6 +209,11 @@ class Result(_Part):
     )
     timings: Timings | None = None
     model: ModelUsed | None = None
+    refiner: ModelUsed | None = Field(
+        None,
+        description="The second model, which drew the last part of the steps; else left out.",
+        exclude_if=lambda refiner: refiner is None,
+    )
     versions: dict[str, str] = Field(default_factory=dict, description="Of Dreamdrop and the libraries.")
     worker: str = Field("", description="The session that ended it; empty where a client did.")
     attempts: int = Field(1, description="Attempts that counted, the last one included.")

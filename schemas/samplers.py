@@ -176,15 +176,16 @@ def for_model(asked: str | None, default: str, *, flow: bool, one: bool = False)
     return default, f"scheduler {name} was not used: the model {kind}; it was drawn with {default}"
 
 
-def check_steps(name: str, steps: int) -> None:
+def check_steps(name: str, steps: int, field: str = "steps") -> None:
     """Refuse more steps than a sampler can do. Raises `Rejected`.
 
     Args:
         name: canonical.
+        field: of the manifest, which says how many.
     """
     most = _MAX_STEPS.get(name, steps)
     if steps > most:
-        raise Rejected.of_field("steps", f"is {steps}; the scheduler {name} can do at most {most}")
+        raise Rejected.of_field(field, f"is {steps}; the scheduler {name} can do at most {most}")
 
 
 def check_request(scheduler: str | None, steps: int) -> None:

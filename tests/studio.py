@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -20,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from consumer.engine.engine import Engine
 from consumer.engine.loading import pipelines
+from consumer.engine.passes import passes_of
 from consumer.renderer.protocol import Drawn, ImageTask, RawPicture, Undrawable
 
 if TYPE_CHECKING:
@@ -111,6 +113,31 @@ def save_tiny_sdxl(folder: Path, tiny: Path, *, second_width: int = 32) -> Path:
     return folder
 
 
+def save_tiny_refiner(folder: Path, base: Path) -> Path:
+    """Write a tiny SDXL refiner beside a tiny SDXL: one text encoder, aesthetic scores, a UNet of its own."""
+    torch.manual_seed(6)
+    parts = StableDiffusionXLPipeline.from_pretrained(base, add_watermarker=False)
+    width = parts.text_encoder_2.config.hidden_size
+    config = {
+        **parts.unet.config,
+        "cross_attention_dim": width,
+        "projection_class_embeddings_input_dim": 32 + 5 * 8,
+    }
+    pipe = StableDiffusionXLImg2ImgPipeline(
+        vae=parts.vae,
+        text_encoder=None,
+        text_encoder_2=parts.text_encoder_2,
+        tokenizer=None,
+        tokenizer_2=parts.tokenizer_2,
+        unet=UNet2DConditionModel.from_config(config),
+        scheduler=parts.scheduler,
+        requires_aesthetics_score=True,
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def save_lora(model: Path, folder: Path) -> Path:
     """Write a LoRA of a folder's UNet and text encoder with weights that matter; returns its file."""
     torch.manual_seed(3)
@@ -175,11 +202,15 @@ class Studio:
 
 
 def draw_alone(registry: ModelRegistry, task: ImageTask) -> RawPicture:
-    """Draw by the plain diffusers pipeline, with no engine near it."""
-    model = registry.get(task.model)
-    model.adapters.ensure(task.loras)
-    model.adapters.switch(task.loras)
-    return pipelines.draw(pipelines.prepare(model.plain[task.task], task, model.scheduler_config), task)
+    """Draw by the plain diffusers pipelines, with no engine near them."""
+    noise, made = torch.Generator("cpu").manual_seed(task.seed), None
+    for one in passes_of(task):
+        model = registry.get(one.model)
+        model.adapters.ensure(one.loras)
+        model.adapters.switch(one.loras)
+        pipe = pipelines.prepare(model.plain[one.task], one, model.scheduler_config)
+        made = pipelines.draw(pipe, one, noise, made)
+    return made
 
 
 def grey_levels_apart(one: RawPicture, other: RawPicture) -> int:

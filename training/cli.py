@@ -23,7 +23,7 @@ from infra.options import (
     StoreUrl,
 )
 from schemas.errors import DreamError
-from training.tracker_options import LOGS, LoggingDir, ReportTo
+from training.tracker_options import LoggingDir, ReportTo, logs_of
 
 train = typer.Typer(
     help="Teach a model a new concept, from a few pictures.", no_args_is_help=True, rich_markup_mode=None
@@ -105,7 +105,7 @@ def run_trainer(
         float, typer.Option(envvar="DREAMDROP_GRACE", help="Seconds to save a checkpoint after SIGTERM.")
     ] = 100.0,
     report_to: ReportTo = None,
-    logging_dir: LoggingDir = LOGS,
+    logging_dir: LoggingDir = None,
     once: Once = False,
     log_level: LogLevel = "info",
     log_format: LogFormat = "text",
@@ -130,7 +130,7 @@ def run_trainer(
         patience=patience,
         grace=grace,
         processes=processes,
-        logs=logging_dir if report_to else None,
+        logs=logs_of(report_to, logging_dir),
         once=once,
     )
     try:

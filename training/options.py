@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from infra.options import DEFAULT_STORE, ModelCacheGb, StoreUrl
 from schemas.errors import Rejected
 from schemas.training import Training
-from training.tracker_options import LOGS, LoggingDir, ReportTo
+from training.tracker_options import LoggingDir, ReportTo, logs_of
 
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", list[str]: "TEXT"}
 _LEFT_OUT = {"pictures", "archive", "method", "resume_from"}  # given in other ways
@@ -57,7 +57,7 @@ _OWN: dict[str, tuple[Any, Any]] = {
     ),
     "model_cache_gb": (ModelCacheGb, 50.0),
     "report_to": (ReportTo, None),
-    "logging_dir": (LoggingDir, LOGS),
+    "logging_dir": (LoggingDir, None),
     "processes": (
         Annotated[int, typer.Option(min=1, help="Processes that train together, one a device.")],
         1,
@@ -161,7 +161,7 @@ def dreambooth_command(**given: Any) -> None:
         store=own["store"],
         bases=BaseModels.of(own["models"] or (), int(own["model_cache_gb"] * 2**30)),
         settings=TrainerSettings(
-            processes=own["processes"], logs=own["logging_dir"] if own["report_to"] else None
+            processes=own["processes"], logs=logs_of(own["report_to"], own["logging_dir"])
         ),
         dry_run=own["dry_run"],
         detach=own["detach"],

@@ -36,6 +36,17 @@ ReportTo = Annotated[
     ),
 ]
 LoggingDir = Annotated[
-    Path, typer.Option(metavar="FOLDER", help="Where --report-to writes, into a folder of the training's id.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where --report-to writes, into a folder of the training's id; default: logs.",
+    ),
 ]
-LOGS = Path("logs")
+
+
+def logs_of(report_to: str | None, logging_dir: Path | None) -> Path | None:
+    """The folder that curves are written to; None for none. Raises `BadParameter` for a folder without a tracker."""
+    if report_to is None and logging_dir is not None:
+        text = "goes with --report-to tensorboard, without which nothing is written there; give both, or leave it out"
+        raise typer.BadParameter(text, param_hint="--logging-dir")
+    return (logging_dir or Path("logs")) if report_to else None

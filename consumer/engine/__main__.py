@@ -11,11 +11,20 @@ import os
 import queue
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from consumer.renderer import frames
-from consumer.renderer.protocol import DEVICE_LOST, Cancel, ImageTask, Message, Ready, RendererSettings
+from consumer.renderer.protocol import (
+    DEVICE_LOST,
+    Cancel,
+    Complaint,
+    ImageTask,
+    Message,
+    Ready,
+    RendererSettings,
+)
 
 if TYPE_CHECKING:
     from consumer.engine.engine import Engine
@@ -53,6 +62,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
     from consumer.engine.engine import Engine
     from consumer.engine.loading.libraries import quiet
     from consumer.engine.loading.registry import ModelRegistry
+    from infra.models.addons.known import Addons
     from infra.models.cards import Cards
 
     def send(message: Message) -> None:
@@ -60,8 +70,9 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         out.flush()
 
     quiet()
+    addons = Addons.of(*(map("=".join, pairs) for pairs in (settings.controlnets, settings.ip_adapters)))
     registry = ModelRegistry(
-        Cards.of(f"{name}={source}" for name, source in settings.models),
+        replace(Cards.of(f"{name}={source}" for name, source in settings.models), addons=addons),
         device=settings.device,
         dtype="" if settings.dtype == "auto" else settings.dtype,
         attention=settings.attention,
@@ -69,6 +80,7 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         quantize=settings.quantize,
         memory_budget=settings.memory_budget,
         loras={name: Path(file) for name, file in settings.loras},
+        probing=not settings.exact,
         offline=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
         emit=send,
     )
@@ -79,7 +91,9 @@ def _draw(settings: RendererSettings, messages: queue.SimpleQueue[Message], out:
         from consumer.engine.compiling import Compiler
 
         kept = Path(settings.compiled) if settings.compiled else None
-        engine.caller.compiler = Compiler(settings.compile, emit=send, cache=kept)
+        engine.caller.compiler = Compiler(
+            settings.compile, complain=lambda text: send(Complaint(text)), cache=kept
+        )
     dtype = settings.dtype
     try:
         if settings.preload:

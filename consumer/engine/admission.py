@@ -1,7 +1,8 @@
 """The engine's policy: which task begins next, and which images share the next device call. No torch here.
 
 Tasks with equal *batch keys* can share UNet calls. A task begins when the calls of its key have a
-free row, so that the device is always full and no more images than needed hold memory. Tasks of the
+free row, so that the device is always full and no more images than needed hold memory. An image of several passes has a
+key for each; it begins when none of them is full of images that have come so far. Tasks of the
 express lane begin first, and each lane has rows of its own: neither waits for the other's images to end.
 
 The device is shared by time, not by the number of calls. The express lane gets three quarters of it while both
@@ -16,19 +17,22 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol
 
+from consumer.engine.passes import models_of, passes_of
 from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
     from consumer.engine.in_flight import InFlight
-    from consumer.renderer.protocol import ImageTask
+    from consumer.renderer.protocol import ImageTask, Lora
 
-LaneKey = tuple[bool, "Hashable"]  # whether it is the express lane, and the batch key
+#: Whether it is the express lane, and the batch keys of the passes.
+LaneKey = tuple[bool, "tuple[Hashable, ...]"]
 
-_KINDS = ("text", "encode", "decode", "unet")  # short calls first: they let images begin and end
+_KINDS = ("text", "encode", "decode", "side", "unet")  # short calls first: they let images begin and end
 _BATCH_KEYS = 4  # sizes, models or LoRA sets that may be drawn side by side, each with full calls
 EXPRESS_SHARE = 3.0  # parts of the device's time for the express lane, for each one of the other
+_STAY = 0.1  # seconds for which a batch key goes on: a switch to other LoRAs takes about 2 ms
 _KEPT = 1000  # batch keys whose time is kept: sizes and solo requests come and go
 _MEASURED = 1000  # batch keys whose row limit is kept: sizes and solo requests come and go
 
@@ -38,14 +42,23 @@ class Models(Protocol):
 
     def loaded(self) -> list[str]: ...
 
-    def fits(self, name: str, in_use: Collection[str]) -> bool: ...
+    def fits(self, name: str, in_use: Collection[str], *others: str) -> bool: ...
+
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool: ...
 
     def joins(self, name: str) -> bool: ...
 
 
 def batch_key(task: ImageTask) -> Hashable:
     """Tasks with equal keys can share UNet calls."""
-    return (task.model, task.width, task.height, task.loras, task.request if task.solo else None)
+    return (task.model, task.width, task.height, acting(task), task.request if task.solo else None)
+
+
+def acting(task: ImageTask) -> tuple[Lora, ...]:
+    """The LoRAs that change its picture, in one order: whoever names the same ones shares calls."""
+    if len(task.loras) < 2 and all(lora.weight for lora in task.loras):
+        return task.loras
+    return tuple(sorted((lora for lora in task.loras if lora.weight), key=repr))
 
 
 def rows_of(task: ImageTask) -> int:
@@ -75,7 +88,7 @@ class AdmissionQueue:
 
     def add(self, task: ImageTask) -> None:
         self._arrivals += 1
-        key = (task.express, batch_key(task))
+        key = (task.express, tuple(map(batch_key, passes_of(task))))
         self._queues.setdefault(key, deque()).append((self._arrivals, task))
 
     def drop(self, request: str) -> None:
@@ -97,6 +110,8 @@ class AdmissionQueue:
         A task that was overtaken `patience` times stops all others until its model can be loaded; an express
         task stops the other lane at once.
         """
+        if not self._queues:
+            return None
         keys = sorted(self._open(in_flight), key=lambda key: (not key[0], self._age(key)))
         if not keys:
             return None
@@ -110,26 +125,27 @@ class AdmissionQueue:
                 self._overtaken += overtakes
                 return self._take(key)
         wanted = keys[0] if self._overtaken < self._patience else min(unloaded, key=self._age)
-        if self._fits(wanted, {image.task.model for image in in_flight}):
+        if self._fits(wanted, {one.model for image in in_flight for one in image.passes}):
             self._overtaken = 0
             return self._take(wanted)
         return None
 
     def _open(self, in_flight: Collection[InFlight]) -> list[LaneKey]:
         """The lanes and keys that have a free row."""
-        rows: Counter[LaneKey] = Counter()
+        rows: Counter[tuple[bool, Hashable]] = Counter()
         lanes: Counter[bool] = Counter()
         for image in in_flight:
             taken = image.rows or rows_of(image.task)
             rows[image.task.express, image.batch_key] += taken
             lanes[image.task.express] += taken
-        alone = {image.task.model for image in in_flight if not self._models.joins(image.task.model)}
+        models = {one.model for image in in_flight for one in image.passes}
+        alone = {name for name in models if not self._models.joins(name)}
         full = lanes.total() >= _BATCH_KEYS * self._max_rows  # every image in flight holds memory
         return [
             key
             for key in self._queues
-            if rows[key] < self._limits.get(key[1], self._max_rows)
-            and self._queues[key][0][1].model not in alone
+            if all(rows[key[0], one] < self._limits.get(one, self._max_rows) for one in key[1])
+            and alone.isdisjoint(models_of(self._queues[key][0][1]))
             and not (full and lanes[key[0]] >= self._max_rows)
         ]
 
@@ -137,9 +153,16 @@ class AdmissionQueue:
         return self._queues[key][0][0]
 
     def _fits(self, key: LaneKey, in_use: Collection[str]) -> bool:
-        """Whether the key's model is in memory, or can be without pushing out one that is in use."""
+        """Whether the models of the key's next task and what guides it are in memory, or can be.
+
+        Without pushing out a model that is in use.
+        """
+        task = self._queues[key][0][1]
+        first, *others = models_of(task)
+        guided = bool(task.controls or task.ip_adapter)
         try:
-            return self._models.fits(self._queues[key][0][1].model, in_use)
+            fits = self._models.fits(first, in_use, *others)
+            return fits and not (guided and not self._models.guides_fit(task, in_use))
         except (Rejected, Unavailable):
             return True  # let it begin: that will report what is wrong
 
@@ -158,22 +181,28 @@ class AdmissionQueue:
 class FairShares:
     """Time that several names have had, as needed to share it."""
 
-    def __init__(self, weights: Mapping[Hashable, float] | None = None) -> None:
+    def __init__(self, weights: Mapping[Hashable, float] | None = None, stay: float = 0.0) -> None:
         """
         Args:
             weights: parts of the time for each name; 1 without one.
+            stay: seconds by which the one that was served last may be ahead and still goes on.
         """
         self._weights = weights or {}
+        self._stay = stay
+        self._last: Hashable = None
         self._had: dict[Hashable, float] = {}  # seconds by weight
-        self._now = 0.0  # what the one that was served last had before
+        self._now = 0.0  # what the one with least had when one was served last
 
     def next(self, names: Sequence[Hashable]) -> Hashable:
-        """The one that has had least; of equals the first."""
-        return min(names, key=self._start)
+        """The one that has had least, of equals the first; or the last one again."""
+        least = min(names, key=self._start) if len(names) > 1 else names[0]
+        self._now = max(self._now, self._start(least))
+        stays = self._last in names and self._start(self._last) < self._start(least) + self._stay
+        return self._last if stays else least
 
     def charge(self, name: Hashable, seconds: float) -> None:
         """Note that one of them had the device for so long."""
-        self._now = max(self._now, self._start(name))
+        self._last = name
         self._had[name] = self._start(name) + seconds / self._weights.get(name, 1.0)
         if len(self._had) > _KEPT:
             self._had = {name: had for name, had in self._had.items() if had > self._now}
@@ -187,7 +216,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._lanes = FairShares({True: EXPRESS_SHARE})
-        self._keys = {True: FairShares(), False: FairShares()}
+        self._keys = {express: FairShares(stay=_STAY) for express in (True, False)}
 
     def next(self, paused: Sequence[InFlight]) -> tuple[bool, Hashable]:
         """The lane (True: express) and the batch key whose calls run now.
@@ -197,7 +226,7 @@ class Turns:
         """
         lanes = sorted({image.task.express for image in paused}, reverse=True)  # of equals the express lane
         express = bool(self._lanes.next(lanes))
-        keys = dict.fromkeys(image.batch_key for image in paused if image.task.express == express)
+        keys = dict.fromkeys([image.batch_key for image in paused if image.task.express == express])
         return express, self._keys[express].next(list(keys))
 
     def charge(self, express: bool, key: Hashable, seconds: float) -> None:
@@ -224,17 +253,18 @@ def next_group(
     paused = [image for image in in_flight if image.paused_in is not None]
     if not paused:
         return []
-    paused.sort(key=lambda image: image.call.ticket)
+    paused.sort(key=_ticket)
     express, batch = turns.next(paused)
     of_turn = [image for image in paused if image.task.express == express and image.batch_key == batch]
-    first = min(of_turn, key=lambda image: _KINDS.index(image.call.kind))  # of equals the oldest
+    first = min(of_turn, key=_order)  # of equals the oldest
     kind, key = first.call.kind, _group_key(first)
     mates = [image for image in paused if image.call.kind == kind and _group_key(image) == key]
-    mates = [image for image in mates if fill or image.task.express == express]
-    mates.sort(key=lambda image: image.task.express != express)  # stable: the oldest first in each lane
+    others = [image for image in mates if image.task.express != express]
+    if others:
+        mates = [image for image in mates if image.task.express == express] + (others if fill else [])
     if kind == "text":
         return mates  # equal prompts are encoded once, so rows say little
-    group, room = [], max(limit(kind, first.call_key), first.call.rows)
+    group, room = [], max(limit(kind, first.call.key), first.call.rows)
     for image in mates:
         if image.call.rows <= room:
             group.append(image)
@@ -242,6 +272,14 @@ def next_group(
     return group
 
 
+def _ticket(image: InFlight) -> int:
+    return image.call.ticket
+
+
+def _order(image: InFlight) -> int:
+    return _KINDS.index(image.call.kind)
+
+
 def _group_key(image: InFlight) -> Hashable:
     """What must agree for two images to share a call."""
-    return (image.call_key, image.task.request if image.task.solo else None)
+    return (image.call.key, image.task.request if image.task.solo else None)

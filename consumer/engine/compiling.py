@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from consumer.engine import device_errors, joining, rows
-from consumer.renderer.protocol import Complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from torch import nn
 
-    from consumer.engine.in_flight import Call
+    from consumer.engine.call import Call
     from consumer.engine.joining import Arguments
 
 KINDS = ("off", "regional", "full")
@@ -59,7 +58,7 @@ class Compiler:
         self,
         kind: str,
         *,
-        emit: Callable[[Complaint], None],
+        complain: Callable[[str], None],
         cache: Path | None = None,
         after: int = 4,
         backend: str = "inductor",
@@ -67,13 +66,13 @@ class Compiler:
         """
         Args:
             kind: "regional" (the blocks that a denoiser repeats: those that diffusers names, else its lists) or "full".
-            emit: gets a complaint for each shape that cannot be compiled, from `run`.
+            complain: gets a sentence for each shape that cannot be compiled, from `run`.
             cache: where compiled code is kept for the next process; None: where torch keeps it.
             after: calls of a shape after which it is compiled.
             backend: of `torch.compile`.
         """
         self.calls = 0  # of compiled code
-        self._kind, self._emit, self._after, self._backend = kind, emit, after, backend
+        self._kind, self._say, self._after, self._backend = kind, complain, after, backend
         #: None: it cannot be compiled at all.
         self._twins: weakref.WeakKeyDictionary[nn.Module, _Twin | None] = weakref.WeakKeyDictionary()
         self._thread: threading.Thread | None = None
@@ -84,16 +83,15 @@ class Compiler:
         settings.recompile_limit = max(settings.recompile_limit, 512)
         settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, 4096)
 
-    def run(self, call: Call, arguments: Arguments, count: int, limit: int, key: Any) -> Any | None:
+    def run(self, call: Call, arguments: Arguments, count: int, limit: int) -> Any | None:
         """Answer a denoiser's call of plain weights by compiled code; None: call the module itself.
 
         Args:
             arguments: joined, with `count` rows.
             limit: rows that a call may have.
-            key: of its group; what follows the call's own key is what changes the weights, such as LoRAs.
         """
         self._collect()
-        if call.kind != "unet" or any(key[1:]) or joining.alone(call):
+        if call.kind != "unet" or call.switched or joining.alone(call):
             return None
         if call.layout.reads_length:
             return None  # shapes inside depend on the text
@@ -205,7 +203,7 @@ class Compiler:
 
     def _complain(self, denoiser: str, why: str) -> None:
         text = f"calls of one kind to {denoiser} are not compiled, and are made eagerly from now on: {why}"
-        self._emit(Complaint(text))
+        self._say(text)
 
 
 def _compiled(module: nn.Module, kind: str, backend: str) -> nn.Module:

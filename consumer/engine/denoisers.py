@@ -39,8 +39,9 @@ class Denoiser:
     joins: bool = True
 
 
-#: For the calls of text encoders and VAEs: rows along the first dimension, and nothing else.
-PLAIN = Denoiser(latents="", time="")
+#: For the calls of text encoders and VAEs: rows along the first dimension. Pictures that a text encoder reads have
+#: no such rows: all their patches follow each other.
+PLAIN = Denoiser(latents="", time="", state=frozenset({"pixel_values"}))
 #: For a class that no line knows: its calls are made as they come.
 UNKNOWN = Denoiser(latents="", time="", joins=False)
 
@@ -48,6 +49,7 @@ _IDS = frozenset({"img_ids", "txt_ids"})
 
 DENOISERS: Mapping[str, Denoiser] = {
     "UNet2DConditionModel": Denoiser(latents="sample"),
+    "ControlNetModel": Denoiser(latents="sample"),
     "SD3Transformer2DModel": Denoiser(),
     "PixArtTransformer2DModel": Denoiser(),
     "SanaTransformer2DModel": Denoiser(),
@@ -67,3 +69,5 @@ DENOISERS: Mapping[str, Denoiser] = {
         answers_lists=True,
     ),
 }
+#: Of these, modules that a pipeline asks at every step before its denoiser.
+SIDES = frozenset({"ControlNetModel"})

@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from consumer.engine.call import Call
     from consumer.engine.compiling import Compiler
-    from consumer.engine.in_flight import Call
-    from consumer.engine.stand_in import Embeddings
 
 BUDGET = 2.0  # seconds that a call may take, unless it has one image only
 _SURE = 3  # calls of a shape after which the fastest says how long a row takes
-_ONE_IMAGE = {"unet": 2}  # rows, with guidance
+_ONE_IMAGE = {"unet": 2, "side": 2}  # rows, with guidance
 #: Errors of a call that would be wrong again.
 _WRONG_CALL = (TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
 _MEASURED = 1000  # kinds of calls whose time is kept
@@ -53,6 +52,8 @@ class Counters:
     slots: int = 0  # UNet rows that those calls could have had
     text_calls: int = 0
     text_rows: int = 0
+    side_calls: int = 0  # of ControlNets
+    side_rows: int = 0
     encode_calls: int = 0
     encode_rows: int = 0
     decode_calls: int = 0
@@ -196,7 +197,7 @@ class DeviceCaller:
             _synchronize(like.module)
         began = self.clock()
         self.counters.host_seconds += began - self._ended if self._ended is not None else 0.0
-        answer = self.compiler and self.compiler.run(like, arguments, count, limit, key)
+        answer = self.compiler and self.compiler.run(like, arguments, count, limit)
         if answer is None:
             answer = joining.answered(like.layout, getattr(like.module, like.method)(**padded))
         if sizer is not None:
@@ -214,19 +215,13 @@ class DeviceCaller:
             counters.unet_calls += 1
             counters.useful_rows += count
             counters.slots += limit
-        elif kind == "text":
-            counters.text_calls += 1
-            counters.text_rows += count
-        elif kind == "encode":
-            counters.encode_calls += 1
-            counters.encode_rows += count
         else:
-            counters.decode_calls += 1
-            counters.decode_rows += count
+            for name, more in ((f"{kind}_calls", 1), (f"{kind}_rows", count)):
+                setattr(counters, name, getattr(counters, name) + more)
 
     def _full(self, kind: str) -> int:
         """The most rows of a call of this kind. In exact mode every call is padded to it."""
-        return 1 if self.exact and kind != "unet" else self.max_rows
+        return 1 if self.exact and kind not in ("unet", "side") else self.max_rows
 
 
 def _synchronize(module: nn.Module) -> None:
@@ -290,31 +285,3 @@ def _is_black(answer: Any) -> bool:
         if bool((levels.mean() < 2) & (levels.std() < 1)):
             return True
     return False
-
-
-def encode_texts(
-    caller: DeviceCaller,
-    cache: Embeddings,
-    calls: Sequence[Call],
-    key: Hashable,
-    ready: Callable[[], None],
-) -> list[tuple[Call, Any | Failure]]:
-    """Answer text encoder calls that can be stacked; each different text is encoded once, then cached."""
-    by_tokens: dict[bytes, list[Call]] = {}
-    for call in calls:
-        by_tokens.setdefault(_tokens(call), []).append(call)
-    answers = {tokens: cache.get((key, tokens)) for tokens in by_tokens}
-    new = {id(equal[0]): tokens for tokens, equal in by_tokens.items() if answers[tokens] is None}
-    if new:
-        for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
-            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
-            answers[new[id(call)]] = answer
-            if not isinstance(answer, Failure):
-                cache.put((key, new[id(call)]), answer)
-    return [(call, answers[tokens]) for tokens, equal in by_tokens.items() for call in equal]
-
-
-def _tokens(call: Call) -> bytes:
-    """Everything that a text encoder is given, as bytes: equal prompts and pictures, equal bytes."""
-    read = (tensor for _, value in sorted(call.arguments.items()) for tensor in rows.tensors_in(value))
-    return b"".join(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes() for tensor in read)

@@ -21,22 +21,25 @@ import torch
 from greenlet import greenlet
 
 from consumer.engine import device_errors, joining
-from consumer.engine.admission import AdmissionQueue, Turns, batch_key, next_group
+from consumer.engine.admission import AdmissionQueue, Turns, next_group
 from consumer.engine.batch_size import BatchSizer
-from consumer.engine.device_call import Counters, DeviceCaller, Failure, encode_texts, finite_picture
+from consumer.engine.call import Call
+from consumer.engine.device_call import Counters, DeviceCaller, Failure, finite_picture
 from consumer.engine.devices import CallTimer, peak_memory
-from consumer.engine.in_flight import Call, InFlight
+from consumer.engine.in_flight import InFlight
 from consumer.engine.loading import pipelines, spelling
+from consumer.engine.loading.readiness import make_ready
 from consumer.engine.loading.registry import ModelRegistry
+from consumer.engine.passes import models_of, passes_of
 from consumer.engine.preview import Previews
 from consumer.engine.sampler import Samplers
+from consumer.engine.texts import encode_texts
 from consumer.renderer.protocol import (
     Complaint,
     DeviceCall,
     Drawn,
     Event,
     ImageTask,
-    Lora,
     Stepped,
     Undrawable,
 )
@@ -45,6 +48,9 @@ from schemas.errors import Rejected, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+
+_WITH_LORAS = ("text", "unet")  # calls of modules that have LoRAs; a VAE has none
 
 
 class Engine:
@@ -87,6 +93,7 @@ class Engine:
         self._in_flight: list[InFlight] = []
         self._samplers = Samplers()
         self._tickets = itertools.count(1)
+        self._keys = joining.Keys(exact=exact)
         self._reported_at = float("-inf")
         self._calls: list[DeviceCall] = []  # not reported yet
         self._previews = Previews(clock, registry.offloading.make_way, emit)
@@ -102,8 +109,9 @@ class Engine:
 
     def submit(self, task: ImageTask) -> None:
         """Take a task; it joins at the next step."""
-        if task.folder:
-            self.registry.learn(task.model, task.folder)
+        for one in passes_of(task):
+            if one.folder:
+                self.registry.learn(one.model, one.folder)
         self._queue.add(task)
 
     def cancel(self, request: str) -> None:
@@ -145,19 +153,12 @@ class Engine:
 
     def _begin(self, task: ImageTask) -> None:
         """Start an image's pipeline and run it to its first device call."""
-        in_use = {image.task.model for image in self._in_flight}
-        if task.model not in self.registry.loaded():
+        if not set(models_of(task)) <= set(self.registry.loaded()):
             self._timer.pause()  # loading is not part of an image's time
         try:
-            with torch.inference_mode(False):  # weights outlive this step: they must be ordinary tensors
-                model = self.registry.get(task.model, in_use=in_use)
-                model.adapters.ensure(task.loras, self._loras_in_use(task.model))
-            template = model.template(task.task)
-            pipelines.check_limits(template, task, model.scheduler_config, model.size_multiple)
-            pipe = pipelines.prepare(template, task, model.scheduler_config, self._samplers.make)
-            warnings = spelling.warnings_of(template, task)
-            if why := pipelines.sampler_for(template, task, model.scheduler_config)[1]:
-                warnings.append(("scheduler_replaced", why))
+            passes, warnings = make_ready(
+                self.registry, self._samplers.make, task, [one for x in self._in_flight for one in x.passes]
+            )
         except Rejected as error:
             self._emit(Undrawable(task.request, task.index, error.code, error.message, False, error.field))
             return
@@ -172,25 +173,26 @@ class Engine:
             message = f"model {task.model!r} could not be made ready: {device_errors.describe(error)}"
             self._emit(Undrawable(task.request, task.index, code, message, True))
             return
-        image = InFlight(task, batch_key(task), model, greenlet(pipelines.draw), pipe, warnings=warnings)
+        first = passes[0]
+        runs = greenlet(pipelines.draw)
+        image = InFlight(first.task, first.batch_key, first.loras, first.model, runs, first.pipe)
+        image.later, image.records, image.warnings = passes[1:], [first.model.record], warnings
+        image.generator = spelling.generator(task)
         self._in_flight.append(image)
-        self._resume(image, pipe, task)
-
-    def _loras_in_use(self, model: str) -> set[Lora]:
-        return {lora for image in self._in_flight if image.task.model == model for lora in image.task.loras}
+        self._resume(image, image.pipe, image.task, image.generator)
 
     def _run(self, group: list[InFlight]) -> None:
         """Answer the calls of a group by one device call, or by several where memory is short."""
-        kind, key = group[0].call.kind, group[0].call_key
+        kind, key = group[0].call.kind, group[0].call.key
         calls = [image.call for image in group]
         rows = sum(call.rows for call in calls)
-        images = {id(image.call): image for image in group}
+        images = {id(call): image for call, image in zip(calls, group, strict=True)}
         now, calls_before = self._clock(), self.counters.calls
         ready = partial(self._make_ready, group[0])
 
         def answer_all() -> list[tuple[Call, Any]]:
             if kind == "text":
-                return encode_texts(self.caller, self.registry.embeddings, calls, key, ready)
+                return encode_texts(self.caller, self.registry.embeddings, calls, key, group[0].state, ready)
             return self.caller.run(calls, key, ready)
 
         answers = self._timer.time(answer_all, partial(self._took, group[0], kind, key, rows))
@@ -226,8 +228,11 @@ class Engine:
         self.caller.took(kind, key, rows, seconds)
 
     def _make_ready(self, image: InFlight) -> None:
-        """Before a device call: switch to the image's LoRAs, and with offload bring the module to the device."""
-        image.model.adapters.switch(image.task.loras)
+        """Before a device call: switch to what the image is drawn with, and with offload move the module."""
+        if image.call.kind in _WITH_LORAS:
+            image.model.adapters.switch(image.loras)
+        if image.call.kind == "unet":
+            image.model.guides.ip_adapters.switch(image.task.ip_adapter)
         self.registry.offloading.make_way(image.call.module)
 
     def _resume(self, image: InFlight, *values: Any) -> None:
@@ -244,18 +249,24 @@ class Engine:
                 f"the pipeline failed: {device_errors.describe(error)}",
                 retry=memory,
             )
-            if pipelines.scheduler_failed(error):
-                failure = _impossible(image.task, error)
-            elif (refused := pipelines.refusal(image.task, error)) is not None:
+            if (refused := pipelines.refusal(image.task, error)) is not None:
                 failure = Failure(refused.code, refused.message, False, refused.field)
         if failure is not None:  # outside `except`, where no traceback holds tensors
             self._fail(image, failure)
             return
         if isinstance(outcome, Call):
             outcome.ticket = next(self._tickets)
-            outcome.key = joining.key(outcome, exact=self.caller.exact)
-            image.rows = image.rows or (outcome.rows if outcome.kind == "unet" else 0)
+            before = image.last_step if outcome.kind == "unet" else None
             image.paused_in = outcome
+            outcome.key = self._keys.of(outcome, image.state, before)
+            outcome.switched = any(image.state)
+            if outcome.kind == "unet":
+                image.last_step, image.rows = outcome, image.rows or outcome.rows
+            return
+        if image.later:
+            image.go_on()
+            image.greenlet = greenlet(pipelines.draw)
+            self._resume(image, image.pipe, image.task, image.generator, outcome)
             return
         self._in_flight.remove(image)
         self._emit(
@@ -264,8 +275,9 @@ class Engine:
                 index=image.task.index,
                 picture=outcome,
                 warnings=tuple(image.warnings),
-                model=dict(image.model.record),
+                model=dict(image.records[0]),
                 seconds=self._clock() - (image.began if image.began is not None else self._clock()),
+                refiner=next((dict(one) for one in image.records if one is not image.records[0]), {}),
             )
         )
 
@@ -298,15 +310,3 @@ class Engine:
             calls, self._calls = tuple(self._calls), []
             previews, peak = self._previews.due(self._in_flight), peak_memory(self.registry.device)
             self._emit(Stepped(steps, previews, calls, peak))
-
-
-def _impossible(task: ImageTask, error: Exception) -> Failure:
-    """A scheduler that cannot do this number of steps with the training of this model."""
-    text = f"scheduler {task.scheduler!r} cannot do {task.steps} steps with model {task.model!r}"
-    less = "or fewer steps" if task.task == "text2img" else "fewer steps, or more strength"
-    return Failure(
-        "unsupported",
-        f"{text}; choose another scheduler, {less} ({device_errors.describe(error)})",
-        retry=False,
-        field="scheduler",
-    )

@@ -5,47 +5,51 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from consumer.engine.denoisers import PLAIN, Denoiser
+from consumer.engine.passes import Pass, steps_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from torch import nn
-
+    from consumer.engine.call import Call
     from consumer.engine.loading.registry import LoadedModel
-    from consumer.renderer.protocol import ImageTask
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """One paused call of a real module's method: what the engine stacks with others."""
-
-    kind: str  # text | encode | unet | decode
-    module: nn.Module
-    method: str  # "__call__", "encode" or "decode"
-    arguments: dict[str, Any]  # by parameter name
-    rows: int  # along the first dimension
-    key: Hashable = None  # calls with equal keys can be joined; set by the engine
-    ticket: int = 0  # order of arrival, set by the engine
-    layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read
-    layout: Denoiser = PLAIN  # how its arguments are joined
+    from consumer.renderer.protocol import ImageTask, Lora
 
 
 @dataclass(eq=False)
 class InFlight:
-    """One image that has begun and has not ended."""
+    """One image that has begun and has not ended, in one of its passes."""
 
-    task: ImageTask
+    task: ImageTask  # of the pass
     batch_key: Hashable  # images with equal keys can share UNet calls
+    loras: tuple[Lora, ...]  # that change its picture
     model: LoadedModel
     greenlet: Any  # runs the pipeline
     pipe: Any = None
     paused_in: Call | None = None
+    last_step: Call | None = None  # the call of its denoiser before the next one
     warnings: list[tuple[str, str]] = field(default_factory=list)  # (code, message)
     began: float | None = None  # by the engine's clock, at its first device call
     unet_calls: int = 0
     rows: int = 0  # of its denoiser's first call; 0: not seen yet
     last_unet_call: Any = None  # sample, timestep and answer, while a preview may be made of them
+    generator: Any = None  # of the image's noise, in all of its passes
+    later: list[Pass] = field(default_factory=list)  # passes that have not begun
+    records: list[dict[str, str]] = field(default_factory=list)  # of the models of the passes so far
+    steps_before: int = 0  # of the passes that are over
+
+    @property
+    def passes(self) -> list[ImageTask]:
+        """The tasks of the pass that runs, and of those after it."""
+        return [self.task, *(one.task for one in self.later)]
+
+    def go_on(self) -> None:
+        """Begin the next pass."""
+        self.steps_before += self._steps()[1]
+        begun = self.later.pop(0)
+        self.task, self.batch_key, self.loras = begun.task, begun.batch_key, begun.loras
+        self.model, self.pipe = begun.model, begun.pipe
+        self.rows, self.last_step, self.last_unet_call = 0, None, None
+        self.records.append(begun.model.record)
 
     @property
     def call(self) -> Call:
@@ -55,16 +59,25 @@ class InFlight:
         return self.paused_in
 
     @property
-    def call_key(self) -> tuple[Hashable, ...]:
-        """Its call's own key and its LoRAs: calls with equal keys can run in one, with the same weights."""
-        return (self.call.key, self.task.loras)
+    def state(self) -> tuple[Hashable, ...]:
+        """What the module of its call is switched to: only calls of one state can run as one."""
+        kind = self.call.kind
+        if kind == "unet":
+            return (self.loras, self.task.ip_adapter)
+        return (self.loras,) if kind == "text" else ()  # the others have no LoRAs
 
     @property
     def name(self) -> tuple[str, int]:
         return (self.task.request, self.task.index)
 
     def steps(self) -> tuple[int, int]:
-        """Steps of its sampler done, and in all. A step may take two calls of the denoiser."""
-        total = getattr(self.pipe, "_num_timesteps", 0) or self.task.steps
+        """Steps of its samplers done, and in all. A step may take two calls of the denoiser."""
+        done, total = self._steps()
+        later = sum(steps_of(one.task) for one in self.later)
+        return self.steps_before + done, self.steps_before + total + later
+
+    def _steps(self) -> tuple[int, int]:
+        """The same of this pass."""
+        total = getattr(self.pipe, "_num_timesteps", 0) or steps_of(self.task)
         done: int = getattr(self.pipe.scheduler, "steps_done", self.unet_calls)
         return min(done, total), total

@@ -1,12 +1,13 @@
 """Joins the calls of several images into one, by what `denoisers` says of the module's arguments.
 
-`key` tells which calls may be joined, `stack` joins them, and `take` cuts rows out of joined arguments. Answers have
+`Keys` tell which calls may be joined, `stack` joins them, and `take` cuts rows out of joined arguments. Answers have
 their rows along the first dimension; `rows` splits them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ import torch
 from torch.nn import functional
 
 from consumer.engine import rows
+from consumer.engine.batch_size import KINDS
 from consumer.engine.denoisers import PLAIN, Denoiser, Text
+from infra.lru import LruCache
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from consumer.engine.in_flight import Call
+    from consumer.engine.call import Call
 
 Arguments = Mapping[str, Any]
 
@@ -35,6 +38,45 @@ def count(layout: Denoiser, arguments: Arguments) -> int:
         return 1
     latents = arguments.get(layout.latents)
     return len(latents) if isinstance(latents, list) else rows.row_count(arguments)
+
+
+_numbers = itertools.count()
+
+
+class Keys:
+    """Numbers the kinds of calls: those with equal numbers can run as one. Numbers are compared at no cost."""
+
+    def __init__(self, *, exact: bool) -> None:
+        self._exact = exact
+        self._known: LruCache[Hashable, int] = LruCache(KINDS)
+
+    def of(self, call: Call, state: Hashable, before: Call | None) -> Hashable:
+        """The number of a call's kind.
+
+        Args:
+            state: of the module's weights: its LoRAs.
+            before: the same image's last call of this module. Mostly only its numbers differ.
+        """
+        if before is not None and _alike(call, before):
+            return before.key
+        return self._known.setdefault((key(call, exact=self._exact), state), next(_numbers))
+
+
+def _alike(call: Call, before: Call) -> bool:
+    """Whether two calls of one image and module differ at most in the values of latents and time."""
+    layout, then = call.layout, before.arguments
+    if call.module is not before.module or call.method != before.method:
+        return False
+    if call.arguments.keys() != then.keys() or not layout.joins or not layout.state.isdisjoint(then):
+        return False
+    for name, value in call.arguments.items():
+        if value is then[name]:
+            continue
+        if name not in (layout.latents, layout.time) or not isinstance(value, torch.Tensor):
+            return False
+        if value.shape != then[name].shape or value.dtype != then[name].dtype:
+            return False
+    return True
 
 
 def key(call: Call, *, exact: bool) -> Hashable:

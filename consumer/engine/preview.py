@@ -22,7 +22,8 @@ from consumer.renderer.protocol import Complaint, RawPicture
 from infra.logs import redacted
 
 if TYPE_CHECKING:
-    from consumer.engine.in_flight import Call, InFlight
+    from consumer.engine.call import Call
+    from consumer.engine.in_flight import InFlight
     from consumer.engine.loading.registry import LoadedModel
 
 _EVERY = 1.0  # seconds between two previews of a request

@@ -83,7 +83,7 @@ def take(value: Any, start: int, stop: int) -> Any:
 def split(value: Any, sizes: Sequence[int]) -> list[Any]:
     """An answer's rows in parts of these sizes, each in the same structure."""
     if isinstance(value, torch.Tensor):
-        return list(value.split(list(sizes)))
+        return list(torch.split_with_sizes(value, list(sizes)))
     if type(value) is tuple:
         return list(zip(*[split(part, sizes) for part in value], strict=True))
     parts, start = [], 0

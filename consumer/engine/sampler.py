@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from schemas.samplers import SchedulerChoice
 
 _DEPTH = 6  # steps that a sampler may look back; the offered ones need at most five
+_KINDS = 3  # of what a step may read: latents, outputs, and what a corrector left
 _ZERO = 4  # probe columns that stay zero: their output is noise
 _RANDOM = 12  # probe columns with random numbers: they verify the table
 _SCALE = 30.0  # of the random numbers: clipping or thresholding of the sample would show
@@ -38,13 +39,20 @@ _NEGLIGIBLE = 1e-6  # a factor below this moves no latent by a visible amount
 _KEPT = 256  # tables and prepared schedulers in the cache
 
 
+#: A sum: (steps ago, 0 latents or 1 output or 2 what the corrector left, factor) of each term.
+Terms = tuple[tuple[int, int, float], ...]
+#: What one step had, in the same order.
+Had = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What happens between two UNet calls."""
 
     scale: float  # of the latents, for the UNet's input
-    terms: tuple[tuple[int, int, float], ...]  # (steps ago, 0 latents or 1 output, factor)
+    terms: Terms
     noise: float | None  # its factor; None: no noise is drawn
+    keeps: Terms = ()  # of the latents that a corrector leaves for the steps after; (): it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +149,7 @@ class Sampler:
         self._table: tuple[Step, ...] | None = None
         self._position = 0  # of the table's first step among the timesteps
         self._done: int | None = None  # steps of the table; None: not begun
-        self._history: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=_DEPTH)  # latents, output
+        self._history: deque[Had] = deque(maxlen=_DEPTH)
 
     @property  # type: ignore[misc]  # typeshed calls it an attribute
     def __class__(self) -> type:
@@ -188,11 +196,13 @@ class Sampler:
             return self._scheduler.step(model_output, timestep, sample, **kwargs)
         row = self._table[self._done or 0]
         self._done = (self._done or 0) + 1
-        self._history.appendleft((sample, model_output))
+        self._history.appendleft((sample, model_output, None))
         total = _sum(self._history, row.terms)
+        if row.keeps:
+            self._history[0] = (sample, model_output, _sum(self._history, row.keeps))
         if row.noise is not None:
             total.add_(_noise(model_output, generator), alpha=row.noise)
-        return (total.to(model_output.dtype),)
+        return (total if total.dtype == model_output.dtype else total.to(model_output.dtype),)
 
     def add_noise(self, original: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> Any:
         if self._table is not None and self._done and hasattr(self._scheduler, "_step_index"):
@@ -215,7 +225,8 @@ def derive(scheduler: Any, position: int) -> tuple[Step, ...] | None:
     """Derive a sampler's table by doing its steps with ones and zeros; None: its steps are not linear.
 
     Column k of the latents is one at the steps k, k + depth, ... and otherwise zero; the outputs have
-    columns of their own. So the result in a column is the factor of its last nonzero input.
+    columns of their own. So the result in a column is the factor of its last nonzero input. A corrector (UniPC's)
+    goes on from latents of its own, `last_sample`: these are replaced at each step, and have columns, too.
 
     Args:
         scheduler: on the CPU, fresh, with its timesteps set.
@@ -227,13 +238,16 @@ def derive(scheduler: Any, position: int) -> tuple[Step, ...] | None:
     kwargs = {"eta": 0.0, "generator": noise_rng}
     kwargs = {name: value for name, value in kwargs.items() if name in accepted}
     table: list[Step] = []
-    history: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=_DEPTH)
+    history: deque[Had] = deque(maxlen=_DEPTH)
+    corrects = hasattr(scheduler, "last_sample")
     for number, timestep in enumerate(scheduler.timesteps[position:]):
-        latents, output = _probe(number % _DEPTH, rng), _probe(_DEPTH + number % _DEPTH, rng)
+        latents, output, kept = (_probe(which * _DEPTH + number % _DEPTH, rng) for which in range(_KINDS))
+        if corrects and history:
+            scheduler.last_sample = history[0][2]
         scale = float(scheduler.scale_model_input(torch.ones(1), timestep))
         before = noise_rng.get_state()
         after = scheduler.step(output, timestep, latents, **kwargs, return_dict=False)[0]
-        history.appendleft((latents, output))
+        history.appendleft((latents, output, kept))
         noise = _noise_since(before, noise_rng, latents.shape)
         if noise is None:
             factor, rest = None, after
@@ -241,8 +255,11 @@ def derive(scheduler: Any, position: int) -> tuple[Step, ...] | None:
             loudest = int(noise[0, 0, 0, -_ZERO:].abs().argmax()) - _ZERO
             factor = float(after[0, 0, 0, loudest] / noise[0, 0, 0, loudest])
             rest = after - factor * noise
-        step = Step(scale, _terms(rest, number), factor)
-        if not _holds(step, history, rest):
+        keeps = _terms(scheduler.last_sample, number) if corrects else ()
+        step = Step(scale, _terms(rest, number), factor, keeps)
+        if not _holds(step, step.terms, history, rest):
+            return None
+        if corrects and not _holds(step, keeps, history, scheduler.last_sample):
             return None
         table.append(step)
     return tuple(table)
@@ -250,29 +267,30 @@ def derive(scheduler: Any, position: int) -> tuple[Step, ...] | None:
 
 def _probe(hot: int, rng: torch.Generator) -> torch.Tensor:
     """(1, 1, 1, columns): a one among zeros, random numbers, and zeros."""
-    ones = torch.zeros(2 * _DEPTH)
+    ones = torch.zeros(_KINDS * _DEPTH)
     ones[hot] = 1
     random = _SCALE * torch.randn(_RANDOM, generator=rng)
     return torch.cat([ones, random, torch.zeros(_ZERO)]).reshape(1, 1, 1, -1)
 
 
-def _terms(after: torch.Tensor, number: int) -> tuple[tuple[int, int, float], ...]:
+def _terms(after: torch.Tensor, number: int) -> Terms:
     column = after[0, 0, 0].tolist()
     terms = []
     for ago in range(min(number + 1, _DEPTH)):
-        for which in (0, 1):
+        for which in range(_KINDS):
             factor = column[which * _DEPTH + (number - ago) % _DEPTH]
             if abs(factor) > _NEGLIGIBLE:
                 terms.append((ago, which, factor))
     return tuple(terms) or ((0, 0, 0.0),)
 
 
-def _holds(step: Step, history: deque[tuple[torch.Tensor, torch.Tensor]], after: torch.Tensor) -> bool:
-    """Whether the table's step turns the random numbers into what the scheduler made of them."""
-    random = slice(2 * _DEPTH, 2 * _DEPTH + _RANDOM)
-    size = _sum([(x.abs(), m.abs()) for x, m in history], [(a, w, abs(f)) for a, w, f in step.terms])
-    off = (_sum(history, step.terms) - after).abs()
-    numbers = [step.scale, step.noise or 0.0, *(factor for *_, factor in step.terms)]
+def _holds(step: Step, terms: Terms, history: deque[Had], after: torch.Tensor) -> bool:
+    """Whether these terms of the step turn the random numbers into what the scheduler made of them."""
+    random = slice(_KINDS * _DEPTH, _KINDS * _DEPTH + _RANDOM)
+    sizes = [[tensor.abs() for tensor in had if tensor is not None] for had in history]
+    size = _sum(sizes, [(a, w, abs(f)) for a, w, f in terms])
+    off = (_sum(history, terms) - after).abs()
+    numbers = [step.scale, step.noise or 0.0, *(factor for *_, factor in terms)]
     near = off[..., random] <= _TOLERANCE * (size[..., random] + abs(step.noise or 0.0)) + 1e-6
     return all(map(math.isfinite, numbers)) and bool(near.all())
 

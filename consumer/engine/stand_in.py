@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from greenlet import getcurrent
 
 from consumer.engine import joining
-from consumer.engine.denoisers import DENOISERS, UNKNOWN, Denoiser
-from consumer.engine.in_flight import Call
+from consumer.engine.call import Call
+from consumer.engine.denoisers import DENOISERS, SIDES, UNKNOWN, Denoiser
 from consumer.engine.rows import convert, row_count, tensors_in
 
 if TYPE_CHECKING:
@@ -26,7 +27,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_REQUIRED = object()
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """The parameters of a module's method."""
+
+    names: tuple[str, ...]
+    optional: frozenset[str]  # None by default
+    answers_object: bool  # unless it is told `return_dict=False`
+
+    @classmethod
+    def of(cls, module: nn.Module, method: str) -> _Signature:
+        kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its parameters' names
+        function = getattr(kind, "forward" if method == "__call__" else method)
+        parameters = list(inspect.signature(function).parameters.values())[1:]  # without self
+        names = tuple(parameter.name for parameter in parameters)
+        optional = frozenset(parameter.name for parameter in parameters if parameter.default is None)
+        return cls(names, optional, "return_dict" in names)
 
 
 class StandIn:
@@ -38,10 +54,13 @@ class StandIn:
         """`layers`: of a text encoder's hidden states, the ones that the pipeline reads; (): perhaps all."""
         kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its class
         object.__setattr__(self, "_module", module)
-        object.__setattr__(self, "_kind", "text" if is_text_encoder else "unet")  # of `__call__`
+        side = kind.__name__ in SIDES
+        object.__setattr__(
+            self, "_kind", "text" if is_text_encoder else "side" if side else "unet"
+        )  # of `__call__`
         object.__setattr__(self, "_layers", layers)
         object.__setattr__(self, "_layout", DENOISERS.get(kind.__name__, UNKNOWN))
-        object.__setattr__(self, "_parameters", {})  # method: its parameters with their defaults
+        object.__setattr__(self, "_signatures", {})  # by method
 
     @property  # type: ignore[misc]  # typeshed calls it an attribute
     def __class__(self) -> type:  # pipelines ask isinstance(self.unet, nn.Module)
@@ -62,6 +81,14 @@ class StandIn:
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         return self._pause("decode", "decode", args, kwargs)
 
+    def join_by(self, layout: Denoiser) -> None:
+        """Join its calls in another way than the table says."""
+        object.__setattr__(self, "_layout", layout)
+
+    @property
+    def config(self) -> Any:  # read several times a step: found here, it takes half as long
+        return self._module.config
+
     def modules(self) -> Iterator[Any]:
         """Only itself: pipelines search every layer for hooks, and no model here has any."""
         yield self
@@ -79,13 +106,13 @@ class StandIn:
         engine = getcurrent().parent
         if engine is None:  # outside the engine: call the module itself
             return getattr(module, method)(*args, **kwargs)
-        if method not in self._parameters:
-            self._parameters[method] = _parameters(module, method)
-        parameters: dict[str, Any] = self._parameters[method]
-        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        if kind == "unet":
-            return self._denoise(engine, parameters, arguments)
-        if kind == "text" and "use_cache" in parameters:
+        if method not in self._signatures:
+            self._signatures[method] = _Signature.of(module, method)
+        signature: _Signature = self._signatures[method]
+        arguments = {**dict(zip(signature.names, args, strict=False)), **kwargs} if args else kwargs
+        if kind in ("unet", "side"):
+            return self._denoise(engine, signature, arguments)
+        if kind == "text" and "use_cache" in signature.names:
             arguments.setdefault("use_cache", False)  # of keys and values, for generating text
         if kind in ("encode", "decode"):
             arguments.pop("generator", None)  # AutoencoderKL accepts and ignores it
@@ -97,21 +124,18 @@ class StandIn:
             return convert(answer, args[0].dtype)  # the pipeline continues in the picture's precision
         return answer
 
-    def _denoise(self, engine: Any, parameters: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    def _denoise(self, engine: Any, signature: _Signature, arguments: dict[str, Any]) -> Any:
         layout: Denoiser = self._layout
         # What one pipeline says and another leaves open must not keep their calls apart.
-        arguments = {
-            name: value
-            for name, value in arguments.items()
-            if value is not None or parameters.get(name, _REQUIRED) is not None
-        }
-        wants_object = arguments.pop("return_dict", True) and "return_dict" in parameters
-        if "return_dict" in parameters:
+        optional = signature.optional
+        arguments = {k: v for k, v in arguments.items() if v is not None or k not in optional}
+        wants_object = arguments.pop("return_dict", True) and signature.answers_object
+        if signature.answers_object:
             arguments["return_dict"] = False
         rows = joining.count(layout, arguments)
         if layout.time:
             arguments[layout.time] = _one_per_row(arguments[layout.time], rows, arguments[layout.latents])
-        answer = engine.switch(Call("unet", self._module, "__call__", arguments, rows, layout=layout))
+        answer = engine.switch(Call(self._kind, self._module, "__call__", arguments, rows, layout=layout))
         if layout.answers_lists:
             answer = (list(answer[0].unbind(0)), *answer[1:])
         return _Answer(answer) if wants_object else answer
@@ -155,13 +179,6 @@ class Embeddings:
         """Drop everything. Needed when a model is evicted: keys hold `id(module)`, which Python may reuse."""
         self._kept.clear()
         self._bytes = 0
-
-
-def _parameters(module: nn.Module, method: str) -> dict[str, Any]:
-    kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides the names of its parameters
-    function = getattr(kind, "forward" if method == "__call__" else method)
-    parameters = list(inspect.signature(function).parameters.values())[1:]  # without self
-    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _cast(value: Any, module: nn.Module) -> Any:

@@ -17,12 +17,13 @@ from consumer.intake.names import Meaning, Names
 from infra.logs import redacted
 from infra.lru import LruCache
 from infra.models.cards import Cards
+from infra.models.families import too_many_pictures
 from schemas import layout, samplers
 from schemas.batch import Row, split_rows
 from schemas.errors import DreamError, NotFound, Rejected, TooLarge, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import Manifest, Text2Img, chosen_id, has_expired, parse_manifest
-from schemas.manifest_limits import check_numbers
+from schemas.manifest_limits import check_numbers, check_upscaled
 from schemas.plan import Plan, Refusal, plan
 from schemas.result import Note
 from schemas.text.strictjson import load_object
@@ -172,6 +173,7 @@ class RequestClaimer:
         """
         card = meaning.card
         self._check_size(manifest, card)
+        _check_pictures(manifest, card)
         scheduler, why = samplers.for_model(
             manifest.scheduler, card.scheduler, flow=card.flow, one=card.one_sampler
         )
@@ -186,13 +188,19 @@ class RequestClaimer:
             steps=card.steps,
             cfg_scale=card.cfg_scale,
             size_multiple=card.size_multiple,
+            edits=card.editor is not None,
             loras=meaning.loras,
             lora_hashes=meaning.lora_hashes,
             model_version=meaning.model_version,
             lora_versions=meaning.lora_versions,
+            ip_adapter=meaning.ip_adapter,
+            refiner=meaning.refiner,
             notes=(*meaning.notes, *replaced),
         )
         check_numbers(planned.steps, planned.cfg_scale, self.limits)
+        if planned.width and planned.height:
+            limits = self.limits.for_model(card.native_width, card.native_height)
+            check_upscaled(planned, (planned.width, planned.height), card.size_multiple, limits)
         return planned
 
     def _check_size(self, manifest: Manifest, card: ModelCard) -> None:
@@ -250,6 +258,25 @@ class RequestClaimer:
         refusal = Refusal.of(error).document()
         held = await self.claims.take(info, body, id=id, plan=refusal, fingerprint=fingerprint)
         return ClaimOutcome(id, fingerprint or layout.fingerprint(body), held)
+
+
+def _check_pictures(manifest: Manifest, card: ModelCard) -> None:
+    """Refuse more pictures than a model takes, none where it needs one, and a mask where it reads none."""
+    family, given = card.editor, len(manifest.pictures)
+    most = family.pictures if family else 1
+    if given > most:
+        raise Rejected.of_field("image", too_many_pictures(card.name, given, most))
+    if family and not given and family.needs_picture:
+        text = f"is missing; model {card.name!r} edits pictures, so it needs one or more"
+        raise Rejected.of_field("image", text)
+    if not family:
+        return
+    if manifest.task == "inpainting":
+        text = f"is not read by model {card.name!r}, which edits whole pictures; leave it out, and say in the prompt "
+        raise Rejected.of_field("mask_image", f"{text}what is to change", "unsupported")
+    if manifest.upscale is not None:
+        text = f"is not drawn by model {card.name!r}, which edits as the prompt says; send the result to another model"
+        raise Rejected.of_field("upscale", text, "unsupported")
 
 
 async def _parse(size: int, parse: Callable[..., T], *arguments: Any) -> T:

@@ -22,17 +22,20 @@ from schemas.errors import NotFound, Rejected, StoreUnavailable, TooManyPixels
 from schemas.limits import Limits
 from schemas.manifest import TASKS, Img2Img, Inpainting, Text2Img, parse_manifest
 from schemas.manifest_limits import check_numbers
+from schemas.manifest_parts import OneOrSeveral
 from schemas.plan import Plan, Refusal, read_plan
 from schemas.text.strictjson import load_object
 
 if TYPE_CHECKING:
     from infra.claims.claims import Claim
+    from infra.models.addons.known import Addons
     from infra.stores.store import Info, Store
 
 PATIENCE = 600.0  # seconds that a request is left to a worker that can draw it; then it is refused
 TAKEOVER_PATIENCE = 120.0  # seconds that a claim whose plan nobody alive can draw waits for its worker
 _READS = 8  # heartbeats read at a time
 _REMEMBERED = 10_000  # requests that are left to others
+_SETS = ("models", "loras", "schedulers", "fields", "tasks", "controlnets", "ip_adapters")  # of capabilities
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,13 @@ class Capabilities:
     tasks: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
     published: bool = False  # whatever is published in the store, too
+    controlnets: frozenset[str] = frozenset()
+    ip_adapters: frozenset[str] = frozenset()
 
     @classmethod
-    def own(cls, models: Iterable[str], loras: Iterable[str], limits: Limits) -> Self:
+    def own(
+        cls, models: Iterable[str], loras: Iterable[str], limits: Limits, addons: Addons | None = None
+    ) -> Self:
         fields = {name for body in (Text2Img, Img2Img, Inpainting) for name in _fields_of(body)}
         return cls(
             frozenset(models),
@@ -58,19 +65,20 @@ class Capabilities:
             frozenset(TASKS),
             limits,
             published=True,
+            controlnets=frozenset(addons.controlnets if addons else ()),
+            ip_adapters=frozenset(addons.ip_adapters if addons else ()),
         )
 
     def facts(self) -> dict[str, Any]:
         """As a heartbeat says it."""
-        sets = {name: sorted(getattr(self, name)) for name in ("loras", "schedulers", "fields", "tasks")}
+        sets = {name: sorted(getattr(self, name)) for name in _SETS if name != "models"}
         limits = dataclasses.asdict(self.limits)
         return {"models": sorted(self.models), **sets, "limits": limits, "published": self.published}
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Self:
         """From a heartbeat. An older worker that does not say its limits counts as having the default ones."""
-        names = ("models", "loras", "schedulers", "fields", "tasks")
-        sets = {name: frozenset(map(str, _list(facts.get(name)))) for name in names}
+        sets = {name: frozenset(map(str, _list(facts.get(name)))) for name in _SETS}
         known = {f.name for f in dataclasses.fields(Limits)}
         limits = facts.get("limits") if isinstance(facts.get("limits"), dict) else {}
         bounds = {k: v for k, v in (limits or {}).items() if k in known and type(v) in (int, float)}
@@ -86,8 +94,12 @@ class Capabilities:
             document = load_object(body)
         except Rejected:
             return False
+        if error.code == "unknown_model" and (error.field or "").startswith(("controlnet", "ip_adapter")):
+            return self._knows_addons(document)
         if error.code == "unknown_model":
-            return document.get("model") in self.models
+            refiner = document.get("refiner")
+            named = refiner if error.field == "refiner.model" and isinstance(refiner, dict) else document
+            return named.get("model") in self.models
         if error.code == "unknown_scheduler":
             return document.get("scheduler") in self.schedulers
         if error.code == "unknown_lora":
@@ -107,6 +119,18 @@ class Capabilities:
             return True
         # With equal limits it is refused there too; a long body need not be parsed once more to know that.
         return self.limits != refused_by.limits and _fits(body, self.limits)
+
+    def _knows_addons(self, document: dict[str, Any]) -> bool:
+        """Whether this worker knows every ControlNet and the IP-Adapter that a request names."""
+        nets = {one.get("name") for one in _list(document.get("controlnet")) if isinstance(one, dict)}
+        asked = document.get("ip_adapter")
+        adapter = asked.get("name") if isinstance(asked, dict) else None
+        fits = (
+            adapter in self.ip_adapters
+            if isinstance(adapter, str)
+            else (asked is None or bool(self.ip_adapters))
+        )
+        return nets <= self.controlnets and fits
 
 
 class Fleet:
@@ -156,7 +180,12 @@ class Fleet:
             return True
         loras = {lora.name for lora in plan.loras} - plan.lora_versions.keys()
         known = (plan.model_version is not None or plan.model in worker.models) and loras <= worker.loras
-        known &= worker.published or not (plan.model_version or plan.lora_versions)
+        refiner = plan.refiner
+        known &= refiner is None or refiner.version is not None or refiner.model in worker.models
+        published = plan.model_version or plan.lora_versions or (refiner and refiner.version)
+        known &= worker.published or not published
+        known &= {one.name for one in plan.controlnet} <= worker.controlnets
+        known &= plan.ip_adapter is None or plan.ip_adapter.name in worker.ip_adapters
         return known and _fits(claim.frozen.body(), worker.limits, plan)
 
     def _waited(self, name: str) -> float:
@@ -192,9 +221,14 @@ class Fleet:
 
 
 def _fields_of(body: type[BaseModel], path: str = "") -> Iterator[str]:
-    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png"."""
+    """The fields of a manifest: "output", inner ones as "output.format", named values as "output.format=png".
+
+    One that may be a list where it was one value in older versions is "image=list", too.
+    """
     for name, info in body.model_fields.items():
         yield path + name
+        if info.annotation == get_args(OneOrSeveral)[0]:
+            yield f"{path}{name}=list"
         for part in (info.annotation, *get_args(info.annotation)):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _fields_of(part, f"{path}{name}.")

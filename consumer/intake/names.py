@@ -7,7 +7,7 @@ can be named; that a name means nothing is never remembered.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from infra.lru import LruCache
@@ -17,6 +17,7 @@ from schemas.errors import Rejected
 from schemas.layout import CHOSEN_ID
 from schemas.manifest_parts import LoraChoice
 from schemas.models import split_reference
+from schemas.plan import Refines
 from schemas.result import Note
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from infra.models.cards import Cards, ModelCard
     from infra.stores.store import Store
     from schemas.manifest import Manifest
+    from schemas.manifest_parts import Refiner
     from schemas.models import PublishedCard
 
 _REMEMBERED = 1000  # names, and cards
+_REFINES = "sdxl"  # the family whose pipelines can stop early; its refiners have a UNet of their own kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,9 @@ class Meaning:
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
     model_version: int | None = None  # where the model is a published one
     lora_versions: Mapping[str, int] = field(default_factory=dict)
+    ip_adapter: str | None = None  # its name, where the manifest asks for one
     notes: tuple[Note, ...] = ()
+    refiner: Refines | None = None
 
 
 @dataclass
@@ -56,20 +61,44 @@ class Names:
     _cards: LruCache[str, PublishedCard] = field(default_factory=lambda: LruCache(_REMEMBERED))
 
     async def read(self, manifest: Manifest, seen: float) -> Meaning:
-        """Resolve the model and the LoRAs.
+        """Resolve the models, the LoRAs, the ControlNets and the IP-Adapter.
 
         Args:
             seen: when the manifest was here, by our clock. What was published before that is found.
 
         Raises:
-            Rejected: one is unknown, or a LoRA is of another family than the model.
+            Rejected: one is unknown, or of another family than the model.
             StoreUnavailable: try again.
         """
+        meaning = await self._model(manifest, seen)
+        if manifest.task == "inpainting" or manifest.refiner is None:
+            return meaning
+        return replace(meaning, refiner=await self._refiner(manifest.refiner, meaning.card, seen))
+
+    async def _refiner(self, asked: Refiner, base: ModelCard, seen: float) -> Refines:
+        card, version = self.cards.cards.get(asked.model), None
+        if card is None:
+            model = await self._published(asked.model, seen)
+            if model is None:
+                card = self.cards.get(asked.model, await self._published_names(), "refiner.model")  # raises
+            elif model.kind != "full":
+                raise _refused(f"is {model.reference}, a LoRA; name a whole model", "refiner.model")
+            else:
+                card, version = self._card_of(model), model.version
+        for one, goes in ((card, "goes on as one"), (base, "stops early for one")):
+            if one.family and not (one.family == _REFINES or one.family.startswith("unet-")):
+                text = f"is {card.name!r}; only an SDXL model {goes}, and {one.name!r} is of the family {one.family}"
+                raise _refused(text, "refiner.model")
+        return Refines(model=card.name, at=asked.at, revision=card.revision, version=version)
+
+    async def _model(self, manifest: Manifest, seen: float) -> Meaning:
         name = manifest.model or self.default_model
-        if name in self.cards.cards:
-            card = self.cards.get(name)
-            return await self._with_loras(manifest, card, None, seen)
+        own = self.cards.cards.get(name)
+        if own is not None and not own.yields:
+            return await self._with_loras(manifest, own, None, seen)
         model = await self._published(name, seen)
+        if model is None and own is not None:
+            return await self._with_loras(manifest, own, None, seen)
         if model is None:
             return Meaning(self.cards.get(name, await self._published_names()))  # raises
         if model.kind == "full":
@@ -139,7 +168,17 @@ class Names:
         names = [choice.name for choice in choices]
         if twice := [name for name in names if names.count(name) > 1]:
             raise _refused(f"names {twice[0]!r} twice; give each LoRA once, with one weight")
-        return Meaning(card, tuple(choices), hashes, version, versions, notes)
+        adapter = self._addons(manifest, card)
+        return Meaning(card, tuple(choices), hashes, version, versions, adapter, notes)
+
+    def _addons(self, manifest: Manifest, card: ModelCard) -> str | None:
+        """The name of the IP-Adapter that a manifest asks for; its ControlNets have names. Raises `Rejected`."""
+        known = self.cards.addons
+        for place, one in enumerate(manifest.controlnet):
+            known.controlnet(one.name, f"controlnet.{place}.name", card.name, card.family)
+        if manifest.ip_adapter is None:
+            return None
+        return known.ip_adapter(manifest.ip_adapter.name, card.name, card.family).name
 
     async def _published(self, reference: str, seen: float) -> PublishedCard | None:
         """What is published under `name` or `name@version`; None when nothing is.

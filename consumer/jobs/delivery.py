@@ -66,6 +66,12 @@ class Delivery:
         if job.plan.model_version is not None:  # the child knows it by the folder that it was given
             known = {"name": job.plan.model, "source": job.fetched.source, "licence": job.fetched.licence}
             job.model = job.model.model_copy(update=known)
+        if drawn.refiner and (refiner := job.plan.refiner) is not None:
+            job.refiner = ModelUsed.model_validate(drawn.refiner)
+            if refiner.version is not None:
+                source, licence = job.fetched.refiner_source, job.fetched.refiner_licence
+                known = {"name": refiner.model, "source": source, "licence": licence}
+                job.refiner = job.refiner.model_copy(update=known)
         for code, message in drawn.warnings:
             job.note(Note(code=code, message=message, field="prompt" if "prompt" in code else None))
         job.seconds["render"] = max(job.seconds.get("render", 0.0), drawn.seconds)

@@ -36,6 +36,8 @@ _LABELS = {  # how the page shows each parameter
     "steps": "{}\u00a0steps",
     "cfg_scale": "cfg\u00a0{:g}",
     "strength": "strength\u00a0{:g}",
+    "upscale": "upscaled\u00a0{0[scale]:g}\u00a0times",
+    "refiner": "refined\u00a0by\u00a0{0[model]}",
 }
 
 # ruff: noqa: E501 - a style sheet

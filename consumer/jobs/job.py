@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.jobs.models import Fetched
-from consumer.renderer.protocol import ImageTask, Lora, RawPicture
+from consumer.renderer.protocol import (
+    Control,
+    Enlarged,
+    ImageTask,
+    IpAdapterChoice,
+    Lora,
+    RawPicture,
+    SecondModel,
+)
 from schemas.result import Failure, ImageResult, ModelUsed, Note, Progress, Result, Status, Timings
 
 if TYPE_CHECKING:
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from schemas.manifest import Manifest
     from schemas.plan import Plan
 
+_IN_FIELDS_OF_THEIR_OWN = ("image", "image.0", "mask_image")  # of an image task
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
@@ -58,10 +67,13 @@ class Job:
     notes: list[Note] = field(default_factory=list)
     images: dict[int, ImageResult] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    inputs: tuple[RawPicture | None, RawPicture | None] = (None, None)  # picture and mask, until all is drawn
-    input_size: tuple[int, int] | None = None  # (width, height) of the input picture, pixels
+    pictures: dict[str, RawPicture] = field(
+        default_factory=dict
+    )  # by the request's fields, until all is drawn
+    input_size: tuple[int, int] | None = None  # (width, height) of the picture that it starts from, pixels
     share: Share | None = None  # of the worker's memory for inputs
     model: ModelUsed | None = None
+    refiner: ModelUsed | None = None
     progress: dict[int, tuple[int, int]] = field(default_factory=dict)  # image to (steps done, steps in all)
     losses: int = 0  # renderers of this worker that died while they drew it
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
@@ -95,7 +107,8 @@ class Job:
     @property
     def needs_models(self) -> bool:
         """Whether its plan names published models."""
-        return self.plan.model_version is not None or bool(self.plan.lora_versions)
+        refiner = self.plan.refiner is not None and self.plan.refiner.version is not None
+        return refiner or self.plan.model_version is not None or bool(self.plan.lora_versions)
 
     @property
     def extension(self) -> str:
@@ -123,23 +136,31 @@ class Job:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def size(self) -> tuple[int, int]:
-        """(width, height) of its images, in pixels."""
+        """(width, height) at which its images begin, in pixels: an upscale makes them larger."""
         return self.input_size or (self.plan.width or 0, self.plan.height or 0)
 
-    def hold(self, image: RawPicture, mask: RawPicture | None, share: Share) -> None:
+    def drawn_size(self) -> tuple[int, int]:
+        """(width, height) of its images, in pixels."""
+        size, upscale = self.size(), self.plan.upscale
+        return upscale.size(*size, self.plan.model, 1) if upscale is not None else size
+
+    def hold(self, pictures: dict[str, RawPicture], share: Share) -> None:
         """Keep input pictures until `let_go`, and of the share what they need."""
-        share.shrink(len(image.data) + len(mask.data if mask else b""))
-        self.inputs, self.input_size, self.share = (image, mask), (image.width, image.height), share
+        share.shrink(sum(len(picture.data) for picture in pictures.values()))
+        self.pictures, self.share = pictures, share
+        if (image := _image_of(pictures)) is not None:
+            self.input_size = (image.width, image.height)
 
     def let_go(self) -> None:
         """Drop the input pictures: no image of this job will be drawn here any more."""
-        self.inputs = (None, None)
+        self.pictures = {}
         if self.share is not None:
             self.share.release()
 
     def task(self, index: int) -> ImageTask:
         """The renderer's task for one image."""
         plan, (width, height) = self.plan, self.size()
+        refiner = plan.refiner
         return ImageTask(
             request=self.id,
             index=index,
@@ -159,13 +180,27 @@ class Job:
                 Lora(x.name, x.weight, plan.lora_hashes.get(x.name, ""), self.fetched.loras.get(x.name, ""))
                 for x in plan.loras
             ),
-            image=self.inputs[0],
-            mask=self.inputs[1],
+            controls=tuple(Control(x.name, x.scale, x.start, x.end) for x in plan.controlnet),
+            ip_adapter=IpAdapterChoice(x.name or "", x.scale) if (x := plan.ip_adapter) else None,
+            image=_image_of(self.pictures),
+            mask=self.pictures.get("mask_image"),
+            pictures={
+                name: one for name, one in self.pictures.items() if name not in _IN_FIELDS_OF_THEIR_OWN
+            },
             solo=self.suspect,
             folder=self.fetched.folder,
             express=self.express,
             preview=self.previews,
+            weights=plan.weights,
+            upscale=self._enlarged(),
+            refiner=SecondModel(refiner.reference, refiner.at, self.fetched.refiner) if refiner else None,
         )
+
+    def _enlarged(self) -> Enlarged | None:
+        upscale = self.plan.upscale
+        if upscale is None:
+            return None
+        return Enlarged(*self.drawn_size(), steps=upscale.steps or self.plan.steps, strength=upscale.strength)
 
     def recipe(self, index: int) -> dict[str, Any]:
         """What is embedded into an image file, so that it can be drawn again."""
@@ -192,7 +227,7 @@ class Job:
 
     def steps(self) -> tuple[int, int]:
         """(steps done, steps in all); an image that is finished or not begun counts as the plan says."""
-        whole = self.plan.steps
+        whole = self.plan.all_steps
         missing = set(self.missing())
         done = total = 0
         for index in range(len(self.plan.seeds)):
@@ -250,6 +285,7 @@ class Job:
                 **{stage: round(s, 4) for stage, s in self.seconds.items()},
             ),
             model=self.model,
+            refiner=self.refiner,
             versions=dict(versions),
             worker=worker,
             attempts=self.attempt,
@@ -257,3 +293,8 @@ class Job:
             fingerprint=self.held.claim.fingerprint,
             request=self.held.claim.frozen,
         )
+
+
+def _image_of(pictures: Mapping[str, RawPicture]) -> RawPicture | None:
+    """The picture that is drawn from: the first one where the request has several."""
+    return pictures.get("image") or pictures.get("image.0")

@@ -33,6 +33,9 @@ class Fetched:
     source: str = ""  # the model's prefix in the store
     licence: str = ""
     loras: dict[str, str] = field(default_factory=dict)  # name to file
+    refiner: str = ""  # folder of the second model; "" where there is none, or it is one of the worker's own
+    refiner_source: str = ""
+    refiner_licence: str = ""
     used: list[InUse] = field(default_factory=list)
 
     def release(self) -> None:
@@ -65,6 +68,11 @@ class ModelFetcher:
                 fetched.licence = card.licence
                 if card.native_width and card.native_height:
                     fetched.native = (card.native_width, card.native_height)
+            if plan.refiner is not None and plan.refiner.version is not None:
+                card = await self._card(plan.refiner.model, plan.refiner.version, "refiner.model")
+                fetched.refiner = str((await self._use(card, fetched, "refiner.model")).folder)
+                fetched.refiner_source = version_prefix(card.name, card.version).rstrip("/")
+                fetched.refiner_licence = card.licence
             for name, version in plan.lora_versions.items():
                 card = await self._card(name, version, "loras")
                 used = await self._use(card, fetched, "loras")

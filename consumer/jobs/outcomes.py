@@ -95,7 +95,7 @@ class Outcomes:
         elif (job := self.active.get(event.request)) is not None and event.index in job.missing():
             if isinstance(event, Drawn):
                 job.finishing.add(event.index)
-                metrics.drawn(device, job.plan.model, job.plan.task, job.size(), event.seconds)
+                metrics.drawn(device, job.plan.model, job.plan.task, job.drawn_size(), event.seconds)
                 lane, size = job.express, len(event.picture.data)
                 self.dispatch.drawn(lane, size)  # before anything else is fed: it takes memory from now on
                 task = self.spawn(job.held, self._deliver(job, event))

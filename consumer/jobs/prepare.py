@@ -7,17 +7,21 @@ without credentials, and what comes back is bounded: a request waits until there
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from consumer.jobs.job import Job
 from consumer.jobs.memory import Budget
 from consumer.renderer.protocol import RawPicture
-from infra.decoding.process import Decoders
+from infra.decoding.process import CHANNELS, Decoders, Source, Use
+from infra.models.cards import is_here
+from infra.models.hub_caches import is_of_hub
 from schemas.defaults import SIZE_MULTIPLE
 from schemas.errors import Rejected
-from schemas.manifest import Img2Img, Inpainting, has_expired, parse_manifest
-from schemas.manifest_limits import check_numbers
+from schemas.manifest import has_expired, parse_manifest
+from schemas.manifest_limits import check_numbers, check_upscaled
+from schemas.manifest_parts import PICTURES, pictures_in
 from schemas.plan import Refusal, read_plan
 from schemas.result import Failure, Result, Status
 
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from infra.claims.claims import Held
     from infra.decoding.process import Drawable, Pixels
     from infra.models.cards import Cards
+    from infra.models.hub_caches import Hub
     from schemas.limits import Limits
+    from schemas.manifest import Manifest
 
 
 class Preparation:
@@ -44,12 +50,14 @@ class Preparation:
         memory: int,
         decode_seconds: float,
         models: ModelFetcher | None = None,
+        hub: Hub | None = None,
     ) -> None:
         """
         Args:
             memory: bytes of pixels for the input pictures of all jobs that are not drawn yet.
             decode_seconds: of processor time for the pictures of one request.
             models: of what is published; None: that cannot be drawn.
+            hub: where models that are not here come from; None: renderers need none.
         """
         self.room = Budget(memory)
         self._delivery = delivery
@@ -58,6 +66,7 @@ class Preparation:
         self._limits = limits
         self._clock = clock
         self._models = models
+        self._hub = hub
         self._decoders = Decoders(seconds=decode_seconds)
         self._turns = Budget(self._decoders.children)  # so that no thread waits for a child
 
@@ -113,45 +122,67 @@ class Preparation:
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
             _give_up(job, Failure(code="expired", message="expires_at had passed before the work began"))
-        elif isinstance(manifest, Img2Img | Inpainting) and job.missing():
+        elif job.missing() and (why := await self._out_of_reach(job)):
+            _give_up(job, Failure(code="model_unavailable", message=why, field="model"))
+        elif job.missing() and (texts := _pictures_of(manifest)):
             began = self._clock()
             try:
                 # A store that does not answer costs no attempt, and no room while we wait.
-                await self._delivery.insist(lambda: self._decode(manifest, job, wanted))
+                await self._delivery.insist(lambda: self._decode(texts, job, wanted))
             except Rejected as error:
                 _give_up(job, Failure.of(error))
             job.spent("decode", self._clock() - began)
         if manifest.strict and job.notes:
             _give_up(job, Failure(code="invalid_manifest", message="strict is set"))
 
-    async def _decode(self, manifest: Img2Img | Inpainting, job: Job, wanted: Callable[[], bool]) -> None:
-        """Give the job its input picture and its mask, at the size of the images to draw."""
-        mask_text = manifest.mask_image if isinstance(manifest, Inpainting) else None
-        channels = 3 if mask_text is None else 4
+    async def _out_of_reach(self, job: Job) -> str:
+        """Why a job's model cannot be downloaded now; "" if it can, or is here. Nobody else waits for the answer."""
+        card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
+        if self._hub is None or card is None or card.gated or is_here(card):
+            return ""
+        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not any(map(is_of_hub, card.sources)):
+            return ""  # the renderer says so at once
+        if not (why := await asyncio.to_thread(self._hub.why_not)):
+            return ""
+        return (
+            f"model {card.name!r} is not here, and the hub cannot be reached ({why}). Give the worker a diffusers "
+            f"folder with it, as {card.name}=/path/to/folder, or access to the hub"
+        )
+
+    async def _decode(self, texts: dict[str, str], job: Job, wanted: Callable[[], bool]) -> None:
+        """Give the job its pictures, in the sizes that drawing needs.
+
+        Args:
+            texts: what the manifest holds or names, by field.
+        """
+        uses = {field: _use(field) for field in texts}
         limits = self._limits_of(job)
-        most = channels * limits.max_pixels  # bytes; how many it takes is known afterwards
+        most = (
+            sum(CHANNELS[use] for use in uses.values()) * limits.max_pixels
+        )  # bytes; what it takes is known later
         share = await self.room.take(most, express=job.express)
         try:
             if not wanted():
                 return
-            image = await self._inputs.read(manifest.image, "image")
-            mask = await self._inputs.read(mask_text, "mask_image") if mask_text else None
+            sources = [Source(f, uses[f], await self._inputs.read(text, f)) for f, text in texts.items()]
             card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
             multiple = card.size_multiple if card else SIZE_MULTIPLE
-            drawable = await self._drawable(image, mask, limits, multiple, job.express)
-            job.hold(_raw(drawable.image), _raw(drawable.mask) if drawable.mask else None, share)
+            drawable = await self._drawable(sources, limits, multiple, job)
+            pictures = {field: _raw(pixels) for field, pixels in drawable.pictures.items()}
+            if (image := pictures.get("image")) is not None:
+                check_upscaled(job.plan, (image.width, image.height), multiple, limits)
+            job.hold(pictures, share)
             for note in drawable.notes:
                 job.note(note)
         finally:
             if job.share is not share:
                 share.release()
 
-    async def _drawable(
-        self, image: bytes, mask: bytes | None, limits: Limits, multiple: int, express: bool
-    ) -> Drawable:
-        turn = await self._turns.take(1, express=express)
+    async def _drawable(self, sources: list[Source], limits: Limits, multiple: int, job: Job) -> Drawable:
+        size = job.size()  # (0, 0) where the image says it
+        turn = await self._turns.take(1, express=job.express)
         try:
-            return await asyncio.to_thread(self._decoders.drawable, image, mask, limits, multiple)
+            return await asyncio.to_thread(self._decoders.drawable, sources, limits, multiple, size)
         finally:
             turn.release()
 
@@ -160,6 +191,19 @@ class Preparation:
         card = self._cards.cards.get(job.plan.model)
         native = job.fetched.native or ((card.native_width, card.native_height) if card else None)
         return self._limits.for_model(*native) if native else self._limits  # None: another worker knows it
+
+
+def _pictures_of(manifest: Manifest) -> dict[str, str]:
+    """What a manifest holds where pictures belong, by field: the image first, and behind it the mask."""
+    return pictures_in(manifest.model_dump(include={place.partition(".")[0] for place in PICTURES}))
+
+
+def _use(field: str) -> Use:
+    """What the picture in a field is for."""
+    if field in ("image", "image.0"):
+        return "image"
+    uses: dict[str, Use] = {"mask_image": "mask", "controlnet": "control"}
+    return uses.get(field.partition(".")[0], "reference")
 
 
 def _raw(pixels: Pixels) -> RawPicture:

@@ -13,9 +13,10 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from consumer import metrics
+from consumer.renderer.protocol import Undrawable
 
 if TYPE_CHECKING:
-    from consumer.renderer.protocol import Loaded
+    from consumer.renderer.protocol import Drawn, Loaded
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class LoadProgress:
         """
         self._device = device
         self._terminal = terminal or sys.stderr
+        self.loaded: dict[str, int] = {}  # bytes of the models in the child's memory, by name
+        self.missing: dict[
+            str, str
+        ] = {}  # why models were not available when they were last looked for, by name
         self._name = ""  # of the model being loaded
         self._began = 0.0
         self._counter: asyncio.Task[None] | None = None
@@ -50,11 +55,22 @@ class LoadProgress:
         """A model is loaded."""
         seconds = time.monotonic() - self._began if self._name == model.name else 0.0
         self.end()
+        self.loaded = dict(model.on_device)
+        self.missing.pop(model.name, None)
         metrics.loaded(self._device, model.name, seconds, model.on_device)
-        facts = {"model": model.name, "source": model.source, "device": self._device, "dtype": model.dtype}
-        log.info(
-            "model loaded", extra=facts | {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
-        )
+        facts: dict[str, object] = {
+            "model": model.name,
+            "source": model.source,
+            "device": self._device,
+            "dtype": model.dtype,
+        }
+        facts |= {"mib": round(model.size / 2**20), "seconds": round(seconds, 1)}
+        log.info("model loaded", extra=facts | ({"joins": model.probed} if model.probed else {}))
+
+    def answered(self, model: str, event: Drawn | Undrawable) -> None:
+        """Take note of a model that was not available."""
+        if isinstance(event, Undrawable) and event.code == "model_unavailable":
+            self.missing[model] = event.message
 
     def end(self) -> None:
         """Nothing is being loaded any more, whether the load succeeded or not."""

@@ -6,6 +6,7 @@ It speaks the real child's protocol, so everything around a renderer can be test
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import sys
@@ -100,7 +101,7 @@ class NullRenderer:
         if settings.diary:
             with open(settings.diary, "a") as diary:
                 diary.write(f"{task.request} {task.index}\n")
-        picture = RawPicture(task.width, task.height, 3, _pixels(task, settings.grain))
+        picture = RawPicture(*task.drawn_size, 3, _pixels(task, settings.grain))
         model = {"name": task.model, "revision": "", "source": "null", "licence": "", "dtype": "none"}
         self.send(Drawn(task.request, task.index, picture, (), model, time.monotonic() - began))
 
@@ -115,7 +116,7 @@ def _applies(text: str, task: ImageTask) -> bool:
 
 def _pixels(task: ImageTask, grain: bool) -> bytes:
     """Pixels that depend on seed and prompt only."""
-    content, count = f"{task.seed} {task.prompt}".encode(), task.width * task.height
+    content, count = f"{task.seed} {task.prompt}".encode(), math.prod(task.drawn_size)
     if grain:
         return hashlib.shake_128(content).digest(3 * count)
     return hashlib.sha256(content).digest()[:3] * count

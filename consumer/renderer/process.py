@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import statistics
 import time
 from collections import deque
@@ -86,7 +87,7 @@ class Renderer:
         self._progress_at = time.monotonic()  # when the child last sent a message
         self._gaps: deque[float] = deque(maxlen=50)  # seconds between two signs of progress
         self._stderr = StderrTail()
-        self._loads = LoadProgress(settings.device)
+        self.loads = LoadProgress(settings.device)
         self._status: int | None = None  # of the child that ended last
         self._failed_starts = 0
         self._hung = False
@@ -104,7 +105,7 @@ class Renderer:
     @property
     def pending_bytes(self) -> int:
         """Bytes of the pixels that those tasks will become."""
-        return sum(3 * task.width * task.height for task in self._held.values())
+        return sum(3 * math.prod(task.drawn_size) for task in self._held.values())
 
     @property
     def pid(self) -> int | None:
@@ -188,6 +189,7 @@ class Renderer:
                 self._first_ready.set_exception(NotStarted(reason))
                 return
             self._failed_starts += self.ready is None
+            self.loads.loaded = {}
             self.ready = None  # before the loss is reported: nobody must hand tasks to the dead child
             tasks, self._held = list(self._held.values()), {}  # also before: a handler may submit them again
             try:
@@ -226,7 +228,7 @@ class Renderer:
         except frames.BadFrame as error:
             self._stderr.note(f"noise on the pipe: {error}")
         finally:
-            self._loads.end()
+            self.loads.end()
             writer.cancel()
             watchdog.cancel()  # before the child is ended, or it could take the wait for a hang
             await self._end_child()
@@ -259,14 +261,14 @@ class Renderer:
         self._loading = isinstance(message, Loading)
         match message:
             case Loading():
-                self._loads.begin(message.name, message.source)
+                self.loads.begin(message.name, message.source)
             case Loaded():
-                self._loads.done(message)
+                self.loads.done(message)
             case Complaint():
                 facts = {"device": self.settings.device, "why": message.text}
                 log.warning("the renderer continues without a feature", extra=facts)
             case Ready() | Stepped() | Drawn() | Undrawable():
-                self._loads.end()
+                self.loads.end()
                 self._on_child_event(message)
             case _:
                 raise frames.BadFrame("a message that a child does not send")
@@ -279,7 +281,7 @@ class Renderer:
         elif isinstance(event, Drawn | Undrawable):
             if (event.request, event.index) not in self._held:
                 return  # cancelled in the meantime
-            del self._held[event.request, event.index]
+            self.loads.answered(self._held.pop((event.request, event.index)).model, event)
         try:
             self._on_event(event)
         except Exception as error:  # an error of the handler, not of the child: the other images go on

@@ -40,6 +40,39 @@ class Lora(msgspec.Struct, frozen=True):
     path: str = ""  # of a published one: its file on this machine
 
 
+class Control(msgspec.Struct, frozen=True):
+    """A ControlNet by its registered name, and how it acts; its picture is the task's controlnet.<place>.image."""
+
+    name: str
+    scale: float
+    start: float  # parts of the steps
+    end: float
+
+
+class IpAdapterChoice(msgspec.Struct, frozen=True):
+    """An IP-Adapter by its registered name, and its strength; its picture is the task's ip_adapter.image."""
+
+    name: str
+    scale: float
+
+
+class Enlarged(msgspec.Struct, frozen=True):
+    """A second pass: the picture is enlarged to this size, and redrawn by the same model."""
+
+    width: int  # pixels
+    height: int  # pixels
+    steps: int
+    strength: float  # in (0, 1]
+
+
+class SecondModel(msgspec.Struct, frozen=True):
+    """A model that goes on where the first one stops."""
+
+    model: str  # registered name, or name@version of a published one
+    at: float  # share of the denoising, in (0, 1)
+    folder: str = ""  # of a published one: its diffusers folder on this machine
+
+
 # From the parent ------------------------------------------------------------------------------
 
 
@@ -61,6 +94,8 @@ class RendererSettings(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     )
     models: tuple[tuple[str, str], ...] = ()  # name and source, given by the operator
     loras: tuple[tuple[str, str], ...] = ()  # name and file
+    controlnets: tuple[tuple[str, str], ...] = ()  # name and source
+    ip_adapters: tuple[tuple[str, str], ...] = ()  # name and source
     memory_budget: int | None = None  # bytes of loaded models
     preload: str | None = None  # loaded before the child sends `Ready`
     preload_folder: str = ""  # of a published one: where its files are on this machine
@@ -89,12 +124,27 @@ class ImageTask(msgspec.Struct, frozen=True, tag=True):
     strength: float | None = None  # img2img and inpainting, in (0, 1]
     clip_skip: int | None = None  # A1111's counting: 1 skips nothing
     loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
+    ip_adapter: IpAdapterChoice | None = None
     image: RawPicture | None = None
     mask: RawPicture | None = None
+    #: The request's other pictures by the fields that hold them, such as controlnet.0.image: those of a ControlNet have
+    #: the size of the image, others their own.
+    pictures: dict[str, RawPicture] = {}
     solo: bool = False  # shares no UNet call with another request
     folder: str = ""  # of a published model: its diffusers folder on this machine
     express: bool = False  # its author waits for it: it goes before what is not of the express lane
     preview: bool = False  # somebody watches: report the first step at once, and send previews
+    weights: bool = False  # the prompts are written with weights, see schemas/text/prompts.py
+    upscale: Enlarged | None = None
+    refiner: SecondModel | None = None
+    until: float | None = None  # of a pass that stops early: its share of the denoising, in (0, 1)
+    since: float | None = None  # of a pass that goes on from latents: where in the denoising they are
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """(width, height) of the picture, in pixels."""
+        return (self.upscale.width, self.upscale.height) if self.upscale else (self.width, self.height)
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -129,6 +179,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     dtype: str
     size: int  # bytes of its weights
     on_device: dict[str, int] = {}  # bytes by name of all models in memory, this one included
+    probed: str = ""  # of a model that no table knows: whether its images share calls, and why
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):
@@ -170,6 +221,7 @@ class Drawn(msgspec.Struct, frozen=True, tag=True):
     warnings: tuple[tuple[str, str], ...]  # (code, message), such as ("prompt_cut", "...")
     model: dict[str, str]  # name, revision, source, licence, dtype
     seconds: float  # from the task's first device call to now
+    refiner: dict[str, str] = {}  # the same as `model`, of the second model where there is one
 
 
 class Undrawable(msgspec.Struct, frozen=True, tag=True):

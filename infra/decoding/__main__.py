@@ -92,7 +92,7 @@ def _answer(
     try:
         match head["do"]:
             case "draw":
-                found, notes = _draw(files, limits, head["multiple"], at)
+                found, notes = _draw(head, files, limits, at)
             case "open":
                 found = [_open(files[0], field, limits)]
             case "texts":
@@ -111,15 +111,40 @@ def _answer(
 
 
 def _draw(
-    files: list[bytes], limits: Limits, multiple: int, at: Callable[[str], None]
+    head: dict[str, Any], files: list[bytes], limits: Limits, at: Callable[[str], None]
 ) -> tuple[list[Image.Image], list[Note]]:
-    image, whole, notes = drawing.decode_image(files[0], "image", limits)
-    if len(files) == 1:
-        image, _, more = drawing.fit(image, None, limits, whole, multiple)
+    """The pictures of a request in the order of their files."""
+    found: list[Image.Image] = []
+    notes: list[Note] = []
+    sources = list(zip(head["fields"], head["uses"], files, strict=True))
+    size = tuple(head["size"] or ())
+    if sources[0][1] == "image":
+        masked = len(sources) > 1 and sources[1][1] == "mask"
+        found, notes = _draw_image(sources[: 1 + masked], limits, head["multiple"], at)
+        size, sources = found[0].size, sources[1 + masked :]
+    for field, use, data in sources:
+        at(field)
+        if use == "control":
+            picture, more = drawing.decode_control(data, field, limits, size)
+        else:
+            picture, more = drawing.decode_reference(data, field, limits)
+        found.append(picture)
+        notes += more
+    return found, notes
+
+
+def _draw_image(
+    sources: list[tuple[str, str, bytes]], limits: Limits, multiple: int, at: Callable[[str], None]
+) -> tuple[list[Image.Image], list[Note]]:
+    """The picture to start from, and its mask if there is one."""
+    (field, _, data), *masks = sources
+    image, whole, notes = drawing.decode_image(data, field, limits)
+    if not masks:
+        image, _, more = drawing.fit(image, None, limits, whole, multiple, field)
         return [image], notes + more
-    at("mask_image")
-    mask, of_mask = drawing.decode_mask(files[1], "mask_image", limits)
-    image, fitted, more = drawing.fit(image, mask, limits, whole, multiple)
+    at(masks[0][0])
+    mask, of_mask = drawing.decode_mask(masks[0][2], masks[0][0], limits)
+    image, fitted, more = drawing.fit(image, mask, limits, whole, multiple, field)
     assert fitted is not None, "there is a mask"
     return [image, fitted], [*notes, *of_mask, *more, *drawing.mask_notes(fitted)]
 

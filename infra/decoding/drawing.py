@@ -23,11 +23,16 @@ _COLOURED = 64  # how far the channels of a pixel are apart that is not grey
 _Size = tuple[int, int]  # width, height
 
 
-def decode_image(data: bytes, field: str, limits: Limits) -> tuple[Image.Image, _Size, list[Note]]:
+def decode_image(
+    data: bytes, field: str, limits: Limits, ground: str = "white"
+) -> tuple[Image.Image, _Size, list[Note]]:
     """An RGB picture out of a PNG, JPEG or WebP file.
 
     A JPEG that is larger than can be drawn is decoded at a half, a quarter or an eighth of its size, as long
     as that is not below the size to draw.
+
+    Args:
+        ground: the colour behind transparent parts.
 
     Returns:
         The picture, the size that it has in the file (upright), and what was changed on the way.
@@ -45,26 +50,52 @@ def decode_image(data: bytes, field: str, limits: Limits) -> tuple[Image.Image, 
 
     with pictures.open_picture(data, field, limits, before_load=shrink) as (picture, notes):
         turned = picture.size != read
-        return _flatten(picture, field, False, notes), whole[::-1] if turned else whole, notes
+        return _flatten(picture, field, False, notes, ground), whole[::-1] if turned else whole, notes
 
 
 def decode_mask(data: bytes, field: str, limits: Limits) -> tuple[Image.Image, list[Note]]:
     """A mask in one channel (L), and what was changed on the way. Raises `Rejected` that names the field."""
     with pictures.open_picture(data, field, limits) as (picture, notes):
-        return _flatten(picture, field, True, notes), notes
+        return _flatten(picture, field, True, notes, "black"), notes
 
 
-def _flatten(picture: Image.Image, field: str, mask: bool, notes: list[Note]) -> Image.Image:
+def decode_control(
+    data: bytes, field: str, limits: Limits, size: tuple[int, ...]
+) -> tuple[Image.Image, list[Note]]:
+    """A control picture in the size of the picture to draw, on black, and what was changed on the way.
+
+    Of another shape it is scaled until it covers the picture, and cut to its middle. Raises `Rejected`.
+    """
+    width, height = size
+    image, whole, notes = decode_image(data, field, limits, "black")
+    if whole != size:
+        text = f"{field} was {whole[0]} x {whole[1]}; scaled to cover the drawn {width} x {height}, and cut to it"
+        notes.append(Note(code="control_resized", message=text, field=field))
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return image, notes
+
+
+def decode_reference(data: bytes, field: str, limits: Limits) -> tuple[Image.Image, list[Note]]:
+    """A picture that a model looks at, in its own size or the largest within the limits. Raises `Rejected`."""
+    image, whole, notes = decode_image(data, field, limits)
+    if (scale := _scale(whole, limits)) < 1:
+        width, height = (max(1, int(side * scale)) for side in whole)
+        text = f"{field} was {whole[0]} x {whole[1]}; read at {width} x {height}"
+        notes.append(Note(code="image_resized", message=text, field=field))
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return image, notes
+
+
+def _flatten(picture: Image.Image, field: str, mask: bool, notes: list[Note], ground: str) -> Image.Image:
     """The picture without its alpha channel, in RGB (a mask: L)."""
     if "A" in picture.getbands() or "transparency" in picture.info:
         layered = picture.convert("RGBA")
         if mask:
             _expect_white_paint(layered, field)
         if layered.getchannel("A").getextrema() != (255, 255):
-            text = f"{field}: transparent parts were put on {'black' if mask else 'white'}"
+            text = f"{field}: transparent parts were put on {ground}"
             notes.append(Note(code="flattened", message=text, field=field))
-        ground = Image.new("RGBA", layered.size, "black" if mask else "white")
-        picture = Image.alpha_composite(ground, layered)
+        picture = Image.alpha_composite(Image.new("RGBA", layered.size, ground), layered)
     return picture.convert("L" if mask else "RGB")
 
 
@@ -93,6 +124,7 @@ def fit(
     limits: Limits,
     whole: _Size | None = None,
     multiple: int = SIZE_MULTIPLE,
+    field: str = "image",
 ) -> tuple[Image.Image, Image.Image | None, list[Note]]:
     """Bring a picture to a size that can be drawn, and its mask to the picture's.
 
@@ -102,28 +134,29 @@ def fit(
     Args:
         whole: the picture's size in its file, if it was decoded at a smaller one.
         multiple: pixels that the model's widths and heights are multiples of.
+        field: of the picture, as the request names it.
 
     Raises:
         Rejected: less than one multiple is left on a side.
     """
     notes: list[Note] = []
     width, height = whole = whole or image.size
-    scale, wanted = _scale(whole, limits), drawn_size(whole, limits, multiple)
+    scale, wanted = _scale(whole, limits), drawn_size(whole, limits, multiple, field)
     if mask is not None and mask.size != whole:
         text = f"mask_image was {mask.width} x {mask.height}; resized to the image's {width} x {height}"
         notes.append(Note(code="mask_resized", message=text, field="mask_image"))
         mask = mask.resize(whole, Image.Resampling.NEAREST)
     if wanted != whole:
-        text = f"image was {width} x {height}; drawn at {wanted[0]} x {wanted[1]}"
+        text = f"{field} was {width} x {height}; drawn at {wanted[0]} x {wanted[1]}"
         if scale < 1 and scale == _by_area(whole, limits):
             text += f" (at most {limits.max_pixels:,} pixels are drawn with this model)"
-        notes.append(Note(code="image_resized", message=text, field="image"))
+        notes.append(Note(code="image_resized", message=text, field=field))
         image = _to_size(image, wanted, scale < 1, Image.Resampling.LANCZOS)
         mask = _to_size(mask, wanted, scale < 1, Image.Resampling.NEAREST) if mask else None
     return image, mask, notes
 
 
-def drawn_size(size: _Size, limits: Limits, multiple: int) -> _Size:
+def drawn_size(size: _Size, limits: Limits, multiple: int, field: str = "image") -> _Size:
     """The width and height at which a picture of this size is drawn.
 
     Raises:
@@ -133,7 +166,7 @@ def drawn_size(size: _Size, limits: Limits, multiple: int) -> _Size:
     width, height = (int(side * scale) // multiple * multiple for side in size)
     if 0 in (width, height):
         text = f"is {size[0]} x {size[1]}; at least {multiple} x {multiple} pixels can be drawn"
-        raise Rejected.of_field("image", text, pictures.INVALID)
+        raise Rejected.of_field(field, text, pictures.INVALID)
     return width, height
 
 

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 from dataclasses import asdict, dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from infra.child_process import child_environment, python_command
 from infra.decoding import frames
@@ -60,12 +60,26 @@ class Pixels:
     data: bytes
 
 
+#: What a picture of a request is for: to start from, to say what is repainted, to guide at each place of the drawn
+#: picture, or to be looked at as a whole.
+Use = Literal["image", "mask", "control", "reference"]
+CHANNELS: dict[Use, int] = {"image": 3, "mask": 1, "control": 3, "reference": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A picture file of a request."""
+
+    field: str  # as the request names it, such as controlnet.0.image
+    use: Use
+    data: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Drawable:
-    """An input picture in the size that will be drawn, its mask if there is one, and what was changed."""
+    """The pictures of a request in the sizes that drawing needs, by field, and what was changed."""
 
-    image: Pixels  # RGB
-    mask: Pixels | None  # L
+    pictures: dict[str, Pixels]  # RGB; a mask L
     notes: list[Note]
 
 
@@ -92,24 +106,37 @@ class Decoders:
             self._idle.put(child)
 
     def drawable(
-        self, image: bytes, mask: bytes | None, limits: Limits, multiple: int = SIZE_MULTIPLE
+        self,
+        sources: Sequence[Source],
+        limits: Limits,
+        multiple: int = SIZE_MULTIPLE,
+        size: tuple[int, int] | None = None,
     ) -> Drawable:
-        """An input picture and its mask, from their files.
+        """The pictures of one request, from their files.
 
         Args:
+            sources: at most one image, first, and at most one mask, behind it.
             multiple: pixels that the model's widths and heights are multiples of.
+            size: (width, height) of the picture to draw, where there is no image to say it; pixels.
 
         Raises:
-            Rejected: `invalid_image`, naming the field: `image` or `mask_image`.
+            Rejected: `invalid_image`, naming the field.
             DecoderDown: no child can be started, or each was killed.
         """
-        files = [image] if mask is None else [image, mask]
-        head = {"do": "draw", "field": "image", "multiple": multiple}
-        answer = self._ask(head, files, limits, 4 * limits.max_pixels)
-        pictures = answer.pictures
-        if [picture.mode for picture in pictures] != ["RGB", "L"][: len(files)]:
+        head = {
+            "do": "draw",
+            "field": sources[0].field,
+            "fields": [source.field for source in sources],
+            "uses": [source.use for source in sources],
+            "multiple": multiple,
+            "size": size,
+        }
+        most = sum(CHANNELS[source.use] for source in sources) * limits.max_pixels
+        answer = self._ask(head, [source.data for source in sources], limits, most)
+        if [len(picture.mode) for picture in answer.pictures] != [CHANNELS[one.use] for one in sources]:
             raise DecoderDown
-        return Drawable(pictures[0], pictures[1] if mask is not None else None, answer.notes)
+        fields = (source.field for source in sources)
+        return Drawable(dict(zip(fields, answer.pictures, strict=True)), answer.notes)
 
     def open(self, data: bytes, field: str, limits: Limits) -> Pixels:
         """A picture in its own size: L, RGB or RGBA. Raises as `drawable`."""
@@ -188,6 +215,7 @@ class _Child:
         assert process.stdin is not None
         assert process.stdout is not None
         field, late = str(head["field"]), threading.Event()
+        fields = head.get("fields", ())
 
         def kill() -> None:
             late.set()
@@ -201,7 +229,7 @@ class _Child:
                 answer, blobs = frames.read(process.stdout, max_bytes)
                 if "at" not in answer:
                     return _understand(answer, blobs)
-                field = "mask_image" if answer["at"] == "mask_image" else field
+                field = answer["at"] if answer["at"] in fields else field
         except (OSError, ValueError, BadFrame):  # ValueError: `close` has closed the pipes meanwhile
             status = self._status(process)
             if late.is_set() or status == -signal.SIGPROF:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.models import card_options
-from infra.models.folders import Reading, read_folder, read_name
-from infra.models.hub_caches import baked_cache, hub_cache
+from infra.models.addons.known import Addons
+from infra.models.families import FAMILIES, POPULAR_MODELS, Family
+from infra.models.folders import Reading, check_family, read_folder, read_name
+from infra.models.hub_caches import GATED, downloads, has_weights
 from infra.models.lora_files import LoraFile, find_loras
-from infra.models.single_files import PICKLES, SingleFile, check_configs, read_single_file, suits
-from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
+from infra.models.single_files import PICKLES, find_configs, need_configs, read_single_file
+from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults, ModelState
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -44,6 +46,28 @@ class ModelCard:
     family: str = ""  # models of one family take the same LoRAs; "" where it cannot be told before a download
     configs: str = ""  # where a source is one file: the diffusers folder with its configs and tokenizers
     dtype: str = ""  # float32, bfloat16 or float16; empty: what suits the device
+    parameters: int = 0  # of all its parts; 0: not known
+    stored: int = 2  # bytes of a parameter in the hub's files
+    gated: bool = (
+        False  # the hub gives it only to who has accepted its terms, and renderers have no credentials
+    )
+    yields: bool = False  # what is published under its name goes first
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of its weights at 16 bits each; 0: not known."""
+        return 2 * self.parameters
+
+    @property
+    def download_bytes(self) -> int:
+        """Of its weights in the hub's files; 0: not known."""
+        return self.stored * self.parameters
+
+    @property
+    def editor(self) -> Family | None:
+        """The model's family, if it edits pictures as the prompt says; None also where that is not known yet."""
+        family = FAMILIES.get(self.family)
+        return family if family is not None and family.pictures else None
 
     @property
     def defaults(self) -> ModelDefaults:
@@ -80,25 +104,49 @@ BUILT_IN = (
         scheduler="DDIM",
         licence="CreativeML Open RAIL++-M",
         family="sd2",
+        parameters=1_290_000_000,
+        stored=4,
     ),
     ModelCard(  # the community's mirror
         name="sd15",
         sources=("hub:stable-diffusion-v1-5/stable-diffusion-v1-5",),
+        revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         native_width=512,
         native_height=512,
         scheduler="PNDM",
         licence="CreativeML Open RAIL-M",
         family="sd1",
+        parameters=1_070_000_000,
+        stored=4,
     ),
     ModelCard(
         name="sdxl",
         sources=("hub:stabilityai/stable-diffusion-xl-base-1.0",),
+        revision="462165984030d82259a11f4367a4eed129e94a7b",
         native_width=1024,
         native_height=1024,
         scheduler="Euler",
         licence="CreativeML Open RAIL++-M",
         family="sdxl",
+        parameters=3_470_000_000,
+        stored=4,
     ),
+)
+#: Models that many people ask for by name. Nothing of them is downloaded before a request names one, and a name that
+#: somebody has published, or given to a model of their own, keeps its meaning.
+POPULAR = tuple(
+    ModelCard(
+        name=name,
+        sources=(f"hub:{facts['repository']}",),
+        native_width=1024,
+        native_height=1024,
+        scheduler="Flow Euler",
+        flow=True,
+        size_multiple=16,
+        yields=True,
+        **{key: value for key, value in facts.items() if key != "repository"},
+    )
+    for name, facts in POPULAR_MODELS.items()
 )
 
 
@@ -108,6 +156,7 @@ class Cards:
 
     cards: Mapping[str, ModelCard] = field(default_factory=lambda: {card.name: card for card in BUILT_IN})
     loras: Mapping[str, LoraFile] = field(default_factory=dict)  # by registered name
+    addons: Addons = field(default_factory=Addons)
 
     @classmethod
     def of(
@@ -115,6 +164,8 @@ class Cards:
         extra: Iterable[str] = (),
         loras: Iterable[str] = (),
         fetch: Callable[[str, str], None] = lambda _source, _revision: None,
+        *,
+        popular: bool = True,
     ) -> Cards:
         """The built-in cards and the operator's own: `name=folder`, `name=file` or `name=hub:owner/name[@revision]`.
 
@@ -125,23 +176,22 @@ class Cards:
         Args:
             loras: `name=file`; each file is read.
             fetch: called for a model of the hub (source, revision) that was not downloaded yet, to bring its configs.
+            popular: with the models that many people ask for by name.
         """
         cards = {card.name: card for card in BUILT_IN}
         texts = list(extra)
         for text in sorted(texts, key=_is_file):  # files last: they may need the configs of the others
             name, equals, source = text.partition("=")
             if not (equals and name.strip() and source.strip()):
-                raise Rejected(
-                    "invalid_manifest",
-                    f"model {text!r}: write name=folder or name=hub:owner/name",
-                    field="model",
-                )
+                text = f"model {text!r}: write name=folder or name=hub:owner/name"
+                raise Rejected("invalid_manifest", text, field="model")
             name = name.strip()
             try:
                 cards[name] = _own_card(name, source.strip(), cards, fetch)
             except Rejected as error:
                 raise Rejected(error.code, f"model {name!r}: {error.message}", field="model") from error
-        return cls(cards, find_loras(loras))
+        asked_for = {card.name: card for card in POPULAR} if popular else {}
+        return cls(asked_for | cards, find_loras(loras))
 
     def known(self) -> list[str]:
         """The names of all models, sorted."""
@@ -149,7 +199,7 @@ class Cards:
 
     def own(self) -> list[ModelCard]:
         """The cards that the operator made or changed."""
-        return [card for card in self.cards.values() if card not in BUILT_IN]
+        return [card for card in self.cards.values() if card not in (*BUILT_IN, *POPULAR)]
 
     def here(self) -> list[str]:
         """The names of the models whose weights are on this machine, sorted; others must be downloaded first."""
@@ -159,8 +209,8 @@ class Cards:
         """What each model draws with where a request leaves it open, as heartbeats say it."""
         return {name: card.defaults.model_dump() for name, card in sorted(self.cards.items())}
 
-    def get(self, name: str, published: Iterable[str] = ()) -> ModelCard:
-        """The card of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
+    def get(self, name: str, published: Iterable[str] = (), field: str = "model") -> ModelCard:
+        """The card of the name in this field. Raises `Rejected`, which lists the known and the published names."""
         if name in self.cards:
             return self.cards[name]
         known = sorted({*self.cards, *published})
@@ -169,7 +219,7 @@ class Cards:
         raise Rejected(
             "unknown_model",
             f"no model named {name!r}; known are {', '.join(known)}{hint}",
-            field="model",
+            field=field,
         )
 
     def lora(self, name: str, published: Iterable[str] = ()) -> LoraFile:
@@ -182,76 +232,26 @@ class Cards:
 
 def is_here(card: ModelCard) -> bool:
     """Whether a source of the model is a folder on this machine, or in the hub library's cache."""
-    return any(_has_weights(source, card.revision) for source in card.sources)
+    return any(has_weights(source, card.revision) for source in card.sources)
 
 
-def _has_weights(source: str, revision: str) -> bool:
-    if not source.startswith("hub:"):
-        path = Path(source).expanduser()
-        return path.is_file() or (path / "model_index.json").is_file()
-    return any(
-        any(folder.glob(f"{part}/*.safetensors"))
-        for folder in _downloads(source, revision)
-        for part in ("unet", "transformer")
-    )
-
-
-def _downloads(source: str, revision: str) -> list[Path]:
-    """The folders in which the hub's library keeps downloads of `hub:owner/name`."""
-    owner_name = source.removeprefix("hub:").replace("/", "--")
-    found: list[Path] = []
-    for cache in (*baked_cache(), hub_cache()):
-        snapshots = cache / f"models--{owner_name}" / "snapshots"
-        found += sorted(folder for folder in snapshots.glob(revision or "*") if folder.is_dir())
-    return found
-
-
-def folders_of(card: ModelCard) -> list[Path]:
-    """The folders on this machine that have a model's configs, whether or not its weights are there."""
-    found: list[Path] = []
-    for source in card.sources:
-        given = [] if source.startswith("hub:") else [Path(source).expanduser()]
-        found += given or _downloads(source, card.revision)
-    return [folder for folder in found if (folder / "model_index.json").is_file()]
-
-
-def find_configs(file: SingleFile, given: str, cards: Iterable[ModelCard]) -> Path | None:
-    """The folder with the configs of a model in one file.
+def state_of(card: ModelCard, *, offline: bool) -> ModelState:
+    """Whether this machine has a model, or can get it from the hub.
 
     Args:
-        given: a folder, or the name of one of the cards; "" looks for a model of the same family.
-
-    Raises:
-        Rejected: what is given is not on this machine, or does not fit.
+        offline: the hub is never asked.
     """
-    by_name = {card.name: card for card in cards}
-    if not given:
-        every = (folder for card in by_name.values() for folder in folders_of(card))
-        return next((folder for folder in every if suits(file, folder)), None)
-    folder = Path(given).expanduser()
-    if not folder.is_dir() and given in by_name:
-        if not (folders := folders_of(by_name[given])):
-            text = f"are to be those of {given!r}, of which no file is on this machine"
-            raise Rejected.of_field("configs", text)
-        folder = folders[0]
-    check_configs(file, folder)
-    return folder
-
-
-def need_configs(file: SingleFile) -> str:
-    """What to do when no configs of a model in one file are on this machine, in sentences."""
-    text = (
-        f"{file.path} is a whole model in one file ({file.title}). It holds neither configs nor a tokenizer, and no "
-        "model of its family is on this machine to take them from."
-    )
-    card = next((card for card in BUILT_IN if card.family == file.family), None)
-    if card is not None:
-        at = f" --revision {card.revision}" if card.revision else ""
-        text += (
-            f" Where there is a network, `hf download {card.sources[0].removeprefix('hub:')}{at} --include '*.json' "
-            "'*.txt' --local-dir FOLDER` fetches them: a few MB, no weights."
+    if is_here(card):
+        return ModelState(state="disk")
+    if not any(source.startswith("hub:") for source in card.sources):
+        return ModelState(state="unreachable", why="its folder or file is not there")
+    if card.gated:
+        return ModelState(state="unreachable", why=GATED)
+    if offline:
+        return ModelState(
+            state="unreachable", why="it would have to be downloaded, and the worker is offline"
         )
-    return text
+    return ModelState(state="download", bytes=card.download_bytes or None)
 
 
 def _is_file(text: str) -> bool:
@@ -269,9 +269,9 @@ def _own_card(
     revision = ""
     if source.startswith("hub:"):
         source, _, revision = source.partition("@")
-        if built_in is None and not _downloads(source, revision):
+        if built_in is None and not downloads(source, revision):
             fetch(source, revision)
-        folder = next(iter(_downloads(source, revision)), None)
+        folder = next(iter(downloads(source, revision)), None)
         read = read_folder(folder, name, source) if folder else read_name(name, source)
     else:
         folder = Path(source).expanduser()
@@ -280,7 +280,7 @@ def _own_card(
             file = read_single_file(folder)
             configs = find_configs(file, fields.pop("configs", ""), cards.values())
             if configs is None:
-                text = f"{need_configs(file)} Give it as {name}={source},configs=FOLDER"
+                text = f"{need_configs(file, BUILT_IN)} Give it as {name}={source},configs=FOLDER"
                 raise Rejected("model_unavailable", text, field="model")
             fields["configs"] = str(configs)
             read = read_folder(configs, name) if built_in is None else Reading()
@@ -289,6 +289,8 @@ def _own_card(
             raise Rejected("model_unavailable", text, field="model")
         else:
             read = read_folder(folder, name) if built_in is None else Reading()
+            if built_in is not None and (folder / "model_index.json").is_file():
+                check_family(built_in.name, built_in.family, read_folder(folder, name).family)
     if "configs" in fields and not Path(source).is_file():
         text = "configs is for a model in one file; a folder has its own"
         raise Rejected("invalid_manifest", text, field="model")

@@ -38,14 +38,28 @@ class Family:
     cfg_scale: float = CFG_SCALE
     few: int = 4  # steps where the model is distilled: their cards say 1 to 9
     tasks: tuple[str, ...] = ("text2img", "img2img", "inpainting")  # of these, those that diffusers has
+    pictures: int = (
+        0  # that its own pipeline edits at most, as a prompt says; 0: it starts from one, or takes none
+    )
+    smallest: int = 0  # pixels a side of a picture that it edits, at least
+    longest: int = 0  # how many times its shorter side the longer one may be; 0: any
     optional: tuple[str, ...] = ()  # components without which it draws, too
     one_sampler: bool = False  # its pipeline works with its own sampler only
     keywords: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)  # of every call
+    controlnets: bool = False  # diffusers' ControlNetModel guides it
+    weighs: bool = False  # prompts may have weights: CLIP reads all of them
     joins: bool = True  # the calls of several images may be joined; else they are drawn one at a time
 
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it cannot draw from a prompt alone."""
+        return "text2img" not in self.tasks
 
-_SD: dict[str, Any] = {"denoiser": "unet"}
+
+_SD: dict[str, Any] = {"denoiser": "unet", "controlnets": True, "weighs": True}
 _FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "native": 1024}
+_QWEN: dict[str, Any] = {"guidance": "true_cfg", "tokens": 512, "layers": (-1,), "pack": 2, "native": 1024}
+_EDITS = ("text2img", "img2img")
 
 FAMILIES: Mapping[str, Family] = {
     "StableDiffusionPipeline": Family("SD 1.x, 2.x", **_SD),
@@ -64,15 +78,15 @@ FAMILIES: Mapping[str, Family] = {
     "ZImagePipeline": Family(
         "Z-Image", guidance="less_one", tokens=512, layers=(-2,), native=1024, steps=50, cfg_scale=5, few=9
     ),
-    "QwenImagePipeline": Family(
-        "Qwen-Image",
-        guidance="true_cfg",
-        tokens=512,
-        layers=(-1,),
-        pack=2,
-        native=1024,
-        steps=50,
-        cfg_scale=4,
+    "FluxKontextPipeline": Family(
+        "FLUX.1 Kontext", **_FLUX, guidance="number", steps=28, cfg_scale=2.5, tasks=_EDITS, pictures=1
+    ),
+    "QwenImagePipeline": Family("Qwen-Image", **_QWEN, steps=50, cfg_scale=4),
+    "QwenImageEditPipeline": Family(
+        "Qwen-Image-Edit", **_QWEN, steps=50, cfg_scale=4, tasks=("img2img",), pictures=1
+    ),
+    "QwenImageEditPlusPipeline": Family(
+        "Qwen-Image-Edit-Plus", **_QWEN, steps=40, cfg_scale=4, tasks=("img2img",), pictures=3
     ),
     "Flux2KleinPipeline": Family(
         "FLUX.2-klein",
@@ -82,7 +96,10 @@ FAMILIES: Mapping[str, Family] = {
         native=1024,
         steps=50,
         cfg_scale=4,
-        tasks=("text2img",),
+        tasks=_EDITS,
+        pictures=4,
+        smallest=64,
+        longest=8,
     ),
     "ChromaPipeline": Family(
         "Chroma", tokens=512, pack=2, native=1024, steps=35, cfg_scale=5, tasks=("text2img", "img2img")
@@ -97,10 +114,97 @@ FAMILIES: Mapping[str, Family] = {
         "Lumina 2", tokens=256, layers=(-2,), native=1024, cfg_scale=4, tasks=("text2img",)
     ),
 }
+_NON_COMMERCIAL = "FLUX.1 [dev] Non-Commercial"
+#: Models that many people ask for by name. Revisions, licences and sizes are those that public records of the hub name;
+#: steps and guidance those of the models' own pages.
+POPULAR_MODELS: Mapping[str, Mapping[str, Any]] = {
+    "flux-schnell": {
+        "repository": "black-forest-labs/FLUX.1-schnell",
+        "revision": "741f7c3ce8b383c54771c7003378a50191e9efe9",
+        "family": "FluxPipeline",
+        "licence": "Apache-2.0",
+        "steps": 4,
+        "cfg_scale": 0,
+        "parameters": 16_860_000_000,
+        "gated": True,
+    },
+    "flux-dev": {
+        "repository": "black-forest-labs/FLUX.1-dev",
+        "revision": "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+        "family": "FluxPipeline",
+        "licence": _NON_COMMERCIAL,
+        "steps": 28,
+        "cfg_scale": 3.5,
+        "parameters": 16_870_000_000,
+        "gated": True,
+    },
+    "flux-kontext": {
+        "repository": "black-forest-labs/FLUX.1-Kontext-dev",
+        "revision": "af58063aa431f4d2bbc11ae46f57451d4416a170",
+        "family": "FluxKontextPipeline",
+        "licence": _NON_COMMERCIAL,
+        "steps": 28,
+        "cfg_scale": 2.5,
+        "parameters": 16_870_000_000,
+        "gated": True,
+    },
+    "flux2-klein": {
+        "repository": "black-forest-labs/FLUX.2-klein-4B",
+        "revision": "e7b7dc27f91deacad38e78976d1f2b499d76a294",
+        "family": "Flux2KleinPipeline",
+        "licence": "Apache-2.0",
+        "steps": 4,
+        "cfg_scale": 0,
+        "parameters": 7_980_000_000,
+    },
+    "qwen-image": {
+        "repository": "Qwen/Qwen-Image",
+        "revision": "75e0b4be04f60ec59a75f475837eced720f823b6",
+        "family": "QwenImagePipeline",
+        "licence": "Apache-2.0",
+        "steps": 50,
+        "cfg_scale": 4,
+        "parameters": 28_850_000_000,
+    },
+    "qwen-image-edit": {
+        "repository": "Qwen/Qwen-Image-Edit-2509",
+        "revision": "d3968ef930e841f4c73640fb8afa3b306a78167e",
+        "family": "QwenImageEditPlusPipeline",
+        "licence": "Apache-2.0",
+        "steps": 40,
+        "cfg_scale": 4,
+        "parameters": 28_850_000_000,
+    },
+    "sd35-medium": {
+        "repository": "stabilityai/stable-diffusion-3.5-medium",
+        "revision": "b940f670f0eda2d07fbb75229e779da1ad11eb80",
+        "family": "StableDiffusion3Pipeline",
+        "licence": "Stability AI Community",
+        "steps": 40,
+        "cfg_scale": 4.5,
+        "parameters": 8_130_000_000,
+        "gated": True,
+    },
+    "z-image-turbo": {
+        "repository": "Tongyi-MAI/Z-Image-Turbo",
+        "revision": "f332072aa78be7aecdf3ee76d5c247082da564a6",
+        "family": "ZImagePipeline",
+        "licence": "Apache-2.0",
+        "steps": 9,
+        "cfg_scale": 0,
+        "parameters": 10_260_000_000,
+    },
+}
 _KINDS = ("Img2Img", "Inpaint")
 #: The components that a pipeline of any class may have; of some there may be several.
 _PLAIN = {"transformer", "unet", "vae", "scheduler", "safety_checker", "feature_extractor"}
 _NUMBERED = ("text_encoder", "tokenizer")
+
+
+def too_many_pictures(model: str, given: int, most: int) -> str:
+    """Why a model does not take so many pictures."""
+    takes = "one" if most == 1 else f"at most {most}"
+    return f"has {given} pictures; model {model!r} takes {takes}"
 
 
 def base_class(pipeline: str) -> str:

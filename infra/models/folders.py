@@ -81,6 +81,21 @@ def read_folder(folder: Path, *names: str) -> Reading:
     )
 
 
+def check_family(name: str, own: str, family: str) -> None:
+    """Refuse a folder of another family under the name of a model that is known: its numbers would be wrong.
+
+    Args:
+        own: the family of the model of that name.
+        family: of the folder; one that is not known may be anything.
+
+    Raises:
+        Rejected: they differ.
+    """
+    if own and family != own and (family in WIDTHS.values() or family in FAMILIES):
+        text = f"the folder has a model of the family {family}, and {name!r} is of {own}; use another name"
+        raise Rejected("unsupported", text, field="model")
+
+
 def unet_family(unet: Mapping[str, Any]) -> str:
     """The family of a UNet by its config: models of one family take the same LoRAs. "" for an empty config."""
     if not unet:

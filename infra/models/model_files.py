@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.models.families import FAMILIES, Family, family_of
-from infra.models.hub_caches import baked_cache
+from infra.models.hub_caches import GATED, baked_cache
 from infra.models.json_files import read_json, read_object
 from infra.models.safetensors_header import read_shapes
 from infra.models.single_files import LIBRARIES, check_configs, read_single_file
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dreamdrop.models")
 
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
-_WITHOUT_WEIGHTS = ("tokenizer", "scheduler")  # how components begin that have none
+_WITHOUT_WEIGHTS = ("tokenizer", "scheduler", "processor")  # how components begin that have none
 _CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.json"]
 _WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors"]
 #: Tensors with several dimensions that keep their precision where weights are kept in 8 bits.
@@ -84,9 +84,9 @@ def find(card: ModelCard, *, offline: bool, cache: Path | None) -> ModelFolder:
         if (file := Path(source).expanduser()).is_file():
             return _single_file(file, card)
         try:
-            folder = _fetch(source, card.revision, offline, cache)
+            folder = _fetch(source, card.revision, offline or card.gated, cache)
         except ModelUnavailable as error:
-            tried.append(f"{source}: {error}")
+            tried.append(f"{source}: {GATED if card.gated and source.startswith('hub:') else error}")
             continue
         pinned = source.startswith("hub:") or not any(s.startswith("hub:") for s in card.sources)
         return check(folder, source=source, revision=card.revision if pinned else "")
@@ -197,7 +197,10 @@ def _family(place: str, index: dict[str, Any], parts: dict[str, Any]) -> Family:
     family = family_of(kind, used)
     if family is None:
         known = ", ".join(f"{name} ({one.label})" for name, one in FAMILIES.items())
-        why = f"its pipeline is {kind!r}, which is not drawn here; known are {known}"
+        hint = (
+            "; give its ControlNet by --controlnets, and the model without it" if "controlnet" in used else ""
+        )
+        why = f"its pipeline is {kind!r}, which is not drawn here{hint}; known are {known}"
         raise Rejected("unsupported", f"the model in {place} is refused: {why}", field="model")
     return family
 

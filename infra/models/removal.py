@@ -73,6 +73,10 @@ async def _used(store: Store, name: str) -> dict[int, str]:
         versions = plan.get("lora_versions")
         found = [versions.get(name)] if isinstance(versions, dict) else []
         found += [plan.get("model_version")] if plan.get("model") == name else []
+        refiner = plan.get("refiner")
+        found += (
+            [refiner.get("version")] if isinstance(refiner, dict) and refiner.get("model") == name else []
+        )
         used.update({version: claim[0] for version in found if isinstance(version, int)})
 
     async def look_at_training(id: str) -> None:

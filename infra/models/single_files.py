@@ -11,9 +11,11 @@ import math
 import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.models.folders import WIDTHS, read_folder
+from infra.models.hub_caches import folders_of
 from infra.models.json_files import read_object
 from infra.models.lora_names import format_of
 from infra.models.safetensors_header import Entry, Header, read_header
@@ -21,8 +23,9 @@ from schemas.defaults import CFG_SCALE, STEPS
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from pathlib import Path
+    from collections.abc import Collection, Iterable, Mapping
+
+    from infra.models.cards import ModelCard
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -228,3 +231,46 @@ def _unfit(folder: Path, why: str) -> Rejected:
 
 def _refused(path: Path, why: str) -> Rejected:
     return Rejected("unsupported", f"{path}: {why}", field="model")
+
+
+def find_configs(file: SingleFile, given: str, cards: Iterable[ModelCard]) -> Path | None:
+    """The folder with the configs of a model in one file.
+
+    Args:
+        given: a folder, or the name of one of the cards; "" looks for a model of the same family.
+
+    Raises:
+        Rejected: what is given is not on this machine, or does not fit.
+    """
+    by_name = {card.name: card for card in cards}
+    if not given:
+        every = (folder for card in by_name.values() for folder in folders_of(card))
+        return next((folder for folder in every if suits(file, folder)), None)
+    folder = Path(given).expanduser()
+    if not folder.is_dir() and given in by_name:
+        if not (folders := folders_of(by_name[given])):
+            text = f"are to be those of {given!r}, of which no file is on this machine"
+            raise Rejected.of_field("configs", text)
+        folder = folders[0]
+    check_configs(file, folder)
+    return folder
+
+
+def need_configs(file: SingleFile, cards: Iterable[ModelCard]) -> str:
+    """What to do when no configs of a model in one file are on this machine, in sentences.
+
+    Args:
+        cards: of models that can be downloaded.
+    """
+    text = (
+        f"{file.path} is a whole model in one file ({file.title}). It holds neither configs nor a tokenizer, and no "
+        "model of its family is on this machine to take them from."
+    )
+    card = next((card for card in cards if card.family == file.family), None)
+    if card is not None:
+        at = f" --revision {card.revision}" if card.revision else ""
+        text += (
+            f" Where there is a network, `hf download {card.sources[0].removeprefix('hub:')}{at} --include '*.json' "
+            "'*.txt' --local-dir FOLDER` fetches them: a few MB, no weights."
+        )
+    return text

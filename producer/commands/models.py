@@ -18,16 +18,21 @@ from producer.commands.session import (
     run,
     say,
 )
+from schemas.defaults import sized
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
-    from schemas.models import PublishedCard
+    from producer.models.known import ModelName
+    from schemas.models import Move, PublishedCard
 
 app = typer.Typer(help="List, publish, move and remove models.")
 
 Reference = Annotated[
     str, typer.Argument(metavar="NAME[@VERSION]", help="A published model, such as my-dog or my-dog@2.")
+]
+Known = Annotated[
+    str, typer.Argument(metavar="NAME[@VERSION]", help="A model, such as doodle, my-dog or my-dog@2.")
 ]
 Version = Annotated[
     str, typer.Argument(metavar="NAME@VERSION", help="One version of a published model, such as my-dog@2.")
@@ -50,29 +55,19 @@ def list_all(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
 
 def _list(store: str, as_json: bool) -> None:
     async def work(client: AsyncClient) -> None:
+        from producer import overview
+
         known = await client.models()
+        beats = await overview.heartbeats(client.store)
+        addons = {kind: sorted(overview.addons_of(beats, kind)) for kind in ("controlnets", "ip_adapters")}
         if as_json:
-            rows = [
-                {
-                    "name": m.name,
-                    "workers": m.workers,
-                    "versions": list(m.versions),
-                    "here": m.here,
-                    "defaults": m.defaults.model_dump(),
-                }
-                for m in known
-            ]
-            print_json({"models": rows})
+            print_json({"models": [model.document() for model in known], **addons})
             return
         for model in known:
-            where = [f"{model.here} worker{'s' * (model.here != 1)}"] if model.here else []
-            where += (
-                [f"published: {', '.join(f'version {v}' for v in model.versions)}"] if model.versions else []
-            )
-            word = "here" if where else "not here"
-            facts = where or ["no worker has its weights"]
-            facts += [f"by default {text}"] if (text := model.defaults.text()) else []
-            typer.echo(f"{model.name}\t{word}\t{'; '.join(facts)}")
+            typer.echo("\t".join(model.columns()))
+        for kind, what in (("controlnets", "a ControlNet"), ("ip_adapters", "an IP-Adapter")):
+            for name in addons[kind]:
+                typer.echo(f"{name}\there\t{what} for requests")
         if not any(model.workers for model in known):
             say(f"no worker is running; start one with: dreamdrop worker --store {store}")
 
@@ -80,24 +75,45 @@ def _list(store: str, as_json: bool) -> None:
 
 
 @app.command()
-def show(reference: Reference, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Show the card of a published model, and how its name has moved."""
+def show(reference: Known, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Show a model: its state and what it draws with; of a published one its card, and how its name has moved."""
 
     async def work(client: AsyncClient) -> None:
         from infra.models import published
 
-        card = await published.resolve(client.store, reference)
-        moves = await published.history(client.store, card.name)
-        if as_json:
-            history = [{"number": m.number, "version": m.version, "at": m.at} for m in moves]
-            print_json({"card": card.model_dump(mode="json"), "history": history})
+        model = next((m for m in await client.models() if m.name == reference.partition("@")[0]), None)
+        try:
+            card = await published.resolve(client.store, reference)
+        except Rejected:
+            if model is None or "@" in reference or model.versions:
+                raise
+            _show(None, model, [], as_json)
             return
-        for name, value in _facts(card).items():
-            typer.echo(f"{name + ':':16}{value}")
-        moved = ", ".join(f"{move.version or 'to nothing'} ({move.at})" for move in moves)
-        typer.echo(f"{'name moved:':16}{moved}")
+        _show(card, model, await published.history(client.store, card.name), as_json)
 
     run(with_client(store, as_json, work), as_json=as_json)
+
+
+def _show(card: PublishedCard | None, model: ModelName | None, moves: list[Move], as_json: bool) -> None:
+    if as_json:
+        history = [{"number": move.number, "version": move.version, "at": move.at} for move in moves]
+        facts = {"model": model.document() if model else None}
+        print_json({"card": card.model_dump(mode="json"), "history": history} | facts if card else facts)
+        return
+    known = _facts(card) if card else {"model": model.name if model else ""}
+    if model is not None:
+        known |= {
+            "state": model.state.text() if model.state else "",
+            "by default": model.defaults.text(),
+            "weights": f"{sized(model.memory)} at 16 bits" if model.memory else "",
+            "licence": known.get("licence") or model.licence,
+        }
+    for name, value in known.items():
+        if value:
+            typer.echo(f"{name + ':':16}{value}")
+    if moves:
+        moved = ", ".join(f"{move.version or 'to nothing'} ({move.at})" for move in moves)
+        typer.echo(f"{'name moved:':16}{moved}")
 
 
 def _facts(card: PublishedCard) -> dict[str, str]:

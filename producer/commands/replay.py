@@ -26,7 +26,11 @@ def replay(
         bool, typer.Option("--submit", help="Draw the picture again, wait for it and save it.")
     ] = False,
     image: Annotated[
-        Path | None, typer.Option(help="The picture that it started from; a recipe does not hold it.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="The picture that it started from, or each in its order; a recipe does not hold them.",
+        ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="The mask that it was drawn with.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="With --submit: the folder to save in.")] = Path(),
@@ -37,13 +41,14 @@ def replay(
 
     Prints the request, or with --submit draws it again.
     """
-    from producer.commands.submit import Submission, checked, pictures
+    from producer.bulk import pictures
+    from producer.commands.submit import Submission, checked
     from producer.recipe import read_recipe
 
     with reporting_errors(as_json=as_json):
         recipe = read_recipe(picture)
-        document = recipe.manifest | pictures(image, mask)
-        if image is not None:  # the size is that of the image
+        document = recipe.manifest | pictures(image or [], mask)
+        if image:  # the size is that of the image
             document = {k: v for k, v in document.items() if k not in ("width", "height")}
         for note in recipe.notes:
             if not (image and "image" in note):

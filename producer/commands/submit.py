@@ -249,7 +249,12 @@ def imagine(
     scheduler: Annotated[
         str | None, typer.Option(metavar="NAME", help="A sampler, such as DDIM or 'Euler a'.")
     ] = None,
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture to start from.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A picture to start from; repeat it for a model that edits several."
+        ),
+    ] = None,
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --image: the mask; its white part is redrawn.")
     ] = None,
@@ -265,6 +270,7 @@ def imagine(
 
     Waits until they are drawn, and prints their paths.
     """
+    from producer import bulk
     from producer.input_files import Item
 
     document: dict[str, Any] = {"prompt": " ".join(words), "number_of_images": number}
@@ -279,7 +285,7 @@ def imagine(
     }
     document |= {name: value for name, value in optional.items() if value is not None}
     with reporting_errors(as_json=as_json):
-        document |= sized(size) | pictures(image, mask)
+        document |= sized(size) | bulk.pictures(image or [], mask)
         item = Item("imagine", False, checked(document), None)
     submission = Submission(store, [item], True, out, express, 16, timeout, as_json, flat=True)
     raise typer.Exit(run(submission.run(), as_json=as_json))
@@ -299,14 +305,6 @@ def sized(text: str | None) -> dict[str, int]:
             field="width",
         )
     return {"width": int(width), "height": int(height if times else width)}
-
-
-def pictures(image: Path | None, mask: Path | None) -> dict[str, str]:
-    """Picture files as manifest fields. Raises `Rejected`."""
-    from producer.bulk import embedded
-
-    files = {"image": image, "mask_image": mask}
-    return {name: embedded(path) for name, path in files.items() if path is not None}
 
 
 def checked(document: dict[str, Any]) -> bytes:

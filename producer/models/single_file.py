@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING
 
 from infra.child_process import child_environment, python_command, without_secrets
 from infra.models import published
-from infra.models.cards import BUILT_IN, find_configs, folders_of, need_configs
+from infra.models.cards import BUILT_IN
+from infra.models.hub_caches import folders_of
 from infra.models.model_files import ModelUnavailable, download_configs
-from infra.models.single_files import CONFIGS, USUAL, SingleFile, check_configs, read_single_file, suits
+from infra.models.single_files import (
+    CONFIGS,
+    USUAL,
+    SingleFile,
+    check_configs,
+    find_configs,
+    need_configs,
+    read_single_file,
+    suits,
+)
 from infra.stores.store import WrongContent
 from schemas.errors import NotFound, Rejected, Unsupported
 from schemas.models import version_prefix
@@ -137,7 +147,9 @@ async def _download(file: SingleFile, card: ModelCard) -> Path:
     try:
         return await asyncio.to_thread(download_configs, card)
     except ModelUnavailable as error:
-        text = f"{need_configs(file)} Give it with --configs FOLDER. Asked for them just now, {error}"
+        text = (
+            f"{need_configs(file, BUILT_IN)} Give it with --configs FOLDER. Asked for them just now, {error}"
+        )
         raise Rejected("model_unavailable", text, field="configs") from error
 
 

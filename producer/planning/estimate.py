@@ -60,10 +60,11 @@ class Costing:
         return max((self._alone(piece) for piece in work.pieces), default=0.0)
 
     def _alone(self, piece: Piece) -> float:
-        speed = self._find(piece.model, piece.pixels, piece.rows)
-        if speed is None:
-            return 0.0
-        return (piece.calls * piece.rows * speed.row_ms + speed.image_ms) / 1000
+        seconds = 0.0
+        for one in piece.passes():
+            if (speed := self._find(one.model, one.pixels, one.rows)) is not None:
+                seconds += (one.calls * one.rows * speed.row_ms + speed.image_ms) / 1000
+        return seconds
 
     def _speed(self, model: str, pixels: int, work: Work) -> Speed | None:
         """Images of one kind share calls: as many rows as all images have at once, on each device."""

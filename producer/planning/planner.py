@@ -13,7 +13,7 @@ from PIL import Image
 from infra import pictures
 from infra.decoding.drawing import drawn_size
 from infra.models import published
-from infra.models.cards import BUILT_IN
+from infra.models.cards import BUILT_IN, POPULAR
 from infra.models.published_cards import card_of
 from producer.overview import defaults_of, models_of
 from producer.planning.work import Piece, Work, piece_of
@@ -22,8 +22,9 @@ from schemas.batch import split_rows
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults
 from schemas.errors import Rejected, TooManyPixels
 from schemas.manifest import Text2Img, parse_manifest
+from schemas.manifest_limits import check_upscaled
 from schemas.models import split_reference
-from schemas.plan import plan
+from schemas.plan import Refines, plan
 
 if TYPE_CHECKING:
     from infra.stores.store import Store
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from schemas.limits import Limits
     from schemas.manifest import Manifest
     from schemas.models import PublishedCard
+    from schemas.plan import Plan
 
 _SIDE = 768  # pixels, where nobody says a model's size: the documented one
 
@@ -86,9 +88,29 @@ class Planner:
                 raise TooManyPixels(size, name, native, bounds.max_pixels)
         else:
             size = self._picture(manifest, bounds, native, _multiple(card)) if ours else native
-        return piece_of(self._plan(manifest, name, card, native), size)
+        refiner = await self._refiner(manifest)
+        planned = self._plan(manifest, name, card, native, refiner)
+        check_upscaled(planned, size, _multiple(card), bounds)
+        return piece_of(planned, size)
 
-    def _plan(self, manifest: Manifest, name: str, card: ModelDefaults, native: tuple[int, int]) -> Any:
+    async def _refiner(self, manifest: Manifest) -> Refines | None:
+        """The second model of a request. Raises `Rejected`."""
+        if manifest.task == "inpainting" or manifest.refiner is None:
+            return None
+        try:
+            name, _, version = (await self.card(manifest.refiner.model))[0].partition("@")
+        except Rejected as fault:
+            raise Rejected(fault.code, f"refiner: {fault.message}", field="refiner.model") from fault
+        return Refines(model=name, at=manifest.refiner.at, version=int(version) if version else None)
+
+    def _plan(
+        self,
+        manifest: Manifest,
+        name: str,
+        card: ModelDefaults,
+        native: tuple[int, int],
+        refiner: Refines | None,
+    ) -> Plan:
         plain, _, version = name.partition("@")
         return plan(
             manifest,
@@ -101,6 +123,7 @@ class Planner:
             cfg_scale=CFG_SCALE if card.cfg_scale is None else card.cfg_scale,
             size_multiple=_multiple(card),
             model_version=int(version) if version else None,
+            refiner=refiner,
         )
 
     def _picture(
@@ -108,7 +131,7 @@ class Planner:
     ) -> tuple[int, int]:
         """The size at which a request's picture is drawn, from its file's header. Raises `Rejected`."""
         try:
-            data = pictures.decode_base64(manifest.image, "image", limits)
+            data = pictures.decode_base64(manifest.pictures[0], "image", limits)
             with Image.open(io.BytesIO(data), formats=pictures.FORMATS) as picture:
                 whole = picture.size
         except (Rejected, OSError, Image.DecompressionBombError):  # the name of an object, or no picture
@@ -143,11 +166,14 @@ class Planner:
 
     async def _find(self, name: str, lora: str = "") -> tuple[str, ModelDefaults]:
         """See `card`; with `lora` the name is the base of that one."""
-        if (known := self._known(name)) is not None:
+        known, yields = self._known(name), any(card.name == name for card in POPULAR)
+        if known is not None and not yields:
             return name, known
         try:
             card = await published.resolve(self.store, name)
         except Rejected:
+            if known is not None:
+                return name, known
             text = f"no model named {name[:200]!r}; known are {', '.join(self._names())}, and what is published here"
             raise Rejected("unknown_model", text, field="model") from None
         if card.kind == "full":
@@ -159,13 +185,13 @@ class Planner:
 
     def _names(self) -> list[str]:
         announced = {model for beat in self.beats for model in models_of(beat)}
-        return sorted(announced | {card.name for card in BUILT_IN})
+        return sorted(announced | {card.name for card in (*BUILT_IN, *POPULAR)})
 
     def _known(self, name: str) -> ModelDefaults | None:
         """What a live worker says of a model, else what a built-in card says; None for a published one."""
         if any(name in models_of(beat) for beat in self.beats):
             return defaults_of(self.beats, name)
-        return next((card.defaults for card in BUILT_IN if card.name == name), None)
+        return next((card.defaults for card in (*BUILT_IN, *POPULAR) if card.name == name), None)
 
     def _filled(self, card: PublishedCard) -> ModelDefaults:
         """The defaults of a published model. What its card leaves open is its base's, as a worker fills it."""

@@ -6,8 +6,9 @@ images x UNet calls x rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from schemas import samplers
@@ -29,10 +30,17 @@ class Piece:
     images: int
     calls: int  # of the UNet, for each image
     rows: int  # of each image in a call
+    then: Piece | None = None  # what the images need after that: another model, or a larger size
 
     @property
     def row_steps(self) -> int:
-        return self.images * self.calls * self.rows
+        return sum(one.images * one.calls * one.rows for one in self.passes())
+
+    def passes(self) -> Iterator[Piece]:
+        """Each part by itself, in order."""
+        yield replace(self, then=None)
+        if self.then is not None:
+            yield from self.then.passes()
 
 
 @dataclass
@@ -70,10 +78,11 @@ class Work:
         return sum(piece.row_steps * count for piece, count in self.pieces.items())
 
     def kinds(self) -> Iterator[tuple[tuple[str, int], Work]]:
-        """The work of each model and size, most first."""
+        """The work of each model and size, most first. An image of two passes counts in each."""
         kinds: dict[tuple[str, int], Work] = {}
         for piece, count in self.pieces.items():
-            kinds.setdefault((piece.model, piece.pixels), Work()).add(piece, count)
+            for one in piece.passes():
+                kinds.setdefault((one.model, one.pixels), Work()).add(one, count)
         yield from sorted(kinds.items(), key=lambda kind: -kind[1].row_steps())
 
 
@@ -84,10 +93,19 @@ def piece_of(plan: Plan, size: tuple[int, int]) -> Piece:
         size: (width, height) in pixels, where the plan leaves it to the picture.
     """
     width, height = plan.width or size[0], plan.height or size[1]
-    version = f"@{plan.model_version}" if plan.model_version else ""
+    model = plan.model + (f"@{plan.model_version}" if plan.model_version else "")
     calls = unet_calls(plan.scheduler, plan.steps, plan.strength)
-    rows = 2 if plan.cfg_scale > 1 else 1
-    return Piece(plan.model + version, width * height, len(plan.seeds), calls, rows)
+    images, rows = len(plan.seeds), 2 if plan.cfg_scale > 1 else 1
+    then, upscale, refiner = None, plan.upscale, plan.refiner
+    if upscale is not None:
+        larger = math.prod(upscale.size(width, height, plan.model, 1))
+        again = unet_calls(plan.scheduler, upscale.steps or plan.steps, upscale.strength)
+        then = Piece(model, larger, images, again, rows)
+    if refiner is not None:
+        left = calls - max(1, min(calls - 1, round(plan.steps * (1 - refiner.at))))
+        then = Piece(refiner.reference, width * height, images, calls - left, rows, then)
+        calls = left
+    return Piece(model, width * height, images, calls, rows, then)
 
 
 def unet_calls(scheduler: str, steps: int, strength: float | None) -> int:

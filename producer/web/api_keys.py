@@ -23,11 +23,11 @@ from typing import Any
 
 from schemas.errors import DreamError, Rejected
 from schemas.layout import UPLOADS
+from schemas.manifest_parts import pictures_in
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")  # no dot: a dot ends it
-PICTURE_FIELDS = ("image", "mask_image")
 _SHORTEST_TOKEN = 24  # characters
 _KEY_PREFIX = "dd_"  # lets secret scanners find leaked keys
 
@@ -59,8 +59,8 @@ class Key:
 
     def check_pictures(self, document: Mapping[str, Any]) -> None:
         """Refuse a manifest that refers to stored pictures outside the caller's own folder. Raises `Rejected`."""
-        for field in PICTURE_FIELDS:
-            self.check_stored(field, document.get(field))
+        for field, value in pictures_in(document).items():
+            self.check_stored(field, value)
 
     def check_stored(self, field: str, value: object, *, is_key: bool = False) -> None:
         """Refuse a value that refers to a stored file outside the caller's own folder. Raises `Rejected`.

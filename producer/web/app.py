@@ -21,6 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 
 from producer.web import openapi, responses
+from producer.web.a1111 import controlnet as a1111_controlnet
 from producer.web.a1111 import lists as a1111_lists
 from producer.web.a1111 import routes as a1111
 from producer.web.accept import wants_page
@@ -53,7 +54,7 @@ ROUTERS = tuple(
     module.router
     for module in (
         *(generate, jobs, batches, trainings, models, events),
-        *(openai_images, openai_files, openai_batches, a1111, a1111_lists),
+        *(openai_images, openai_files, openai_batches, a1111, a1111_lists, a1111_controlnet),
         *(health, pages, model_pages, training_pages),
     )
 )

@@ -36,6 +36,6 @@ def notes_in_their_words(notes: Iterable[Note], names: Mapping[str, str]) -> lis
 def _renamed(message: str, names: Mapping[str, str]) -> str:
     """A message is a list of faults, each with its field first: "steps is 0; ...; also: width is 7; ..."."""
     pattern = re.compile(
-        rf"(^|also: |; )({'|'.join(map(re.escape, names))})(?=:| (?:is|was|has|should|names|refers|x)\b)"
+        rf"(^|also: |; )({'|'.join(map(re.escape, names))})(?=:| (?:is|was|has|should|names|refers|cannot|x)\b)"
     )
     return pattern.sub(lambda found: found[1] + names[found[2]], message)

@@ -18,17 +18,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from schemas.errors import Rejected
+from schemas.manifest_parts import Upscale, steps_to_draw
+from schemas.text.prompts import with_weights
+
 PARAMETERS, RECIPE = "parameters", "dreamdrop"  # keywords of this text, and of our own JSON, in a picture
 GRAPHS = ("prompt", "workflow")  # ComfyUI's keywords
 OTHERS = ("invokeai_metadata", "sd-metadata", "Dream", "Software", "Description", "Comment", "fooocus_scheme")
 KEYWORDS = (PARAMETERS, RECIPE, *GRAPHS, *OTHERS)  # of all texts that are read
 _NEGATIVE = "Negative prompt:"
+_OURS = "Dreamdrop"
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 #: A name's length is bounded: else a long text without a colon is searched again from each of its letters.
 _PAIR = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _LORA = re.compile(r"\s?<lora:([^:<>]+)(?::([^<>]*))?>")
 _WEIGHT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 _SIDE = re.compile(r"\d{1,9}", re.ASCII)
+_LEAST, _MOST_STEPS = 0.001, 10_000  # of a second pass; anything else is nobody's recipe
 _FEWEST = 3  # pairs in a last line that is of parameters, not of the prompt
 
 
@@ -53,8 +59,9 @@ def write(recipe: Mapping[str, Any], *, drawn_here: bool = True) -> str:
         "Denoising strength": _number(strength),
         "Clip skip": skip if skip and skip > 1 else None,
     }
+    pairs |= _second_model(recipe.get("refiner")) | _second_pass(recipe)
     if drawn_here:
-        pairs |= {"RNG": "CPU", "Version": "Dreamdrop"}
+        pairs |= {"RNG": "CPU", "Version": _OURS}
     lines = [str(recipe.get("prompt") or "") + _tags(recipe.get("loras") or ())]
     if recipe.get("negative_prompt"):
         lines.append(f"{_NEGATIVE} {recipe['negative_prompt']}")
@@ -62,10 +69,32 @@ def write(recipe: Mapping[str, Any], *, drawn_here: bool = True) -> str:
     return "\n".join(lines).replace("\0", "").strip()  # a PNG text may not hold NUL
 
 
+def _second_model(refiner: Any) -> dict[str, Any]:
+    if not isinstance(refiner, dict):
+        return {}
+    return {"Refiner": refiner.get("model"), "Refiner switch at": _number(refiner.get("at"))}
+
+
+def _second_pass(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The enlarged picture. A1111 counts the steps that are drawn, and has one strength, that of this pass."""
+    if not isinstance(recipe.get("upscale"), dict):
+        return {}
+    try:
+        upscale = Upscale.model_validate(recipe["upscale"])
+        steps = upscale.drawn_steps(recipe["steps"])
+    except (ValueError, TypeError, KeyError, Rejected):
+        return {}
+    name = "Denoising strength" if recipe.get("strength") is None else "Hires strength"
+    told = {"Hires upscale": _number(upscale.scale), "Hires steps": steps, "Hires upscaler": "Lanczos"}
+    return {**told, name: _number(upscale.strength)}
+
+
 def read(text: str) -> dict[str, Any]:
     """The manifest fields that a `parameters` text has."""
     words, negative, pairs = _parts(text)
     prompt, loras = split_loras(words)
+    if pairs.get("Version") != _OURS:  # other programs mean weights by parentheses
+        prompt, negative = with_weights(prompt), negative and with_weights(negative)
     found: dict[str, Any] = {"prompt": prompt}
     if loras:
         found["loras"] = loras
@@ -166,10 +195,46 @@ def _fields(pairs: dict[str, str]) -> dict[str, Any]:
     width, x, height = pairs.get("Size", "").partition("x")
     if x and _SIDE.fullmatch(width) and _SIDE.fullmatch(height):
         found |= {"width": int(width), "height": int(height)}
+    if pairs.get("Refiner"):  # A1111 adds a hash in brackets
+        at = _known(_finite, pairs.get("Refiner switch at", ""))
+        found["refiner"] = {"model": re.sub(r" ?\[\w*\]$", "", pairs["Refiner"])} | ({"at": at} if at else {})
+    if (scale := _scale(pairs, found)) is not None:
+        found |= _upscale(scale, pairs, found)
+        if "Hires strength" not in pairs:
+            found.pop("strength", None)
     sampler, schedule = pairs.get("Sampler"), pairs.get("Schedule type", "Automatic")
     if sampler:
         found["scheduler"] = sampler if schedule in ("Automatic", "") else f"{sampler} {schedule}"
     return found
+
+
+def _scale(pairs: Mapping[str, str], found: Mapping[str, Any]) -> float | None:
+    """How much larger the second pass was: as a number, or as a size."""
+    scale: float | None = _known(_finite, pairs.get("Hires upscale", ""))
+    width, x, height = pairs.get("Hires resize", "").partition("x")
+    if scale is None and x and found.get("width") and found.get("height"):
+        sides = _known(_whole, width) or 0, _known(_whole, height) or 0
+        scale = max(sides[0] / found["width"], sides[1] / found["height"])
+    return scale
+
+
+def _upscale(scale: float, pairs: Mapping[str, str], found: Mapping[str, Any]) -> dict[str, Any]:
+    upscale: dict[str, Any] = {"scale": scale}
+    strength = _known(_finite, pairs.get("Hires strength") or pairs.get("Denoising strength", ""))
+    drawn = _known(_whole, pairs.get("Hires steps", "")) or found.get("steps")
+    if strength and _LEAST <= strength <= 1:
+        upscale["strength"] = strength
+        if drawn and 0 < drawn < _MOST_STEPS:
+            upscale["steps"] = steps_to_draw(drawn, strength)
+    return {"upscale": upscale}
+
+
+def _known(read: Callable[[str], Any], text: str) -> Any:
+    """A value as `read` reads it; None for a text that it cannot read."""
+    try:
+        return read(text)
+    except ValueError:
+        return None
 
 
 def _number(value: Any) -> str | None:

@@ -80,12 +80,19 @@ class Watch:
         return 1 - busy / (last - first)
 
 
+def denoiser_of(pipe: Any) -> Any:
+    """The module that a pipeline calls at every step."""
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
 @contextmanager
 def watched(model: LoadedModel) -> Iterator[Watch]:
     """Note every call of the real modules. On a CPU a call has done its work when it returns."""
     watch, pipe = Watch(), next(iter(model.plain.values()))
-    places = [(pipe.unet, "forward"), (pipe.text_encoder, "forward"), (pipe.vae, "encode")]
-    places.append((pipe.vae, "decode"))
+    denoiser = denoiser_of(pipe)
+    encoders = [part for name, part in pipe.components.items() if name.startswith("text_encoder") and part]
+    places = [(module, "forward") for module in (denoiser, *encoders)]
+    places += [(pipe.vae, "encode"), (pipe.vae, "decode")]
 
     def timed(call: Callable[..., Any], unet: bool) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -98,7 +105,7 @@ def watched(model: LoadedModel) -> Iterator[Watch]:
         return run
 
     for module, name in places:
-        setattr(module, name, timed(getattr(module, name), module is pipe.unet))
+        setattr(module, name, timed(getattr(module, name), module is denoiser))
     try:
         yield watch
     finally:
@@ -126,7 +133,9 @@ def batched(registry: ModelRegistry, tasks: list[ImageTask]) -> Run:
         alike.setdefault(key, []).append(i)
     groups = []
     for members in alike.values():
-        size = MAX_ROWS // rows_of(tasks[members[0]])
+        first = tasks[members[0]]
+        guided = spelling.guidance(registry.get(first.model).plain[first.task]) not in ("number", "none")
+        size = MAX_ROWS // (rows_of(first) if guided else 1)
         groups += [members[start : start + size] for start in range(0, len(members), size)]
     return _plain(registry, tasks, groups)
 
@@ -137,7 +146,7 @@ def _plain(registry: ModelRegistry, tasks: list[ImageTask], groups: list[list[in
     with watched(model) as watch, torch.inference_mode():
         began = time.perf_counter()
         for group in groups:
-            pictures |= zip(group, _draw(model, [tasks[i] for i in group]), strict=True)
+            pictures |= zip(group, draw_together(model, [tasks[i] for i in group]), strict=True)
         drawn = time.perf_counter()
     for i, task in enumerate(tasks):
         encode(pictures[i], task)
@@ -146,7 +155,8 @@ def _plain(registry: ModelRegistry, tasks: list[ImageTask], groups: list[list[in
     return Run(in_order, drawn - began, ended - began, watch.unet_calls, idle=watch.idle)
 
 
-def _draw(model: LoadedModel, tasks: list[ImageTask]) -> list[RawPicture]:
+def draw_together(model: LoadedModel, tasks: list[ImageTask]) -> list[RawPicture]:
+    """One call of the plain pipeline for tasks that agree."""
     first = tasks[0]
     pipe = pipelines.prepare(model.plain[first.task], first, model.scheduler_config)
     if len(tasks) == 1:

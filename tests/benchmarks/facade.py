@@ -74,10 +74,16 @@ def measure(child: Child, folders: dict[str, Path], place: Path, table: Table, q
 
 
 @contextlib.contextmanager
-def serving(store: str, worker: list[str], facade: list[str] | None = None) -> Iterator[str]:
-    """A worker and a facade of a store; yields the facade's address once a picture came through."""
+def serving(
+    store: str, worker: list[str], facade: list[str] | None = None, **variables: str
+) -> Iterator[str]:
+    """A worker and a facade of a store; yields the facade's address once a picture came through.
+
+    Args:
+        variables: of their environment.
+    """
     command = [sys.executable, "-m", "producer.cli"]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), **variables}
     behind = [*command, "worker", "--store", store, "--log-level", "warning", *worker]
     front = [*command, "serve", "--store", store, "--port", "0", *(facade or [])]
     processes = [

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from consumer.engine.loading.registry import ModelRegistry
     from tests.benchmarks.contenders import Child
 
-_STEPS = {"launch": 50, "mixed": 30, "doodle": 10}
+_STEPS = {"launch": 50, "mixed": 30, "flux": 30, "doodle": 10}
 _ROOT = Path(__file__).parents[2]
 
 

@@ -23,6 +23,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path[0] = str(Path(__file__).parents[2])
 
 BENCHMARKS = (
+    "host",
+    "simulated",
     "throughput",
     "latency",
     "protocol",
@@ -34,7 +36,7 @@ BENCHMARKS = (
     "scale",
     "estimate",
 )
-MODELS = ("launch", "mixed", "doodle")
+MODELS = ("launch", "mixed", "flux", "doodle")
 
 
 def main() -> None:
@@ -56,6 +58,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dreamdrop-bench-") as folder:
         if {"throughput", "latency", "facade", "peers"} & set(names):
             _drawing(names, options.models, Path(folder), table, options.quick)
+        if "host" in names:
+            from tests.benchmarks import host
+
+            host.measure(Path(folder), table, options.quick)
+        if "simulated" in names:
+            from tests.benchmarks import simulated
+
+            simulated.measure(Path(folder), table, options.quick)
         if "protocol" in names:
             from tests.benchmarks import protocol
 

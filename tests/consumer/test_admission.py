@@ -11,8 +11,9 @@ import pytest
 
 from consumer.engine import admission
 from consumer.engine.admission import AdmissionQueue, Turns, batch_key
-from consumer.engine.in_flight import Call, InFlight
-from consumer.renderer.protocol import ImageTask, Lora
+from consumer.engine.call import Call
+from consumer.engine.in_flight import InFlight
+from consumer.renderer.protocol import ImageTask
 from schemas.errors import Rejected
 
 
@@ -24,7 +25,7 @@ def a_task(request: str, **fields: Any) -> ImageTask:
 
 def begun(task: ImageTask, kind: str = "", ticket: int = 0, key: str = "k") -> InFlight:
     """An image in flight; paused in a call of this kind, if one is named."""
-    image = InFlight(task, batch_key(task), model=None, greenlet=None)  # type: ignore[arg-type]
+    image = InFlight(task, batch_key(task), task.loras, model=None, greenlet=None)  # type: ignore[arg-type]
     if kind:
         rows = 2 if kind == "unet" and task.cfg_scale > 1 else 1
         image.paused_in = Call(kind, None, "__call__", {}, rows, key, ticket)  # type: ignore[arg-type]
@@ -44,6 +45,9 @@ class Registry:
     def joins(self, name: str) -> bool:
         return True
 
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool:
+        return True
+
     def fits(self, name: str, in_use: Collection[str]) -> bool:
         if name == "unknown":
             raise Rejected("unknown_model", "no model named 'unknown'")
@@ -61,7 +65,7 @@ def admitted(queue: AdmissionQueue, in_flight: list[InFlight]) -> list[str]:
 
 def test_the_policy_needs_no_torch():
     """It is tested, and can be read, without a device."""
-    modules = ("admission", "batch_size", "in_flight")
+    modules = ("admission", "batch_size", "call", "in_flight")
     code = "import sys" + "".join(f", consumer.engine.{module}" for module in modules)
     code += "; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
@@ -169,14 +173,13 @@ def test_a_group_is_the_oldest_call_and_what_fits_to_it():
     "other",
     [
         begun(a_task("other"), "unet", 2, key="another size"),
-        begun(a_task("other", loras=(Lora("style", 1.0),)), "unet", 2),
         begun(a_task("other", solo=True), "unet", 2),
         begun(a_task("other"), ticket=2),
     ],
-    ids=["another key", "another LoRA", "solo", "not paused"],
+    ids=["another key", "solo", "not paused"],
 )
 def test_what_differs_does_not_share_a_call(other: InFlight):
-    """Another shape, other LoRAs, or a request that is suspected of crashing its renderer."""
+    """Another shape or other LoRAs (both are in the key), or a request that is suspected of crashing its renderer."""
     assert names(next_group([begun(a_task("first"), "unet", 1), other], unlimited)) == ["first"]
 
 

@@ -50,6 +50,7 @@ REFUSED: dict[str, dict[int, str]] = {
     "qwen_image": {0: "steps", 1: "steps", 7: "steps", 8: "steps"},  # its schedule divides by zero
     "sana": {6: "width"},
     "lumina2": {6: "width"},
+    "klein": {8: "image", 9: "image", 10: "image"},  # it reads larger pictures only
 }
 
 

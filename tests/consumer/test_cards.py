@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from infra.models.cards import BUILT_IN, Cards, ModelCard
+from infra.models.cards import BUILT_IN, POPULAR, Cards, ModelCard, state_of
+from infra.models.families import FAMILIES
+from infra.models.model_files import ModelUnavailable, find
 from schemas.errors import Rejected
 
 UNET = {"sample_size": 64}
@@ -143,3 +145,66 @@ def test_a_wrong_option_is_named(tmp_path: Path, options: str, message: str):
         card(f"{folder(tmp_path / 'm')},{options}")
     assert refused.value.message.startswith("model 'mine': ")
     assert message in refused.value.message
+
+
+def test_popular_models_are_known_by_name_and_give_way(tmp_path: Path):
+    """Pinned, with licence, size and numbers; a folder of that name is read as any other, and no LoRA base changes."""
+    cards = Cards.of()
+    known = {card.name: card for card in POPULAR}
+    assert {
+        "flux-schnell",
+        "flux-dev",
+        "flux2-klein",
+        "qwen-image",
+        "z-image-turbo",
+        "sd35-medium",
+    } <= known.keys()
+    assert known.keys() <= set(cards.known())
+    for card in POPULAR:
+        assert (len(card.revision), bool(card.licence), card.yields) == (40, True, True)
+        assert 10e9 < card.memory_bytes < 60e9
+        assert FAMILIES[card.family].pack * 8 <= card.size_multiple or card.size_multiple == 16
+    assert numbers(cards.get("z-image-turbo")) == (9, 0)
+    assert cards.get("flux-kontext").editor is not None
+    own = Cards.of([f"z-image-turbo={folder(tmp_path / 'mine')}"]).get("z-image-turbo")
+    assert (numbers(own), own.yields, own.sources) == ((30, 7), False, (str(tmp_path / "mine"),))
+    assert Cards.of(popular=False).known() == ["doodle", "sd15", "sd21", "sdxl"]
+
+
+def test_a_card_says_how_near_its_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cards = Cards.of([f"mine={folder(tmp_path / 'mine')}", "theirs=hub:some/body"])
+
+    def state(name: str, *, offline: bool = False) -> tuple[str, int | None]:
+        found = state_of(cards.get(name), offline=offline)
+        return found.state, found.bytes
+
+    assert state("mine", offline=True) == ("disk", None)
+    assert state("theirs") == ("download", None)
+    assert state("flux2-klein") == ("download", 15_960_000_000)
+    assert state("flux2-klein", offline=True)[0] == state("flux-dev")[0] == "unreachable"
+    assert "accepted its terms" in state_of(cards.get("flux-dev"), offline=True).why
+    weights = (
+        tmp_path / "models--black-forest-labs--FLUX.1-dev" / "snapshots" / cards.get("flux-dev").revision
+    )
+    (weights / "transformer").mkdir(parents=True)
+    (weights / "transformer" / "model.safetensors").touch()
+    assert state("flux-dev") == ("disk", None)
+
+
+def test_a_gated_model_is_not_asked_for_at_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its answer would be no, after a while; what to do is said at once."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelUnavailable, match="accepted its terms: download it and give its folder"):
+        find(Cards.of().get("flux-dev"), offline=False, cache=None)
+
+
+def test_a_folder_of_another_family_cannot_have_a_built_in_name(tmp_path: Path):
+    """It was drawn with the size, steps and guidance of the model whose name it took."""
+    xl = folder(tmp_path / "xl", unet={"cross_attention_dim": 2048})
+    with pytest.raises(
+        Rejected, match="model 'sd21': the folder has a model of the family sdxl, and 'sd21' is of sd2"
+    ):
+        Cards.of([f"sd21={xl}"])
+    assert Cards.of([f"sdxl={xl}"]).get("sdxl").native_width == 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from consumer.cli import app
+from consumer.engine.call import Call
 from consumer.engine.compiling import Compiler
 from consumer.engine.denoisers import Denoiser
-from consumer.engine.in_flight import Call
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Complaint, Drawn
 from infra.models.cards import Cards
@@ -51,7 +52,9 @@ class Room:
 
     def studio(self, **settings: Any) -> tuple[Studio, Compiler]:
         room = Studio(self.registry, max_rows=8)
-        settings = {"emit": room.events.append, "cache": self.cache, "after": 1, **settings}
+        settings = {"cache": self.cache, "after": 1, **settings}
+        events = room.events
+        settings["complain"] = lambda text: events.append(Complaint(text))
         compiler = room.engine.caller.compiler = Compiler("regional", **settings)
         return room, compiler
 
@@ -127,10 +130,10 @@ def test_compiled_code_is_kept_for_the_next_process(tmp_path: Path, monkeypatch:
     for _ in range(2):
         torch._dynamo.reset()  # what the process itself remembers
         before = dict(torch._dynamo.utils.counters["inductor"])
-        compiler = Compiler("regional", emit=complaints.append, cache=tmp_path, after=1)
+        compiler = Compiler("regional", complain=complaints.append, cache=tmp_path, after=1)
         for _ in range(2):
             with torch.inference_mode():
-                answer = compiler.run(call, call.arguments, 3, 8, (None,))
+                answer = compiler.run(call, call.arguments, 3, 8)
             compiler.wait()
         after = torch._dynamo.utils.counters["inductor"]
         found.append(
@@ -198,10 +201,10 @@ def test_a_call_with_loras_uses_the_module_itself(fresh: Room) -> None:
     compiler.run = lambda *given: calls.append(given) or run(*given)  # type: ignore[method-assign,func-returns-value]
     fresh.apart(room)
     compiler.wait()
-    call, arguments, count, limit, key = next(given for given in calls if given[2] == 6)
+    call, arguments, count, limit = next(given for given in calls if given[2] == 6)
     with torch.inference_mode():
-        plain = run(call, arguments, count, limit, key)
-        with_lora = run(call, arguments, count, limit, (key[0], ("a LoRA",)))
+        plain = run(call, arguments, count, limit)
+        with_lora = run(replace(call, switched=True), arguments, count, limit)
 
     assert plain is not None
     assert with_lora is None

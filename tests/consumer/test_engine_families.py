@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Drawn
@@ -49,24 +49,17 @@ def test_a_refiner_goes_on_from_a_picture_and_does_not_draw_from_words(
     sdxl_folder, tmp_path, studio, task, alone, apart
 ):
     """Its folder has the second text encoder only, and names the img2img pipeline."""
-    base = StableDiffusionXLImg2ImgPipeline.from_pretrained(sdxl_folder)
-    torch.manual_seed(7)
-    config = {
-        **base.unet.config,
-        "cross_attention_dim": 32,
-        "projection_class_embeddings_input_dim": 32 + 5 * 8,
-    }
-    parts = {**base.components, "text_encoder": None, "tokenizer": None}
-    parts["unet"] = UNet2DConditionModel.from_config(config)
-    refiner = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True, add_watermarker=False)
-    refiner.save_pretrained(tmp_path / "refiner")
+    from tests.studio import save_tiny_refiner
+
+    save_tiny_refiner(tmp_path / "refiner", sdxl_folder)
     registry = ModelRegistry(Cards.of([f"tiny={tmp_path / 'refiner'}"]))
     tasks = [task(kind, task=kind, steps=2, negative_prompt="blue") for kind in TASKS]
     ended = studio(registry).draw(*tasks)
 
     refused = ended.pop(("text2img", 0))
-    assert (refused.code, refused.field) == ("unsupported", "task")
-    assert refused.message == "model 'tiny' cannot do text2img; it does img2img, inpainting"
+    assert (refused.code, refused.field) == ("unsupported", "image")
+    text = "model 'tiny' cannot do text2img; it does img2img, inpainting: give it a picture in `image`"
+    assert refused.message == text
     assert all(apart(ended[t.request, 0].picture, alone(registry, t)) <= 1 for t in tasks[1:])
 
 

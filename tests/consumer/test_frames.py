@@ -13,7 +13,9 @@ from consumer.renderer import frames
 from consumer.renderer.protocol import (
     Cancel,
     Complaint,
+    Control,
     Drawn,
+    IpAdapterChoice,
     Loaded,
     Loading,
     Lora,
@@ -43,6 +45,15 @@ _MESSAGES: list[Message] = [
         clip_skip=2,
         solo=True,
         seed=2**63 - 1,
+    ),
+    a_task(
+        controls=(Control("canny", 1, 0, 0.5), Control("depth", 0.3, 0.1, 1)),
+        ip_adapter=IpAdapterChoice("face", 0.6),
+        pictures={
+            "controlnet.0.image": _PICTURE,
+            "controlnet.1.image": _PICTURE,
+            "ip_adapter.image": _PICTURE,
+        },
     ),
     Ready("cpu", "float32", {"torch": "2"}),
     Stepped({("a", 0): (1, 2), ("b", 3): (4, 5)}),
@@ -77,7 +88,7 @@ def test_a_frame_cut_anywhere_is_the_end_of_the_pipe():
     assert [frames.read(BytesIO(frame[:cut])) for cut in range(len(frame))] == [None] * len(frame)
 
 
-_DRAWN: dict[str, Any] = msgspec.to_builtins(_MESSAGES[5], builtin_types=(bytes,))
+_DRAWN: dict[str, Any] = msgspec.to_builtins(_MESSAGES[6], builtin_types=(bytes,))
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,19 @@ async def test_versions_are_frozen_in_the_plan(shelf, publish):
     assert (as_model.loras[0].weight, as_model.lora_versions) == (0.7, {"ink": 1})
 
 
+async def test_a_popular_name_that_is_published_means_what_was_published(shelf, publish, tmp_path):
+    """Nobody's name changes its meaning with an upgrade; a model of the operator's own goes first, as always."""
+    plan = planner(shelf)
+    before = await plan(model="z-image-turbo")
+    assert (before.model_version, before.steps, before.scheduler) == (None, 9, "Flow Euler")
+    await publish("z-image-turbo")
+    after = await plan(model="z-image-turbo")
+    assert (after.model_version, after.steps, after.scheduler) == (1, 20, "DPM++ 2M")
+    (tmp_path / "model_index.json").write_text("{}")
+    own = planner(shelf, cards=Cards.of([f"z-image-turbo={tmp_path}"]))
+    assert (await own(model="z-image-turbo")).model_version is None
+
+
 async def test_a_model_is_drawn_as_its_base_where_its_card_says_nothing(shelf, publish):
     """Steps, guidance and size of doodle for what was trained from it; what the card says comes first."""
     await publish("dog")

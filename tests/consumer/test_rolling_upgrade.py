@@ -36,7 +36,7 @@ CAT: dict[str, Any] = {"prompt": "a red circle", "steps": 2, "width": 8, "height
 #: What the version after today's adds: (file, the line before which it stands, lines).
 ADDED = (
     ("schemas/manifest.py", "    steps: int = Field(", "    tiling: bool = False\n"),
-    ("schemas/manifest.py", '    format: Literal["png",', "    lossless: bool = False\n"),
+    ("schemas/manifest_parts.py", '    format: Literal["png",', "    lossless: bool = False\n"),
     ("schemas/plan.py", "    steps: int\n", "    tiling: bool = False\n"),
     ("schemas/result.py", "    finished_at: str = Field(", "    mood: str = 'newer'\n"),
     ("infra/claims/claim.py", "    nonce: str  # dist", "    mood: str = 'newer'\n"),

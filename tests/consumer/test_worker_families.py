@@ -57,24 +57,29 @@ def test_a_real_worker_draws_by_a_transformer(flux: Path, tmp_path: Path) -> Non
         "picture": {"image": picture(40, 33), "strength": 0.7},
         "strict": {"width": 32, "height": 32, "negative_prompt": "ugly", "strict": True},
         "narrow": {"width": 40, "height": 32},
+        "edit": {"model": "klein", "image": [picture(64, 70), picture(96, 64)]},
     }
     for name, more in requests.items():
         drop(tmp_path, f"{name}.json", ASKED | more)
+    klein = save("klein", tmp_path / "klein")
     options = ("--renderer", "diffusers", "--model", "flux", "--models", f"flux={flux},multiple=16")
+    options += ("--models", f"klein={klein}")
     with worker(tmp_path, *options):
         ended = {name: result(tmp_path, name) for name in requests}
 
     notes = {name: [note["message"] for note in one["warnings"]] for name, one in ended.items()}
-    assert [ended[name]["status"] for name in requests] == ["succeeded"] * 3 + ["failed"] * 2
+    assert [ended[name]["status"] for name in requests] == ["succeeded"] * 3 + ["failed"] * 2 + ["succeeded"]
     assert notes["euler"] == []
     assert notes["words"] == [
         "scheduler DPM++ 2M was not used: the model is made for flow matching; it was drawn with Flow Euler",
         "negative_prompt has no effect with model 'flux', which is distilled",
     ]
     assert notes["picture"] == ["image was 40 x 33; drawn at 32 x 32"]
-    files = {name: (tmp_path / "results" / name / "0.png").read_bytes() for name in ("words", "picture")}
+    assert notes["edit"] == ["image.0 was 64 x 70; drawn at 64 x 64"]
+    drawn = ("words", "picture", "edit")
+    files = {name: (tmp_path / "results" / name / "0.png").read_bytes() for name in drawn}
     sizes = {name: Image.open(io.BytesIO(file)).size for name, file in files.items()}
-    assert sizes == {"words": (32, 48), "picture": (32, 32)}
+    assert sizes == {"words": (32, 48), "picture": (32, 32), "edit": (64, 64)}
     assert "negative_prompt has no effect" in ended["strict"]["failure"]["message"]
     assert (
         "width is 40; model 'flux' draws multiples of 16, such as 32 or 48"

@@ -185,6 +185,7 @@ async def test_the_real_child_tells_of_its_loads(caplog: pytest.LogCaptureFixtur
     )
     with caplog.at_level(logging.INFO):
         assert isinstance(await renderer.start(), Ready)
+        assert renderer.loads.loaded["tiny"] > 1000
         await renderer.close()
     lines = {record.getMessage(): record.__dict__ for record in caplog.records}
     assert lines["loading model"]["model"] == "tiny"

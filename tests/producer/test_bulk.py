@@ -118,3 +118,26 @@ def test_any_prompt_survives_a_table(prompts: list[str]):
     jsonl = bulk.from_csv(body)
     found = [parse_manifest(row.body).prompt for row in split_rows("b", jsonl, Limits())]
     assert found == prompts
+
+
+def test_pictures_of_guides_are_embedded_too(tmp_path: Path):
+    """In a column of their own, and inside a cell of JSON; what is no picture's place stays as it is."""
+    for name in ("edges.png", "face.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    nets = json.dumps(
+        [{"name": "canny", "image": "edges.png"}, {"name": "face.png", "image": "uploads/a.png"}]
+    )
+    quoted = nets.replace('"', '""')
+    table = f'prompt,controlnet,ip_adapter.image,ip_adapter.scale\na,"{quoted}",face.png,0.5\n'
+    line = bulk.from_csv(table.encode(), folder=tmp_path).splitlines()[-1]
+    row = json.loads(line)
+    edges, face = (base64.b64encode(name).decode() for name in (b"edges.png", b"face.png"))
+    assert row["controlnet"] == [
+        {"name": "canny", "image": edges},
+        {"name": "face.png", "image": "uploads/a.png"},
+    ]
+    assert row["ip_adapter"] == {"image": face, "scale": 0.5}
+    with pytest.raises(
+        Rejected, match=r"line 2: controlnet.0.image names 'none.png', but there is no such file"
+    ):
+        bulk.from_csv(table.replace("edges", "none").encode(), folder=tmp_path)

@@ -152,7 +152,10 @@ def test_models_are_here_or_not(tmp_path: Path, dreamdrop: Cli):
     (workers := tmp_path / "store" / "workers").mkdir(parents=True)
     (workers / "one").write_text('{"seq": 1, "models": ["doodle", "sd21"], "available": ["doodle"]}')
     lines = dreamdrop("models", "--store", "store").stdout.splitlines()
-    assert lines == ["doodle\there\t1 worker", "sd21\tnot here\tno worker has its weights"]
+    assert lines == [
+        "doodle\ton disk\t1 worker; Apache-2.0",
+        "sd21\tnot here: to be downloaded\t2.58 GB of weights at 16 bits; CreativeML Open RAIL++-M",
+    ]
 
 
 def test_watch_says_lines_where_there_is_no_terminal(dreamdrop: Cli, slow: str, tmp_path: Path):

@@ -155,6 +155,8 @@ def test_a_prefix_is_a_wall_for_named_pictures_too(tmp_path: Path):
                 rows = b"\n" + json.dumps({"prompt": "x"}).encode() + b"\n" + json.dumps(body).encode()
                 batch = http.post("/batches", content=rows)
                 assert batch.status_code == status, (named, batch.text)
+                nested = {"prompt": "x", "controlnet": [{"name": "canny", "image": named}]}
+                assert http.post("/jobs", json=nested).status_code == status, named
                 if status == 422:
                     assert "uploads/blue/" in answer.json()["detail"][0]["msg"]
                     assert "line 3" in batch.json()["detail"][0]["msg"]

@@ -68,7 +68,10 @@ def test_the_life_of_a_lora(dreamdrop, lora, tmp_path):
     assert "trigger words:  sks" in shown
 
     dreamdrop("models", "import", lora, "--name", "ink", "--base", "sd15")
-    assert "ink\there\tpublished: version 1, version 2" in dreamdrop("models", "list").stdout
+    assert (
+        "ink\tin the store, about 3.71 kB\tpublished: version 1, version 2"
+        in dreamdrop("models", "list").stdout
+    )
     assert json.loads(dreamdrop("models", "--json").stdout)["models"][0]["versions"] == ["1", "2"]
     assert "ink means ink@1 now" in dreamdrop("models", "use", "ink@1").stderr
     assert json.loads(dreamdrop("models", "rollback", "ink", "--json").stdout) == {

@@ -43,7 +43,8 @@ async def test_published_models_are_shown_with_a_picture(tmp_path):
     assert "now version 1; published: 2, 1" in page
     assert "&lt;sks&gt;" in page
     assert "LoRA of doodle" in page
-    assert '<option value="ink" data-picture="/m/ink/1/validation/0.png">ink (LoRA, version 1)' in home
+    assert '<option value="ink" data-picture="/m/ink/1/validation/0.png" data-defaults="{' in home
+    assert ">ink (LoRA, version 1)</option>" in home
     assert (picture.content, picture.headers["content-type"]) == (b"\x89PNG picture", "image/png")
     assert others == [404] * 4
 

@@ -142,11 +142,20 @@ def test_what_is_wrong_is_a_bad_request_that_names_the_field(
     assert param.partition(".")[0].replace("size", "") in refused.value.body["message"]
 
 
+def test_several_pictures_are_one_request(api: openai.OpenAI):
+    """For a model that edits several; this one takes one, and the answer says so."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        api.images.edit(image=[("a.png", png()), ("b.png", png())], prompt="x", extra_body=OURS)
+    assert (refused.value.param, refused.value.code) == ("image", "invalid_manifest")
+    assert "image has 2 pictures; model 'doodle' takes one" in refused.value.body["message"]
+
+
 def test_wrong_pictures_are_bad_requests(api: openai.OpenAI):
-    """No picture, two pictures, a mask that says nothing, another shape."""
+    """No picture, too many, two and a mask, a mask that says nothing, another shape."""
     for fields, param in (
         ({"image": ("a.png", b"no picture")}, "image"),
-        ({"image": [("a.png", png()), ("b.png", png())]}, "image"),
+        ({"image": [("a.png", png())] * 17}, "image"),
+        ({"image": [("a.png", png())] * 2, "mask": ("m.png", png())}, "mask"),
         ({"image": ("a.png", png()), "mask": ("m.png", png())}, "mask"),
         ({"image": ("a.png", png()), "size": "64x64"}, "image"),
     ):

@@ -99,3 +99,17 @@ def test_a_hostile_text_is_replayed_without_what_cannot_be_read(tmp_path: Path, 
     shown = dreamdrop("replay", str(path))
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout, parse_constant=pytest.fail)["prompt"] == "a red circle"
+
+
+def test_what_guided_a_picture_must_be_given(tmp_path: Path):
+    """A recipe has the names and numbers of its guides, not their pictures; without them it draws another one."""
+    nets = [{"name": "canny", "scale": 0.5, "start": 0.0, "end": 1.0}]
+    recipe = RECIPE | {"controlnet": nets, "ip_adapter": {"name": "face", "scale": 0.6}}
+    found = read_recipe(picture(tmp_path / "a.png", dreamdrop=json.dumps(recipe)))
+    assert not {"controlnet", "ip_adapter"} & found.manifest.keys()
+    assert [note.partition(" [")[0].partition(" {")[0] for note in found.notes] == [
+        "it was drawn with controlnet",
+        "it was drawn with ip_adapter",
+    ]
+    assert '"name": "canny", "scale": 0.5' in found.notes[0]
+    validate_manifest(found.manifest)

@@ -5,33 +5,23 @@ Their shapes are the smallest that the classes take. `save(name, folder)` writes
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import diffusers as d
 import torch
 
-from tests.tiny.parts import clip, gemma, qwen3, qwen_vl, t5, tokenizer, vae
+from tests.tiny.parts import SHIFTED, clip, flow, gemma, qwen3, t5, tokenizer, vae
+from tests.tiny.qwen_image import qwen_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_SHIFTED = {
-    "use_dynamic_shifting": True,
-    "shift": 3.0,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 16,
-    "max_image_seq_len": 256,
-}
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def _flow(**config: Any) -> Any:
-    return d.FlowMatchEulerDiscreteScheduler(**config)
-
-
-def _flux(*, guided: bool = True) -> Any:
+def _flux(kind: Any = d.FluxPipeline, *, guided: bool = True) -> Any:
     transformer = d.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -44,8 +34,8 @@ def _flux(*, guided: bool = True) -> Any:
         axes_dims_rope=[4, 4, 8],
         guidance_embeds=guided,
     )
-    return d.FluxPipeline(
-        scheduler=_flow(**_SHIFTED),
+    return kind(
+        scheduler=flow(**SHIFTED),
         vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
         text_encoder=clip(),
         tokenizer=tokenizer(24),
@@ -71,7 +61,7 @@ def _sd3() -> Any:
     )
     return d.StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=_flow(shift=3.0),
+        scheduler=flow(shift=3.0),
         vae=vae(16, shift_factor=0.06, scaling_factor=1.5),
         text_encoder=clip(projects=True),
         tokenizer=tokenizer(24),
@@ -100,38 +90,9 @@ def _z_image() -> Any:
     return d.ZImagePipeline(
         transformer=transformer,
         vae=vae(16, shift_factor=0.11, scaling_factor=0.36),
-        scheduler=_flow(shift=3.0),
+        scheduler=flow(shift=3.0),
         text_encoder=qwen3(),
         tokenizer=tokenizer(128, chat=True),
-    )
-
-
-def _qwen_image() -> Any:
-    transformer = d.QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        axes_dims_rope=(8, 4, 4),
-    )
-    decoder = d.AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
-    return d.QwenImagePipeline(
-        transformer=transformer,
-        vae=decoder,
-        scheduler=_flow(**{**_SHIFTED, "max_shift": 0.9, "shift": 1.0, "shift_terminal": 0.02}),
-        text_encoder=qwen_vl(),
-        tokenizer=tokenizer(1024),
     )
 
 
@@ -184,7 +145,7 @@ def _sana() -> Any:
     return d.SanaPipeline(
         transformer=transformer,
         vae=decoder,
-        scheduler=_flow(shift=3.0),
+        scheduler=flow(shift=3.0),
         text_encoder=gemma(),
         tokenizer=tokenizer(48),
     )
@@ -210,7 +171,7 @@ def _lumina2() -> Any:
         vae=vae(
             4, widths=(8, 8, 8, 16), shift_factor=0.06, scaling_factor=1.5
         ),  # the pipeline counts on 8 pixels
-        scheduler=_flow(shift=3.0),
+        scheduler=flow(shift=3.0),
         text_encoder=gemma(),
         tokenizer=tokenizer(256),
     )
@@ -231,7 +192,7 @@ def _chroma() -> Any:
         approximator_num_channels=16,
     )
     return d.ChromaPipeline(
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
         text_encoder=t5(),
         tokenizer=tokenizer(48),
@@ -252,7 +213,7 @@ def _flux2_klein() -> Any:
         guidance_embeds=False,
     )
     return d.Flux2KleinPipeline(
-        scheduler=_flow(**_SHIFTED),
+        scheduler=flow(**SHIFTED),
         vae=vae(4, "AutoencoderKLFlux2", use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=qwen3("Qwen3ForCausalLM", layers=28),  # layers 9, 18 and 27 are read
         tokenizer=tokenizer(128, chat=True),
@@ -281,7 +242,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "schnell": lambda: _flux(guided=False),
     "sd3": _sd3,
     "z_image": _z_image,
-    "qwen_image": _qwen_image,
+    "qwen_image": qwen_image,
     "pixart": _pixart,
     "sana": _sana,
     "lumina2": _lumina2,
@@ -289,6 +250,36 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "klein": _flux2_klein,
     "lcm": _lcm,
 }
+
+EDITORS: dict[str, Callable[[], Any]] = {
+    "kontext": lambda: _flux(d.FluxKontextPipeline),
+    "qwen_edit": lambda: qwen_image(d.QwenImageEditPipeline),
+    "qwen_edit_plus": lambda: qwen_image(d.QwenImageEditPlusPipeline),
+    "klein": _flux2_klein,
+}
+
+
+def _aura_flow() -> Any:
+    transformer = d.AuraFlowTransformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        out_channels=4,
+        pos_embed_max_size=1024,
+    )
+    return d.AuraFlowPipeline(
+        tokenizer=tokenizer(48), text_encoder=t5(), vae=vae(4), transformer=transformer, scheduler=flow()
+    )
+
+
+#: Of classes that no table knows.
+UNKNOWN: dict[str, Callable[[], Any]] = {"aura_flow": _aura_flow}
 
 
 def save(name: str, folder: Path, *, loud: float = 3.0) -> Path:
@@ -299,11 +290,15 @@ def save(name: str, folder: Path, *, loud: float = 3.0) -> Path:
     """
     torch.set_num_threads(1)  # tiny tensors gain nothing from more
     torch.manual_seed(4)
-    pipe = FAMILIES[name]()
+    pipe = (FAMILIES | EDITORS | UNKNOWN)[name]()
     denoiser = pipe.components.get("transformer") or pipe.unet
     with torch.no_grad():
         for weight in denoiser.parameters():
             if weight.ndim == 2:
                 weight.mul_(loud)
     pipe.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    if "processor" in index:  # the class that has videos, too, cannot be made without torchvision
+        index["processor"] = ["transformers", "Qwen2VLProcessor"]
+        (folder / "model_index.json").write_text(json.dumps(index))
     return folder

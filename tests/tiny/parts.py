@@ -9,6 +9,16 @@ import transformers as t
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from consumer.engine.loading.processors import PictureProcessor
+
+SHIFTED = {
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 16,
+    "max_image_seq_len": 256,
+}
 _SPECIAL = ("<pad>", "<eos>", "<unk>", "<bos>")
 _WORDS = {token: i for i, token in enumerate((*_SPECIAL, *map(chr, range(32, 127)), "\n"))}
 _IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}
@@ -16,6 +26,10 @@ _CHAT = (
     "{% for m in messages %}<{{m.role}}>{% if m.content is string %}{{m.content}}{% else %}"
     "{% for c in m.content %}{{c.text}}{% endfor %}{% endif %}{% endfor %}"
 )
+
+
+def flow(**config: Any) -> Any:
+    return d.FlowMatchEulerDiscreteScheduler(**config)
 
 
 def tokenizer(limit: int, *, chat: bool = False) -> Any:
@@ -72,11 +86,19 @@ def gemma() -> Any:
     return t.Gemma2Model(t.Gemma2Config(**_small_language_model(attn_implementation="eager")))
 
 
-def qwen_vl() -> Any:
+_SIGHT = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
+
+
+def qwen_vl(*, sees: bool = False) -> Any:
     ropes = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
-    text = _small_language_model(rope_scaling=ropes, rope_theta=1e6)
+    words = {"vocab_size": len(_WORDS) + 1 + len(_SIGHT)} if sees else {}
+    text = _small_language_model(rope_scaling=ropes, rope_theta=1e6, **words)
     sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     tokens = dict.fromkeys(("vision_start_token_id", "vision_end_token_id", "vision_token_id"), 1)
+    if sees:
+        ids = picture_processor().tokenizer.convert_tokens_to_ids(list(_SIGHT))
+        names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
+        tokens |= dict(zip(names, ids, strict=True))
     config = t.Qwen2_5_VLConfig(text_config=text, vision_config=sight, **tokens)
     return t.Qwen2_5_VLForConditionalGeneration(config)
 
@@ -94,3 +116,13 @@ def vae(channels: int, kind: str = "AutoencoderKL", widths: tuple[int, ...] = (8
         **(plain if "shift_factor" in more else {}),
         **more,
     )
+
+
+def picture_processor() -> Any:
+    """Of Qwen2-VL: patches of 14 pixels, at most 16 tokens a picture."""
+    reader = tokenizer(1024)
+    reader.add_special_tokens({"additional_special_tokens": list(_SIGHT)})
+    pictures = t.Qwen2VLImageProcessorPil(
+        patch_size=14, temporal_patch_size=2, merge_size=2, min_pixels=28 * 28, max_pixels=28 * 28 * 16
+    )
+    return PictureProcessor(pictures, reader)

@@ -51,6 +51,18 @@ def test_other_trackers_are_refused_by_name(tmp_path: Path):
     assert "'wandb' is not supported; use tensorboard" in " ".join(result.output.replace("│", " ").split())
 
 
+def test_a_folder_for_curves_needs_a_tracker(tmp_path: Path):
+    from training.cli import train as command
+    from training.cli import trainer
+
+    for app, given in ((command, ["dreambooth"]), (trainer, [])):
+        result = CliRunner().invoke(
+            app, [*given, "--logging-dir", str(tmp_path), "--store", str(tmp_path / "store")]
+        )
+        assert result.exit_code == 2
+        assert "goes with --report-to tensorboard" in " ".join(result.output.replace("│", " ").split())
+
+
 def test_tensorboard_shows_curves_and_pictures(tiny_folder: Path, pictures: Path, tmp_path: Path):
     """Also of a training that was stopped in between: each step once."""
     pytest.importorskip("tensorboard")
@@ -71,6 +83,22 @@ def test_tensorboard_shows_curves_and_pictures(tiny_folder: Path, pictures: Path
     assert [point.value for point in curve] == pytest.approx(losses, rel=1e-6)
     assert {"learning_rate", "gradient_norm"} <= set(found.Tags()["scalars"])
     assert {image.step for image in found.Images("validation/0")} >= {0, 3}
+
+
+def test_a_full_disk_costs_the_curves_and_not_the_training(tiny_folder: Path, pictures: Path, tmp_path: Path):
+    """Nobody may write to the folder of the curves, so nothing of them is kept; the training says it once."""
+    pytest.importorskip("tensorboard")
+    blocked = tmp_path / "logs"
+    blocked.write_text("a file where the folder should be")
+    work = prepare(tmp_path / "work", tiny_folder, pictures, steps=2, **OPTIONS)
+    document = json.loads((work / "training.json").read_text())
+    (work / "training.json").write_text(json.dumps(document | {"logging_folder": str(blocked)}))
+    events = train(work)
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert [text for text in warnings if text.startswith("no more is written for TensorBoard")] == warnings[
+        -1:
+    ]
+    assert events[-1]["event"] == "done"
 
 
 def test_prodigy_goes_on_bit_for_bit(tiny_folder: Path, pictures: Path, tmp_path: Path):

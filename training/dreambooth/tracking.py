@@ -28,8 +28,21 @@ def tracked(say: Say, accelerator: Accelerator, work: Path) -> Say:
         work: the folder of the training, in which the validation pictures lie.
     """
 
+    failed = False
+
     def told(event: dict[str, Any]) -> None:
+        nonlocal failed
         say(event)
+        if failed:
+            return
+        try:
+            write(event)
+        except OSError as error:  # such as a full disk: it costs the curves, not the training
+            failed = True
+            text = f"no more is written for TensorBoard: {error.strerror or error}"
+            say({"event": "warning", "message": text})
+
+    def write(event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "start":
             # What an earlier run wrote of later steps than this one begins at is not shown.

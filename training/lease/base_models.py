@@ -50,7 +50,7 @@ class BaseModels:
     @classmethod
     def of(cls, models: Iterable[str], cache_bytes: int = DEFAULT_BYTES) -> BaseModels:
         """The built-in models, and the operator's own: `name=folder` or `name=hub:owner/name[@revision]`."""
-        return cls(Cards.of(models), cache_bytes)
+        return cls(Cards.of(models, popular=False), cache_bytes)  # none of those can be trained
 
     def on(self, store: Store) -> BaseModels:
         """The same, and what is published in a store."""

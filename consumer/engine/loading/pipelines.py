@@ -10,11 +10,13 @@ import copy
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
 
-from consumer.engine.loading import spelling
+from consumer.engine import device_errors
+from consumer.engine.loading import spelling, weights
 from consumer.renderer.protocol import ImageTask, RawPicture
 from infra.models.folders import canonical_sampler, is_flow
 from schemas import samplers
@@ -22,7 +24,9 @@ from schemas.defaults import multiples_of
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from consumer.engine.loading.registry import LoadedModel
 
 
 #: What a model's training fixes, whichever scheduler samples it; the rest is the sampler's own.
@@ -71,6 +75,9 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
         pipe: any of the model's pipelines.
         size_multiple: pixels.
     """
+    spelling.check_pictures(pipe, task)
+    if task.weights and not spelling.family(pipe).weighs:
+        weights.refuse(task)
     trained = scheduler_config.get("num_train_timesteps", 1000)
     bounds = [("steps", task.steps, trained, f"was trained with {trained} steps")]
     if most := longest_side(pipe):
@@ -81,6 +88,9 @@ def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any]
         configs = (encoder.config for encoder in encoders if encoder is not None)
         layers = min((config.get_text_config().num_hidden_layers for config in configs), default=1)
         bounds.append(("clip_skip", task.clip_skip, layers, f"has a text encoder of {layers} layers"))
+    if scheduler_config.get("shift_terminal") and task.steps == 1:  # its schedule would be 0 / 0
+        text = f"is 1; at least 2 are needed, because the schedule of model {task.model!r} ends before the last step"
+        raise Rejected.of_field("steps", text)
     for field, value, most, why in bounds:
         if value > most:
             text = f"is {value}; at most {most} is possible, because model {task.model!r} {why}"
@@ -117,6 +127,11 @@ def refusal(task: ImageTask, error: BaseException) -> Rejected | None:
     """What is wrong with a request: as we say it, or as a pipeline that checks its arguments; None: something else."""
     if isinstance(error, Rejected):
         return error
+    if _scheduler_failed(error):
+        text = f"scheduler {task.scheduler!r} cannot do {task.steps} steps with model {task.model!r}"
+        less = "or fewer steps" if task.task == "text2img" else "fewer steps, or more strength"
+        text += f"; choose another scheduler, {less} ({device_errors.describe(error)})"
+        return Rejected("unsupported", text, field="scheduler")
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -128,7 +143,35 @@ def refusal(task: ImageTask, error: BaseException) -> Rejected | None:
     return Rejected("unsupported", text, field=_said_by(task, field) if field else None)
 
 
-def scheduler_failed(error: BaseException) -> bool:
+def check_passes(passes: Sequence[ImageTask], models: Sequence[LoadedModel]) -> None:
+    """Refuse passes that cannot follow each other with these models. Raises `Rejected`."""
+    base = models[0]
+    for task, model in zip(passes, models, strict=True):
+        name = task.model
+        if task.until is not None:
+            drawn_with = model.guides.around(model.template(task.task), task)
+            if "denoising_end" not in spelling.keywords(drawn_with.__class__):
+                text = f"goes on from a model that can stop early, and {name!r} cannot; an SDXL model can"
+                raise Rejected.of_field("refiner.model", text, "unsupported")
+        if task.since is not None:
+            pipe = model.templates.get("img2img")
+            if pipe is None or "denoising_start" not in spelling.keywords(pipe.__class__):
+                text = f"is {name!r}, which cannot go on from another model's latents; an SDXL refiner or model can"
+                raise Rejected.of_field("refiner.model", text, "unsupported")
+            ours, its = (base.templates[passes[0].task].vae.config, pipe.vae.config)
+            if ours.latent_channels != its.latent_channels:
+                text = f"is {name!r}, whose latents have {its.latent_channels} channels; those of {passes[0].model!r} "
+                text += f"have {ours.latent_channels}"
+                raise Rejected.of_field("refiner.model", text, "unsupported")
+        elif task is not passes[0]:
+            pipe = model.templates.get("img2img")
+            if pipe is None or spelling.family(pipe).pictures:
+                text = f"redraws the enlarged picture by img2img, which model {name!r} cannot do; it "
+                text += "edits pictures" if pipe is not None else f"does {', '.join(model.templates)}"
+                raise Rejected.of_field("upscale", text, "unsupported")
+
+
+def _scheduler_failed(error: BaseException) -> bool:
     """Whether an error comes from diffusers' scheduler: then these steps are not possible with it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -165,14 +208,28 @@ def prepare(
     return pipe
 
 
-def draw(pipe: Any, task: ImageTask) -> RawPicture:
-    """Run the pipeline. Inpainting keeps the input picture's own pixels wherever the mask is black.
+def draw(pipe: Any, task: ImageTask, generator: torch.Generator | None = None, before: Any = None) -> Any:
+    """Run the pipeline for one pass. Inpainting keeps the input picture's own pixels wherever the mask is black.
+
+    Args:
+        generator: of the image's noise; None: a new one, from its seed.
+        before: what the pass before it made: a picture, or latents.
+
+    Returns:
+        A `RawPicture`; latents (1, channels, h, w) of a pass that stops early.
 
     Raises:
         Rejected: the pipeline drew another size than it was asked for; some do so without a word.
     """
-    image = pipe(**spelling.arguments(pipe, task)).images[0]
-    pixels = to_bytes(image)
+    if isinstance(before, RawPicture):
+        task = msgspec.structs.replace(task, image=enlarged(before, task.width, task.height))
+    said = spelling.arguments(pipe, task, generator)
+    if isinstance(before, torch.Tensor):
+        said["image"] = before
+    images = pipe(**said).images
+    if task.until is not None:
+        return images
+    pixels = to_bytes(images[0])
     if pixels.shape[:2] != (task.height, task.width):
         drawn, asked = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{task.width} x {task.height}"
         text = f"model {task.model!r} drew {drawn} pixels where {asked} were asked for; ask for a size that it draws"
@@ -180,6 +237,12 @@ def draw(pipe: Any, task: ImageTask) -> RawPicture:
     if task.task == "inpainting":
         pixels = _overlay(pipe, task, pixels)
     return RawPicture(width=pixels.shape[1], height=pixels.shape[0], channels=3, data=pixels.tobytes())
+
+
+def enlarged(picture: RawPicture, width: int, height: int) -> RawPicture:
+    """A picture at a larger size, resized on its pixels with Lanczos' filter."""
+    whole = spelling.to_pil(picture).resize((width, height), Image.Resampling.LANCZOS)
+    return RawPicture(width, height, 3, whole.tobytes())
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -7,7 +7,6 @@ image in flight needs.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -15,19 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from consumer.engine.denoisers import DENOISERS
 from consumer.engine.device_errors import free_memory
 from consumer.engine.devices import Offload, pick_dtype, place, set_attention
-from consumer.engine.loading import single_file
+from consumer.engine.loading.guides import Guides
 from consumer.engine.loading.libraries import library, quiet
 from consumer.engine.loading.loras import Adapters
+from consumer.engine.loading.opening import check_class, open_pipeline
+from consumer.engine.loading.probe import Outcome, probe
 from consumer.engine.loading.quantizing import quantize
-from consumer.engine.stand_in import Embeddings, StandIn
-from consumer.renderer.protocol import Loaded, Loading
+from consumer.engine.loading.templates import around, modules_of, with_stand_ins
+from consumer.engine.stand_in import Embeddings
+from consumer.renderer.protocol import ImageTask, Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
 from infra.models.families import Family, base_class
 from infra.models.folders import read_folder
 from infra.models.model_files import ModelFolder, ModelUnavailable, find
-from infra.models.single_files import read_single_file
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOOK_AGAIN = 60.0  # seconds after which a model that was not available is looked for again
-_CALLED_WITH = {"prompt", "num_inference_steps", "generator", "output_type"}
 _TASKS = {"text2img": "", "img2img": "Img2Img", "inpainting": "Inpaint"}  # to their part of a class's name
 
 
@@ -50,7 +51,11 @@ class LoadedModel:
     scheduler_config: dict[str, Any]
     size_multiple: int  # pixels
     adapters: Adapters
+    guides: Guides
     modules: list[Any]
+    denoiser: str = "unet"  # the component
+    joins: bool = True  # images of it may share calls
+    probed: str = ""  # how that was found, where no table says it
 
     @property
     def bytes(self) -> int:
@@ -61,10 +66,10 @@ class LoadedModel:
     def template(self, task: str) -> Any:
         """The pipeline that an image's own is copied from. Raises `Rejected` for a task that the model cannot do."""
         if task not in self.templates:
-            tasks = ", ".join(self.templates)
-            raise Rejected(
-                "unsupported", f"model {self.card.name!r} cannot do {task}; it does {tasks}", field="task"
-            )
+            text = f"model {self.card.name!r} cannot do {task}; it does {', '.join(self.templates)}"
+            if task == "text2img" and "img2img" in self.templates:
+                raise Rejected("unsupported", f"{text}: give it a picture in `image`", field="image")
+            raise Rejected("unsupported", text, field="task")
         return self.templates[task]
 
 
@@ -78,6 +83,8 @@ class ModelRegistry:
         memory_budget: bytes of weights to keep; None: no limit.
         loras: registered name to a safetensors file.
         offline: never contact the hub.
+        probing: find out at load whether images of a model that no table knows may share calls; for exact mode, where
+            company must not change a byte, that is not proof enough.
         emit: gets `Loading` before a model is looked for or loaded, which may take minutes, and `Loaded`.
     """
 
@@ -91,6 +98,7 @@ class ModelRegistry:
     memory_budget: int | None = None
     loras: Mapping[str, Path] = field(default_factory=dict)
     offline: bool = False
+    probing: bool = False
     cache: Path | None = None  # of downloads; None: the hub library's own
     emit: Callable[[Loading | Loaded], None] = lambda _message: None
     clock: Callable[[], float] = time.monotonic
@@ -100,6 +108,7 @@ class ModelRegistry:
     _loaded: OrderedDict[str, LoadedModel] = field(default_factory=OrderedDict)  # least recently used first
     _given: dict[str, ModelCard] = field(default_factory=dict)  # published models that tasks came with
     _folders: dict[str, ModelFolder] = field(default_factory=dict)
+    _probed: dict[str, Outcome] = field(default_factory=dict)
     _missing: dict[str, tuple[float, ModelUnavailable]] = field(default_factory=dict)  # until when, and why
 
     def learn(self, name: str, folder: str) -> None:
@@ -109,18 +118,36 @@ class ModelRegistry:
         revision = name.rpartition("@")[2]
         self._given[name] = ModelCard(name, (folder,), 0, 0, scheduler="", revision=revision)
         self._folders.pop(name, None)
+        self._probed.pop(name, None)
         self._missing.pop(name, None)
 
     def _card(self, name: str) -> ModelCard:
         return self._given.get(name) or self.cards.get(name)
 
-    def fits(self, name: str, in_use: Collection[str]) -> bool:
-        """Whether the model is loaded, or can be once every model not in use is evicted."""
-        if name in self._loaded or self.memory_budget is None or not in_use:
+    def fits(self, name: str, in_use: Collection[str], *others: str) -> bool:
+        """Whether the model is loaded, or can be once every model not in use is evicted.
+
+        Args:
+            others: models that are needed at the same time.
+        """
+        wanted = {name, *others}
+        if self.memory_budget is None or not in_use or wanted <= self._loaded.keys():
             return True  # where nothing is in use, `get` reports a model that is too large
-        needed = self._find(name).bytes_at(self._dtype(self._card(name)).itemsize, self.quantize)
-        held = sum(model.bytes for key, model in self._loaded.items() if key in in_use)
-        return held + needed <= self.memory_budget
+        held = {*in_use, *wanted} & self._loaded.keys()
+        needed = sum(map(self.size_of, wanted - held))
+        return sum(self._loaded[key].bytes for key in held) + needed <= self.memory_budget
+
+    def size_of(self, name: str) -> int:
+        """Bytes of a model's weights, loaded or not."""
+        return self._find(name).bytes_at(self._dtype(self._card(name)).itemsize, self.quantize)
+
+    def guides_fit(self, task: ImageTask, in_use: Collection[str]) -> bool:
+        """The same of what guides a task beside its prompt; its model is loaded, or will be."""
+        model = self._loaded.get(task.model)
+        if model is None or self.memory_budget is None or not in_use:
+            return True
+        held = sum(one.bytes for key, one in self._loaded.items() if key in {*in_use, task.model})
+        return held + model.guides.needed(task) <= self.memory_budget
 
     def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
         """The model, loaded if need be; models that are not in use may be evicted for it.
@@ -134,18 +161,37 @@ class ModelRegistry:
             return self._loaded[name]
         folder = self._find(name)  # first: what cannot be loaded must not evict anything
         self.emit(Loading(name, _public(folder.source)))
-        self._evict(name, folder, in_use)  # before the load, or both models would be in memory at once
+        # Before the load, or both models would be in memory at once.
+        self._make_room(f"model {name!r}", self.size_of(name), in_use)
         model = self._load(self._card(name), folder)
+        self._judge(model, folder.family)
         self._loaded[name] = (
             model  # only when it is whole: a load that failed is tried again by the next task
         )
         self.loads += 1
         sizes = {key: one.bytes for key, one in self._loaded.items()}
-        self.emit(Loaded(name, model.record["source"], model.record["dtype"], model.bytes, sizes))
+        record = model.record
+        self.emit(Loaded(name, record["source"], record["dtype"], model.bytes, sizes, model.probed))
         return model
+
+    def _judge(self, model: LoadedModel, family: Family) -> None:
+        """Whether images of a model may share calls, by the tables or by a probe, whose outcome is kept."""
+        parts = [getattr(pipe, family.denoiser) for pipe in model.templates.values()]
+        known, name = DENOISERS.get(parts[0].__class__.__name__), model.card.name
+        model.joins = family.joins
+        if (family.joins and known is not None) or not self.probing or "text2img" not in model.templates:
+            return
+        if name not in self._probed:
+            self._probed[name] = probe(model, known, self.offloading.make_way)
+        outcome = self._probed[name]
+        model.joins, model.probed = outcome.layout.joins, outcome.text
+        for part in parts:
+            part.join_by(outcome.layout)
 
     def joins(self, name: str) -> bool:
         """Whether images of this model may share calls; what is not known yet may."""
+        if name in self._loaded:
+            return self._loaded[name].joins
         return name not in self._folders or self._folders[name].family.joins
 
     def loaded(self) -> list[str]:
@@ -169,15 +215,17 @@ class ModelRegistry:
     def _dtype(self, card: ModelCard) -> torch.dtype:
         return pick_dtype(self.device, self.dtype or card.dtype)
 
-    def _evict(self, name: str, folder: ModelFolder, in_use: Collection[str]) -> None:
-        """Make room for a model, least recently used first. Raises `ModelUnavailable` if it can never fit."""
+    def _make_room(self, what: str, needed: int, in_use: Collection[str], held: int = 0) -> None:
+        """Evict models, least recently used first. Raises `ModelUnavailable` if it can never fit.
+
+        Args:
+            held: bytes in memory that it cannot do without.
+        """
         if self.memory_budget is None:
             return
-        needed = folder.bytes_at(self._dtype(self._card(name)).itemsize, self.quantize)
-        if needed > self.memory_budget:
-            raise ModelUnavailable(
-                f"model {name!r} needs {needed:,} bytes; the budget is {self.memory_budget:,} bytes"
-            )
+        if held + needed > self.memory_budget:
+            text = f"{what} needs {held + needed:,} bytes; the budget is {self.memory_budget:,} bytes"
+            raise ModelUnavailable(text)
         for old in [key for key in self._loaded if key not in in_use]:
             if sum(model.bytes for model in self._loaded.values()) + needed <= self.memory_budget:
                 break
@@ -187,15 +235,15 @@ class ModelRegistry:
 
     def _load(self, card: ModelCard, folder: ModelFolder) -> LoadedModel:
         quiet()
-        _check_class(card.name, folder.pipeline)
+        check_class(card.name, folder.pipeline)
         dtype = self._dtype(card)
-        pipe = _pipeline(folder, dtype)
+        pipe = open_pipeline(folder, dtype)
         pipe.set_progress_bar_config(disable=True)
         if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
             # This VAE overflows in float16; its pipeline would convert it for every image.
             pipe.vae.to(torch.float32)
         denoiser = getattr(pipe, folder.family.denoiser)
-        modules: list[Any] = list(_modules(pipe).values())
+        modules: list[Any] = list(modules_of(pipe).values())
         for module in modules:
             module.eval().requires_grad_(False)
             if self.channels_last and isinstance(module, _with_pictures()):
@@ -217,54 +265,27 @@ class ModelRegistry:
                 "dtype": str(dtype).removeprefix("torch.")
                 + (f", weights {self.quantize}" if self.quantize != "off" else ""),
             },
-            templates={task: _with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
+            templates={task: with_stand_ins(one, folder.family.layers) for task, one in plain.items()},
             plain=plain,
             scheduler_config={**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__},
             size_multiple=max(card.size_multiple, read_folder(folder.configs or folder.path).size_multiple),
             adapters=Adapters(pipe, self.loras, self.quantize),
+            guides=Guides.of(self, denoiser, plain, folder.family, modules),
             modules=modules,
+            denoiser=folder.family.denoiser,
         )
 
-
-def _pipeline(folder: ModelFolder, dtype: torch.dtype) -> Any:
-    if folder.configs is not None:
-        return single_file.load(read_single_file(folder.path), folder.configs, dtype)
-    return library("diffusers").DiffusionPipeline.from_pretrained(
-        str(folder.path),
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        variant=folder.variant,
-        **dict.fromkeys(folder.left_out),
-        **({"requires_safety_checker": False} if "safety_checker" in folder.left_out else {}),
-    )
+    def equip(self, model: LoadedModel, task: ImageTask, in_use: Collection[str]) -> None:
+        """Load what guides a task beside its prompt. Raises `Rejected` and `ModelUnavailable` as `get` does."""
+        if needed := model.guides.needed(task):
+            what = f"what guides model {task.model!r}, with the model,"
+            self._make_room(what, needed, {*in_use, task.model}, held=model.bytes)
+        model.guides.ensure(task)
 
 
 def _public(source: str) -> str:
     """A source as results and logs name it."""
     return "bundled" if source.startswith(str(BUNDLED)) else source
-
-
-def _check_class(model: str, pipeline: str) -> None:
-    """Refuse a class that no table knows and that cannot be called with a prompt. Raises `Rejected`."""
-    diffusers = library("diffusers")
-    kind = getattr(diffusers, pipeline, None)
-    if kind is None:
-        why = f"which diffusers {diffusers.__version__} does not have"
-    elif (
-        not (called := set(inspect.signature(kind.__call__).parameters)) >= _CALLED_WITH
-        or "num_frames" in called
-    ):
-        why = "which does not draw a picture from a prompt"
-    else:
-        return
-    raise Rejected("unsupported", f"model {model!r}: its pipeline is {pipeline}, {why}", field="model")
-
-
-def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The components with weights, by name, in the order in which they run: text encoders, denoiser, VAE."""
-    found = {name: one for name, one in pipe.components.items() if isinstance(one, torch.nn.Module)}
-    return dict(sorted(found.items(), key=lambda item: (not item[0].startswith("text"), item[0] == "vae")))
 
 
 def _with_pictures() -> Any:
@@ -277,40 +298,12 @@ def _tasks(pipe: Any, family: Family) -> dict[str, Any]:
     """The pipelines around one set of components, where diffusers has them and the model can do them."""
     diffusers, base = library("diffusers"), base_class(type(pipe).__name__)
     denoiser = getattr(pipe, family.denoiser)
-    can = [
-        task
-        for task in family.tasks
-        if hasattr(diffusers, base.replace("Pipeline", f"{_TASKS[task]}Pipeline"))
-    ]
+    names = {task: base.replace("Pipeline", f"{_TASKS[task]}Pipeline") for task in family.tasks}
+    if family.pictures:  # one pipeline for both
+        names = dict.fromkeys(family.tasks, base)
+    can = [task for task, name in names.items() if hasattr(diffusers, name)]
     if family.denoiser == "unet" and denoiser.config.in_channels == 9:
         can = ["inpainting"]  # made for it: it cannot draw without a mask
     if "text_encoder_2" in pipe.components and pipe.components.get("text_encoder", pipe) is None:
         can = [task for task in can if task != "text2img"]  # a refiner: it goes on from a picture
-    kinds = {task: getattr(diffusers, base.replace("Pipeline", f"{_TASKS[task]}Pipeline")) for task in can}
-    return {task: _around(kind, pipe) for task, kind in kinds.items()}
-
-
-def _around(kind: Any, pipe: Any) -> Any:
-    """A pipeline of a class, with the components of another."""
-    expected, _ = kind._get_signature_keys(kind)
-    parts = {name: pipe.components.get(name) for name in expected if name != "self"}
-    made = kind(**parts, **_extras(kind, pipe))
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
-def _with_stand_ins(pipe: Any, layers: tuple[int, ...]) -> Any:
-    """A copy of a pipeline whose models are stand-ins."""
-    copy = _around(type(pipe), pipe)
-    for name, module in _modules(pipe).items():
-        setattr(copy, name, StandIn(module, is_text_encoder=name.startswith("text"), layers=layers))
-    return copy
-
-
-def _extras(kind: Any, pipe: Any) -> dict[str, Any]:
-    """The settings of a pipeline that are not components, such as `requires_safety_checker`."""
-    _, optional = kind._get_signature_keys(kind)
-    settings = {name: pipe.config[name] for name in optional if name in pipe.config}
-    if "add_watermarker" in optional:
-        settings["add_watermarker"] = False
-    return settings
+    return {task: around(getattr(diffusers, names[task]), pipe) for task in can}

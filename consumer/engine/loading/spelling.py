@@ -9,24 +9,32 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
 
-from infra.models.families import Family, family_of
+from consumer.engine.loading import weights
+from consumer.engine.loading.ip_adapters import embeddings
+from infra.models.families import Family, family_of, too_many_pictures
 from infra.models.folders import is_distilled
+from schemas.defaults import IMG2IMG_STRENGTH
+from schemas.errors import Rejected
+from schemas.text.prompts import plain
 
 if TYPE_CHECKING:
     from consumer.renderer.protocol import ImageTask, RawPicture
 
 
 def family(pipe: Any) -> Family:
-    """The family of a pipeline, or of one whose models are stand-ins."""
+    """The family of a pipeline, or of one whose models are stand-ins. Its copies know it: `components` is slow."""
+    if (known := vars(pipe).get("_family")) is not None:
+        return cast("Family", known)
     parts = {name: part for name, part in pipe.components.items() if part is not None}
-    found = family_of(type(pipe).__name__, parts)
+    found = family_of(type(pipe).__name__.replace("ControlNet", ""), parts)
     if found is None:
         raise ValueError(f"no line knows {type(pipe).__name__}")  # such a folder was refused before
+    vars(pipe)["_family"] = found
     return found
 
 
@@ -53,18 +61,24 @@ def reader(pipe: Any) -> tuple[Any, int]:
     return tokenizer, min(77 if short else kind.tokens, tokenizer.model_max_length)
 
 
-def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
-    """The keyword arguments of the pipeline call."""
+def generator(task: ImageTask) -> torch.Generator:
+    """What draws the noise of an image, on the CPU."""
+    return torch.Generator("cpu").manual_seed(task.seed)
+
+
+def arguments(pipe: Any, task: ImageTask, noise: torch.Generator | None = None) -> dict[str, Any]:
+    """The keyword arguments of the pipeline call. A pass from another's latents still needs them as its `image`."""
     kind, guided, (_, tokens) = family(pipe), guidance(pipe), reader(pipe)
     said: dict[str, Any] = {
         "prompt": task.prompt,
         "negative_prompt": task.negative_prompt,
         "num_inference_steps": task.steps,
-        "generator": torch.Generator("cpu").manual_seed(task.seed),
+        "generator": noise or generator(task),
         "clip_skip": task.clip_skip - 1 if task.clip_skip and task.clip_skip > 1 else None,
         "max_sequence_length": tokens or None,
         "width": task.width,
         "height": task.height,
+        "max_area": task.width * task.height,  # else one of them draws every size as a megapixel
     }
     if guided == "true_cfg":
         said["true_cfg_scale"] = task.cfg_scale
@@ -76,18 +90,74 @@ def arguments(pipe: Any, task: ImageTask) -> dict[str, Any]:
         said["guidance_scale"] = 1.0
     else:
         said["guidance_scale"] = task.cfg_scale
-    if task.task != "text2img":
+    if task.since is not None:
+        said["denoising_start"] = task.since
+    elif task.task != "text2img" and kind.pictures:
+        pictures = [to_pil(picture) for picture in edited(task)]
+        said |= {"image": pictures if kind.pictures > 1 else pictures[0]}
+    elif task.task != "text2img":
         said |= {"image": to_pil(task.image), "strength": strength(task)}
     if task.task == "inpainting":
         said["mask_image"] = to_pil(task.mask)
+    if task.controls:
+        said |= _controls(task)
+    if task.ip_adapter is not None:
+        with_guidance = guided not in ("number", "none") and task.cfg_scale > 1
+        picture = to_pil(task.pictures.get("ip_adapter.image"))
+        said["ip_adapter_image_embeds"] = embeddings(pipe, picture, guided=with_guidance)
     taken = keywords(pipe.__class__)
+    if task.weights:
+        said |= weights.spoken(pipe, task)
     said = {**{name: value for name, value in said.items() if value is not None}, **kind.keywords}
+    if task.until is not None:
+        said |= {"denoising_end": task.until, "output_type": "latent"}
     return {"output_type": "pt", **{name: value for name, value in said.items() if name in taken}}
+
+
+def _controls(task: ImageTask) -> dict[str, Any]:
+    """The keywords for ControlNets, each of which takes a list."""
+    places = range(len(task.controls))
+    return {
+        "image" if task.task == "text2img" else "control_image": [
+            to_pil(task.pictures.get(f"controlnet.{place}.image")) for place in places
+        ],
+        "controlnet_conditioning_scale": [control.scale for control in task.controls],
+        "control_guidance_start": [control.start for control in task.controls],
+        "control_guidance_end": [control.end for control in task.controls],
+    }
+
+
+def edited(task: ImageTask) -> list[RawPicture]:
+    """The pictures of `image`, in their order."""
+    found = [] if task.image is None else [task.image]
+    while (more := task.pictures.get(f"image.{len(found)}")) is not None:
+        found.append(more)
+    return found
+
+
+def check_pictures(pipe: Any, task: ImageTask) -> None:
+    """Refuse pictures that a model cannot read. Raises `Rejected`."""
+    kind, pictures = family(pipe), edited(task)
+    most = kind.pictures or 1
+    if len(pictures) > most:
+        raise Rejected.of_field("image", too_many_pictures(task.model, len(pictures), most))
+    for picture in pictures if kind.pictures else ():
+        short, long = sorted((picture.width, picture.height))
+        if short < kind.smallest:
+            text = f"is {picture.width} x {picture.height}; model {task.model!r} reads pictures from {kind.smallest}"
+            raise Rejected.of_field("image", f"{text} pixels a side")
+        if kind.longest and long > kind.longest * short:
+            text = f"is {picture.width} x {picture.height}; model {task.model!r} reads pictures whose longer side is at"
+            raise Rejected.of_field("image", f"{text} most {kind.longest} times the shorter one")
 
 
 def strength(task: ImageTask) -> float:
     """How much of the picture to change; raised where it would leave no step to draw."""
-    value = task.strength if task.strength is not None else (1.0 if task.task == "inpainting" else 0.8)
+    value = (
+        task.strength
+        if task.strength is not None
+        else (1.0 if task.task == "inpainting" else IMG2IMG_STRENGTH)
+    )
     if int(task.steps * value) >= 1:
         return value
     return min(1.0, math.nextafter(1 / task.steps, 2.0))
@@ -103,6 +173,10 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
     for field, text in (("prompt", task.prompt), ("negative_prompt", task.negative_prompt or "")):
         if tokenizer is None or (field == "negative_prompt" and (deaf or task.cfg_scale <= 1)):
             continue
+        if task.weights:
+            if weights.needed(task):  # read whole, in pieces
+                continue
+            text = plain(text)
         limit = tokens - tokenizer.num_special_tokens_to_add()
         if cut := cut_text(tokenizer, text, limit):
             warnings.append(
@@ -119,9 +193,29 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
         )
     if task.clip_skip and task.clip_skip > 1 and "clip_skip" not in taken:
         warnings.append(("ignored", f"clip_skip has no effect {model}, whose pipeline has no such setting"))
+    if task.task == "img2img" and family(pipe).pictures:
+        if task.strength not in (
+            None,
+            IMG2IMG_STRENGTH,
+        ):  # a plan may have the default where the model was not known
+            warnings.append(("ignored", f"strength has no effect {model}, which edits as the prompt says"))
+        return warnings
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:
         text = f"strength {task.strength:g} leaves no step of {task.steps} to draw; one step was drawn"
         warnings.append(("strength_raised", text))
+    return warnings + _idle_controls(task)
+
+
+def _idle_controls(task: ImageTask) -> list[tuple[str, str]]:
+    """Warnings of ControlNets that act at no step, by the rule of diffusers' pipelines."""
+    steps = task.steps if task.task == "text2img" else int(task.steps * strength(task))
+    warnings = []
+    for place, control in enumerate(task.controls):
+        acts = any(i / steps >= control.start and (i + 1) / steps <= control.end for i in range(steps))
+        if not (acts and control.scale):
+            where = f"from {control.start:g} to {control.end:g}, with a scale of {control.scale:g},"
+            text = f"controlnet.{place} ({control.name}) has no effect: {where} it acts at none of the {steps} steps"
+            warnings.append(("ignored", text))
     return warnings
 
 

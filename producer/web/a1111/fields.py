@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from infra.pictures import decode_base64
 from producer.web import pictures
-from producer.web.a1111 import neutral
+from producer.web.a1111 import controlnet, neutral, second_pass
 from producer.web.naming import in_their_words
 from schemas import samplers
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
 from schemas.result import Note
 from schemas.text import infotext
+from schemas.text.prompts import with_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,12 +44,12 @@ A1111_NAMES = {
 SAME = ("prompt", "negative_prompt", "steps", "cfg_scale")  # same name, same meaning
 _READ = {
     *SAME, "seed", "batch_size", "n_iter", "batch_count", "sampler_name", "sampler_index", "scheduler", "clip_skip",
-    "width", "height", "override_settings",
+    "width", "height", "override_settings", "refiner_checkpoint",
 }  # fmt: skip
 _READ_IMG2IMG = {"init_images", "mask", "denoising_strength", *neutral.TOLD_TXT2IMG}
 _NUMBERS = (
     "steps", "cfg_scale", "seed", "batch_size", "n_iter", "batch_count", "clip_skip", "width", "height",
-    "denoising_strength", "resize_mode", "mask_blur", "inpainting_fill", "inpainting_mask_invert",
+    "denoising_strength", "resize_mode", "mask_blur", "inpainting_fill", "inpainting_mask_invert", *second_pass.NUMBERS,
 )  # fmt: skip
 _NUMBER = re.compile(r"[-+]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})(e[-+]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 _FILES = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
@@ -71,7 +72,8 @@ def manifest_of(body: Mapping[str, Any], *, img2img: bool, model: str | None, li
     Raises:
         Rejected: a field is not valid, not known, or not supported; it has A1111's name.
     """
-    notes = neutral.notes_on(body, _READ | (_READ_IMG2IMG if img2img else set()), img2img=img2img)
+    read = _READ | (_READ_IMG2IMG if img2img else {"enable_hr"})
+    notes = neutral.notes_on(body, read, img2img=img2img, is_translated=controlnet.is_unit)
     body = {**body, **{name: _number(body[name]) for name in _NUMBERS if name in body}}
     manifest: dict[str, Any] = {"task": "text2img"}
     manifest |= {name: body[name] for name in SAME if body.get(name) is not None}
@@ -82,11 +84,19 @@ def manifest_of(body: Mapping[str, Any], *, img2img: bool, model: str | None, li
     if body.get("clip_skip") not in (None, 0, 1):
         manifest["clip_skip"] = body["clip_skip"]
     manifest |= _prompt(manifest.get("prompt")) | _sampler(body)
+    if isinstance(avoided := manifest.get("negative_prompt"), str):
+        manifest["negative_prompt"] = with_weights(avoided)
     manifest |= _settings(body.get("override_settings") or {}, model, notes)
+    refiner = body.get("refiner_checkpoint")
+    second = None if neutral.says_nothing(refiner) else checkpoint(refiner, "refiner_checkpoint")
+    manifest |= second_pass.refiner_of(body, second, notes)
     if img2img:
         notes += _redraw(body, manifest, limits)
     else:
         manifest |= {name: body[name] for name in ("width", "height") if body.get(name) is not None}
+        manifest |= second_pass.upscale_of(body, limits, notes)
+    if controls := controlnet.controls(body, limits, manifest.get("image")):
+        manifest["controlnet"] = controls
     try:
         validate_manifest(manifest, limits)
     except Rejected as error:
@@ -99,9 +109,10 @@ def names_in(body: Mapping[str, Any]) -> dict[str, str]:
     """A manifest's fields to their names in this body: a model and a clip skip can be given in two places."""
     settings = body.get("override_settings")
     chosen = settings if isinstance(settings, dict) else {}
-    return A1111_NAMES | {
+    return (A1111_NAMES | second_pass.names_in(body)) | {
         "model": CHECKPOINT if chosen.get("sd_model_checkpoint") else "sd_model_checkpoint",
         "clip_skip": CLIP_SKIP if "CLIP_stop_at_last_layers" in chosen else "clip_skip",
+        **controlnet.names(body),
     }
 
 
@@ -120,6 +131,7 @@ def _prompt(prompt: Any) -> dict[str, Any]:
     if not isinstance(prompt, str):
         return {}
     prompt, loras = infotext.split_loras(prompt)
+    prompt = with_weights(prompt)
     if (tag := re.search(r"<lora:[^<>]*>", prompt)) is not None:
         text = f"has the tag {tag[0][:60]!r}; write <lora:name:weight>, with one number for the weight"
         raise Rejected.of_field("prompt", text)

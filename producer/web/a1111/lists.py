@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 
 from producer.overview import defaults_of
 from producer.web.a1111.fields import checkpoint
+from producer.web.a1111.second_pass import UPSCALER
 from producer.web.api_keys import Key
 from producer.web.caller import Caller, FacadeOf, document
 from producer.web.facade import Facade
@@ -22,7 +23,7 @@ from schemas.errors import Rejected
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
 READ_ERRORS = errors(401, 503)
 EMPTY_LISTS = (
-    "upscalers", "latent-upscale-modes", "sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers",
+    "latent-upscale-modes", "sd-vae", "sd-modules", "loras", "hypernetworks", "face-restorers",
     "realesrgan-models", "prompt-styles", "artist-categories", "artists", "script-info", "extensions",
 )  # fmt: skip
 EMPTY_OBJECTS: dict[str, dict[str, Any]] = {
@@ -53,9 +54,16 @@ async def schedulers(caller: Caller) -> list[dict[str, Any]]:
     ]
 
 
+@router.get("/upscalers", responses=READ_ERRORS, summary="List upscalers")
+async def upscalers(caller: Caller) -> list[dict[str, Any]]:
+    """What enlarges the picture between the passes of `enable_hr`: a filter, no model."""
+    nothing = dict.fromkeys(("model_name", "model_path", "model_url"))
+    return [{"name": UPSCALER, **nothing, "scale": 4}]
+
+
 @router.get("/sd-models", responses=READ_ERRORS, summary="List models")
 async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
-    """`defaults`, which A1111 has not: what fills the fields that a request leaves open."""
+    """`defaults`, which A1111 has not: what fills the fields that a request leaves open; `state`: how near it is."""
     return [
         {
             "title": model.name,
@@ -65,9 +73,9 @@ async def sd_models(facade: FacadeOf, caller: Caller) -> list[dict[str, Any]]:
             "filename": model.name,
             "config": None,
             "defaults": model.defaults.model_dump(),
+            "state": model.state.model_dump() if model.state else None,
         }
         for model in await facade.client.models()
-        if model.here or model.versions
     ]
 
 

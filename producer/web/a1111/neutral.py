@@ -11,13 +11,13 @@ SD.Next, which add fields of their own.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from schemas.errors import Rejected
 from schemas.result import Note
 
-#: Ignored without a note: they matter only with a field of `NEUTRAL` that is refused, or do what happens anyway.
+#: Ignored without a note: they matter only with a field that is refused or translated, or do what happens anyway.
 IGNORED = {
     "send_images", "include_init_images", "override_settings_restore_afterwards", "force_task_id", "script_args",
     "infotext", "comments", "subseed", "s_tmin", "s_tmax", "s_min_uncond", "refiner_switch_at", "image_cfg_scale",
@@ -45,16 +45,15 @@ TOLD_TXT2IMG: dict[str, Any] = {
 }
 #: Values with no effect beside those that say nothing; and what to do instead of using the field.
 NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
-    "enable_hr": ((), "draw at the final size, or send the picture to img2img at a larger one"),
+    "enable_hr": ((), "A1111 has it in txt2img only; give img2img the larger width and height"),
     "restore_faces": ((), "leave it out; there is no face restorer here"),
     "tiling": ((), "leave it out"),
-    "alwayson_scripts": ((), "leave scripts such as ControlNet or ADetailer out"),
+    "alwayson_scripts": ((), "leave scripts such as ADetailer out; ControlNet is supported"),
     "script_name": ((), "leave it out; there are no scripts here"),
     "styles": ((), "write the text of the styles into the prompt"),
     "subseed_strength": ((), "leave it out; vary `seed` instead"),
     "seed_resize_from_w": ((-1,), "leave it out"),
     "seed_resize_from_h": ((-1,), "leave it out"),
-    "refiner_checkpoint": ((), "leave it out"),
     "eta": ((1,), "leave it out; each sampler has its own"),
     "s_churn": ((), "leave it out"),
     "s_noise": ((1,), "leave it out"),
@@ -92,11 +91,18 @@ _SETTINGS_IGNORED = (
 )  # fmt: skip
 
 
-def notes_on(body: Mapping[str, Any], read: Collection[str], *, img2img: bool) -> list[Note]:
+def notes_on(
+    body: Mapping[str, Any],
+    read: Collection[str],
+    *,
+    img2img: bool,
+    is_translated: Callable[[str, Any], bool] = lambda _script, _arguments: False,
+) -> list[Note]:
     """What a body asks for that is ignored. Raises `Rejected` for a field that would change the picture.
 
     Args:
         read: the fields that are translated.
+        is_translated: tells it of a script, by its name and its arguments.
     """
     told = TOLD if img2img else TOLD | TOLD_TXT2IMG
     notes = []
@@ -107,7 +113,7 @@ def notes_on(body: Mapping[str, Any], read: Collection[str], *, img2img: bool) -
             if value != told[name]:
                 notes.append(_ignored(name))
         elif name == "alwayson_scripts" and isinstance(value, dict):
-            notes += _scripts(value)
+            notes += _scripts({one: units for one, units in value.items() if not is_translated(one, units)})
         elif name in NEUTRAL:
             _check_no_effect(name, value)
         else:

@@ -17,6 +17,7 @@ from infra.pictures import decode_base64
 from infra.recipes import PARAMETERS, RECIPE
 from producer.web import pictures, responses
 from producer.web.a1111 import fields
+from producer.web.a1111.controlnet import without_pictures
 from producer.web.a1111.lists import chosen_model
 from producer.web.caller import Caller, FacadeOf, document, draw
 from producer.web.naming import in_their_words, notes_in_their_words
@@ -126,7 +127,11 @@ async def _draw(request: Request, facade: FacadeOf, caller: Caller, *, img2img: 
     images = [] if body.get("send_images") is False else await responses.pictures(facade.client.store, result)
     response = A1111Pictures(
         images=[],
-        parameters={name: value for name, value in body.items() if name not in HIDDEN},
+        parameters={
+            name: without_pictures(value) if name == "alwayson_scripts" else value
+            for name, value in body.items()
+            if name not in HIDDEN
+        },
         info=json.dumps(_info(result, body, translation.notes), ensure_ascii=False),
     )
     return Response(responses.json_with_images(response, images), media_type="application/json")
@@ -148,7 +153,9 @@ def _info(result: Result, body: dict[str, Any], notes: list[Note]) -> dict[str, 
     recipe, count = result.parameters, len(result.images)
     prompt, negative = str(recipe.get("prompt") or ""), str(recipe.get("negative_prompt") or "")
     seeds = [image.seed for image in result.images]
-    first = result.images[0]
+    first, upscale = result.images[0], recipe.get("upscale")
+    scale = float(upscale["scale"]) if isinstance(upscale, dict) else 1.0
+    width, height = round(first.width / scale), round(first.height / scale)  # of the first pass, as in A1111
     told = notes_in_their_words(result.warnings, fields.names_in(body))
     warnings = [note.model_dump(exclude_none=True) for note in (*notes, *told)]
     return {
@@ -161,8 +168,8 @@ def _info(result: Result, body: dict[str, Any], notes: list[Note]) -> dict[str, 
         "subseed": seeds[0],
         "all_subseeds": seeds,
         "subseed_strength": 0,
-        "width": first.width,
-        "height": first.height,
+        "width": width,
+        "height": height,
         "sampler_name": recipe.get("scheduler"),
         "cfg_scale": recipe.get("cfg_scale"),
         "steps": recipe.get("steps"),
@@ -171,12 +178,12 @@ def _info(result: Result, body: dict[str, Any], notes: list[Note]) -> dict[str, 
         "face_restoration_model": None,
         "sd_model_name": recipe.get("model"),
         "sd_model_hash": "",
-        "denoising_strength": recipe.get("strength"),
+        "denoising_strength": upscale["strength"] if isinstance(upscale, dict) else recipe.get("strength"),
         "clip_skip": recipe.get("clip_skip") or 1,
         "index_of_first_image": 0,
         "styles": [],
         "infotexts": [
-            infotext.write({**recipe, "seed": image.seed, "width": image.width, "height": image.height})
+            infotext.write({**recipe, "seed": image.seed, "width": width, "height": height})
             for image in result.images
         ],
         "dreamdrop": {"id": result.id, "status": result.status, "warnings": warnings},

@@ -6,8 +6,9 @@ steps, cfg_scale, negative_prompt, scheduler and so on. Unknown fields are refus
 
 from __future__ import annotations
 
+import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,15 +55,22 @@ def manifest_of(body: Mapping[str, Any]) -> Translation:
 
 
 def manifest_of_edit(
-    body: Mapping[str, Any], image: bytes, mask: bytes | None, limits: Limits
+    body: Mapping[str, Any], images: Sequence[bytes], mask: bytes | None, limits: Limits
 ) -> Translation:
-    """Translate an edit: redraw a picture, or the part of it where the mask is transparent. Raises `Rejected`.
+    """Translate an edit: redraw pictures, or the part of one where the mask is transparent. Raises `Rejected`.
 
     It decodes pictures, so call it in a thread.
+
+    Args:
+        images: of several, the first one has the size of the result, and the others are passed on as they are.
     """
     translation = _translate(body)
-    picture = _resized(pictures.decode_picture(image, "image", limits), translation.size, "image", limits)
-    translation.manifest.update(task="img2img", image=pictures.png_base64(picture))
+    first, *others = images
+    if others and mask is not None:
+        raise Rejected.of_field("mask", f"is sent with {len(images)} pictures; send it with one")
+    picture = _resized(pictures.decode_picture(first, "image", limits), translation.size, "image", limits)
+    texts = [pictures.png_base64(picture), *(base64.b64encode(other).decode("ascii") for other in others)]
+    translation.manifest.update(task="img2img", image=texts if others else texts[0])
     if mask is not None:
         white = pictures.mask_of_alpha(pictures.decode_picture(mask, "mask", limits), "mask")
         white = _resized(white, picture.size, "mask", limits)

@@ -22,15 +22,16 @@ from producer.web.openai.errors import READ_ERRORS, errors
 from producer.web.openai.fields import Translation
 from producer.web.openai.results import OpenAIPictures, response_of
 from producer.web.openapi import request_body
-from schemas.defaults import ModelDefaults
+from schemas.defaults import ModelDefaults, ModelState
 from schemas.errors import Rejected
+from schemas.manifest_parts import MOST_PICTURES
 from schemas.text.strictjson import load_object
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 DRAW_ERRORS = errors(400, 401, 409, 410, 413, 429, 500, 503, 504)
 #: Fields of a form whose values are JSON, not text.
 JSON_FIELDS = {"n", "seed", "steps", "cfg_scale", "strength", "clip_skip", "strict", "output_compression"}
-JSON_FIELDS |= {"stream", "partial_images", "metadata", "loras", "output"}
+JSON_FIELDS |= {"stream", "partial_images", "metadata", "loras", "output", "controlnet", "ip_adapter"}
 
 
 class Model(BaseModel):
@@ -42,6 +43,9 @@ class Model(BaseModel):
         ModelDefaults(),
         description="What fills the fields that a request leaves open; not a field of OpenAI's.",
     )
+    state: ModelState | None = Field(
+        None, description="How near it is to the worker that is nearest to it; not a field of OpenAI's."
+    )
 
 
 class Models(BaseModel):
@@ -52,7 +56,7 @@ class Models(BaseModel):
 _EXAMPLE = {"prompt": "a red circle on a blue background", "n": 1, "size": "128x128", "seed": 5}
 _FILE = {"type": "string", "format": "binary"}
 _EDIT_FIELDS = {
-    "image": _FILE,
+    "image": {"anyOf": [_FILE, {"type": "array", "items": _FILE, "maxItems": MOST_PICTURES}]},
     "mask": {**_FILE, "description": "Its transparent part is repainted."},
     "prompt": {"type": "string", "example": "a yellow star on a blue background"},
     "n": {"type": "integer"},
@@ -91,14 +95,15 @@ async def edits(request: Request, facade: FacadeOf, caller: Caller) -> Response:
     async with await form(request, limits.max_body_bytes) as fields:
         files = _sent(fields.getlist("image") + fields.getlist("image[]"))
         masks = _sent(fields.getlist("mask"))
-        if len(files) != 1:
-            raise Rejected.of_field("image", f"is sent {len(files)} times; send one picture")
+        if not 1 <= len(files) <= MOST_PICTURES:
+            text = f"is sent {len(files)} times; send one picture, or up to {MOST_PICTURES} where a model takes several"
+            raise Rejected.of_field("image", text)
         if len(masks) > 1:
             raise Rejected.of_field("mask", f"is sent {len(masks)} times; send one at most")
-        image = await _bytes(files[0], "image")
+        images = [await _bytes(file, "image") for file in files]
         mask = await _bytes(masks[0], "mask") if masks else None
         values = {name: _value(name, fields) for name in fields if name not in ("image", "image[]", "mask")}
-    translation = await asyncio.to_thread(openai_fields.manifest_of_edit, values, image, mask, limits)
+    translation = await asyncio.to_thread(openai_fields.manifest_of_edit, values, images, mask, limits)
     return await _draw(translation, request, facade, caller)
 
 
@@ -154,8 +159,9 @@ async def _draw(translation: Translation, request: Request, facade: FacadeOf, ca
 
 @router.get("/models", responses=READ_ERRORS, summary="List models")
 async def list_models(facade: FacadeOf, caller: Caller) -> Models:
+    """The nearest to a worker first; `state` says which must be downloaded, and which cannot be had."""
     known = await facade.client.models()
-    return Models(data=[Model(id=m.name, defaults=m.defaults) for m in known if m.here or m.versions])
+    return Models(data=[Model(id=m.name, defaults=m.defaults, state=m.state) for m in known])
 
 
 @router.get("/models/{id:path}", responses=READ_ERRORS, summary="Get one model")
@@ -165,4 +171,4 @@ async def get_model(id: str, facade: FacadeOf, caller: Caller) -> Model:
         raise HTTPException(
             404, f"no model is named {id[:100]!r}; known models: {', '.join(known) or 'none yet'}"
         )
-    return Model(id=id, defaults=known[id].defaults)
+    return Model(id=id, defaults=known[id].defaults, state=known[id].state)

@@ -27,7 +27,7 @@ STATUS_NAMES = {
 #: Parameters that a batch's grid can show, in this order.
 COMPARED = (
     "prompt", "negative_prompt", "seed", "cfg_scale", "steps", "scheduler", "model", "strength", "size",
-    "clip_skip", "loras",
+    "clip_skip", "loras", "upscale", "refiner",
 )  # fmt: skip
 
 
@@ -188,10 +188,22 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
     for name in ("id", "custom_id", "expires_at"):
         manifest.pop(name, None)
     plan = result.parameters
-    for name in ("model", "scheduler", "steps", "cfg_scale", "width", "height", "strength", "clip_skip"):
+    for name in (
+        "model",
+        "scheduler",
+        "steps",
+        "cfg_scale",
+        "width",
+        "height",
+        "strength",
+        "clip_skip",
+        "upscale",
+    ):
         if plan.get(name) is not None:
             manifest[name] = plan[name]
     manifest |= exact_names(plan)
+    if isinstance(used := plan.get("ip_adapter"), dict) and isinstance(manifest.get("ip_adapter"), dict):
+        manifest["ip_adapter"] |= {"name": used.get("name")}  # the request may have left it open
     if plan.get("seeds"):
         manifest["seed"] = plan["seeds"][0]
     return manifest

@@ -21,7 +21,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.types import Scope
 
 from infra.claims.kept_request import with_request
-from producer.overview import defaults_of, models_here
+from producer.models.known import defaults_of_card, state_of
+from producer.overview import defaults_of
 from producer.request_state import read_result
 from producer.web import responses
 from producer.web.caller import Caller, FacadeOf, own_id, result_of
@@ -170,14 +171,15 @@ async def home(
     heartbeats = await facade.workers()
     models = {name for heartbeat in heartbeats for name in _strings(heartbeat.get("models"))}
     default = {str(name) for heartbeat in heartbeats if (name := heartbeat.get("default_model"))}
-    defaults = {name: defaults_of(heartbeats, name) for name in models}
     published = await gallery.models()
+    defaults = {name: defaults_of(heartbeats, name) for name in models}
+    defaults |= {item.card.name: defaults_of_card(item.card, heartbeats) for item in published}
     return page(
         request,
         "home.html",
         models=sorted(models - {item.card.name for item in published}),
         published=published,
-        available={name for heartbeat in heartbeats for name in models_here(heartbeat)},
+        states={name: state_of(heartbeats, name) for name in models},
         default_model=", ".join(sorted(default)),
         defaults=defaults | {"": ModelDefaults.common(defaults_of(heartbeats, name) for name in default)},
         schedulers=samplers.names(),

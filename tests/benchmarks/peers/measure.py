@@ -48,7 +48,7 @@ def measure(child: Child, folders: dict[str, Path], place: Path, table: Table, q
             if importlib.util.find_spec(package) is None:
                 table.say(f"{name} is skipped: {package} is not installed")
                 continue
-            servers[name] = stack.enter_context(_peer(module, folders[_MODEL])) + "/generate"
+            servers[name] = stack.enter_context(serving_peer(module, folders[_MODEL])) + "/generate"
         took: dict[str, list[float]] = {name: [] for name in servers}
         for i in range(-2, samples):
             task = backlogs.homogeneous(_MODEL, SIDES[_MODEL], 1, _STEPS, 500 + i)[0]
@@ -72,13 +72,20 @@ def measure(child: Child, folders: dict[str, Path], place: Path, table: Table, q
 
 
 @contextlib.contextmanager
-def _peer(module: str, model: Path) -> Iterator[str]:
+def serving_peer(module: str, model: Path, **variables: str) -> Iterator[str]:
+    """Another server with the model; yields its address. `variables` are of its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", f"tests.benchmarks.peers.{module}", str(port)],
-        env={**os.environ, "PYTHONPATH": str(_ROOT), "PEER_MODEL": str(model), "BENTOML_DO_NOT_TRACK": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "PEER_MODEL": str(model),
+            "BENTOML_DO_NOT_TRACK": "1",
+            **variables,
+        },
         cwd=_ROOT,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -25,14 +25,20 @@ class Pipeline:
 
     def draw(self, body: dict[str, Any]) -> dict[str, list[str]]:
         """A manifest's fields in, `{"images": [base64 PNG]}` out."""
-        picture = self._pipe(
-            body["prompt"],
-            num_inference_steps=body["steps"],
-            guidance_scale=body["cfg_scale"],
-            width=body["width"],
-            height=body["height"],
-            generator=self._torch.Generator("cpu").manual_seed(body["seed"]),
-        ).images[0]
+        picture = self.draw_together([body])[0]
         out = io.BytesIO()
         picture.save(out, "PNG")
         return {"images": [base64.b64encode(out.getvalue()).decode("ascii")]}
+
+    def draw_together(self, bodies: list[dict[str, Any]]) -> list[Any]:
+        """One call of the pipeline for manifests that agree in all but prompt and seed."""
+        first = bodies[0]
+        pictures: list[Any] = self._pipe(
+            [body["prompt"] for body in bodies],
+            num_inference_steps=first["steps"],
+            guidance_scale=first["cfg_scale"],
+            width=first["width"],
+            height=first["height"],
+            generator=[self._torch.Generator("cpu").manual_seed(body["seed"]) for body in bodies],
+        ).images
+        return pictures

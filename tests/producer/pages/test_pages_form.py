@@ -100,6 +100,25 @@ def test_a_recipe_fills_the_form_and_draws_again(page: Page, address: str):
     expect(page.locator(".large img")).to_have_attribute("alt", "once more")
 
 
+def test_what_the_form_has_no_input_for_stays_and_is_named(page: Page, address: str):
+    """Without a word it would be lost, and another picture drawn; it can be left out."""
+    id = finished(address, QUICK | {"prompt": "skips", "clip_skip": 2})
+    page.goto(f"/pictures/{id}")
+    page.get_by_role("link", name="Use in the form").click()
+    note = page.get_by_text("Also as in the recipe: clip_skip.")
+    expect(note).to_be_visible()
+    page.reload()
+    expect(note).to_be_visible()
+    draw(page, "skips again", steps=2)
+    picture = item(page, "skips again")
+    expect(picture).to_be_visible()
+    path = picture.locator("a").get_attribute("href") or ""
+    asked = httpx.get(f"{address}{path.replace('/pictures/', '/jobs/')}/request").json()
+    assert asked["clip_skip"] == 2
+    page.get_by_role("button", name="Leave out").click()
+    expect(note).to_be_hidden()
+
+
 def test_the_form_stays_over_a_reload_and_a_look_at_a_picture(page: Page, address: str):
     """Prompt, settings, picture and mask; a recipe's link replaces them."""
     finished(address, QUICK | {"prompt": "to be looked at"})

@@ -67,6 +67,30 @@ async def test_what_a_request_leaves_open_is_filled_in_as_workers_say():
     assert await planned(one, model="doodle", steps=4, cfg_scale=1) == Piece("doodle", 128 * 128, 1, 4, 1)
 
 
+async def test_both_passes_are_counted():
+    """An enlarged picture at its own size; a refiner with the steps that it draws. A picture is one image still."""
+    one = planner(None, beat())
+    larger = Piece("doodle", 256 * 256, 2, 10, 2)
+    found = await planned(one, model="doodle", number_of_images=2, upscale={"scale": 2, "strength": 0.5})
+    assert found == Piece("doodle", 128 * 128, 2, 20, 2, larger)
+    refined = await planned(one, model="doodle", steps=10, refiner={"model": "sd15", "at": 0.8})
+    assert refined == Piece("doodle", 128 * 128, 1, 8, 2, Piece("sd15", 128 * 128, 1, 2, 2))
+    work = Work()
+    work.add(found)
+    assert (work.images(), work.row_steps()) == (2, 2 * 2 * 30)
+    assert {kind: of_kind.row_steps() for kind, of_kind in work.kinds()} == {
+        ("doodle", 128 * 128): 80,
+        ("doodle", 256 * 256): 40,
+    }
+    for wrong, field in (
+        ({"upscale": {"scale": 1.3}}, "upscale.scale"),
+        ({"refiner": {"model": "x"}}, "refiner.model"),
+    ):
+        with pytest.raises(Rejected) as refused:
+            await planned(one, model="doodle", **wrong)
+        assert refused.value.field == field
+
+
 async def test_a_picture_says_its_own_size():
     """Its header is read; what lies in the bucket counts at the model's own size, and is told."""
     one = planner(None, beat())
@@ -116,7 +140,7 @@ def picture(width: int, height: int) -> str:
     ("fields", "field", "words"),
     [
         ({"image": picture(4, 40)}, "image", "is 4 x 40; at least 8 x 8 pixels"),
-        ({"model": "nosuch"}, "model", "no model named 'nosuch'; known are doodle, sd15, sd21, sdxl"),
+        ({"model": "nosuch"}, "model", "no model named 'nosuch'; known are doodle, flux-dev, "),
         ({"width": 2048, "height": 2048}, "width", "2048"),
         ({"image": "uploads/a.png", "strength": 0.01}, "strength", "leaves none of 20 steps"),
         ({"scheduler": "LCM", "steps": 51}, "steps", "at most 50"),

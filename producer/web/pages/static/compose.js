@@ -12,11 +12,22 @@ const OPEN = ["steps", "cfg_scale", "width", "height", "scheduler"]; // what is 
 const REMEMBERED = ["negative_prompt", "steps", "cfg_scale", "number_of_images", "width", "height", "model", "scheduler"];
 const SAVED = "dreamdrop-form"; // not "dreamdrop": there older pages saved steps and guidance that nobody had chosen
 const limits = { side: +form.dataset.side, pixels: +form.dataset.pixels, bytes: +form.dataset.bytes };
+const CARRIED = ["loras", "clip_skip", "controlnet", "ip_adapter"]; // of a recipe; the form has no inputs for them
 let strengthChosen = false;
+let carried = {};
+
+/** Keep those fields of a manifest that the form has no inputs for, and say so. */
+function carry(manifest) {
+  const names = CARRIED.filter((name) => manifest[name] != null && manifest[name].length !== 0);
+  carried = Object.fromEntries(names.map((name) => [name, manifest[name]]));
+  $("#carried").hidden = !names.length;
+  $("#carried-names").textContent = names.join(", ");
+}
+$("#carried button").addEventListener("click", () => carry({}));
 
 /** The manifest as JSON. The seed is added as text: JavaScript's numbers would round it. */
 function manifest() {
-  const values = { prompt: field("prompt").value };
+  const values = { prompt: field("prompt").value, ...carried };
   for (const name of TEXTS) if (field(name).value.trim()) values[name] = field(name).value;
   for (const name of NUMBERS) if (field(name).value !== "" && !field(name).disabled) values[name] = Number(field(name).value);
   if (editor.hasPicture()) {
@@ -103,7 +114,7 @@ const DRAFT = "dreamdrop-draft";
 function saveDraft() {
   const fields = Object.fromEntries(["prompt", "seed", "strength", ...REMEMBERED].map((name) => [name, field(name).value]));
   const draft = { fields, strengthChosen };
-  const pictures = { image: editor.image(), mask: editor.painted() };
+  const pictures = { image: editor.image(), mask: editor.painted(), carried };
   for (const text of [JSON.stringify({ ...draft, ...pictures }), JSON.stringify(draft)])
     try {
       sessionStorage.setItem(DRAFT, text);
@@ -125,6 +136,7 @@ async function loadDraft() {
   if (field("model").selectedIndex < 0) field("model").selectedIndex = 0; // that model is not offered any more
   strengthChosen = draft.strengthChosen;
   openMore();
+  carry(draft.carried ?? {});
   if (draft.image) await editor.show(await blobOf(draft.image), limits);
   if (draft.image && draft.mask) await editor.showMask(await blobOf(draft.mask));
 }
@@ -144,6 +156,7 @@ async function fill(manifest, seed) {
     if (manifest[name] !== undefined || TEXTS.includes(name) || OPEN.includes(name)) field(name).value = manifest[name] ?? "";
   }
   showModel();
+  carry(manifest);
   field("seed").value = seed ?? manifest.seed ?? "";
   if (manifest.image) {
     await editor.show(await blobOf(manifest.image), limits);

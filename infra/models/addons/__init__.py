@@ -1,0 +1,1 @@
+"""What an operator puts beside models: ControlNets and IP-Adapters, by name. No torch here."""
