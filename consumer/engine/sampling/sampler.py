@@ -11,17 +11,14 @@ term. A scheduler that is not linear (random inputs show it) does its own steps.
 from __future__ import annotations
 
 import copy
-import functools
-import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from consumer.engine.loading.pipelines import build_scheduler
+from consumer.engine.loading.pipelines import build_scheduler, check_timesteps, counting
 from consumer.engine.sampling.table import DEPTH, Had, Step, accepted, add_up, derive
-from schemas.errors import Rejected
 from schemas.samplers import FLOW
 
 if TYPE_CHECKING:
@@ -77,39 +74,6 @@ class Samplers:
                 scheduler.set_begin_index(begin)
             _remember(self._tables, full, derive(scheduler, position))
         return self._tables[full]
-
-
-def check_timesteps(scheduler: Any, name: str, steps: int) -> tuple[float, ...]:
-    """The timesteps that a scheduler has set. Raises `Rejected` if they are no numbers: few steps can divide by zero.
-
-    Args:
-        name: canonical.
-    """
-    timesteps = tuple(scheduler.timesteps.tolist())
-    sigmas = getattr(scheduler, "sigmas", None)
-    if any(map(math.isnan, (*timesteps, *(sigmas.tolist() if isinstance(sigmas, torch.Tensor) else ())))):
-        text = f"is {steps}; the scheduler {name} cannot do so few with this model; ask for more"
-        raise Rejected("unsupported", f"steps {text}", field="steps")
-    return timesteps
-
-
-def counting(scheduler: Any, name: str) -> Any:
-    """A scheduler of diffusers that counts its steps, as `steps_done`; signatures stay as they are."""
-    step, set_timesteps = scheduler.step, scheduler.set_timesteps
-
-    @functools.wraps(set_timesteps)
-    def checked(num_inference_steps: Any = None, *args: Any, **kwargs: Any) -> None:
-        set_timesteps(num_inference_steps, *args, **kwargs)
-        check_timesteps(scheduler, name, scheduler.num_inference_steps)
-
-    @functools.wraps(step)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        scheduler.steps_done += 1
-        return step(*args, **kwargs)
-
-    scheduler.steps_done = 0
-    vars(scheduler)["step"], vars(scheduler)["set_timesteps"] = counted, checked
-    return scheduler
 
 
 class Sampler:
