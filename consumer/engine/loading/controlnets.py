@@ -138,7 +138,7 @@ class ControlNets:
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self._unet.parameters()).dtype
+        dtype: torch.dtype = self._unet.dtype  # in which it computes; it may keep its weights in less
         return dtype
 
     def _folder(self, name: str, place: int, offline: bool) -> Path:

@@ -116,7 +116,7 @@ class IpAdapters:
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self._unet.parameters()).dtype
+        dtype: torch.dtype = self._unet.dtype  # in which it computes; it may keep its weights in less
         return dtype
 
     def _files(self, choice: IpAdapterChoice, offline: bool) -> Files:
