@@ -18,7 +18,7 @@ from schemas.errors import Rejected
 from schemas.manifest import Img2Img, Inpainting, Text2Img, validate_manifest
 from schemas.plan import exact_names
 from schemas.text import foreign_recipes, infotext
-from schemas.text.prompts import check_syntax
+from schemas.text.prompts import as_drawn, check_syntax
 from schemas.text.strictjson import path_of_infinity
 
 _GUIDED_BY = {"controlnet": "control pictures", "ip_adapter": "the pictures that it followed"}
@@ -42,7 +42,8 @@ def read_recipe(path: Path) -> Replay:
     """
     texts = recipe_texts(path, repr(str(path)))
     if RECIPE in texts:
-        return _request_of(_parsed(path, texts[RECIPE]))
+        recipe = _parsed(path, texts[RECIPE])
+        return _request_of(recipe | as_drawn(recipe))
     if (foreign := foreign_recipes.read(texts)) is not None:
         return _request_of(foreign)
     if texts.get(PARAMETERS, "").strip():

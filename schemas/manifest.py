@@ -50,7 +50,6 @@ _UPSCALE: Any = Field(
     None, description="A second pass: enlarge the picture, and redraw it with the same model."
 )
 _REFINER: Any = Field(None, description="A second model, which draws the last part of the steps.")
-#: Fields that are objects or lists of objects, by their own fields.
 
 
 class _Request(Part):

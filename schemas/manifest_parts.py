@@ -14,8 +14,6 @@ from schemas.errors import Rejected
 PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
 MOST_PICTURES = 16  # in a list, as OpenAI's clients may send; models take fewer
 _NEAR = 0.01  # pixels; a scale with a few decimals makes a size that is not quite whole
-#: Where a request may hold a picture, or a list of them; `*` is any place of a list.
-PICTURES = ("image", "mask_image", "controlnet.*.image", "ip_adapter.image")
 
 
 def without_default(schema: dict[str, Any]) -> None:

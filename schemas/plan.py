@@ -24,18 +24,9 @@ if TYPE_CHECKING:
 SEEDS = 2**63  # seeds are below this
 #: What every version of this worker writes into a plan and reads there, with the fields of `output`.
 _FROM_THE_BEGINNING = {
-    *(
-        "task",
-        "prompt",
-        "negative_prompt",
-        "model",
-        "model_revision",
-        "width",
-        "height",
-        "steps",
-        "cfg_scale",
-    ),
-    *("scheduler", "strength", "clip_skip", "loras", "seeds", "output", "notes", "format", "quality"),
+    *("task", "prompt", "negative_prompt", "model", "model_revision", "width", "height", "steps"),
+    *("cfg_scale", "scheduler", "strength", "clip_skip", "loras", "seeds", "output", "notes"),
+    *("format", "quality"),
 }
 _REFUSAL = "refusal"  # the key by which a refusal differs from a plan
 
@@ -225,9 +216,9 @@ def plan(
             upscale.size(width, height, model, size_multiple)
     if manifest.task != "inpainting" and manifest.refiner is not None and refiner is not None:
         manifest.refiner.check_steps(steps, strength)
-        if manifest.loras if loras is None else loras:
-            text = f"loras change model {model!r} only; the refiner draws without them"
-            notes += (Note(code="ignored", message=text, field="loras"),)
+        used = manifest.loras if loras is None else loras
+        guides = {"controlnet": manifest.controlnet, "ip_adapter": manifest.ip_adapter}
+        notes += _notes_on_refining(model, loras=used, **guides)
     return Plan(
         task=manifest.task,
         prompt=manifest.prompt,
@@ -259,6 +250,13 @@ def plan(
         refiner=refiner,
         weights=any(has_marks(text) for _, text in _words(manifest)),
     )
+
+
+def _notes_on_refining(model: str, **given: object) -> tuple[Note, ...]:
+    """What of a request acts on its first model only, by field."""
+    text = "{} has an effect on model {!r} only; the refiner draws without it"
+    fields = [field for field, value in given.items() if value]
+    return tuple(Note(code="ignored", message=text.format(one, model), field=one) for one in fields)
 
 
 def _check_size(model: str, size: Mapping[str, int], multiple: int) -> None:

@@ -148,7 +148,7 @@ class Job:
         """Keep input pictures until `let_go`, and of the share what they need."""
         share.shrink(sum(len(picture.data) for picture in pictures.values()))
         self.pictures, self.share = pictures, share
-        if (image := _image_of(pictures)) is not None:
+        if (image := image_of(pictures)) is not None:
             self.input_size = (image.width, image.height)
 
     def let_go(self) -> None:
@@ -182,7 +182,7 @@ class Job:
             ),
             controls=tuple(Control(x.name, x.scale, x.start, x.end) for x in plan.controlnet),
             ip_adapter=IpAdapterChoice(x.name or "", x.scale) if (x := plan.ip_adapter) else None,
-            image=_image_of(self.pictures),
+            image=image_of(self.pictures),
             mask=self.pictures.get("mask_image"),
             pictures={
                 name: one for name, one in self.pictures.items() if name not in _IN_FIELDS_OF_THEIR_OWN
@@ -295,6 +295,6 @@ class Job:
         )
 
 
-def _image_of(pictures: Mapping[str, RawPicture]) -> RawPicture | None:
+def image_of(pictures: Mapping[str, RawPicture]) -> RawPicture | None:
     """The picture that is drawn from: the first one where the request has several."""
     return pictures.get("image") or pictures.get("image.0")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from consumer.jobs.job import Job
+from consumer.jobs.job import Job, image_of
 from consumer.jobs.memory import Budget
 from consumer.renderer.protocol import RawPicture
 from infra.decoding.process import CHANNELS, Decoders, Source, Use
@@ -123,8 +123,8 @@ class Preparation:
         manifest = job.manifest
         if has_expired(manifest) and not job.images:
             _give_up(job, Failure(code="expired", message="expires_at had passed before the work began"))
-        elif job.missing() and (why := await self._out_of_reach(job)):
-            _give_up(job, Failure(code="model_unavailable", message=why, field="model"))
+        elif job.missing() and (lacking := await self._out_of_reach(job))[0]:
+            _give_up(job, Failure(code="model_unavailable", message=lacking[1], field=lacking[0]))
         elif job.missing() and (texts := _pictures_of(manifest)):
             began = self._clock()
             try:
@@ -136,19 +136,27 @@ class Preparation:
         if manifest.strict and job.notes:
             _give_up(job, Failure(code="invalid_manifest", message="strict is set"))
 
-    async def _out_of_reach(self, job: Job) -> str:
-        """Why a job's model cannot be downloaded now; "" if it can, or is here. Nobody else waits for the answer."""
-        card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
-        if self._hub is None or card is None or card.gated or is_here(card):
-            return ""
-        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not any(map(is_of_hub, card.sources)):
-            return ""  # the renderer says so at once
-        if not (why := await asyncio.to_thread(self._hub.why_not)):
-            return ""
-        return (
-            f"model {card.name!r} is not here, and the hub cannot be reached ({why}). Give the worker a diffusers "
-            f"folder with it, as {card.name}=/path/to/folder, or access to the hub"
-        )
+    async def _out_of_reach(self, job: Job) -> tuple[str, str]:
+        """The field of a model that a job needs and that cannot be downloaded now, and why; else ("", "").
+
+        Nobody else waits for the answer.
+        """
+        plan = job.plan
+        named = {"model": (plan.model, plan.model_version)}
+        if plan.refiner is not None:
+            named["refiner.model"] = (plan.refiner.model, plan.refiner.version)
+        for field, (name, version) in named.items():
+            card = self._cards.cards.get(name) if version is None else None
+            if self._hub is None or card is None or card.gated or is_here(card):
+                continue
+            if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") or not any(map(is_of_hub, card.sources)):
+                continue  # the renderer says so at once
+            if why := await asyncio.to_thread(self._hub.why_not):
+                return field, (
+                    f"model {card.name!r} is not here, and the hub cannot be reached ({why}). Give the worker a "
+                    f"diffusers folder with it, as {card.name}=/path/to/folder, or access to the hub"
+                )
+        return "", ""
 
     async def _decode(self, texts: dict[str, str], job: Job, wanted: Callable[[], bool]) -> None:
         """Give the job its pictures, in the sizes that drawing needs.
@@ -170,7 +178,7 @@ class Preparation:
             multiple = card.size_multiple if card else SIZE_MULTIPLE
             drawable = await self._drawable(sources, limits, multiple, job)
             pictures = {field: _raw(pixels) for field, pixels in drawable.pictures.items()}
-            if (image := pictures.get("image")) is not None:
+            if (image := image_of(pictures)) is not None:
                 check_upscaled(job.plan, (image.width, image.height), multiple, limits)
             job.hold(pictures, share)
             for note in drawable.notes:

@@ -14,7 +14,8 @@ Source: stable-diffusion-webui, `modules/prompt_parser.py` and `modules/extra_ne
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from schemas.errors import Rejected
 
@@ -117,6 +118,21 @@ def with_weights(text: str) -> str:
         return f"({group[1]}:{_STEP:g})" if re.search(r"\w", group[1]) else group[0]
 
     return text if has_marks(text) else re.sub(r"\(([^()]+)\)", marked, text)
+
+
+def as_drawn(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The prompts of our own recipe that must be written otherwise to be drawn as they were.
+
+    Workers before weights drew all marks as words; their recipes do not have `weights`.
+    """
+    if recipe.get("weights"):
+        return {}
+    prompts = {field: recipe.get(field) for field in ("prompt", "negative_prompt")}
+    return {
+        field: re.sub(r"([\\()\[\]])", r"\\\1", text)
+        for field, text in prompts.items()
+        if isinstance(text, str) and has_marks(text)
+    }
 
 
 def check_syntax(text: str, field: str) -> None:

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from consumer.renderer.protocol import RendererSettings, Undrawable
+from infra.models.cards import BUILT_IN, BUNDLED, Cards, ModelCard
 from infra.models.hub_caches import Hub
 from infra.stores.memory import MemoryStore
 from schemas.defaults import ModelState
@@ -62,25 +63,30 @@ def test_a_proxy_is_asked_where_there_is_one(closed: int, monkeypatch: pytest.Mo
 async def test_only_the_request_for_that_model_ends(closed: int) -> None:
     """With the reason and the remedy, without a renderer that waits; what was dropped with it is drawn."""
     store = MemoryStore()
-    for name, model in (("far", "sd15"), ("near", "doodle")):
-        body = {"prompt": "x", "model": model, "steps": 1, "width": 64, "height": 64}
+    requests = {"far": {"model": "sd15"}, "near": {}, "second": {"refiner": {"model": "sdxl"}}}
+    for name, fields in requests.items():
+        body = {"prompt": "x", "steps": 10, "width": 64, "height": 64, **fields}
         await store.create(f"requests/{name}.json", json.dumps(body).encode())
-    worker = make_worker(store)
+    here = ModelCard("here", (str(BUNDLED / "doodle"),), 64, 64, scheduler="DDIM", family="sdxl")
+    cards = Cards({card.name: card for card in (*BUILT_IN, here)})
+    worker = make_worker(store, cards=cards, default_model="here")
     worker.jobs._preparation._hub = Hub()
     results = {}
     async with running(worker):
         with anyio.fail_after(60):
-            while len(results) < 2:
+            while len(results) < len(requests):
                 await anyio.sleep(0.05)
-                for name in ("far", "near"):
+                for name in requests:
                     if [info async for info in store.list(f"results/{name}/result.json")]:
                         results[name] = json.loads((await store.get(f"results/{name}/result.json")).body)
 
     assert results["near"]["status"] == "succeeded"
-    assert (results["far"]["status"], results["far"]["attempts"]) == ("failed", 1)
-    failure = results["far"]["failure"]
-    assert (failure["code"], failure["field"]) == ("model_unavailable", "model")
-    assert "model 'sd15' is not here, and the hub cannot be reached (127.0.0.1: " in failure["message"]
+    for name, field, model in (("far", "model", "sd15"), ("second", "refiner.model", "sdxl")):
+        assert (results[name]["status"], results[name]["attempts"]) == ("failed", 1)
+        failure = results[name]["failure"]
+        assert (failure["code"], failure["field"]) == ("model_unavailable", field)
+        told = f"model {model!r} is not here, and the hub cannot be reached (127.0.0.1: "
+        assert told in failure["message"]
 
 
 def test_heartbeats_say_how_near_each_model_is(closed: int, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ diffusers, and with itself when nobody else is there.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import (
+    Control,
     DeviceCall,
     Drawn,
     Enlarged,
@@ -30,8 +32,10 @@ from consumer.renderer.protocol import (
     Stepped,
     Undrawable,
 )
+from infra.models.addons.known import Addons
 from infra.models.cards import Cards
 from tests.studio import Studio, draw_alone, grey_levels_apart, make_task, save_tiny_refiner, save_tiny_sdxl
+from tests.tiny.addons import picture, save_controlnet
 from tests.tiny.families import save
 
 if TYPE_CHECKING:
@@ -217,11 +221,26 @@ def test_both_models_are_held_while_an_image_needs_both(
     assert [type(event) for event in ended.values()] == [Drawn] * 3
     assert registry.loads == 3  # those with two models first, as they are there
 
-    small = ModelRegistry(cards, memory_budget=both - 1)
+    small = ModelRegistry(cards, memory_budget=sum(map(models.size_of, ("base", "refiner"))) - 1)
     (event,) = Studio(small).draw(refined()).values()
     assert (event.code, event.field, event.retry) == ("model_unavailable", "refiner.model", False)
     assert "in memory together" in event.message
     assert small.loads == 0
+
+
+def test_what_guides_the_first_model_counts_beside_the_refiner(
+    models: ModelRegistry, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Both models stay while the image needs them; where the three do not fit together, it is refused once."""
+    addons = Addons.of([f"net={save_controlnet(folders['base'], tmp_path / 'net')}"])
+    texts = [f"{name}={folders[name]}" for name in ("base", "refiner")]
+    cards = dataclasses.replace(Cards.of(texts), addons=addons)
+    both = models.get("base").bytes + models.get("refiner").bytes
+    asked = {"controls": (Control("net", 1.0, 0.0, 1.0),), "pictures": {"controlnet.0.image": picture(1)}}
+    (event,) = Studio(ModelRegistry(cards, memory_budget=both)).draw(refined(**asked)).values()
+
+    assert (event.code, event.retry) == ("model_unavailable", False)
+    assert "what guides model 'base', with 'base' and 'refiner', needs" in event.message
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ async def test_two_passes_from_a_file_to_a_picture_and_back(tiny_folder: Path, t
         "words": {**ASKED, "prompt": "a red dot"},
         "weighed": {**ASKED, "prompt": "a (red:3) dot", "strict": True},
         "odd": {**from_picture, "upscale": {"scale": 1.3}},
+        "odd-list": {**from_picture, "image": [from_picture["image"]], "upscale": {"scale": 1.3}},
         "unknown": {**ASKED, "refiner": {"model": "nobody"}},
         "other": {**ASKED, "refiner": {"model": "doodle"}},
     }
@@ -91,8 +92,12 @@ async def test_two_passes_from_a_file_to_a_picture_and_back(tiny_folder: Path, t
             ended[f"{name}-again"] = result(store, f"{name}-again")
 
     failures = {name: one["failure"]["field"] for name, one in ended.items() if one["status"] != "succeeded"}
-    assert failures == {"odd": "upscale.scale", "unknown": "refiner.model", "other": "refiner.model"}
-    assert ended["odd"]["failure"]["message"].endswith("draws multiples of 8: 2 (80 x 64)")
+    assert failures == {
+        **dict.fromkeys(("odd", "odd-list"), "upscale.scale"),
+        **dict.fromkeys(("unknown", "other"), "refiner.model"),
+    }
+    for name in ("odd", "odd-list"):
+        assert ended[name]["failure"]["message"].endswith("draws multiples of 8: 2 (80 x 64)")
     assert "known are base, doodle" in ended["unknown"]["failure"]["message"]
     assert "'doodle' is of the family doodle" in ended["other"]["failure"]["message"]
     assert abs(drawn(store, "words") - drawn(store, "weighed")).max() > 1

@@ -230,6 +230,14 @@ def test_empty_parts_of_a_form_are_parts_that_were_not_sent(address: str):
     assert (none.status_code, none.json()["error"]["param"]) == (400, "image")
 
 
+def test_objects_of_a_form_are_json(address: str):
+    """A second pass, as in the body of a manifest."""
+    form = {"prompt": "x", "steps": "2", "upscale": '{"scale": 2}'}
+    answer = httpx.post(f"{address}/v1/images/edits", data=form, files={"image": ("a.png", png())})
+    assert answer.status_code == 200, answer.text
+    assert opened(answer.json()["data"][0]["b64_json"]).size == (128, 96)
+
+
 def test_an_opaque_mask_is_told(address: str):
     """It asks for nothing to be repainted; the warning has OpenAI's name of the field."""
     out = io.BytesIO()

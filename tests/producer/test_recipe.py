@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from producer.recipe import read_recipe
 from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
+from schemas.text.prompts import is_weighted, plain
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 RECIPE = {
@@ -113,3 +114,18 @@ def test_what_guided_a_picture_must_be_given(tmp_path: Path):
     ]
     assert '"name": "canny", "scale": 0.5' in found.notes[0]
     validate_manifest(found.manifest)
+
+
+def test_what_was_drawn_as_words_is_drawn_as_words_again(tmp_path: Path):
+    """Workers before weights drew every bracket; the recipes of later ones say that a prompt has weights."""
+    marks = {"prompt": r"a (red:1.3) [fox] \(", "negative_prompt": "a ((cat))"}
+    old = read_recipe(picture(tmp_path / "a.png", dreamdrop=json.dumps(RECIPE | marks))).manifest
+    new = read_recipe(picture(tmp_path / "b.png", dreamdrop=json.dumps(RECIPE | marks | {"weights": True})))
+
+    assert {name: plain(old[name]) for name in marks} == marks
+    assert not any(is_weighted(old[name]) for name in marks)
+    assert {name: new.manifest[name] for name in marks} == marks
+    assert (
+        read_recipe(picture(tmp_path / "c.png", dreamdrop=json.dumps(RECIPE))).manifest["prompt"]
+        == RECIPE["prompt"]
+    )

@@ -120,9 +120,19 @@ def test_the_final_size_is_checked():
     check_upscaled(planned(upscale={}), (512, 512), 8, Limits())
 
 
-def test_a_lora_beside_a_refiner_is_told():
-    one = planned(Refines(model="x", at=0.8), refiner={"model": "x"}, loras=[{"name": "l"}])
-    assert [(note.code, note.field) for note in one.notes] == [("ignored", "loras")]
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"loras": [{"name": "l"}]},
+        {"controlnet": [{"name": "c", "image": "inputs/c.png"}]},
+        {"ip_adapter": {"name": "i", "image": "inputs/i.png"}},
+    ],
+)
+def test_what_acts_on_the_first_model_only_is_told(fields: dict[str, Any]):
+    """A refiner draws without it; an upscale is drawn by the first model again."""
+    one = planned(Refines(model="x", at=0.8), refiner={"model": "x"}, **fields)
+    assert [(note.code, note.field) for note in one.notes] == [("ignored", *fields)]
+    assert planned(upscale={}, **fields).notes == ()
 
 
 def test_exact_names_have_the_refiner_s_version():

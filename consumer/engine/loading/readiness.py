@@ -51,7 +51,7 @@ def make_ready(
             kept: set[Lora] = {lora for other in others if other.model == one.model for lora in other.loras}
             loaded[one.model].adapters.ensure(one.loras, kept)
             if one.task in loaded[one.model].templates:  # else it is refused below
-                registry.equip(loaded[one.model], one, in_use)
+                registry.equip(loaded[one.model], one, in_use, names)
     pipelines.check_passes(tasks, [loaded[one.model] for one in tasks])
     passes: list[Pass] = []
     warnings: list[tuple[str, str]] = []

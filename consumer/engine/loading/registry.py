@@ -24,6 +24,7 @@ from consumer.engine.loading.opening import check_class, open_pipeline
 from consumer.engine.loading.probe import Outcome, probe
 from consumer.engine.loading.quantizing import quantize
 from consumer.engine.loading.templates import around, modules_of, with_stand_ins
+from consumer.engine.passes import models_of
 from consumer.engine.stand_in import Embeddings
 from consumer.renderer.protocol import ImageTask, Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
@@ -146,7 +147,8 @@ class ModelRegistry:
         model = self._loaded.get(task.model)
         if model is None or self.memory_budget is None or not in_use:
             return True
-        held = sum(one.bytes for key, one in self._loaded.items() if key in {*in_use, task.model})
+        names = {*in_use, *models_of(task)}
+        held = sum(self._loaded[key].bytes if key in self._loaded else self.size_of(key) for key in names)
         return held + model.guides.needed(task) <= self.memory_budget
 
     def get(self, name: str, *, in_use: Collection[str] = ()) -> LoadedModel:
@@ -275,11 +277,19 @@ class ModelRegistry:
             denoiser=folder.family.denoiser,
         )
 
-    def equip(self, model: LoadedModel, task: ImageTask, in_use: Collection[str]) -> None:
-        """Load what guides a task beside its prompt. Raises `Rejected` and `ModelUnavailable` as `get` does."""
+    def equip(
+        self, model: LoadedModel, task: ImageTask, in_use: Collection[str], names: Collection[str] = ()
+    ) -> None:
+        """Load what guides a task beside its prompt. Raises `Rejected` and `ModelUnavailable` as `get` does.
+
+        Args:
+            names: of all models that the task's image needs; they are loaded.
+        """
         if needed := model.guides.needed(task):
-            what = f"what guides model {task.model!r}, with the model,"
-            self._make_room(what, needed, {*in_use, task.model}, held=model.bytes)
+            together = dict.fromkeys([task.model, *names])
+            what = f"what guides model {task.model!r}, with {' and '.join(map(repr, together))},"
+            held = sum(self._loaded[name].bytes for name in together)
+            self._make_room(what, needed, {*in_use, *together}, held=held)
         model.guides.ensure(task)
 
 

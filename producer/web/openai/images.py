@@ -31,7 +31,8 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 DRAW_ERRORS = errors(400, 401, 409, 410, 413, 429, 500, 503, 504)
 #: Fields of a form whose values are JSON, not text.
 JSON_FIELDS = {"n", "seed", "steps", "cfg_scale", "strength", "clip_skip", "strict", "output_compression"}
-JSON_FIELDS |= {"stream", "partial_images", "metadata", "loras", "output", "controlnet", "ip_adapter"}
+JSON_FIELDS |= {"stream", "partial_images", "metadata", "loras", "output"}
+JSON_FIELDS |= {"controlnet", "ip_adapter", "upscale", "refiner"}
 
 
 class Model(BaseModel):

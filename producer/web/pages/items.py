@@ -16,6 +16,7 @@ from schemas.errors import Rejected
 from schemas.manifest import validate_manifest
 from schemas.plan import exact_names
 from schemas.result import Result
+from schemas.text.prompts import as_drawn
 from schemas.text.strictjson import load_object
 
 STATUS_NAMES = {
@@ -201,7 +202,7 @@ def repeating_manifest(result: Result) -> dict[str, Any]:
     ):
         if plan.get(name) is not None:
             manifest[name] = plan[name]
-    manifest |= exact_names(plan)
+    manifest |= exact_names(plan) | as_drawn(plan)
     if isinstance(used := plan.get("ip_adapter"), dict) and isinstance(manifest.get("ip_adapter"), dict):
         manifest["ip_adapter"] |= {"name": used.get("name")}  # the request may have left it open
     if plan.get("seeds"):

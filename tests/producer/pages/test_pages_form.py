@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import TYPE_CHECKING
 
 import httpx
@@ -149,3 +150,23 @@ def test_the_form_stays_over_a_reload_and_a_look_at_a_picture(page: Page, addres
     page.get_by_role("link", name="Use in the form").click()
     expect(prompt).to_have_value("to be looked at")
     expect(page.locator("#draw")).to_have_text("Draw")
+
+
+def test_a_recipe_loses_nothing_that_the_form_has_no_inputs_for(page: Page, address: str):
+    """A second pass and the pictures behind the first one are sent again; they can be left out."""
+    page.goto("/")
+    both = [base64.b64encode(png()).decode()] * 2
+    manifest = {"prompt": "as before", "image": both, "upscale": {"scale": 2.0}, "refiner": {"model": "x"}}
+    file = {"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(manifest).encode()}
+    page.locator("#file").set_input_files([file])  # type: ignore[list-item]
+    expect(page.locator("#carried-names")).to_have_text("upscale, refiner, image")
+    with page.expect_request("**/jobs") as sent:
+        page.locator("#draw").click()
+    body = json.loads(sent.value.post_data or "")
+    assert {name: body[name] for name in ("upscale", "refiner")} == {
+        name: manifest[name] for name in ("upscale", "refiner")
+    }
+    assert [base64.b64decode(one.partition(",")[2]) for one in body["image"][:1]] == [png()]
+    assert body["image"][1:] == both[1:]
+    page.get_by_role("button", name="Leave out").click()
+    expect(page.locator("#carried")).to_be_hidden()

@@ -12,7 +12,8 @@ const OPEN = ["steps", "cfg_scale", "width", "height", "scheduler"]; // what is 
 const REMEMBERED = ["negative_prompt", "steps", "cfg_scale", "number_of_images", "width", "height", "model", "scheduler"];
 const SAVED = "dreamdrop-form"; // not "dreamdrop": there older pages saved steps and guidance that nobody had chosen
 const limits = { side: +form.dataset.side, pixels: +form.dataset.pixels, bytes: +form.dataset.bytes };
-const CARRIED = ["loras", "clip_skip", "controlnet", "ip_adapter"]; // of a recipe; the form has no inputs for them
+// Of a recipe; the form has no inputs for them, nor for pictures behind the first one of `image`.
+const CARRIED = ["loras", "clip_skip", "controlnet", "ip_adapter", "upscale", "refiner", "image"];
 let strengthChosen = false;
 let carried = {};
 
@@ -27,11 +28,12 @@ $("#carried button").addEventListener("click", () => carry({}));
 
 /** The manifest as JSON. The seed is added as text: JavaScript's numbers would round it. */
 function manifest() {
-  const values = { prompt: field("prompt").value, ...carried };
+  const { image: others, ...rest } = carried;
+  const values = { prompt: field("prompt").value, ...rest };
   for (const name of TEXTS) if (field(name).value.trim()) values[name] = field(name).value;
   for (const name of NUMBERS) if (field(name).value !== "" && !field(name).disabled) values[name] = Number(field(name).value);
   if (editor.hasPicture()) {
-    values.image = editor.image();
+    values.image = others ? [editor.image(), ...others] : editor.image();
     values.strength = Number(field("strength").value);
     const mask = editor.painted();
     if (mask) values.mask_image = mask;
@@ -156,10 +158,11 @@ async function fill(manifest, seed) {
     if (manifest[name] !== undefined || TEXTS.includes(name) || OPEN.includes(name)) field(name).value = manifest[name] ?? "";
   }
   showModel();
-  carry(manifest);
+  const [image, ...others] = [manifest.image ?? []].flat();
+  carry({ ...manifest, image: others });
   field("seed").value = seed ?? manifest.seed ?? "";
-  if (manifest.image) {
-    await editor.show(await blobOf(manifest.image), limits);
+  if (image) {
+    await editor.show(await blobOf(image), limits);
     if (manifest.mask_image) await editor.showMask(await blobOf(manifest.mask_image));
   } else editor.remove();
   if (manifest.strength) {
