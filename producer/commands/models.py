@@ -18,7 +18,6 @@ from producer.commands.session import (
     run,
     say,
 )
-from schemas.defaults import sized
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
