@@ -93,10 +93,10 @@ async def _serve(places: Places, cards: Cards, settings: WorkerSettings, rendere
         verdict = await probe(store)
         cache = ModelCache(default_folder(), places.model_cache)
         loaded, fetched = model, Fetched()
-        if model not in cards.cards:
+        if cards.firm(model) is None:
             loaded, fetched = await ModelFetcher(store, cache).fetch_default(model, cards)
             stack.callback(fetched.release)  # at the end: a renderer that is replaced loads it again
-            why = f"{why}; published, loads {loaded}"
+            why = f"{why}; published, loads {loaded}" if loaded not in cards.cards else why
         log.info("store", extra={"url": store.url})
         level = logging.DEBUG if verdict.is_atomic else logging.WARNING
         log.log(level, "store probed", extra={"level": verdict.level, "note": verdict.reason})

@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec.structs import replace
+
 from consumer.engine.passes import models_of, passes_of
 from schemas.errors import Rejected, Unavailable
 
@@ -89,7 +91,8 @@ class AdmissionQueue:
     def add(self, task: ImageTask) -> None:
         self._arrivals += 1
         key = (task.express, tuple(map(batch_key, passes_of(task))))
-        self._queues.setdefault(key, deque()).append((self._arrivals, task))
+        queue = self._queues.setdefault(key, deque())
+        queue.append((self._arrivals, _sharing_pictures(task, queue[-1][1]) if queue else task))
 
     def drop(self, request: str) -> None:
         """Forget every task of a request."""
@@ -176,6 +179,14 @@ class AdmissionQueue:
             self._queues[key] = queue
         else:
             del self._queues[key]
+
+
+def _sharing_pictures(task: ImageTask, earlier: ImageTask) -> ImageTask:
+    """The task with the pictures of an earlier one of its request: each came over the pipe with a copy of its own."""
+    names = ("image", "mask", "pictures")
+    if task.request != earlier.request or any(getattr(task, one) != getattr(earlier, one) for one in names):
+        return task
+    return replace(task, **{one: getattr(earlier, one) for one in names})
 
 
 class FairShares:

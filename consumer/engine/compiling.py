@@ -95,7 +95,8 @@ class Compiler:
             return None
         if call.layout.reads_length:
             return None  # shapes inside depend on the text
-        twin = self._twin(call.module)
+        # Code around lists of texts of several lengths would be compiled for each length.
+        twin = self._twin(call.module, "regional" if call.layout.ragged else self._kind)
         if twin is None:
             return None
         size = min(1 << (count - 1).bit_length(), limit)
@@ -126,7 +127,7 @@ class Compiler:
 
     def compiled(self, module: nn.Module) -> nn.Module:
         """A denoiser's twin; the module itself where it cannot be compiled."""
-        twin = self._twin(module)
+        twin = self._twin(module, self._kind)
         return module if twin is None else twin.module
 
     def makes_room(self) -> bool:
@@ -144,10 +145,10 @@ class Compiler:
             self._thread.join()
         self._collect()
 
-    def _twin(self, module: nn.Module) -> _Twin | None:
+    def _twin(self, module: nn.Module, kind: str) -> _Twin | None:
         if module not in self._twins:
             try:
-                self._twins[module] = _Twin(_compiled(module, self._kind, self._backend))
+                self._twins[module] = _Twin(_compiled(module, kind, self._backend))
             except Exception as error:  # copying runs the code of every part of a model
                 self._twins[module] = None
                 self._complain(type(module).__name__, device_errors.describe(error))

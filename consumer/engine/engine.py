@@ -32,8 +32,8 @@ from consumer.engine.loading.readiness import make_ready
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.passes import models_of, passes_of
 from consumer.engine.preview import Previews
-from consumer.engine.sampler import Samplers
-from consumer.engine.texts import encode_texts
+from consumer.engine.sampling.sampler import Samplers
+from consumer.engine.stand_in import encode_texts
 from consumer.renderer.protocol import (
     Complaint,
     DeviceCall,
@@ -256,12 +256,16 @@ class Engine:
             return
         if isinstance(outcome, Call):
             outcome.ticket = next(self._tickets)
-            before = image.last_step if outcome.kind == "unet" else None
             image.paused_in = outcome
-            outcome.key = self._keys.of(outcome, image.state, before)
+            before = image.last_step if outcome.kind == "unet" else None
+            alike = before is not None and joining.alike(outcome, before)
+            outcome.key = before.key if before and alike else self._keys.of(outcome, image.state)
             outcome.switched = any(image.state)
-            if outcome.kind == "unet":
-                image.last_step, image.rows = outcome, image.rows or outcome.rows
+            if (
+                outcome.kind == "unet"
+            ):  # keep what is alike only: others may hold much, as a ControlNet's answers
+                image.last_step = outcome if alike or not image.rows else None
+                image.rows = image.rows or outcome.rows
             return
         if image.later:
             image.go_on()

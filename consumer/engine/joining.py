@@ -50,20 +50,13 @@ class Keys:
         self._exact = exact
         self._known: LruCache[Hashable, int] = LruCache(KINDS)
 
-    def of(self, call: Call, state: Hashable, before: Call | None) -> Hashable:
-        """The number of a call's kind.
-
-        Args:
-            state: of the module's weights: its LoRAs.
-            before: the same image's last call of this module. Mostly only its numbers differ.
-        """
-        if before is not None and _alike(call, before):
-            return before.key
+    def of(self, call: Call, state: Hashable) -> Hashable:
+        """The number of a call's kind. `state`: what the module is switched to, such as its LoRAs."""
         return self._known.setdefault((key(call, exact=self._exact), state), next(_numbers))
 
 
-def _alike(call: Call, before: Call) -> bool:
-    """Whether two calls of one image and module differ at most in the values of latents and time."""
+def alike(call: Call, before: Call) -> bool:
+    """Whether two calls of one image differ at most in the values of latents and time; then their kind is the same."""
     layout, then = call.layout, before.arguments
     if call.module is not before.module or call.method != before.method:
         return False

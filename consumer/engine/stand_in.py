@@ -4,10 +4,13 @@ A pipeline runs in a greenlet. When it calls its denoiser, it calls a *stand-in*
 `Call`, the greenlet pauses, and the engine gets the call. Later the engine resumes the greenlet
 with the answer. The pipeline cannot tell: in everything else (`config`, `dtype`, `device`,
 `isinstance`) the stand-in behaves as the real module does.
+
+Each different text is encoded once, with the pictures that belong to it: answers of text encoders are cached.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from greenlet import getcurrent
 
-from consumer.engine import joining
+from consumer.engine import joining, rows
 from consumer.engine.call import Call
 from consumer.engine.denoisers import DENOISERS, SIDES, UNKNOWN, Denoiser
-from consumer.engine.rows import convert, row_count, tensors_in
+from consumer.engine.device_call import DeviceCaller, Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from torch import nn
 
@@ -118,10 +121,10 @@ class StandIn:
             arguments.pop("generator", None)  # AutoencoderKL accepts and ignores it
             arguments = {name: _cast(value, module) for name, value in arguments.items()}
         answer = engine.switch(
-            Call(kind, module, method, arguments, row_count(arguments), layers=self._layers)
+            Call(kind, module, method, arguments, rows.row_count(arguments), layers=self._layers)
         )
         if kind == "encode" and args and isinstance(args[0], torch.Tensor):
-            return convert(answer, args[0].dtype)  # the pipeline continues in the picture's precision
+            return rows.convert(answer, args[0].dtype)  # the pipeline continues in the picture's precision
         return answer
 
     def _denoise(self, engine: Any, signature: _Signature, arguments: dict[str, Any]) -> Any:
@@ -166,7 +169,7 @@ class Embeddings:
         return self._kept[key][0]
 
     def put(self, key: Hashable, answer: Any) -> None:
-        size = sum(t.numel() * t.element_size() for t in tensors_in(answer))
+        size = sum(t.numel() * t.element_size() for t in rows.tensors_in(answer))
         if key in self._kept or size > self._max_bytes:
             return
         self._kept[key] = (answer, size)
@@ -195,3 +198,43 @@ def _one_per_row(timestep: Any, rows: int, latents: Any) -> torch.Tensor:
         timestep = torch.tensor(timestep, device=device)
     dtype = timestep.dtype if timestep.dtype in (torch.float16, torch.bfloat16) else torch.float32
     return timestep.to(device, dtype).expand(rows)
+
+
+def encode_texts(
+    caller: DeviceCaller,
+    cache: Embeddings,
+    calls: Sequence[Call],
+    key: Hashable,
+    state: Hashable,
+    ready: Callable[[], None],
+) -> list[tuple[Call, Any | Failure]]:
+    """Answer text encoder calls that can be stacked; each different text is encoded once, then cached.
+
+    Args:
+        key: of the calls; one with pictures has a key that no other has.
+        state: what the module is switched to, on which its answers depend.
+    """
+    state = (id(calls[0].module), state)
+    alike: dict[bytes, list[Call]] = {}
+    for call in calls:
+        alike.setdefault(_seen(call), []).append(call)
+    answers = {seen: cache.get((state, seen)) for seen in alike}
+    new = {id(equal[0]): seen for seen, equal in alike.items() if answers[seen] is None}
+    if new:
+        for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
+            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
+            answers[new[id(call)]] = answer
+            if not isinstance(answer, Failure):
+                cache.put((state, new[id(call)]), answer)
+    return [(call, answers[seen]) for seen, equal in alike.items() for call in equal]
+
+
+def _seen(call: Call) -> bytes:
+    """A hash of everything that a text encoder is given: equal prompts and pictures, equal bytes."""
+    seen = hashlib.sha256()
+    for name, value in sorted(call.arguments.items()):
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in rows.tensors_in(value)]
+        seen.update(repr((name, shapes or value)).encode())
+        for tensor in rows.tensors_in(value):
+            seen.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seen.digest()

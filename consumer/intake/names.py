@@ -76,15 +76,15 @@ class Names:
         return replace(meaning, refiner=await self._refiner(manifest.refiner, meaning.card, seen))
 
     async def _refiner(self, asked: Refiner, base: ModelCard, seen: float) -> Refines:
-        own, model = self.cards.cards.get(asked.model), None
-        if own is None or own.yields:
+        card, version = self.cards.firm(asked.model), None
+        if card is None:
             model = await self._published(asked.model, seen)
-        if model is not None and model.kind != "full":
-            raise _refused(f"is {model.reference}, a LoRA; name a whole model", "refiner.model")
-        if model is None and own is None:
-            self.cards.get(asked.model, await self._published_names(), "refiner.model")  # raises
-        card = self._card_of(model) if model is not None else self.cards.get(asked.model)
-        version = model.version if model is not None else None
+            if model is None:
+                card = self.cards.get(asked.model, await self._published_names(), "refiner.model")  # raises
+            elif model.kind != "full":
+                raise _refused(f"is {model.reference}, a LoRA; name a whole model", "refiner.model")
+            else:
+                card, version = self._card_of(model), model.version
         for one, goes in ((card, "goes on as one"), (base, "stops early for one")):
             if one.family and not (one.family == _REFINES or one.family.startswith("unet-")):
                 text = f"is {card.name!r}; only an SDXL model {goes}, and {one.name!r} is of the family {one.family}"
@@ -93,14 +93,12 @@ class Names:
 
     async def _model(self, manifest: Manifest, seen: float) -> Meaning:
         name = manifest.model or self.default_model
-        own = self.cards.cards.get(name)
-        if own is not None and not own.yields:
+        if (own := self.cards.firm(name)) is not None:
             return await self._with_loras(manifest, own, None, seen)
         model = await self._published(name, seen)
-        if model is None and own is not None:
-            return await self._with_loras(manifest, own, None, seen)
         if model is None:
-            return Meaning(self.cards.get(name, await self._published_names()))  # raises
+            others = [] if name in self.cards.cards else await self._published_names()
+            return await self._with_loras(manifest, self.cards.get(name, others), None, seen)
         if model.kind == "full":
             return await self._with_loras(manifest, self._card_of(model), model.version, seen)
         return await self._lora_as_model(manifest, model, seen)
@@ -110,7 +108,7 @@ class Names:
 
     async def _lora_as_model(self, manifest: Manifest, lora: PublishedCard, seen: float) -> Meaning:
         """A LoRA that is named as the model: its base, with the LoRA at its default weight."""
-        base = await self._published(lora.base, seen) if lora.base not in self.cards.cards else None
+        base = await self._published(lora.base, seen) if self.cards.firm(lora.base) is None else None
         if base is not None and base.kind != "full":
             raise _refused(f"is {lora.reference}, a LoRA whose base {lora.base!r} is a LoRA itself", "model")
         if base is None and lora.base not in self.cards.cards:

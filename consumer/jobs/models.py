@@ -88,7 +88,7 @@ class ModelFetcher:
         return fetched
 
     async def fetch_default(self, reference: str, cards: Cards) -> tuple[str, Fetched]:
-        """Fetch what a worker loads at its start when its default model is a published one.
+        """Fetch what a worker loads at its start when its default model may be a published one.
 
         Returns:
             What the renderers call it, and its files, which stay on this machine until they are released. Of a LoRA it
@@ -101,13 +101,13 @@ class ModelFetcher:
         """
         try:
             card = await published.resolve(self.store, reference)
-        except Rejected:
-            cards.get(reference, await published.names(self.store))  # raises, with what is known
-            raise
-        if card.kind == "lora" and card.base in cards.cards:
-            return card.base, Fetched()
-        if card.kind == "lora":
-            card = await published.resolve(self.store, card.base)
+            if card.kind == "lora" and cards.firm(card.base) is not None:
+                return card.base, Fetched()
+            if card.kind == "lora":
+                reference = card.base
+                card = await published.resolve(self.store, reference)
+        except Rejected:  # nothing is published under it
+            return cards.get(reference, await published.names(self.store)).name, Fetched()
         fetched = Fetched()
         fetched.folder = str((await self._use(card, fetched, "model")).folder)
         return card.reference, fetched

@@ -15,10 +15,9 @@ from consumer.jobs.job import Job, image_of
 from consumer.jobs.memory import Budget
 from consumer.renderer.protocol import RawPicture
 from infra.decoding.process import CHANNELS, Decoders, Source, Use
-from infra.models.cards import is_here
-from infra.models.hub_caches import is_of_hub
+from infra.models.hub_caches import is_here, is_of_hub
 from schemas.defaults import SIZE_MULTIPLE
-from schemas.errors import Rejected
+from schemas.errors import Rejected, TooLarge
 from schemas.manifest import has_expired, parse_manifest
 from schemas.manifest_limits import check_numbers, check_upscaled
 from schemas.manifest_parts import PICTURES, pictures_in
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from infra.models.hub_caches import Hub
     from schemas.limits import Limits
     from schemas.manifest import Manifest
+
+_BODIES = 2  # the largest bodies that the files of one request's pictures may fill
 
 
 class Preparation:
@@ -172,7 +173,7 @@ class Preparation:
         try:
             if not wanted():
                 return
-            sources = [Source(f, uses[f], await self._inputs.read(text, f)) for f, text in texts.items()]
+            sources = [Source(field, uses[field], data) for field, data in (await self._read(texts)).items()]
             card = self._cards.cards.get(job.plan.model) if job.plan.model_version is None else None
             multiple = card.size_multiple if card else SIZE_MULTIPLE
             drawable = await self._drawable(sources, limits, multiple, job)
@@ -185,6 +186,17 @@ class Preparation:
         finally:
             if job.share is not share:
                 share.release()
+
+    async def _read(self, texts: dict[str, str]) -> dict[str, bytes]:
+        """The files of a request's pictures, by field. Together they are bounded: their keys take no room in a body."""
+        files: dict[str, bytes] = {}
+        most = _BODIES * self._limits.max_body_bytes
+        for field, text in texts.items():
+            files[field] = await self._inputs.read(text, field)
+            if (size := sum(map(len, files.values()))) > most:
+                error = TooLarge(f"{field}, with the pictures before it,", size, most)
+                raise Rejected(error.code, error.message, field=field)
+        return files
 
     async def _drawable(self, sources: list[Source], limits: Limits, multiple: int, job: Job) -> Drawable:
         size = job.size()  # (0, 0) where the image says it

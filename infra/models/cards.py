@@ -15,7 +15,7 @@ from infra.models import card_options
 from infra.models.addons.known import Addons
 from infra.models.families import FAMILIES, POPULAR_MODELS, Family
 from infra.models.folders import Reading, check_family, read_folder, read_name
-from infra.models.hub_caches import GATED, downloads, has_weights
+from infra.models.hub_caches import GATED, downloads, is_here
 from infra.models.lora_files import LoraFile, find_loras
 from infra.models.single_files import PICKLES, find_configs, need_configs, read_single_file
 from schemas.defaults import CFG_SCALE, SIZE_MULTIPLE, STEPS, ModelDefaults, ModelState
@@ -197,6 +197,11 @@ class Cards:
         """The names of all models, sorted."""
         return sorted(self.cards)
 
+    def firm(self, name: str) -> ModelCard | None:
+        """The card of a name that nothing published takes."""
+        card = self.cards.get(name)
+        return card if card is not None and not card.yields else None
+
     def own(self) -> list[ModelCard]:
         """The cards that the operator made or changed."""
         return [card for card in self.cards.values() if card not in (*BUILT_IN, *POPULAR)]
@@ -228,11 +233,6 @@ class Cards:
             known = ", ".join(sorted({*self.loras, *published})) or "none"
             raise Rejected("unknown_lora", f"no LoRA is named {name!r}; known are {known}", field="loras")
         return self.loras[name]
-
-
-def is_here(card: ModelCard) -> bool:
-    """Whether a source of the model is a folder on this machine, or in the hub library's cache."""
-    return any(has_weights(source, card.revision) for source in card.sources)
 
 
 def state_of(card: ModelCard, *, offline: bool) -> ModelState:

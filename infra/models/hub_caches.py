@@ -62,6 +62,11 @@ def has_weights(source: str, revision: str) -> bool:
     )
 
 
+def is_here(card: ModelCard) -> bool:
+    """Whether a source of the model is a folder on this machine, or in the hub library's cache."""
+    return any(has_weights(source, card.revision) for source in card.sources)
+
+
 def folders_of(card: ModelCard) -> list[Path]:
     """The folders on this machine that have a model's configs, whether or not its weights are there."""
     found: list[Path] = []

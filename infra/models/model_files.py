@@ -33,7 +33,7 @@ _CONFIGS = ["model_index.json", "*/config.json", "scheduler/scheduler_config.jso
 _WANTED = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors"]
 #: Tensors with several dimensions that keep their precision where weights are kept in 8 bits.
 _IN_FULL = re.compile(
-    r"norm|pos_embed|patch_embed|embed_tokens|(token|position)_embedding|shared\.|relative_attention_bias|\bwo\.|"
+    r"pos_embed|patch_embed|embed_tokens|(token|position)_embedding|shared\.|relative_attention_bias|\bwo\.|"
     r"lm_head|adaln_single|\b[tx]_embedder|cap_embedder|^proj_(in|out)\.|_token$|table"
 )
 _UNWANTED = [

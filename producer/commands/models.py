@@ -18,7 +18,6 @@ from producer.commands.session import (
     run,
     say,
 )
-from schemas.defaults import sized
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
@@ -95,6 +94,8 @@ def show(reference: Known, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = Fa
 
 
 def _show(card: PublishedCard | None, model: ModelName | None, moves: list[Move], as_json: bool) -> None:
+    from schemas.defaults import sized
+
     if as_json:
         history = [{"number": move.number, "version": move.version, "at": move.at} for move in moves]
         facts = {"model": model.document() if model else None}

@@ -112,9 +112,11 @@ class Planner:
         refiner: Refines | None,
     ) -> Plan:
         plain, _, version = name.partition("@")
+        built_in = next((one for one in (*BUILT_IN, *POPULAR) if one.name == name), None)
         return plan(
             manifest,
             model=plain,
+            edits=built_in is not None and built_in.editor is not None,
             revision="",
             native_size=native,
             scheduler=samplers.resolve(manifest.scheduler or card.scheduler or "DDIM").name,

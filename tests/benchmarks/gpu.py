@@ -300,11 +300,11 @@ def _model(name: str, folder: Path, dtype: torch.dtype, peak: float, options: An
             options.rounds, save_lora(folder, folder.with_name("lora"))
         )
     if options.compile != "off":
-        heard: list[Complaint] = []
-        bench.compiler = Compiler(options.compile, emit=heard.append, after=1, backend=options.backend)
+        heard: list[str] = []
+        bench.compiler = Compiler(options.compile, complain=heard.append, after=1, backend=options.backend)
         cells[f"{title}, compiled ({options.compile})"] = bench.measure(options.rounds, peak)
         for complaint in heard:
-            print(complaint.text, file=sys.stderr)
+            print(complaint, file=sys.stderr)
     return cells
 
 

@@ -13,7 +13,7 @@ from consumer.engine import admission
 from consumer.engine.admission import AdmissionQueue, Turns, batch_key
 from consumer.engine.call import Call
 from consumer.engine.in_flight import InFlight
-from consumer.renderer.protocol import ImageTask
+from consumer.renderer.protocol import ImageTask, RawPicture
 from schemas.errors import Rejected
 
 
@@ -28,7 +28,7 @@ def begun(task: ImageTask, kind: str = "", ticket: int = 0, key: str = "k") -> I
     image = InFlight(task, batch_key(task), task.loras, model=None, greenlet=None)  # type: ignore[arg-type]
     if kind:
         rows = 2 if kind == "unet" and task.cfg_scale > 1 else 1
-        image.paused_in = Call(kind, None, "__call__", {}, rows, key, ticket)  # type: ignore[arg-type]
+        image.paused_in = Call(kind, None, "__call__", {}, rows, key, ticket=ticket)  # type: ignore[arg-type]
     return image
 
 
@@ -193,3 +193,22 @@ def test_prompts_are_encoded_together_whatever_their_number():
     """Equal prompts are encoded once, so the number of calls says little about the rows."""
     images = [begun(a_task(f"r{i}"), "text", i) for i in range(5)]
     assert next_group(images, lambda _kind, _key: 1) == images
+
+
+def test_the_images_of_a_request_share_its_pictures():
+    """Each task comes with a copy of its own; sixty-four of them would hold as many pictures."""
+
+    def drawn_from(request: str, shade: int) -> ImageTask:
+        picture = RawPicture(2, 1, 3, bytes([shade] * 6))
+        return a_task(request, task="img2img", image=picture, pictures={"controlnet.0.image": picture})
+
+    queue = AdmissionQueue(Registry("m"), 64, 8)
+    for request, shade in (("a", 1), ("a", 1), ("b", 1), ("b", 2)):
+        queue.add(drawn_from(request, shade))
+    in_flight: list[InFlight] = []
+    assert admitted(queue, in_flight) == ["a", "a", "b", "b"]
+    first, second, third, fourth = (image.task for image in in_flight)
+    assert first.image is second.image
+    assert first.pictures is second.pictures
+    assert third.image is not second.image  # of another request
+    assert fourth.image != third.image

@@ -233,3 +233,19 @@ def test_both_passes_of_an_upscale_are_guided(scene: ModelRegistry) -> None:
     pictures = drawn(room, [guided("a", CANNY, upscale=upscale), make_task("plain", upscale=upscale)])
     assert (room.engine.counters.side_calls, pictures["a"].width) == (3 + 1, 64)
     assert grey_levels_apart(pictures["a"], pictures["plain"]) > 5
+
+
+def test_weights_in_eight_bits_are_guided_in_the_precision_that_computes(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A ControlNet in that of the kept weights could not be multiplied."""
+    addons = Addons.of(
+        [f"canny={save_controlnet(tiny_folder, tmp_path / 'canny')}"],
+        [f"face={save_ip_adapter(tiny_folder, tmp_path / 'face')}"],
+    )
+    cards = with_fields(Cards.of([f"tiny={tiny_folder}"]), addons=addons)
+    registry = ModelRegistry(cards, quantize="fp8", dtype="bfloat16")
+    task = guided("a", CANNY, steps=1, ip_adapter=IpAdapterChoice("face", 1))
+    task.pictures["ip_adapter.image"] = picture(1)
+    drawn(Studio(registry), [task])
+    assert registry.get("tiny").guides.controlnets._loaded["canny"].dtype == torch.bfloat16

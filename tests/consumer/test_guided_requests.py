@@ -65,6 +65,10 @@ REQUESTS: dict[str, tuple[dict[str, Any], tuple[str, str] | None]] = {
         {"controlnet": [NET | {"image": "uploads/b.png"}]},
         ("controlnet.0.image", "there is no object"),
     ),
+    "too-much": (
+        {"controlnet": [NET | {"image": "uploads/large.png"}] * 3},
+        ("controlnet.2.image", "with the pictures before it, is"),
+    ),
     "order": ({"controlnet": [NET | {"start": 0.9, "end": 0.3}]}, ("controlnet.0.end", "more than start")),
 }
 
@@ -82,9 +86,12 @@ def store(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     options += [part for net in nets for part in ("--controlnets", net)]
     (root / "store" / "uploads").mkdir(parents=True)
     (root / "store" / "uploads" / "edges.png").write_bytes(base64.b64decode(NET["image"]))
+    (root / "store" / "uploads" / "large.png").write_bytes(base64.b64decode(png(540, 500)))
     for id, (fields, _) in REQUESTS.items():
         drop(root / "store", f"{id}.json", DRAW | fields)
-    with worker(root / "store", "--renderer", "diffusers", "--devices", "cpu", *options):
+    with worker(
+        root / "store", "--renderer", "diffusers", "--devices", "cpu", "--max-body-mb", "1", *options
+    ):
         for id in REQUESTS:
             result(root / "store", id)
         (root / "store" / "beat.json").write_bytes(next((root / "store" / "workers").iterdir()).read_bytes())

@@ -126,6 +126,9 @@ async def test_a_popular_name_that_is_published_means_what_was_published(shelf, 
     after = await plan(model="z-image-turbo")
     assert (after.model_version, after.steps, after.scheduler) == (1, 20, "DPM++ 2M")
     (tmp_path / "model_index.json").write_text("{}")
+    await publish("shine", kind="lora", base="z-image-turbo")
+    shine = await plan(model="shine")
+    assert (shine.model, shine.model_version) == ("z-image-turbo", 1)
     own = planner(shelf, cards=Cards.of([f"z-image-turbo={tmp_path}"]))
     assert (await own(model="z-image-turbo")).model_version is None
 
@@ -306,6 +309,9 @@ async def test_a_published_default_model_is_fetched_at_the_start(shelf, publish,
     assert (name, Path(fetched.folder).is_dir()) == ("dog@1", True)
     fetched.release()
     assert (await fetcher.fetch_default("ink@1", Cards.of()))[0] == "doodle"
+    assert (await fetcher.fetch_default("z-image-turbo", Cards.of()))[0] == "z-image-turbo"  # of the hub
+    await publish("z-image-turbo")
+    assert (await fetcher.fetch_default("z-image-turbo", Cards.of()))[0] == "z-image-turbo@1"
     with pytest.raises(Rejected, match=r"no model named 'dgo'; known are .*dog.*did you mean 'dog'"):
         await fetcher.fetch_default("dgo", Cards.of())
     plan = planner(shelf, default="dog")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from consumer.engine.sampler import Samplers
+from consumer.engine.sampling.sampler import Samplers
 from schemas import samplers
 
 _CONFIG = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "clip_sample": False}

@@ -141,3 +141,13 @@ def test_pictures_of_guides_are_embedded_too(tmp_path: Path):
         Rejected, match=r"line 2: controlnet.0.image names 'none.png', but there is no such file"
     ):
         bulk.from_csv(table.replace("edges", "none").encode(), folder=tmp_path)
+
+
+def test_picture_files_become_fields(tmp_path: Path):
+    """One as text, as workers of any version read it, and several as a list in their order."""
+    for name in ("a", "b", "m"):
+        (tmp_path / name).write_bytes(name.encode())
+    a, b, m = (base64.b64encode(name.encode()).decode() for name in ("a", "b", "m"))
+    assert bulk.pictures([tmp_path / "a"], tmp_path / "m") == {"image": a, "mask_image": m}
+    assert bulk.pictures([tmp_path / "b", tmp_path / "a"], None) == {"image": [b, a]}
+    assert bulk.pictures([], None) == {}

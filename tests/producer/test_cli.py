@@ -186,7 +186,8 @@ def test_the_life_of_a_request(dreamdrop: Cli, store: str, worker: Worker, tmp_p
     assert "ben is canceled" in dreamdrop("cancel", "ben").stderr
     assert dreamdrop("fetch", "ben").returncode == 1
     assert "start one with" in dreamdrop("models").stderr
-    assert json.loads(dreamdrop("models", "--json").stdout) == {"models": []}
+    models = json.loads(dreamdrop("models", "--json").stdout)
+    assert models == {"models": [], "controlnets": [], "ip_adapters": []}
 
 
 def test_a_dropped_file_is_named_by_its_path(dreamdrop: Cli, store: str):

@@ -7,7 +7,9 @@ with a plain pipeline and compares. Both take the same path through diffusers.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -66,6 +68,39 @@ def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any])
     except ImportError as error:
         reason = f"scheduler {choice.name!r} cannot run here: {error}"
         raise Rejected("unsupported", reason, field="scheduler") from error
+
+
+def check_timesteps(scheduler: Any, name: str, steps: int) -> tuple[float, ...]:
+    """The timesteps that a scheduler has set. Raises `Rejected` if they are no numbers: few steps can divide by zero.
+
+    Args:
+        name: canonical.
+    """
+    timesteps = tuple(scheduler.timesteps.tolist())
+    sigmas = getattr(scheduler, "sigmas", None)
+    if any(map(math.isnan, (*timesteps, *(sigmas.tolist() if isinstance(sigmas, torch.Tensor) else ())))):
+        text = f"is {steps}; the scheduler {name} cannot do so few with this model; ask for more"
+        raise Rejected("unsupported", f"steps {text}", field="steps")
+    return timesteps
+
+
+def counting(scheduler: Any, name: str) -> Any:
+    """A scheduler of diffusers that counts its steps, as `steps_done`; signatures stay as they are."""
+    step, set_timesteps = scheduler.step, scheduler.set_timesteps
+
+    @functools.wraps(set_timesteps)
+    def checked(num_inference_steps: Any = None, *args: Any, **kwargs: Any) -> None:
+        set_timesteps(num_inference_steps, *args, **kwargs)
+        check_timesteps(scheduler, name, scheduler.num_inference_steps)
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        scheduler.steps_done += 1
+        return step(*args, **kwargs)
+
+    scheduler.steps_done = 0
+    vars(scheduler)["step"], vars(scheduler)["set_timesteps"] = counted, checked
+    return scheduler
 
 
 def check_limits(pipe: Any, task: ImageTask, scheduler_config: Mapping[str, Any], size_multiple: int) -> None:

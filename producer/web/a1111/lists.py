@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from producer.overview import defaults_of
 from producer.web.a1111.fields import checkpoint
 from producer.web.a1111.second_pass import UPSCALER
 from producer.web.api_keys import Key
@@ -18,6 +17,7 @@ from producer.web.caller import Caller, FacadeOf, document
 from producer.web.facade import Facade
 from producer.web.openapi import errors, request_body
 from schemas import samplers
+from schemas.defaults import ModelDefaults
 from schemas.errors import Rejected
 
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
@@ -85,9 +85,10 @@ async def options(request: Request, facade: FacadeOf, caller: Caller) -> dict[st
     workers = await facade.workers()
     default = next((str(w["default_model"]) for w in workers if w.get("default_model")), "")
     model = chosen_model(request, caller) or default
+    known = {each.name: each.defaults for each in await facade.client.models()}
     return {
         "sd_model_checkpoint": model,
-        "defaults": defaults_of(workers, model).model_dump(),
+        "defaults": known.get(model.partition("@")[0], ModelDefaults()).model_dump(),
         "sd_checkpoint_hash": "",
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,

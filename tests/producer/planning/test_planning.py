@@ -100,6 +100,14 @@ async def test_a_picture_says_its_own_size():
     assert one.unknown_sizes == 1
 
 
+async def test_an_edit_draws_all_of_its_steps():
+    """It has no strength, whose default would leave a fifth of them out."""
+    one = planner(None, beat())
+    edit = await planned(one, model="flux-kontext", image=picture(64, 64), steps=10)
+    redrawn = await planned(one, model="doodle", image=picture(64, 64), steps=10)
+    assert (edit.calls, redrawn.calls) == (10, 8)
+
+
 async def publish(store: MemoryStore, name: str, **facts: Any) -> None:
     await store.put(card_key(name, 1), PublishedCard(name=name, version=1, **facts).to_json())
     await store.put(current_key(name, 1), Move(version=1, at=utc_now()).model_dump_json().encode())

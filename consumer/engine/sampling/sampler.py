@@ -11,17 +11,14 @@ term. A scheduler that is not linear (random inputs show it) does its own steps.
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
-import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from consumer.engine.loading.pipelines import build_scheduler
-from schemas.errors import Rejected
+from consumer.engine.loading.pipelines import build_scheduler, check_timesteps, counting
+from consumer.engine.sampling.table import DEPTH, Had, Step, accepted, add_up, derive
 from schemas.samplers import FLOW
 
 if TYPE_CHECKING:
@@ -29,30 +26,7 @@ if TYPE_CHECKING:
 
     from schemas.samplers import SchedulerChoice
 
-_DEPTH = 6  # steps that a sampler may look back; the offered ones need at most five
-_KINDS = 3  # of what a step may read: latents, outputs, and what a corrector left
-_ZERO = 4  # probe columns that stay zero: their output is noise
-_RANDOM = 12  # probe columns with random numbers: they verify the table
-_SCALE = 30.0  # of the random numbers: clipping or thresholding of the sample would show
-_TOLERANCE = 1e-4  # relative to the sum of the terms' sizes: float32 loses digits where alpha is small
-_NEGLIGIBLE = 1e-6  # a factor below this moves no latent by a visible amount
 _KEPT = 256  # tables and prepared schedulers in the cache
-
-
-#: A sum: (steps ago, 0 latents or 1 output or 2 what the corrector left, factor) of each term.
-Terms = tuple[tuple[int, int, float], ...]
-#: What one step had, in the same order.
-Had = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What happens between two UNet calls."""
-
-    scale: float  # of the latents, for the UNet's input
-    terms: Terms
-    noise: float | None  # its factor; None: no noise is drawn
-    keeps: Terms = ()  # of the latents that a corrector leaves for the steps after; (): it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,39 +76,6 @@ class Samplers:
         return self._tables[full]
 
 
-def check_timesteps(scheduler: Any, name: str, steps: int) -> tuple[float, ...]:
-    """The timesteps that a scheduler has set. Raises `Rejected` if they are no numbers: few steps can divide by zero.
-
-    Args:
-        name: canonical.
-    """
-    timesteps = tuple(scheduler.timesteps.tolist())
-    sigmas = getattr(scheduler, "sigmas", None)
-    if any(map(math.isnan, (*timesteps, *(sigmas.tolist() if isinstance(sigmas, torch.Tensor) else ())))):
-        text = f"is {steps}; the scheduler {name} cannot do so few with this model; ask for more"
-        raise Rejected("unsupported", f"steps {text}", field="steps")
-    return timesteps
-
-
-def counting(scheduler: Any, name: str) -> Any:
-    """A scheduler of diffusers that counts its steps, as `steps_done`; signatures stay as they are."""
-    step, set_timesteps = scheduler.step, scheduler.set_timesteps
-
-    @functools.wraps(set_timesteps)
-    def checked(num_inference_steps: Any = None, *args: Any, **kwargs: Any) -> None:
-        set_timesteps(num_inference_steps, *args, **kwargs)
-        check_timesteps(scheduler, name, scheduler.num_inference_steps)
-
-    @functools.wraps(step)
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        scheduler.steps_done += 1
-        return step(*args, **kwargs)
-
-    scheduler.steps_done = 0
-    vars(scheduler)["step"], vars(scheduler)["set_timesteps"] = counted, checked
-    return scheduler
-
-
 class Sampler:
     """One image's scheduler: diffusers' own, except that its steps come from the table."""
 
@@ -149,7 +90,7 @@ class Sampler:
         self._table: tuple[Step, ...] | None = None
         self._position = 0  # of the table's first step among the timesteps
         self._done: int | None = None  # steps of the table; None: not begun
-        self._history: deque[Had] = deque(maxlen=_DEPTH)
+        self._history: deque[Had] = deque(maxlen=DEPTH)
 
     @property  # type: ignore[misc]  # typeshed calls it an attribute
     def __class__(self) -> type:
@@ -191,15 +132,15 @@ class Sampler:
         self.steps_done += 1
         if self._table is None or eta or return_dict:
             kwargs = {"eta": eta, "generator": generator, "return_dict": return_dict}
-            accepted = _accepted(self._scheduler)
-            kwargs = {name: value for name, value in kwargs.items() if name in accepted}
+            taken = accepted(self._scheduler)
+            kwargs = {name: value for name, value in kwargs.items() if name in taken}
             return self._scheduler.step(model_output, timestep, sample, **kwargs)
         row = self._table[self._done or 0]
         self._done = (self._done or 0) + 1
         self._history.appendleft((sample, model_output, None))
-        total = _sum(self._history, row.terms)
+        total = add_up(self._history, row.terms)
         if row.keeps:
-            self._history[0] = (sample, model_output, _sum(self._history, row.keeps))
+            self._history[0] = (sample, model_output, add_up(self._history, row.keeps))
         if row.noise is not None:
             total.add_(_noise(model_output, generator), alpha=row.noise)
         return (total if total.dtype == model_output.dtype else total.to(model_output.dtype),)
@@ -221,107 +162,10 @@ class Sampler:
         self._table = table
 
 
-def derive(scheduler: Any, position: int) -> tuple[Step, ...] | None:
-    """Derive a sampler's table by doing its steps with ones and zeros; None: its steps are not linear.
-
-    Column k of the latents is one at the steps k, k + depth, ... and otherwise zero; the outputs have
-    columns of their own. So the result in a column is the factor of its last nonzero input. A corrector (UniPC's)
-    goes on from latents of its own, `last_sample`: these are replaced at each step, and have columns, too.
-
-    Args:
-        scheduler: on the CPU, fresh, with its timesteps set.
-        position: of the first step among its timesteps.
-    """
-    rng = torch.Generator().manual_seed(0)  # of the probes
-    noise_rng = torch.Generator().manual_seed(1)  # of the scheduler
-    accepted = _accepted(scheduler)
-    kwargs = {"eta": 0.0, "generator": noise_rng}
-    kwargs = {name: value for name, value in kwargs.items() if name in accepted}
-    table: list[Step] = []
-    history: deque[Had] = deque(maxlen=_DEPTH)
-    corrects = hasattr(scheduler, "last_sample")
-    for number, timestep in enumerate(scheduler.timesteps[position:]):
-        latents, output, kept = (_probe(which * _DEPTH + number % _DEPTH, rng) for which in range(_KINDS))
-        if corrects and history:
-            scheduler.last_sample = history[0][2]
-        scale = float(scheduler.scale_model_input(torch.ones(1), timestep))
-        before = noise_rng.get_state()
-        after = scheduler.step(output, timestep, latents, **kwargs, return_dict=False)[0]
-        history.appendleft((latents, output, kept))
-        noise = _noise_since(before, noise_rng, latents.shape)
-        if noise is None:
-            factor, rest = None, after
-        else:
-            loudest = int(noise[0, 0, 0, -_ZERO:].abs().argmax()) - _ZERO
-            factor = float(after[0, 0, 0, loudest] / noise[0, 0, 0, loudest])
-            rest = after - factor * noise
-        keeps = _terms(scheduler.last_sample, number) if corrects else ()
-        step = Step(scale, _terms(rest, number), factor, keeps)
-        if not _holds(step, step.terms, history, rest):
-            return None
-        if corrects and not _holds(step, keeps, history, scheduler.last_sample):
-            return None
-        table.append(step)
-    return tuple(table)
-
-
-def _probe(hot: int, rng: torch.Generator) -> torch.Tensor:
-    """(1, 1, 1, columns): a one among zeros, random numbers, and zeros."""
-    ones = torch.zeros(_KINDS * _DEPTH)
-    ones[hot] = 1
-    random = _SCALE * torch.randn(_RANDOM, generator=rng)
-    return torch.cat([ones, random, torch.zeros(_ZERO)]).reshape(1, 1, 1, -1)
-
-
-def _terms(after: torch.Tensor, number: int) -> Terms:
-    column = after[0, 0, 0].tolist()
-    terms = []
-    for ago in range(min(number + 1, _DEPTH)):
-        for which in range(_KINDS):
-            factor = column[which * _DEPTH + (number - ago) % _DEPTH]
-            if abs(factor) > _NEGLIGIBLE:
-                terms.append((ago, which, factor))
-    return tuple(terms) or ((0, 0, 0.0),)
-
-
-def _holds(step: Step, terms: Terms, history: deque[Had], after: torch.Tensor) -> bool:
-    """Whether these terms of the step turn the random numbers into what the scheduler made of them."""
-    random = slice(_KINDS * _DEPTH, _KINDS * _DEPTH + _RANDOM)
-    sizes = [[tensor.abs() for tensor in had if tensor is not None] for had in history]
-    size = _sum(sizes, [(a, w, abs(f)) for a, w, f in terms])
-    off = (_sum(history, terms) - after).abs()
-    numbers = [step.scale, step.noise or 0.0, *(factor for *_, factor in terms)]
-    near = off[..., random] <= _TOLERANCE * (size[..., random] + abs(step.noise or 0.0)) + 1e-6
-    return all(map(math.isfinite, numbers)) and bool(near.all())
-
-
-def _noise_since(before: torch.Tensor, rng: torch.Generator, shape: torch.Size) -> torch.Tensor | None:
-    """The noise that was drawn since `before`; NaN when it was not one draw of this shape."""
-    if torch.equal(before, rng.get_state()):
-        return None
-    again = torch.Generator()
-    again.set_state(before)
-    noise = torch.randn(shape, generator=again)
-    return noise if torch.equal(again.get_state(), rng.get_state()) else noise * math.nan
-
-
-def _sum(history: Any, terms: Any) -> torch.Tensor:
-    """Add up the terms, in float32."""
-    (ago, which, factor), *rest = terms
-    total = history[ago][which].float() * factor
-    for ago, which, factor in rest:
-        total.add_(history[ago][which], alpha=factor)
-    return total
-
-
 def _noise(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     from diffusers.utils.torch_utils import randn_tensor
 
     return randn_tensor(like.shape, generator=generator, device=like.device, dtype=torch.float32)
-
-
-def _accepted(scheduler: Any) -> Any:
-    return inspect.signature(type(scheduler).step).parameters
 
 
 def _own(scheduler: Any) -> Any:

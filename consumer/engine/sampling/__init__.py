@@ -1,0 +1,1 @@
+"""Samplers: their steps by tables, derived from diffusers' own schedulers."""
