@@ -240,7 +240,7 @@ def test_what_guides_the_first_model_counts_beside_the_refiner(
     (event,) = Studio(ModelRegistry(cards, memory_budget=both)).draw(refined(**asked)).values()
 
     assert (event.code, event.retry) == ("model_unavailable", False)
-    assert "what guides model 'base', with 'base' and 'refiner', needs" in event.message
+    assert "what guides the request, together with 'base' and 'refiner', needs" in event.message
 
 
 @pytest.mark.parametrize(

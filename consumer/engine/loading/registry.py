@@ -288,7 +288,7 @@ class ModelRegistry:
         """
         if needed := model.guides.needed(task):
             together = dict.fromkeys([task.model, *names])
-            what = f"what guides model {task.model!r}, with {' and '.join(map(repr, together))},"
+            what = f"what guides the request, together with {' and '.join(map(repr, together))},"
             held = sum(self._loaded[name].bytes for name in together)
             self._make_room(what, needed, {*in_use, *together}, held=held)
         model.guides.ensure(task)
