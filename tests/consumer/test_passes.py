@@ -120,6 +120,8 @@ def test_a_refiner_is_the_documented_ensemble_of_diffusers(
     alone = Studio(models).draw(refined(seed=7, refiner=None))["r", 0]
     assert grey_levels_apart(drawn.picture, alone.picture) > 10
     assert alone.refiner == {}
+    itself = Studio(models).draw(refined(seed=7, refiner=SecondModel("base", 0.6)))["r", 0]
+    assert itself.refiner["name"] == "base"  # also where it is the same model once more
 
 
 def scene() -> list[Any]:
