@@ -244,6 +244,11 @@ def test_what_guides_the_first_model_counts_beside_the_refiner(
     assert (event.code, event.retry) == ("model_unavailable", False)
     assert "what guides the request, together with 'base' and 'refiner', needs" in event.message
 
+    asked |= {"task": "img2img", "strength": 0.9}
+    (event,) = Studio(ModelRegistry(cards)).draw(refined(**asked)).values()
+    assert (event.field, event.retry) == ("controlnet", False)
+    assert "stops early for a refiner; leave one of them out" in event.message
+
 
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
