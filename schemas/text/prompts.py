@@ -37,7 +37,7 @@ _TOKENS = re.compile(
 )
 #: Each pattern is searched in linear time: none can begin a long match twice.
 _REFUSED = (
-    (re.compile(r"(?:\w\w|\))(?:\+\+|--)(?![\w+-])"), "weights such as word++; write (word:1.2)"),
+    (re.compile(r"(?:\w\w|\))(?:\+\+|--)(?![\w+-])"), "weights such as word++ (write (word:1.2) instead)"),
     (re.compile(r"\[[^\[\]|]+\|[^\[\]]*\]"), "alternation such as [a|b]"),
     (re.compile(r"\[[^\[\]]*:\s?(?:\d+\.?\d*|\.\d+)\s?\]"), "prompt editing such as [a:b:0.5]"),
 )  # fmt: skip
@@ -47,6 +47,8 @@ _TOLD = (
     (re.compile(r"\{[^{}|]*\|[^{}]*\}|__[\w-]+__"), "wildcards such as {a|b} or __name__"),
     (re.compile(r"<[a-zA-Z]+:[^<>]*>"), "tags such as <lora:name:1> (send `loras` instead)"),
 )
+#: A group with a weight that another bracket, or the end, follows in place of its own.
+_UNCLOSED = re.compile(rf"\((?=[^()]*(?:\(|\Z))[^()]*?[^\d\s(:]\s?:{_NUMBER}(?![^\s,])")
 
 
 def has_marks(text: str) -> bool:
@@ -139,17 +141,20 @@ def check_syntax(text: str, field: str) -> None:
     """Refuse syntax of other programs that would be drawn as words. Raises `Rejected`, which names it."""
     bare = _ESCAPED.sub(" ", text)
     found = [what for pattern, what in _REFUSED if pattern.search(bare)]
-    found += [f"the keyword {word}; write it in small letters" for word in _found(_KEYWORDS, text)]
+    found += [f"the keyword {word} (write it in small letters)" for word in _found(_KEYWORDS, text)]
     if found:
-        advice = r"write \[ and \] for brackets that are to be drawn"
-        raise _refused(field, f"has {', '.join(found)}: such prompts are not drawn here; {advice}")
+        brackets = r"; write \[ and \] for brackets that are to be drawn" if "[" in "".join(found) else ""
+        raise _refused(field, f"has {', '.join(found)}: such prompts are not drawn here{brackets}")
     parts(text, field)
 
 
 def foreign_syntax(text: str) -> list[str]:
     """The kinds of syntax in a prompt that are drawn as plain words, each with an example."""
     bare = _ESCAPED.sub(" ", text)
-    return [what for pattern, what in _TOLD if pattern.search(bare)]
+    found = [what for pattern, what in _TOLD if pattern.search(bare)]
+    if _UNCLOSED.search(bare) and not has_marks(text):
+        found.append("a weight without its ), such as (word:1.2")
+    return found
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,7 @@ def planned(**fields: object) -> Plan:
         ("(a (b:1.2) BREAK c:0.5)", [[("a ", 0.5), ("b", 0.6), (" ", 0.5)], [(" c", 0.5)]]),
         (r"miku \(vocaloid\), \[x\]", [[("miku (vocaloid), [x]", 1)]]),
         ("a (frame of 16:9, (red:2))", [[("a ", 1), ("frame of 16:9, ", 1.1), ("red", 2.2)]]),
+        ("(a:1.2, (b:2))", [[("a:1.2, ", 1.1), ("b", 2.2)]]),
         ("(lens 2:1.3)", [[("lens 2", 1.3)]]),
         ("(a:1.0) b", [[("a b", 1)]]),
         ("BREAK x BREAK", [[(" x ", 1)]]),
@@ -56,7 +57,7 @@ def test_weights_are_read_as_a1111_reads_them(text: str, read: list[list[tuple[s
         ("a [red:green:0.5] circle", "prompt editing such as [a:b:0.5]"),
         ("[red:.5]", "prompt editing"),
         ("a [red|green] circle", "alternation such as [a|b]"),
-        ("a circle AND a square", "the keyword AND; write it in small letters"),
+        ("a circle AND a square", "the keyword AND (write it in small letters)"),
         ("a square AND(a circle)", "the keyword AND"),
         ("red++ circle", "weights such as word++"),
         ("(red circle)--", "weights such as word++"),
@@ -81,7 +82,16 @@ def test_what_cannot_be_drawn_is_refused_by_name(text: str, words: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["<lora:x:1>", "<lyco:x:0.5>", "<hypernet:x>", "__colour__", "a {red|green} circle"]
+    "text",
+    [
+        "<lora:x:1>",
+        "<lyco:x:0.5>",
+        "<hypernet:x>",
+        "__colour__",
+        "a {red|green} circle",
+        "a (red:1.3 circle",
+        "(a:.5, (b)",
+    ],
 )
 def test_foreign_syntax_is_told_in_the_plan(text: str):
     """In the prompt and in the negative prompt; the message quotes nothing of it."""
@@ -106,6 +116,9 @@ def test_a1111_s_clients_mean_weights_by_parentheses():
             "R AND D",
             "BREAK",
             "a (16:9) frame",
+            "a (16:9 frame",
+            "a (lens f:2.8x frame",
+            "a :( face: 3 tears",
             "C++ code: a book",
         ),
         *(
