@@ -49,7 +49,7 @@ class ModelCard:
     parameters: int = 0  # of all its parts; 0: not known
     stored: int = 2  # bytes of a parameter in the hub's files
     gated: bool = (
-        False  # the hub gives it only to who has accepted its terms, and renderers have no credentials
+        False  # the hub gives it only to those who have accepted its terms, and renderers have no credentials
     )
     yields: bool = False  # what is published under its name goes first
 
@@ -230,8 +230,9 @@ class Cards:
     def lora(self, name: str, published: Iterable[str] = ()) -> LoraFile:
         """The LoRA of this name. Raises `Rejected`, whose message lists the known names and the published ones."""
         if name not in self.loras:
-            known = ", ".join(sorted({*self.loras, *published})) or "none"
-            raise Rejected("unknown_lora", f"no LoRA is named {name!r}; known are {known}", field="loras")
+            names = ", ".join(sorted({*self.loras, *published}))
+            known = f"known are {names}" if names else "none is known"
+            raise Rejected("unknown_lora", f"no LoRA is named {name!r}; {known}", field="loras")
         return self.loras[name]
 
 

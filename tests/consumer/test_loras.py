@@ -250,7 +250,7 @@ def test_the_plan_holds_each_files_hash(lora_file, tmp_path):
 
 def test_an_unknown_lora_is_refused_when_it_is_claimed():
     """Before any model is loaded."""
-    with pytest.raises(Rejected, match="no LoRA is named 'ink'; known are none") as refused:
+    with pytest.raises(Rejected, match="no LoRA is named 'ink'; none is known") as refused:
         _plan(Cards.of(), validate_manifest({"prompt": "x", "loras": [{"name": "ink"}]}))
     assert (refused.value.code, refused.value.field) == ("unknown_lora", "loras")
 

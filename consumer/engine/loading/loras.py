@@ -62,10 +62,8 @@ class Adapters:
             raise Rejected("unsupported", text, field="loras")
         for lora in loras:
             if not lora.path and lora.name not in self._files:
-                known = ", ".join(sorted(self._files)) or "none"
-                raise Rejected(
-                    "unknown_lora", f"no LoRA is named {lora.name!r}; known are {known}", field="loras"
-                )
+                known = f"known are {', '.join(sorted(self._files))}" if self._files else "none is known"
+                raise Rejected("unknown_lora", f"no LoRA is named {lora.name!r}; {known}", field="loras")
             if _key(lora) not in self._names:
                 self._names[_key(lora)] = lora.name, self._load(lora)
             self._names.move_to_end(_key(lora))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -45,8 +46,7 @@ class Addons:
             Rejected: unknown, or for models of another family.
         """
         if name not in self.controlnets:
-            known = ", ".join(sorted(self.controlnets)) or "none"
-            text = f"names no ControlNet that is known here: {name[:60]!r}; known are {known}"
+            text = f"names no ControlNet that is known here: {name[:60]!r}; {_known(self.controlnets)}"
             raise Rejected.of_field(field, text, "unknown_model")
         found = self.controlnets[name]
         _check_family(field, f"ControlNet {name}", found.family, model, family)
@@ -54,19 +54,23 @@ class Addons:
 
     def ip_adapter(self, name: str | None, model: str = "", family: str = "") -> IpAdapter:
         """The IP-Adapter of a name; without one the only one that fits a model. Raises as `controlnet` does."""
-        known = ", ".join(sorted(self.ip_adapters)) or "none"
         if name is None:
             fitting = [one for one in self.ip_adapters.values() if not family or one.family in ("", family)]
             if len(fitting) == 1:
                 return fitting[0]
-            text = f"is left out, and {len(fitting) or 'none'} of those known here fit {model}; known are {known}"
+            fit = f"{len(fitting) or 'none'} of those known here fit {model}"
+            text = f"is left out, and {fit}; {_known(self.ip_adapters)}"
             raise Rejected.of_field("ip_adapter.name", text, "unknown_model")
         if name not in self.ip_adapters:
-            text = f"names no IP-Adapter that is known here: {name[:60]!r}; known are {known}"
+            text = f"names no IP-Adapter that is known here: {name[:60]!r}; {_known(self.ip_adapters)}"
             raise Rejected.of_field("ip_adapter.name", text, "unknown_model")
         found = self.ip_adapters[name]
         _check_family("ip_adapter.name", f"IP-Adapter {name}", found.family, model, family)
         return found
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"known are {', '.join(found)}" if (found := sorted(names)) else "none is known"
 
 
 def _check_family(field: str, what: str, of: str, model: str, family: str) -> None:
