@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from infra.models.cards import ModelCard
 
 #: Why a model of the hub is out of reach of renderers, which have no credentials.
-GATED = "its owner gives it to who has accepted its terms: download it and give its folder with --models"
+GATED = "its owner gives it only to those who have accepted its terms: download it and give its folder with --models"
 
 
 def hub_cache() -> Path:
