@@ -145,8 +145,8 @@ def says_nothing(value: Any) -> bool:
     return value.strip().lower() in _NOTHING if isinstance(value, str) else not value
 
 
-def _ignored(field: str) -> Note:
-    return Note(code="ignored", field=field, message=f"{field} is ignored: it has no effect here")
+def _ignored(field: str, why: str = "it has no effect here") -> Note:
+    return Note(code="ignored", field=field, message=f"{field} is ignored: {why}")
 
 
 def _unknown(name: str, known: Collection[str]) -> Note:
@@ -180,7 +180,9 @@ def _scripts(scripts: dict[str, Any]) -> list[Note]:
             "alwayson_scripts", f"is {names!r}, which is not supported: {NEUTRAL['alwayson_scripts'][1]}"
         )
     return [
-        _ignored(f"alwayson_scripts.{name[:60]}") for name, script in scripts.items() if _arguments(script)
+        _ignored(f"alwayson_scripts.{name[:60]}", "it is switched off")
+        for name, script in scripts.items()
+        if _arguments(script)
     ]
 
 
