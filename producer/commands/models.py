@@ -80,10 +80,14 @@ def show(reference: Known, store: StoreUrl = DEFAULT_STORE, as_json: AsJson = Fa
     async def work(client: AsyncClient) -> None:
         from infra.models import published
 
-        model = next((m for m in await client.models() if m.name == reference.partition("@")[0]), None)
+        known = await client.models()
+        model = next((m for m in known if m.name == reference.partition("@")[0]), None)
         try:
             card = await published.resolve(client.store, reference)
-        except Rejected:
+        except Rejected as error:
+            if not any(one.workers for one in known):
+                text = f"{error.message}; no worker is running that tells of its own models"
+                raise Rejected(error.code, text, field=error.field) from error
             if model is None or "@" in reference or model.versions:
                 raise
             _show(None, model, [], as_json)
