@@ -36,10 +36,9 @@ class Denoiser:
     )
     state: frozenset[str] = _NONE  # what a pipeline keeps between calls: a call with it is never joined
     answers_lists: bool = False  # the answer is a list with an entry for each row
-    sizes: int = (
-        0  # above 0, latents of several sizes may share a call: the module pads each to a multiple of
-    )
-    # so many places (height x width), and to the largest of the company
+    #: Latents of several sizes may share a call: the module pads each to a multiple of so many places
+    #: (height x width), and to the largest of the company. 0: they may not.
+    sizes: int = 0
     joins: bool = True
 
 
