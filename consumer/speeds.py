@@ -56,7 +56,7 @@ class _Kind:
         elif call.kind == "decode":
             self.image.add(self.begun + call.busy, call.rows)
             self.begun = 0.0
-        else:
+        elif call.kind != "side":  # no other image has the time of a ControlNet
             self.begun += call.busy
 
 

@@ -151,6 +151,12 @@ class Offload:
                 self.here = [one for one in self.here if one is not other]
         self.here.append(module)
 
+    def clear(self) -> None:
+        """Move every module back to host memory, also those that were called without `make_way`."""
+        for _, hook in self.hooks:
+            hook.offload()
+        self.here = []
+
     def forget(self, modules: Sequence[Any]) -> None:
         """Drop the hooks of a model that is evicted."""
         self.hooks = [(module, hook) for module, hook in self.hooks if all(module is not m for m in modules)]

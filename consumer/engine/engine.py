@@ -176,7 +176,7 @@ class Engine:
         first = passes[0]
         runs = greenlet(pipelines.draw)
         image = InFlight(first.task, first.batch_key, first.loras, first.model, runs, first.pipe)
-        image.later, image.records, image.warnings = passes[1:], [first.model.record], warnings
+        image.later, image.record, image.warnings = passes[1:], first.model.record, warnings
         image.generator = spelling.generator(task)
         self._in_flight.append(image)
         self._resume(image, image.pipe, image.task, image.generator)
@@ -281,9 +281,9 @@ class Engine:
                 index=image.task.index,
                 picture=outcome,
                 warnings=tuple(image.warnings),
-                model=dict(image.records[0]),
+                model=dict(image.record),
                 seconds=self._clock() - (image.began if image.began is not None else self._clock()),
-                refiner=next((dict(one) for one in image.records if one is not image.records[0]), {}),
+                refiner=dict(image.refiner),
             )
         )
 

@@ -44,7 +44,8 @@ class InFlight:
     last_unet_call: Any = None  # sample, timestep and answer, while a preview may be made of them
     generator: Any = None  # of the image's noise, in all of its passes
     later: list[Pass] = field(default_factory=list)  # passes that have not begun
-    records: list[dict[str, str]] = field(default_factory=list)  # of the models of the passes so far
+    record: dict[str, str] = field(default_factory=dict)  # of the model of its first pass
+    refiner: dict[str, str] = field(default_factory=dict)  # of the model that went on; {}: none did
     steps_before: int = 0  # of the passes that are over
 
     @property
@@ -59,7 +60,8 @@ class InFlight:
         self.task, self.batch_key, self.loras = begun.task, begun.batch_key, begun.loras
         self.model, self.pipe = begun.model, begun.pipe
         self.rows, self.last_step, self.last_unet_call = 0, None, None
-        self.records.append(begun.model.record)
+        if begun.task.since is not None:
+            self.refiner = begun.model.record
 
     @property
     def call(self) -> Call:

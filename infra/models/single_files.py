@@ -105,7 +105,8 @@ def read_single_file(path: Path) -> SingleFile:
         name.startswith(_SECOND_TEXT) for name in entries
     ):
         raise _refused(
-            path, "it has one of SDXL's two text encoders; it is a refiner, which cannot be used here"
+            path,
+            "it has one of SDXL's two text encoders; it is a refiner, which is read from a diffusers folder only",
         )
     if first.shape[1] not in (4, 9):
         raise _refused(path, f"its UNet takes {first.shape[1]} channels; 4, or 9 for inpainting, can be used")
@@ -141,9 +142,8 @@ def _widest(kinds: Collection[str]) -> str:
 def _what_else(entries: Mapping[str, Entry]) -> str:
     """What a file is that holds no UNet of these families."""
     if any(name.startswith(_UNET) or "double_blocks." in name or "joint_blocks." in name for name in entries):
-        return (
-            "it is made for another family (a transformer, such as Flux or SD 3), which cannot be used here"
-        )
+        family = "another family (a transformer, such as Flux or SD 3)"
+        return f"it is made for {family}, which is read from a diffusers folder only"
     if format_of(entries):
         return "it is a LoRA, not a whole model"
     if not entries:

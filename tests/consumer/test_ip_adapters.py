@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
@@ -165,3 +166,25 @@ def test_one_that_does_not_fit_is_refused_and_leaves_nothing(
     assert (unknown.code, unknown.field) == ("unknown_model", "ip_adapter.name")
     assert "known are face, short" in unknown.message
     assert drawn(Studio(registry, exact=True), plain)["p"] == before
+
+
+@pytest.mark.parametrize("kind", ["ip_adapter", "lora"])
+def test_memory_that_ran_out_is_no_misfit(
+    files: Path, tiny_folder: Path, lora_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The request is tried again, and drawn once there is room."""
+
+    def short(*_args: Any, **_given: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    addons = Addons.of(ip_adapters=[f"face={files}"])
+    cards = with_fields(Cards.of([f"tiny={tiny_folder}"]), addons=addons)
+    registry = ModelRegistry(cards, loras={"ink": lora_file})
+    pipe = registry.get("tiny").plain["text2img"]
+    task = following("a", 1.0) if kind == "ip_adapter" else make_task("a", loras=(Lora("ink", 1.0),))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pipe.unet), "_load_ip_adapter_weights", short)
+        patch.setattr(type(pipe), "load_lora_weights", short)
+        failed = Studio(registry).draw(task)["a", 0]
+    assert (failed.code, failed.retry) == ("out_of_memory", True)
+    drawn(Studio(registry), task)

@@ -120,6 +120,8 @@ def test_a_refiner_is_the_documented_ensemble_of_diffusers(
     alone = Studio(models).draw(refined(seed=7, refiner=None))["r", 0]
     assert grey_levels_apart(drawn.picture, alone.picture) > 10
     assert alone.refiner == {}
+    itself = Studio(models).draw(refined(seed=7, refiner=SecondModel("base", 0.6)))["r", 0]
+    assert itself.refiner["name"] == "base"  # also where it is the same model once more
 
 
 def scene() -> list[Any]:
@@ -240,7 +242,12 @@ def test_what_guides_the_first_model_counts_beside_the_refiner(
     (event,) = Studio(ModelRegistry(cards, memory_budget=both)).draw(refined(**asked)).values()
 
     assert (event.code, event.retry) == ("model_unavailable", False)
-    assert "what guides model 'base', with 'base' and 'refiner', needs" in event.message
+    assert "what guides the request, together with 'base' and 'refiner', needs" in event.message
+
+    asked |= {"task": "img2img", "strength": 0.9}
+    (event,) = Studio(ModelRegistry(cards)).draw(refined(**asked)).values()
+    assert (event.field, event.retry) == ("controlnet", False)
+    assert "stops early for a refiner; leave one of them out" in event.message
 
 
 @pytest.mark.parametrize(

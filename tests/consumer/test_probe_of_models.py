@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from diffusers import AuraFlowTransformer2DModel
 
 from consumer.engine.denoisers import DENOISERS
@@ -61,6 +62,23 @@ def test_what_is_proven_is_joined(folder: Path) -> None:
     assert draw(registry) == (4, pytest.approx(0, abs=1))
     (loaded,) = [message for message in said if isinstance(message, Loaded)]
     assert loaded.probed.startswith("proven")
+
+
+class Hook:
+    """Stands for accelerate's, which needs a GPU: it counts how often its module was moved to host memory."""
+
+    moved = 0
+
+    def offload(self) -> None:
+        self.moved += 1
+
+
+def test_with_offload_a_probe_leaves_nothing_on_the_device(folder: Path) -> None:
+    """Drawn alone, its pipeline brings modules there that nobody counts."""
+    registry, hook = registry_of(folder), Hook()
+    registry.offloading.hooks.append((torch.nn.Linear(1, 1), hook))
+    assert registry.get("tiny").joins
+    assert (hook.moved, registry.offloading.here) == (1, [])
 
 
 def test_without_a_probe_images_are_drawn_one_at_a_time(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from compel import Compel
 from diffusers import StableDiffusionPipeline
 
+from consumer.engine.loading import weights
 from consumer.engine.loading.registry import ModelRegistry
 from consumer.renderer.protocol import Drawn, SecondModel, Undrawable
 from infra.models.cards import Cards
@@ -148,3 +150,18 @@ def test_a_plan_of_an_older_worker_is_drawn_as_words(models: ModelRegistry) -> N
     words = make_task(prompt="a (red:1.5) dot")
     assert drawn(models, words) == draw_alone(models, words)
     assert grey_levels_apart(drawn(models, words), drawn(models, weighted())) > 1
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("CUDA error: launch failure")]
+)
+def test_a_device_s_error_is_not_the_prompt_s(models: ModelRegistry, error: RuntimeError) -> None:
+    """It is tried again, or ends the process; only what compel cannot read is refused."""
+
+    def encoder(*_args: Any, **_given: Any) -> Any:
+        raise error
+
+    pipe = copy.copy(models.get("tiny").plain["text2img"])
+    vars(pipe)["text_encoder"] = encoder
+    with pytest.raises(type(error), match=str(error)):
+        weights.spoken(pipe, weighted())

@@ -108,6 +108,15 @@ async def test_versions_are_frozen_in_the_plan(shelf, publish):
     assert (as_model.loras[0].weight, as_model.lora_versions) == (0.7, {"ink": 1})
 
 
+async def test_a_popular_name_means_what_was_published_as_a_refiner_too(shelf, publish):
+    """As it does as the model; before that it is of a family that refines nothing."""
+    plan = planner(shelf)
+    with pytest.raises(Rejected, match="'flux-dev'; only an SDXL model goes on as one"):
+        await plan(model="sdxl", refiner={"model": "flux-dev"})
+    await publish("flux-dev", base="sdxl", family="sdxl")
+    assert (await plan(seen=-1.0, model="sdxl", refiner={"model": "flux-dev"})).refiner.version == 1
+
+
 async def test_a_popular_name_that_is_published_means_what_was_published(shelf, publish, tmp_path):
     """Nobody's name changes its meaning with an upgrade; a model of the operator's own goes first, as always."""
     plan = planner(shelf)

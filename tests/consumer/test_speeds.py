@@ -53,3 +53,11 @@ def test_a_size_that_was_only_begun_is_not_told():
     speeds = Speeds()
     speeds.called(call("text", 1, 0.01))
     assert speeds.facts() == []
+
+
+def test_a_controlnet_s_calls_are_no_part_of_an_image_s_time():
+    """They come with every step of a few images; all images of the model would seem slow."""
+    speeds = Speeds()
+    for kind in ("text", "side", "unet", "side", "unet", "decode"):
+        speeds.called(call(kind, 1, 0.01))
+    assert speeds.facts()[0]["image_ms"] == pytest.approx(20.0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from consumer.engine import device_errors
 from consumer.engine.loading.libraries import library
 from consumer.engine.stand_in import StandIn
 from infra.models.addons.ip_adapters import Files
@@ -144,6 +145,8 @@ class IpAdapters:
                 if isinstance(layer.processor, torch.nn.Module)
             )
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            if device_errors.is_out_of_memory(error) or device_errors.is_sticky(error):
+                raise
             text = f"names IP-Adapter {name}, which does not fit this model: {' '.join(str(error).split())[:300]}"
             raise Rejected.of_field(_FIELD, text, "unsupported") from error
         finally:

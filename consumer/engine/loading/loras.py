@@ -13,6 +13,7 @@ from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consumer.engine import device_errors
 from consumer.engine.loading.lora_keys import Misfit, layers, layers_with
 from infra.models.lora_files import content_hash, shapes_of, weights_in
 from schemas.errors import Rejected, Unavailable
@@ -123,6 +124,8 @@ class Adapters:
                 raise ValueError(f"diffusers placed {len(placed)} of its {len(expected)} layers")
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             self._delete(inner)
+            if device_errors.is_out_of_memory(error) or device_errors.is_sticky(error):
+                raise
             raise _misfit(name, path, error) from error
         self._layers = [
             layer

@@ -186,6 +186,9 @@ def check_passes(passes: Sequence[ImageTask], models: Sequence[LoadedModel]) -> 
         if task.until is not None:
             drawn_with = model.guides.around(model.template(task.task), task)
             if "denoising_end" not in spelling.keywords(drawn_with.__class__):
+                if "denoising_end" in spelling.keywords(model.template(task.task).__class__):
+                    text = f"cannot guide {task.task} that stops early for a refiner; leave one of them out"
+                    raise Rejected.of_field("controlnet", text, "unsupported")
                 text = f"goes on from a model that can stop early, and {name!r} cannot; an SDXL model can"
                 raise Rejected.of_field("refiner.model", text, "unsupported")
         if task.since is not None:

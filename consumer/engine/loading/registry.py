@@ -185,6 +185,7 @@ class ModelRegistry:
             return
         if name not in self._probed:
             self._probed[name] = probe(model, known, self.offloading.make_way)
+            self.offloading.clear()  # the probe also draws by the pipeline itself, which moves modules unseen
         outcome = self._probed[name]
         model.joins, model.probed = outcome.layout.joins, outcome.text
         for part in parts:
@@ -287,7 +288,7 @@ class ModelRegistry:
         """
         if needed := model.guides.needed(task):
             together = dict.fromkeys([task.model, *names])
-            what = f"what guides model {task.model!r}, with {' and '.join(map(repr, together))},"
+            what = f"what guides the request, together with {' and '.join(map(repr, together))},"
             held = sum(self._loaded[name].bytes for name in together)
             self._make_room(what, needed, {*in_use, *together}, held=held)
         model.guides.ensure(task)

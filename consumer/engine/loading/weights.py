@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from consumer.engine import device_errors
 from consumer.engine.loading.libraries import library
 from schemas.errors import Rejected
 from schemas.text.prompts import is_weighted, parts, plain
@@ -59,6 +60,8 @@ def spoken(pipe: Any, task: ImageTask) -> dict[str, Any]:
         ValueError,
         IndexError,
     ) as error:  # compel did not find a word again among the tokens
+        if device_errors.is_out_of_memory(error) or device_errors.is_sticky(error):
+            raise
         text = f"has weights on words that cannot be told apart as tokens ({type(error).__name__}); write it otherwise"
         raise Rejected.of_field("prompt", text, "unsupported") from error
     pooled = _pooled(pipe, readers, words) if readers[0].projects else {}
