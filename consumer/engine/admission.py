@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
+from consumer.engine.in_flight import fitting
 from consumer.engine.passes import models_of, passes_of
 from schemas.errors import Rejected, Unavailable
 
@@ -253,7 +254,9 @@ def next_group(
     *,
     fill: bool = False,
 ) -> list[InFlight]:
-    """The images whose calls run now, as one: of one kind and key, oldest first, as many rows as fit.
+    """The images whose calls run now, as one: of one kind and key, as many rows as fit.
+
+    Those of the batch key whose turn it is go first, and of each the oldest.
 
     Args:
         limit: UNet, VAE or text encoder rows that a call of this kind and key may have.
@@ -268,19 +271,23 @@ def next_group(
     express, batch = turns.next(paused)
     of_turn = [image for image in paused if image.task.express == express and image.batch_key == batch]
     first = min(of_turn, key=_order)  # of equals the oldest
+    if first.call.own is not None:  # sizes share it, so those that are not there yet go first, as within one
+        near = [
+            image
+            for image in paused
+            if image.task.express == express and image.task.model == first.task.model
+        ]
+        first = min(near, key=lambda image: (_order(image), image.batch_key != batch))
+        batch = first.batch_key
     kind, key = first.call.kind, _group_key(first)
     mates = [image for image in paused if image.call.kind == kind and _group_key(image) == key]
+    mates.sort(key=lambda image: image.batch_key != batch)
     others = [image for image in mates if image.task.express != express]
     if others:
         mates = [image for image in mates if image.task.express == express] + (others if fill else [])
     if kind == "text":
         return mates  # equal prompts are encoded once, so rows say little
-    group, room = [], max(limit(kind, first.call.key), first.call.rows)
-    for image in mates:
-        if image.call.rows <= room:
-            group.append(image)
-            room -= image.call.rows
-    return group
+    return fitting(mates, lambda call: max(limit(kind, call.limits), first.call.rows))
 
 
 def _ticket(image: InFlight) -> int:

@@ -36,6 +36,9 @@ class Denoiser:
     )
     state: frozenset[str] = _NONE  # what a pipeline keeps between calls: a call with it is never joined
     answers_lists: bool = False  # the answer is a list with an entry for each row
+    #: Latents of several sizes may share a call: the module pads each to a multiple of so many places
+    #: (height x width), and to the largest of the company. 0: they may not.
+    sizes: int = 0
     joins: bool = True
 
 
@@ -67,6 +70,7 @@ DENOISERS: Mapping[str, Denoiser] = {
         lists=frozenset({"x", "cap_feats"}),
         ragged=frozenset({"cap_feats"}),
         answers_lists=True,
+        sizes=32 * 2 * 2,  # tokens of 2 x 2 places
     ),
 }
 #: Of these, modules that a pipeline asks at every step before its denoiser.

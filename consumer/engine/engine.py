@@ -26,7 +26,7 @@ from consumer.engine.batch_size import BatchSizer
 from consumer.engine.call import Call
 from consumer.engine.device_call import Counters, DeviceCaller, Failure, finite_picture
 from consumer.engine.devices import CallTimer, peak_memory
-from consumer.engine.in_flight import InFlight
+from consumer.engine.in_flight import InFlight, Shares, shares
 from consumer.engine.loading import pipelines, spelling
 from consumer.engine.loading.readiness import make_ready
 from consumer.engine.loading.registry import ModelRegistry
@@ -183,7 +183,8 @@ class Engine:
 
     def _run(self, group: list[InFlight]) -> None:
         """Answer the calls of a group by one device call, or by several where memory is short."""
-        kind, key = group[0].call.kind, group[0].call.key
+        largest = max(group, key=lambda image: image.call.size)  # rows of other sizes are padded to it
+        kind, key = largest.call.kind, largest.call.limits
         calls = [image.call for image in group]
         rows = sum(call.rows for call in calls)
         images = {id(call): image for call, image in zip(calls, group, strict=True)}
@@ -195,14 +196,14 @@ class Engine:
                 return encode_texts(self.caller, self.registry.embeddings, calls, key, group[0].state, ready)
             return self.caller.run(calls, key, ready)
 
-        answers = self._timer.time(answer_all, partial(self._took, group[0], kind, key, rows))
+        took = partial(self._took, largest.task, shares(group), kind, key, rows)
+        answers = self._timer.time(answer_all, took)
         if self.counters.calls > calls_before:  # not when every prompt was in the cache
             for image in group:
                 image.began = now if image.began is None else image.began
         if kind == "unet":
-            limit = self.caller.limit(kind, key)  # the call may have changed it
-            for size in {image.batch_key for image in group}:
-                self._queue.set_limit(size, limit)
+            for size, its in {image.batch_key: image.call.limits for image in group}.items():
+                self._queue.set_limit(size, self.caller.limit(kind, its))  # the call may have changed it
         for call, answer in answers:
             image = images[id(call)]
             image.unet_calls += kind == "unet"
@@ -219,12 +220,13 @@ class Engine:
                 self._resume(image, answer)
 
     def _took(
-        self, first: InFlight, kind: str, key: Hashable, rows: int, seconds: float, busy: float
+        self, task: ImageTask, parts: Shares, kind: str, key: Hashable, rows: int, seconds: float, busy: float
     ) -> None:
-        """Note how long the call of a group took, whose oldest image is `first`."""
-        task, slots = first.task, max(rows, self.caller.limit(kind, key))
+        """Note how long the call of a group took, whose largest image is the task's."""
+        slots = max(rows, self.caller.limit(kind, key))
         self._calls.append(DeviceCall(kind, task.model, task.width * task.height, rows, slots, seconds, busy))
-        self._turns.charge(first.task.express, first.batch_key, seconds)
+        for batch, part in parts:
+            self._turns.charge(task.express, batch, part * seconds)
         self.caller.took(kind, key, rows, seconds)
 
     def _make_ready(self, image: InFlight) -> None:
@@ -258,8 +260,8 @@ class Engine:
             outcome.ticket = next(self._tickets)
             image.paused_in = outcome
             before = image.last_step if outcome.kind == "unet" else None
-            alike = before is not None and joining.alike(outcome, before)
-            outcome.key = before.key if before and alike else self._keys.of(outcome, image.state)
+            compiled = self.caller.compiler is not None  # for one size each
+            alike = self._keys.give(outcome, before, image.state, apart=compiled)
             outcome.switched = any(image.state)
             if (
                 outcome.kind == "unet"

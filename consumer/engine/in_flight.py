@@ -1,18 +1,28 @@
-"""An image in flight: a pipeline that runs in a greenlet, and the call that it is paused in. No torch here."""
+"""An image in flight: a pipeline that runs in a greenlet, and the call that it is paused in. No torch here.
+
+`fitting` says which images fit into one call, and `shares` how they share its time.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from consumer.engine.passes import Pass, steps_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from consumer.engine.call import Call
     from consumer.engine.loading.registry import LoadedModel
     from consumer.renderer.protocol import ImageTask, Lora
+
+
+#: The most that a call of several sizes costs, for each part that its rows need: all are padded to the largest.
+_PADDED = 1.1
+#: Parts of a device call's time by batch key. The last one is that whose turn it was.
+Shares = list[tuple["Hashable", float]]
 
 
 @dataclass(eq=False)
@@ -83,3 +93,39 @@ class InFlight:
         total = getattr(self.pipe, "_num_timesteps", 0) or steps_of(self.task)
         done: int = getattr(self.pipe.scheduler, "steps_done", self.unet_calls)
         return min(done, total), total
+
+
+def fitting(mates: Sequence[InFlight], most: Callable[[Call], int]) -> list[InFlight]:
+    """The first of images and those that fit beside it.
+
+    Args:
+        most: the rows that a call may have if all are of this one's size. Of several sizes, the least counts.
+    """
+    group: list[InFlight] = []
+    rows, needed, largest, room = 0, 0, 0, 0
+    known: dict[Hashable, int] = {}
+    for image in mates:
+        call = image.call
+        if call.limits not in known:
+            known[call.limits] = most(call)
+        with_it, size = rows + call.rows, max(largest, call.size)
+        least = min(room, known[call.limits]) if group else known[call.limits]
+        more = needed + call.rows * call.size
+        if with_it <= least and with_it * size <= _PADDED * more:
+            group.append(image)
+            rows, needed, largest, room = with_it, more, size, least
+    return group
+
+
+def shares(group: Sequence[InFlight]) -> Shares:
+    """How the images of one call share its time: by rows, among the batch keys of the lane whose turn it is.
+
+    Args:
+        group: not empty; those of the batch key whose turn it is go first.
+    """
+    rows: Counter[Hashable] = Counter()
+    for image in group:
+        if image.task.express == group[0].task.express:
+            rows[image.batch_key] += image.call.rows
+    total = rows.total()
+    return [(batch, rows[batch] / total) for batch in reversed(rows)]

@@ -1,7 +1,7 @@
 """Joins the calls of several images into one, by what `denoisers` says of the module's arguments.
 
 `Keys` tell which calls may be joined, `stack` joins them, and `take` cuts rows out of joined arguments. Answers have
-their rows along the first dimension; `rows` splits them.
+their rows along the first dimension, or are `rows.Entries`; `rows` splits them.
 """
 
 from __future__ import annotations
@@ -50,9 +50,28 @@ class Keys:
         self._exact = exact
         self._known: LruCache[Hashable, int] = LruCache(KINDS)
 
-    def of(self, call: Call, state: Hashable) -> Hashable:
-        """The number of a call's kind. `state`: what the module is switched to, such as its LoRAs."""
-        return self._known.setdefault((key(call, exact=self._exact), state), next(_numbers))
+    def give(self, call: Call, before: Call | None, state: Hashable, *, apart: bool) -> bool:
+        """Give a call the number of its kind, and of its size where sizes share calls.
+
+        Args:
+            before: the image's call before it, if known.
+            state: what the module is switched to, such as its LoRAs.
+            apart: sizes do not share calls. In exact mode they never do: the largest of the company decides how far
+                each row is padded, which changes the last bits of its numbers.
+
+        Returns whether it is of the kind of the call before.
+        """
+        if before is not None and alike(call, before):
+            call.key, call.own, call.size = before.key, before.own, before.size
+            return True
+        call.key = self._number(key(call, exact=self._exact), state)
+        if call.layout.sizes and not (apart or self._exact or alone(call)):
+            call.own, call.size = call.key, _size(call)
+            call.key = self._number(key(call, exact=False, mixed=True), state)
+        return False
+
+    def _number(self, kind: Hashable, state: Hashable) -> int:
+        return self._known.setdefault((kind, state), next(_numbers))
 
 
 def alike(call: Call, before: Call) -> bool:
@@ -72,22 +91,23 @@ def alike(call: Call, before: Call) -> bool:
     return True
 
 
-def key(call: Call, *, exact: bool) -> Hashable:
+def key(call: Call, *, exact: bool, mixed: bool = False) -> Hashable:
     """What must be equal for two calls to be joined.
 
     Args:
         exact: only calls whose rows do not depend on each other's text are joined.
+        mixed: latents of several sizes are joined where the module takes them.
     """
     layout, of = call.layout, (id(call.module), call.method)
     if alone(call):
         return (*of, "alone", id(call))
     if not (layout.shared or layout.lists or layout.text or (exact and layout.reads_length)):
         return (*of, rows.signature(call.arguments))
-    parts = [(name, _part(layout, name, call.arguments, exact)) for name in sorted(call.arguments)]
+    parts = [(name, _part(layout, name, call.arguments, exact, mixed)) for name in sorted(call.arguments)]
     return (*of, *(part for part in parts if part[1] is not None))
 
 
-def _part(layout: Denoiser, name: str, arguments: Arguments, exact: bool) -> Hashable:
+def _part(layout: Denoiser, name: str, arguments: Arguments, exact: bool, mixed: bool) -> Hashable:
     """What must be equal of one argument; None: nothing."""
     value, text = arguments[name], layout.text
     if name in layout.shared:
@@ -95,7 +115,7 @@ def _part(layout: Denoiser, name: str, arguments: Arguments, exact: bool) -> Has
     if name in layout.ragged:
         return tuple(map(len, value)) if exact else rows.signature(value[0])
     if name in layout.lists:
-        return frozenset(map(_whole, value))
+        return frozenset(map(_sizeless if mixed and name == layout.latents else _whole, value))
     if text is not None and name == text.mask:
         return None
     if text is not None and name == text.states:
@@ -132,8 +152,8 @@ def pad(layout: Denoiser, arguments: Arguments, now: int, to: int) -> Arguments:
 
 
 def answered(layout: Denoiser, answer: Any) -> Any:
-    """A module's answer with its rows along the first dimension."""
-    return (torch.stack(list(answer[0])), *answer[1:]) if layout.answers_lists else answer
+    """A module's answer with its rows along the first dimension, or as entries."""
+    return (rows.Entries(answer[0]), *answer[1:]) if layout.answers_lists else answer
 
 
 def _below(layout: Denoiser, several: Sequence[Arguments]) -> dict[str, Any]:
@@ -178,6 +198,19 @@ def _whole(value: Any) -> Hashable:
     if isinstance(value, torch.Tensor):
         return (value.shape, value.dtype, value.device)
     return tuple(map(_whole, value)) if isinstance(value, list | tuple) else value
+
+
+def _sizeless(value: Any) -> Hashable:
+    """The same without the last two dimensions, height and width."""
+    if isinstance(value, torch.Tensor):
+        return (value.shape[:-2], value.dtype, value.device)
+    return _whole(value)
+
+
+def _size(call: Call) -> int:
+    """What a row of a call costs: the places of its largest latents, padded, in the module's unit."""
+    latents = rows.tensors_in(call.arguments[call.layout.latents])
+    return max(-(-one.shape[-2:].numel() // call.layout.sizes) for one in latents)
 
 
 def _digest(tensor: torch.Tensor) -> Hashable:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
+class Entries(list[Any]):
+    """An answer's rows where their shapes differ: a list with an entry for each row."""
+
+
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor inside an argument or an answer."""
     if isinstance(value, torch.Tensor):
@@ -70,6 +74,8 @@ def take(value: Any, start: int, stop: int) -> Any:
     """Rows start to stop of an argument or an answer, in the same structure."""
     if isinstance(value, torch.Tensor):
         return value[start:stop]
+    if isinstance(value, Entries):
+        return Entries(value[start:stop])
     if isinstance(value, Mapping):
         parts = {name: take(part, start, stop) for name, part in value.items()}
         return parts if type(value) is dict else type(value)(**parts)
@@ -128,6 +134,8 @@ def join(answers: Sequence[Any]) -> Any:
         return first
     if isinstance(first, torch.Tensor):
         return torch.cat(list(answers))
+    if isinstance(first, Entries):
+        return Entries(entry for answer in answers for entry in answer)
     if isinstance(first, Mapping):
         parts = {name: join([answer[name] for answer in answers]) for name in first}
         return parts if type(first) is dict else type(first)(**parts)

@@ -140,7 +140,7 @@ class StandIn:
             arguments[layout.time] = _one_per_row(arguments[layout.time], rows, arguments[layout.latents])
         answer = engine.switch(Call(self._kind, self._module, "__call__", arguments, rows, layout=layout))
         if layout.answers_lists:
-            answer = (list(answer[0].unbind(0)), *answer[1:])
+            answer = (list(answer[0]), *answer[1:])
         return _Answer(answer) if wants_object else answer
 
 

@@ -193,7 +193,7 @@ class DeviceCall(msgspec.Struct, frozen=True):
 
     kind: str  # text | encode | unet | decode
     model: str
-    pixels: int  # width * height of its oldest image
+    pixels: int  # width * height of its first image, or of its largest where sizes share a call
     rows: int  # of images
     slots: int  # rows that it could have had
     seconds: float
