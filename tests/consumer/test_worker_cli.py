@@ -20,7 +20,7 @@ def test_the_help_names_every_option_with_its_variable():
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "s3://bucket[/prefix]" in text
-    assert text.count("env var: DREAMDROP_") == 36
+    assert text.count("env var: DREAMDROP_") == 38
 
 
 @pytest.mark.parametrize(
