@@ -53,6 +53,7 @@ def derive(scheduler: Any, position: int) -> tuple[Step, ...] | None:
     table: list[Step] = []
     history: deque[Had] = deque(maxlen=DEPTH)
     corrects = hasattr(scheduler, "last_sample")
+    kinds = _KINDS if corrects else _KINDS - 1  # else a rounded noise would seem to leave something there
     for number, timestep in enumerate(scheduler.timesteps[position:]):
         latents, output, kept = (_probe(which * DEPTH + number % DEPTH, rng) for which in range(_KINDS))
         if corrects and history:
@@ -68,8 +69,8 @@ def derive(scheduler: Any, position: int) -> tuple[Step, ...] | None:
             loudest = int(noise[0, 0, 0, -_ZERO:].abs().argmax()) - _ZERO
             factor = float(after[0, 0, 0, loudest] / noise[0, 0, 0, loudest])
             rest = after - factor * noise
-        keeps = _terms(scheduler.last_sample, number) if corrects else ()
-        step = Step(scale, _terms(rest, number), factor, keeps)
+        keeps = _terms(scheduler.last_sample, number, kinds) if corrects else ()
+        step = Step(scale, _terms(rest, number, kinds), factor, keeps)
         if not _holds(step, step.terms, history, rest):
             return None
         if corrects and not _holds(step, keeps, history, scheduler.last_sample):
@@ -86,11 +87,11 @@ def _probe(hot: int, rng: torch.Generator) -> torch.Tensor:
     return torch.cat([ones, random, torch.zeros(_ZERO)]).reshape(1, 1, 1, -1)
 
 
-def _terms(after: torch.Tensor, number: int) -> Terms:
+def _terms(after: torch.Tensor, number: int, kinds: int) -> Terms:
     column = after[0, 0, 0].tolist()
     terms = []
     for ago in range(min(number + 1, DEPTH)):
-        for which in range(_KINDS):
+        for which in range(kinds):
             factor = column[which * DEPTH + (number - ago) % DEPTH]
             if abs(factor) > _NEGLIGIBLE:
                 terms.append((ago, which, factor))
