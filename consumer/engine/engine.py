@@ -207,10 +207,8 @@ class Engine:
         for call, answer in answers:
             image = images[id(call)]
             image.unet_calls += kind == "unet"
-            previewed = image.task.preview and kind == "unet" and "sample" in call.arguments
-            if previewed and not isinstance(answer, Failure):
-                self._previews.keep(image, call, answer)
-                self._reported_at = self._reported_at if image.unet_calls > 1 else float("-inf")
+            if kind == "unet" and image.unet_calls == 1 and image.task.preview:
+                self._reported_at = float("-inf")  # the first step is told at once
             if kind == "decode" and not isinstance(answer, Failure):
                 answer = finite_picture(call, answer)
             if isinstance(answer, Failure):

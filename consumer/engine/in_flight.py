@@ -41,7 +41,6 @@ class InFlight:
     began: float | None = None  # by the engine's clock, at its first device call
     unet_calls: int = 0
     rows: int = 0  # of its denoiser's first call; 0: not seen yet
-    last_unet_call: Any = None  # sample, timestep and answer, while a preview may be made of them
     generator: Any = None  # of the image's noise, in all of its passes
     later: list[Pass] = field(default_factory=list)  # passes that have not begun
     record: dict[str, str] = field(default_factory=dict)  # of the model of its first pass
@@ -59,7 +58,7 @@ class InFlight:
         begun = self.later.pop(0)
         self.task, self.batch_key, self.loras = begun.task, begun.batch_key, begun.loras
         self.model, self.pipe = begun.model, begun.pipe
-        self.rows, self.last_step, self.last_unet_call = 0, None, None
+        self.rows, self.last_step = 0, None
         if begun.task.since is not None:
             self.refiner = begun.model.record
 

@@ -1,10 +1,13 @@
 """Previews: how an image in flight looks now, from its latents, without running the VAE.
 
-The UNet's input is a mixture of picture and noise, and its output separates them, so every step
-gives an estimate of the finished latents. A VAE maps each cell of latents to a colour, nearly
-independently of its neighbours. That map is learned once for a VAE, from one small *test card* that it
-encodes and decodes: a linear map, corrected by its error on the card's nearest cells (a large VAE is
-almost linear, a small one is not). The image itself is not affected.
+A denoiser's input is a mixture of picture and noise, and its output separates them, so every step
+gives an estimate of the finished latents. It is made of what the image's scheduler was given: there the output
+has its pipeline's guidance and sign, whatever the family.
+
+A VAE maps each cell of latents to a colour, nearly independently of its neighbours. That map is learned once for a
+VAE, from one small *test card* that it encodes and decodes: a linear map, corrected by its error on the card's nearest
+cells (a large VAE is almost linear, a small one is not). The image itself is not affected. Where `Family.latents` says
+"other", there are no previews.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ import torch
 from torch.nn import functional
 
 from consumer.engine import device_errors
+from consumer.engine.loading.spelling import family
 from consumer.renderer.protocol import Complaint, RawPicture
 from infra.logs import redacted
 
 if TYPE_CHECKING:
-    from consumer.engine.call import Call
     from consumer.engine.in_flight import InFlight
     from consumer.engine.loading.registry import LoadedModel
 
@@ -46,10 +49,6 @@ class Previews:
     _budget: float = _BUDGET  # seconds to spend
     _updated: float = 0.0  # when the budget was computed
 
-    def keep(self, image: InFlight, call: Call, answer: Any) -> None:
-        """Keep the tensors that a preview of the image needs, until its next step."""
-        image.last_unet_call = (call.arguments["sample"], call.arguments["timestep"], answer[0])
-
     def due(self, images: Iterable[InFlight]) -> dict[tuple[str, int], RawPicture]:
         """New previews: of each request's first unfinished image, where the last preview is old enough.
 
@@ -60,7 +59,7 @@ class Previews:
         """
         first: dict[str, InFlight] = {}
         for image in sorted(images, key=lambda image: image.task.index):
-            if image.last_unet_call is not None:
+            if image.task.preview and getattr(image.pipe.scheduler, "seen", None) is not None:
                 first.setdefault(image.task.request, image)
         now = self.clock()
         self._budget = min(_BUDGET, self._budget + _SHARE * (now - self._updated))
@@ -82,7 +81,7 @@ class Previews:
             if palette is None:
                 return None
             began = self.clock()
-            picture = palette.paint(estimate(image, palette.channels))
+            picture = palette.paint(estimate(image))
             self._budget -= self.clock() - began
             return picture
         except Exception as error:
@@ -91,15 +90,18 @@ class Previews:
             self._palettes[image.model] = None
             self.emit(Complaint(f"no more previews of model {image.task.model!r}: {redacted(error)}"))
         finally:
-            image.last_unet_call = None
+            image.pipe.scheduler.seen = None
         device_errors.free_memory()  # outside `except`, where no traceback holds tensors
         return None
 
     def _palette(self, image: InFlight) -> Palette | None:
         if image.model not in self._palettes:
-            vae = next(iter(image.model.plain.values())).vae
-            self.make_way(vae)
-            self._palettes[image.model] = Palette(vae, image.last_unet_call[0].device)
+            pipe = next(iter(image.model.plain.values()))
+            if family(pipe).latents == "other":
+                self._palettes[image.model] = None
+            else:
+                self.make_way(pipe.vae)
+                self._palettes[image.model] = Palette(pipe.vae, image.pipe.scheduler.seen[0].device)
         return self._palettes[image.model]
 
 
@@ -110,9 +112,8 @@ class Palette:
         """Learn the map by one small encode and decode."""
         latents = vae.encode(_card().to(device, vae.dtype)).latent_dist.mode()
         picture = vae.decode(latents, return_dict=False)[0].float().clamp(-1, 1)
-        cells = _cells((latents.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
+        cells = _cells((latents.float() - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor)
         colours = _cells(functional.adaptive_avg_pool2d(picture, latents.shape[-2:]))
-        self.channels = cells.shape[1]
         inputs = _with_one(cells)
         normal = inputs.T @ inputs + 1e-2 * torch.eye(inputs.shape[1], device=device)  # least squares, damped
         self._linear = torch.linalg.solve(normal, inputs.T @ colours)
@@ -134,29 +135,40 @@ class Palette:
         return RawPicture(width, height, 3, levels.cpu().numpy().tobytes())
 
 
-def estimate(image: InFlight, channels: int) -> torch.Tensor:
-    """The finished latents (1, channels, h, w), estimated from the image's last UNet call.
+def estimate(image: InFlight) -> torch.Tensor:
+    """The finished latents (1, channels, h, w), estimated from the last step of the image's scheduler.
 
-    The UNet's sample at timestep t is sqrt(a) * finished + sqrt(1 - a) * noise for every sampler,
+    In flow matching the input at noise level s is (1 - s) * finished + s * noise, and the output noise - finished.
+    For all other models, the UNet's input at timestep t is sqrt(a) * finished + sqrt(1 - a) * noise for every sampler,
     because that is what it was trained on; a is the scheduler's `alphas_cumprod` at t.
 
-    Source: Salimans and Ho 2022 (arXiv:2202.00512) for the v-prediction.
+    Sources: Lipman and others 2022 (arXiv:2210.02747) for flow matching; Salimans and Ho 2022 (arXiv:2202.00512) for
+    the v-prediction.
     """
-    sample, timestep, output = image.last_unet_call
-    sample, output = sample[-1:, :channels].float(), output.float()
-    if len(output) == 2:  # guidance: without and with the prompt
-        output = output[:1] + image.task.cfg_scale * (output[1:] - output[:1])
     scheduler = image.pipe.scheduler
+    latents, timestep, output = scheduler.seen
+    latents, output = latents[-1:].float(), output.float()  # a UNet's input may be there twice, for guidance
+    if hasattr(scheduler, "alphas_cumprod"):
+        finished = _separated(scheduler, latents, float(timestep), output)
+    else:
+        finished = latents - float(scheduler.sigmas[scheduler.step_index - 1]) * output
+    if family(image.pipe).latents == "packed":
+        task, pipe = image.task, image.pipe
+        return pipe._unpack_latents(finished, task.height, task.width, pipe.vae_scale_factor)
+    return finished
+
+
+def _separated(scheduler: Any, latents: torch.Tensor, timestep: float, output: torch.Tensor) -> torch.Tensor:
     alphas = scheduler.alphas_cumprod
-    at = min(max(float(timestep[-1]), 0.0), len(alphas) - 1.0)  # some samplers use timesteps between two
+    at = min(max(timestep, 0.0), len(alphas) - 1.0)  # some samplers use timesteps between two
     low, high = float(alphas[int(at)]), float(alphas[min(int(at) + 1, len(alphas) - 1)])
     a = min(max(low + (at - int(at)) * (high - low), 1e-4), 1.0)
     kind = scheduler.config.prediction_type
     if kind == "v_prediction":
-        return a**0.5 * sample - (1 - a) ** 0.5 * output
+        return a**0.5 * latents - (1 - a) ** 0.5 * output
     if kind == "sample":
         return output
-    return (sample - (1 - a) ** 0.5 * output) / a**0.5
+    return (latents - (1 - a) ** 0.5 * output) / a**0.5
 
 
 def _card() -> torch.Tensor:

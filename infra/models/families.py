@@ -17,6 +17,9 @@ from schemas.defaults import CFG_SCALE, STEPS
 #: How guidance is said: `guidance_scale` as it is; as a number that the denoiser reads (no negative prompt); as
 #: `true_cfg_scale`; or as `guidance_scale` with one taken off, for pipelines that compute c + g (c - u).
 Guidance = Literal["cfg", "number", "true_cfg", "less_one"]
+#: How latents lie in a scheduler's step. "planes": (1, channels, h, w), of an AutoencoderKL; "packed": the same as
+#: tokens, which the pipeline's `_unpack_latents` turns back; "other": in a way of which no previews can be made.
+Latents = Literal["planes", "packed", "other"]
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _AS_IT_IS = MappingProxyType({"use_resolution_binning": False, "clean_caption": False})
@@ -32,6 +35,7 @@ class Family:
     reader: str = "tokenizer"  # the tokenizer that reads most of a prompt
     tokens: int = 77  # at most, of a prompt
     layers: tuple[int, ...] = ()  # of a text encoder's hidden states, the ones that are read; (): perhaps all
+    latents: Latents = "planes"  # as its scheduler gets them
     pack: int = 1  # latent cells a side that are packed into one token, beside the denoiser's own patches
     native: int = 0  # pixels a side; 0: the denoiser's sample size tells
     steps: int = STEPS
@@ -57,8 +61,10 @@ class Family:
 
 
 _SD: dict[str, Any] = {"denoiser": "unet", "controlnets": True, "weighs": True}
-_FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, "pack": 2, "native": 1024}
+_PACKED: dict[str, Any] = {"latents": "packed", "pack": 2, "native": 1024}
+_FLUX: dict[str, Any] = {"reader": "tokenizer_2", "tokens": 512, **_PACKED}
 _QWEN: dict[str, Any] = {"guidance": "true_cfg", "tokens": 512, "layers": (-1,), "pack": 2, "native": 1024}
+_QWEN["latents"] = "other"  # its VAE is one of videos, with statistics of its own
 _EDITS = ("text2img", "img2img")
 
 FAMILIES: Mapping[str, Family] = {
@@ -92,6 +98,7 @@ FAMILIES: Mapping[str, Family] = {
         "FLUX.2-klein",
         tokens=512,
         layers=(9, 18, 27),
+        latents="other",  # packed, and normalised by the VAE's running statistics
         pack=2,
         native=1024,
         steps=50,
@@ -102,13 +109,19 @@ FAMILIES: Mapping[str, Family] = {
         longest=8,
     ),
     "ChromaPipeline": Family(
-        "Chroma", tokens=512, pack=2, native=1024, steps=35, cfg_scale=5, tasks=("text2img", "img2img")
+        "Chroma", tokens=512, **_PACKED, steps=35, cfg_scale=5, tasks=("text2img", "img2img")
     ),
     "PixArtSigmaPipeline": Family(
         "PixArt-Sigma", tokens=300, steps=20, cfg_scale=4.5, tasks=("text2img",), keywords=_AS_IT_IS
     ),
     "SanaPipeline": Family(
-        "Sana", tokens=300, steps=20, cfg_scale=4.5, tasks=("text2img",), keywords=_AS_IT_IS
+        "Sana",
+        latents="other",  # a cell is 32 pixels a side: too many colours for one
+        tokens=300,
+        steps=20,
+        cfg_scale=4.5,
+        tasks=("text2img",),
+        keywords=_AS_IT_IS,
     ),
     "Lumina2Pipeline": Family(
         "Lumina 2", tokens=256, layers=(-2,), native=1024, cfg_scale=4, tasks=("text2img",)
@@ -232,4 +245,5 @@ def family_of(pipeline: object, components: Mapping[str, Any]) -> Family | None:
     strange = [name for name in components if name not in _PLAIN and not name.startswith(_NUMBERED)]
     if len(denoisers) != 1 or strange or not pipeline.endswith("Pipeline"):
         return None
-    return Family(pipeline, denoisers[0], tasks=("text2img",), tokens=0, joins=False)
+    latents: Latents = "planes" if denoisers == ["unet"] else "other"
+    return Family(pipeline, denoisers[0], latents=latents, tasks=("text2img",), tokens=0, joins=False)

@@ -85,7 +85,10 @@ def check_timesteps(scheduler: Any, name: str, steps: int) -> tuple[float, ...]:
 
 
 def counting(scheduler: Any, name: str) -> Any:
-    """A scheduler of diffusers that counts its steps, as `steps_done`; signatures stay as they are."""
+    """A scheduler of diffusers that counts its steps, as `steps_done`; signatures stay as they are.
+
+    `seen` is what its last step was given: the denoiser's input, the timestep, the output. Previews are made of it.
+    """
     step, set_timesteps = scheduler.step, scheduler.set_timesteps
 
     @functools.wraps(set_timesteps)
@@ -94,11 +97,12 @@ def counting(scheduler: Any, name: str) -> Any:
         check_timesteps(scheduler, name, scheduler.num_inference_steps)
 
     @functools.wraps(step)
-    def counted(*args: Any, **kwargs: Any) -> Any:
+    def counted(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         scheduler.steps_done += 1
-        return step(*args, **kwargs)
+        scheduler.seen = (sample, timestep, model_output)
+        return step(model_output, timestep, sample, *args, **kwargs)
 
-    scheduler.steps_done = 0
+    scheduler.steps_done, scheduler.seen = 0, None
     vars(scheduler)["step"], vars(scheduler)["set_timesteps"] = counted, checked
     return scheduler
 

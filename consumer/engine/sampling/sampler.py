@@ -85,6 +85,8 @@ class Sampler:
         self._scheduler = scheduler
         self._steps = 0  # of the request
         self.steps_done = 0
+        self.seen: Any = None  # the denoiser's input, timestep and output, as in `counting`
+        self._scaled: torch.Tensor | None = None  # the denoiser's input, where it is not the latents
         self._own_schedule = False  # the pipeline chose more than the number of steps: no table knows that
         self._timesteps: tuple[float, ...] = ()
         self._table: tuple[Step, ...] | None = None
@@ -114,9 +116,11 @@ class Sampler:
         if self._done is None:
             self._begin(sample, timestep)
         if self._table is None:
-            return self._scheduler.scale_model_input(sample, timestep)
-        scale = self._table[self._done or 0].scale
-        return sample if scale == 1 else sample * scale
+            self._scaled = self._scheduler.scale_model_input(sample, timestep)
+        else:
+            scale = self._table[self._done or 0].scale
+            self._scaled = sample if scale == 1 else sample * scale
+        return self._scaled
 
     def step(
         self,
@@ -130,6 +134,7 @@ class Sampler:
         if self._done is None:
             self._begin(sample, timestep)
         self.steps_done += 1
+        self.seen = (sample if self._scaled is None else self._scaled, timestep, model_output)
         if self._table is None or eta or return_dict:
             kwargs = {"eta": eta, "generator": generator, "return_dict": return_dict}
             taken = accepted(self._scheduler)
