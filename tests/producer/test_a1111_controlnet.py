@@ -73,7 +73,12 @@ def test_the_client_of_its_users_draws_with_it(address: str) -> None:
     """With the values that it sends unasked; and it finds the lists."""
     api = webuiapi.WebUIApi(baseurl=f"{address}/sdapi/v1", sampler="Euler a")
     unit = webuiapi.ControlNetUnit(image=Image.new("RGB", (64, 64), "teal"), model="canny", weight=0.5)
-    drawn = api.txt2img(prompt="x", steps=2, width=64, height=64, controlnet_units=[unit])
+    mine: dict[
+        str, Any
+    ] = {}  # the client writes into its default, and the next test's request would have the unit
+    drawn = api.txt2img(
+        prompt="x", steps=2, width=64, height=64, controlnet_units=[unit], alwayson_scripts=mine
+    )
     assert drawn.image.size == (64, 64)
     assert drawn.info["dreamdrop"]["warnings"] == []
     assert api.controlnet_model_list() == ["canny", "depth", "wide"]
