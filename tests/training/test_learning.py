@@ -142,11 +142,11 @@ def test_without_a_prior_old_shapes_are_harmed(pictures: Path, tmp_path: Path):
     """At a high rate, the new shape spills into old prompts: what class pictures are for."""
     from training.doodle.evaluate import load
 
-    options = {"learning_rate": 3e-3, "ema": 0.0, "schedule": "constant_with_warmup", "steps": 150}
+    options = {"learning_rate": 5e-3, "ema": 0.0, "schedule": "constant_with_warmup", "steps": 90}
     product = trained(tmp_path / "work", pictures, tmp_path / "none", method="lora", **options)
     pipeline = load(DOODLE)
     pipeline.load_lora_weights(product)
     new, kept, spilled = examined(pipeline)
-    assert new >= 7  # measured: 10
-    assert kept <= 11  # measured: 4
-    assert spilled >= 2  # measured: 9
+    assert new >= 7  # measured: 9
+    assert kept <= 11  # measured: 3
+    assert spilled >= 2  # measured: 10
