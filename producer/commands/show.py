@@ -1,7 +1,7 @@
 """Tables for people: results, findings, dead letters, and an overview of a store.
 
 Everything here goes to standard error, except the table that a command was asked for. Standard output is
-for paths, ids and JSON, so that commands can be chained.
+for paths, ids and JSON, so that commands can be chained. What strangers wrote is a `Text`, never markup.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from producer.request_state import State
 
@@ -63,7 +63,7 @@ def summary(results: Iterable[Result], names: Mapping[str, str]) -> None:
         table = Table("request", "status", "why", box=None, padding=(0, 2, 0, 0))
         for result in bad[:50]:
             table.add_row(
-                escape(names.get(result.id, result.id)), _coloured(result.status), escape(why(result.failure))
+                Text(names.get(result.id, result.id)), _coloured(result.status), Text(why(result.failure))
             )
         people.print(table)
         if len(bad) > 50:
@@ -77,8 +77,10 @@ def findings(rows: Iterable[Finding]) -> Table:
     table.add_column(min_width=16)
     table.add_column()
     for row in rows:
-        text = escape(row.found) + (f"\n[bold]→[/] {escape(row.fix)}" if row.fix else "")
-        table.add_row(f"[{_SIGNAL[row.status]}]{row.status}[/]", escape(row.check), text)
+        text = Text(row.found)
+        if row.fix:
+            text.append("\n→ ", "bold").append(row.fix)
+        table.add_row(f"[{_SIGNAL[row.status]}]{row.status}[/]", Text(row.check), text)
     return table
 
 
@@ -96,7 +98,7 @@ def dead_letters(rows: Sequence[DeadLetter]) -> Table | str:
     for name in ("received", "what", "why"):
         table.add_column(name, overflow="fold")  # keys are long, and their ends matter
     for row in rows:
-        table.add_row(row.message.id, str(row.message.receives), escape(row.what), escape(row.why))
+        table.add_row(row.message.id, str(row.message.receives), Text(row.what), Text(row.why))
     return table
 
 
@@ -162,7 +164,7 @@ def states(
             overflow="fold" if i == 0 else "ellipsis",
         )
     for line in lines:
-        table.add_row(*(_coloured(line[i]) if names[i] == "status" else escape(line[i]) for i in used))
+        table.add_row(*(_coloured(line[i]) if names[i] == "status" else Text(line[i]) for i in used))
     return table
 
 
@@ -224,7 +226,7 @@ def _reasons(failures: Sequence[tuple[str, str]]) -> list[str | Table]:
     table.add_column("request", overflow="fold")
     table.add_column("why")
     for id, text in failures:
-        table.add_row(escape(id), escape(text if len(text) <= REASON else text[: REASON - 1] + "…"))
+        table.add_row(Text(id), Text(text if len(text) <= REASON else text[: REASON - 1] + "…"))
     return ["", table]
 
 

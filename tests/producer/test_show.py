@@ -69,3 +69,18 @@ def test_an_overview_says_below_its_table_why_requests_failed():
     assert lines[5].startswith("sdxl")
     assert "model 'sdxl' is not here" in lines[5]
     assert failure.message in about(State("sdxl", "failed", result=failed))
+
+
+def test_what_strangers_wrote_is_shown_as_they_wrote_it():
+    """Neither brackets, with or without a backslash, nor names of emoji are markup."""
+    failure = Failure(code="unsupported", message=r"write \[ and \] for [red] brackets")
+    failed = Result.ended(
+        "odd", "failed", failure, request=Frozen.of(b"{}"), fingerprint="",
+        parameters={"prompt": r"a \[bold\] :cat: [red]"},
+    )  # fmt: skip
+    console = Console(width=120, file=io.StringIO())
+    console.print(overview(Overview((), {}, 1, (failed,), 0), {}))
+    text = console.file.getvalue()
+
+    assert failure.message in text
+    assert r"a \[bold\] :cat: [red]" in text
