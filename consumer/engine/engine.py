@@ -33,7 +33,7 @@ from consumer.engine.loading.registry import ModelRegistry
 from consumer.engine.passes import models_of, passes_of
 from consumer.engine.preview import Previews
 from consumer.engine.sampling.sampler import Samplers
-from consumer.engine.stand_in import encode_texts
+from consumer.engine.texts import encode_texts
 from consumer.renderer.protocol import (
     Complaint,
     DeviceCall,
@@ -261,9 +261,8 @@ class Engine:
             compiled = self.caller.compiler is not None  # for one size each
             alike = self._keys.give(outcome, before, image.state, apart=compiled)
             outcome.switched = any(image.state)
-            if (
-                outcome.kind == "unet"
-            ):  # keep what is alike only: others may hold much, as a ControlNet's answers
+            if outcome.kind == "unet":
+                # Only what is alike is kept: another call may hold much, such as a ControlNet's answers.
                 image.last_step = outcome if alike or not image.rows else None
                 image.rows = image.rows or outcome.rows
             return

@@ -6,8 +6,8 @@ has its pipeline's guidance and sign, whatever the family.
 
 A VAE maps each cell of latents to a colour, nearly independently of its neighbours. That map is learned once for a
 VAE, from one small *test card* that it encodes and decodes: a linear map, corrected by its error on the card's nearest
-cells (a large VAE is almost linear, a small one is not). The image itself is not affected. Where `Family.latents` says
-"other", there are no previews.
+cells (a large VAE is almost linear, a small one is not). The image itself is not affected. Families whose `latents`
+are "other" have no previews.
 """
 
 from __future__ import annotations

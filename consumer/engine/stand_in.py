@@ -4,15 +4,11 @@ A pipeline runs in a greenlet. When it calls its denoiser, it calls a *stand-in*
 `Call`, the greenlet pauses, and the engine gets the call. Later the engine resumes the greenlet
 with the answer. The pipeline cannot tell: in everything else (`config`, `dtype`, `device`,
 `isinstance`) the stand-in behaves as the real module does.
-
-Each different text is encoded once, with the pictures that belong to it: answers of text encoders are cached.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +18,9 @@ from greenlet import getcurrent
 from consumer.engine import joining, rows
 from consumer.engine.call import Call
 from consumer.engine.denoisers import DENOISERS, SIDES, UNKNOWN, Denoiser
-from consumer.engine.device_call import DeviceCaller, Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import nn
 
@@ -57,10 +52,8 @@ class StandIn:
         """`layers`: of a text encoder's hidden states, the ones that the pipeline reads; (): perhaps all."""
         kind = type(getattr(module, "_orig_mod", module))  # a compiled module hides its class
         object.__setattr__(self, "_module", module)
-        side = kind.__name__ in SIDES
-        object.__setattr__(
-            self, "_kind", "text" if is_text_encoder else "side" if side else "unet"
-        )  # of `__call__`
+        called = "text" if is_text_encoder else "side" if kind.__name__ in SIDES else "unet"
+        object.__setattr__(self, "_kind", called)  # of `__call__`
         object.__setattr__(self, "_layers", layers)
         object.__setattr__(self, "_layout", DENOISERS.get(kind.__name__, UNKNOWN))
         object.__setattr__(self, "_signatures", {})  # by method
@@ -154,36 +147,6 @@ class _Answer(tuple[Any, ...]):
         return self[0]
 
 
-class Embeddings:
-    """A cache of text encoder answers, bounded in bytes: a repeated prompt is not encoded again."""
-
-    def __init__(self, max_bytes: int = 64 << 20) -> None:
-        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._bytes = 0
-        self._max_bytes = max_bytes
-
-    def get(self, key: Hashable) -> Any | None:
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
-
-    def put(self, key: Hashable, answer: Any) -> None:
-        size = sum(t.numel() * t.element_size() for t in rows.tensors_in(answer))
-        if key in self._kept or size > self._max_bytes:
-            return
-        self._kept[key] = (answer, size)
-        self._bytes += size
-        while self._bytes > self._max_bytes:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self._bytes -= freed
-
-    def forget(self) -> None:
-        """Drop everything. Needed when a model is evicted: keys hold `id(module)`, which Python may reuse."""
-        self._kept.clear()
-        self._bytes = 0
-
-
 def _cast(value: Any, module: nn.Module) -> Any:
     """Convert pictures and latents to the VAE's precision, which may be float32 beside a float16 UNet."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -198,43 +161,3 @@ def _one_per_row(timestep: Any, rows: int, latents: Any) -> torch.Tensor:
         timestep = torch.tensor(timestep, device=device)
     dtype = timestep.dtype if timestep.dtype in (torch.float16, torch.bfloat16) else torch.float32
     return timestep.to(device, dtype).expand(rows)
-
-
-def encode_texts(
-    caller: DeviceCaller,
-    cache: Embeddings,
-    calls: Sequence[Call],
-    key: Hashable,
-    state: Hashable,
-    ready: Callable[[], None],
-) -> list[tuple[Call, Any | Failure]]:
-    """Answer text encoder calls that can be stacked; each different text is encoded once, then cached.
-
-    Args:
-        key: of the calls; one with pictures has a key that no other has.
-        state: what the module is switched to, on which its answers depend.
-    """
-    state = (id(calls[0].module), state)
-    alike: dict[bytes, list[Call]] = {}
-    for call in calls:
-        alike.setdefault(_seen(call), []).append(call)
-    answers = {seen: cache.get((state, seen)) for seen in alike}
-    new = {id(equal[0]): seen for seen, equal in alike.items() if answers[seen] is None}
-    if new:
-        for call, answer in caller.run([call for call in calls if id(call) in new], key, ready):
-            answer = answer if isinstance(answer, Failure) else rows.only_layers(answer, call.layers)
-            answers[new[id(call)]] = answer
-            if not isinstance(answer, Failure):
-                cache.put((state, new[id(call)]), answer)
-    return [(call, answers[seen]) for seen, equal in alike.items() for call in equal]
-
-
-def _seen(call: Call) -> bytes:
-    """A hash of everything that a text encoder is given: equal prompts and pictures, equal bytes."""
-    seen = hashlib.sha256()
-    for name, value in sorted(call.arguments.items()):
-        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in rows.tensors_in(value)]
-        seen.update(repr((name, shapes or value)).encode())
-        for tensor in rows.tensors_in(value):
-            seen.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return seen.digest()

@@ -19,11 +19,11 @@ from infra.models.families import base_class
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
+    from consumer.engine.loading.guides import Host
     from consumer.renderer.protocol import Control
-    from infra.models.addons.known import Addons
 
 #: Of a ControlNet's config, what must be as in the UNet whose layers it feeds.
 _SAME = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
@@ -79,43 +79,25 @@ class Controls:
 class ControlNets:
     """Those that are loaded for one model, by registered name."""
 
-    def __init__(
-        self,
-        addons: Addons,
-        unet: Any,
-        modules: list[Any],
-        place: Callable[[list[Any]], None],
-        cache: Path | None,
-    ) -> None:
-        """
-        Args:
-            unet: of the model; its precision is that of its ControlNets.
-            modules: of the model; what is loaded is added, so that it counts and goes with the model.
-            place: brings modules to the device.
-            cache: of downloads; None: the hub library's own.
-        """
-        self._addons = addons
-        self._unet = unet
-        self._modules = modules
-        self._place = place
-        self._cache = cache
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._loaded: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}  # bytes
 
     def check(self, controls: Collection[Control]) -> None:
         """Refuse unknown ones. Raises `Rejected`."""
         for place, name in _names(controls):
-            self._addons.controlnet(name, _field(place))
+            self._host.addons.controlnet(name, _field(place))
 
-    def needed(self, controls: Collection[Control], *, offline: bool) -> int:
+    def needed(self, controls: Collection[Control]) -> int:
         """Bytes of those that must be loaded. Raises as `ensure` does."""
         missing = {name: place for place, name in _names(controls) if name not in self._loaded}
         for name, place in missing.items():
             if name not in self._sizes:  # it is asked for at every step while the ControlNet waits for room
-                self._sizes[name] = check(name, self._folder(name, place, offline)) * self._dtype.itemsize
+                self._sizes[name] = check(name, self._folder(name, place)) * self._host.dtype.itemsize
         return sum(self._sizes[name] for name in missing)
 
-    def ensure(self, controls: Collection[Control], *, offline: bool) -> None:
+    def ensure(self, controls: Collection[Control]) -> None:
         """Load what is not loaded yet.
 
         Raises:
@@ -124,7 +106,7 @@ class ControlNets:
         """
         for place, name in _names(controls):
             if name not in self._loaded:
-                self._loaded[name] = self._load(name, place, self._folder(name, place, offline))
+                self._loaded[name] = self._load(name, place, self._folder(name, place))
 
     def around(self, template: Any, controls: Collection[Control], *, plain: bool = False) -> Any:
         """A copy of a pipeline with these ControlNets; `plain`: with the real modules, and diffusers' own container."""
@@ -133,22 +115,18 @@ class ControlNets:
         if plain:
             vars(pipe)["controlnet"] = library("diffusers").MultiControlNetModel(nets)
         else:
-            vars(pipe)["controlnet"] = Controls([StandIn(net) for net in nets], self._dtype)
+            vars(pipe)["controlnet"] = Controls([StandIn(net) for net in nets], self._host.dtype)
         return pipe
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._unet.dtype  # in which it computes; it may keep its weights in less
-        return dtype
-
-    def _folder(self, name: str, place: int, offline: bool) -> Path:
-        return self._addons.controlnet(name, _field(place)).folder(offline=offline, cache=self._cache)
+    def _folder(self, name: str, place: int) -> Path:
+        known = self._host.addons.controlnet(name, _field(place))
+        return known.folder(offline=self._host.offline, cache=self._host.cache)
 
     def _load(self, name: str, place: int, folder: Path) -> Any:
         kind = library("diffusers").ControlNetModel
         config = kind.load_config(folder, local_files_only=True)
         for key in _SAME:
-            theirs, ours = config.get(key), self._unet.config.get(key)
+            theirs, ours = config.get(key), self._host.unet.config.get(key)
             if _listed(theirs) != _listed(ours):
                 text = (
                     f"names ControlNet {name}, which does not fit: its {key} is {theirs}, the model's {ours}"
@@ -157,15 +135,14 @@ class ControlNets:
         only_half = all(".fp16" in file.name for file in weights_in(folder))
         net = kind.from_pretrained(
             str(folder),
-            dtype=self._dtype,
+            dtype=self._host.dtype,
             use_safetensors=True,
             local_files_only=True,
             variant="fp16" if only_half else None,
         )
         net.eval().requires_grad_(False)
         net.to(memory_format=torch.channels_last)
-        self._place([net])
-        self._modules.append(net)
+        self._host.take(net)
         return net
 
 

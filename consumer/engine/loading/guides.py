@@ -1,4 +1,4 @@
-"""What guides the images of one model beside their prompts: its ControlNets and IP-Adapters."""
+"""The ControlNets and IP-Adapters of one loaded model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,38 @@ from consumer.engine.loading.templates import around, with_stand_ins
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import torch
 
     from consumer.engine.loading.registry import ModelRegistry
     from consumer.renderer.protocol import ImageTask
+    from infra.models.addons.known import Addons
     from infra.models.families import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A loaded model, as its addons see it."""
+
+    addons: Addons
+    unet: Any
+    modules: list[Any]  # of the model; what is loaded is added, so that it counts and goes with the model
+    place: Callable[[list[Any]], None]  # brings modules to the device
+    cache: Path | None  # of downloads; None: the hub library's own
+    offline: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it computes; it may keep its weights in less."""
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
+    def take(self, module: Any) -> None:
+        """Bring a loaded module to the device, and keep it with the model."""
+        self.place([module])
+        self.modules.append(module)
 
 
 @dataclass(eq=False)
@@ -29,7 +56,6 @@ class Guides:
     templates: Mapping[str, Any]  # task: a pipeline with ControlNets whose models are stand-ins
     plain: Mapping[str, Any]  # task: the same with the real models
     unet: bool  # whether the denoiser is one, so that IP-Adapters fit
-    offline: bool
 
     @classmethod
     def of(
@@ -53,21 +79,20 @@ class Guides:
 
         kinds = classes_with_controls(plain) if family.controlnets and addons.controlnets else {}
         controlled = {task: around(kind, plain[task]) for task, kind in kinds.items()}
+        host = Host(addons, denoiser, modules, onto_device, registry.cache, registry.offline)
         return cls(
             family.label,
-            ControlNets(addons, denoiser, modules, onto_device, registry.cache),
-            IpAdapters(addons, denoiser, modules, onto_device, registry.cache),
+            ControlNets(host),
+            IpAdapters(host),
             {task: with_stand_ins(one, family.layers) for task, one in controlled.items()},
             controlled,
             family.denoiser == "unet",
-            registry.offline,
         )
 
     def needed(self, task: ImageTask) -> int:
         """Bytes of what a task needs and is not in memory. Raises as `ensure` does."""
         self._check(task)
-        nets = self.controlnets.needed(task.controls, offline=self.offline)
-        return nets + self.ip_adapters.needed(task.ip_adapter, offline=self.offline)
+        return self.controlnets.needed(task.controls) + self.ip_adapters.needed(task.ip_adapter)
 
     def ensure(self, task: ImageTask) -> None:
         """Load what a task needs.
@@ -76,8 +101,8 @@ class Guides:
             Rejected: it is unknown, or does not fit the model.
             ModelUnavailable: it is not available here now.
         """
-        self.controlnets.ensure(task.controls, offline=self.offline)
-        self.ip_adapters.ensure(task.ip_adapter, offline=self.offline)
+        self.controlnets.ensure(task.controls)
+        self.ip_adapters.ensure(task.ip_adapter)
 
     def around(self, template: Any, task: ImageTask, *, plain: bool = False) -> Any:
         """The pipeline that a task is drawn with.

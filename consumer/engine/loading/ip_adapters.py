@@ -19,11 +19,10 @@ from infra.models.addons.sources import elements
 from schemas.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from consumer.engine.loading.guides import Host
     from consumer.renderer.protocol import IpAdapterChoice
-    from infra.models.addons.known import Addons
 
 _FIELD = "ip_adapter.name"
 
@@ -39,46 +38,28 @@ class _Loaded:
 class IpAdapters:
     """Those that are loaded for one model, and which one acts."""
 
-    def __init__(
-        self,
-        addons: Addons,
-        unet: Any,
-        modules: list[Any],
-        place: Callable[[list[Any]], None],
-        cache: Path | None,
-    ) -> None:
-        """
-        Args:
-            unet: of the model; its precision is that of its IP-Adapters.
-            modules: of the model; what is loaded is added, so that it counts and goes with the model.
-            place: brings modules to the device.
-            cache: of downloads; None: the hub library's own.
-        """
-        self._addons = addons
-        self._unet = unet
-        self._modules = modules
-        self._place = place
-        self._cache = cache
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._loaded: dict[str, _Loaded] = {}
         self._encoders: dict[Path, Any] = {}
         self._sizes: dict[str, int] = {}  # bytes
         self._active: IpAdapterChoice | None = None
 
-    def needed(self, choice: IpAdapterChoice | None, *, offline: bool) -> int:
+    def needed(self, choice: IpAdapterChoice | None) -> int:
         """Bytes that must be loaded. Raises as `ensure` does."""
         if choice is None or choice.name in self._loaded:
             return 0
-        if (
-            choice.name not in self._sizes
-        ):  # it is asked for at every step while the IP-Adapter waits for room
-            files = self._files(choice, offline)
+        if choice.name not in self._sizes:  # asked for at every step while the IP-Adapter waits for room
+            files = self._files(choice)
             encoder = (
                 [] if files.encoder in self._encoders else sorted(files.encoder.glob("*.safetensors"))[:1]
             )
-            self._sizes[choice.name] = sum(map(elements, (files.weights, *encoder))) * self._dtype.itemsize
+            self._sizes[choice.name] = (
+                sum(map(elements, (files.weights, *encoder))) * self._host.dtype.itemsize
+            )
         return self._sizes[choice.name]
 
-    def ensure(self, choice: IpAdapterChoice | None, *, offline: bool) -> None:
+    def ensure(self, choice: IpAdapterChoice | None) -> None:
         """Load what is not loaded yet.
 
         Raises:
@@ -86,7 +67,7 @@ class IpAdapters:
             ModelUnavailable: its weights are not available here now.
         """
         if choice is not None and choice.name not in self._loaded:
-            self._loaded[choice.name] = self._load(choice.name, self._files(choice, offline))
+            self._loaded[choice.name] = self._load(choice.name, self._files(choice))
 
     def switch(self, choice: IpAdapterChoice | None) -> None:
         """Let exactly this one act from the next device call on."""
@@ -97,12 +78,12 @@ class IpAdapters:
         if before is not None and before is not after:
             for layer, own, _ in before.processors:
                 layer.set_processor(own)
-            self._unet.encoder_hid_proj = None
+            self._host.unet.encoder_hid_proj = None
         if choice is not None and after is not None:
             for layer, _, processor in after.processors:
                 processor.scale = [choice.scale]
                 layer.set_processor(processor)
-            self._unet.encoder_hid_proj = after.projection
+            self._host.unet.encoder_hid_proj = after.projection
         self._active = choice
 
     def attach(self, pipe: Any, choice: IpAdapterChoice | None) -> None:
@@ -115,16 +96,12 @@ class IpAdapters:
         vars(pipe)["feature_extractor"] = _processor()(size=size, crop_size=size)
         vars(pipe)["reads_tokens"] = loaded.files.reads_tokens
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._unet.dtype  # in which it computes; it may keep its weights in less
-        return dtype
-
-    def _files(self, choice: IpAdapterChoice, offline: bool) -> Files:
-        return self._addons.ip_adapter(choice.name).files(offline=offline, cache=self._cache)
+    def _files(self, choice: IpAdapterChoice) -> Files:
+        known = self._host.addons.ip_adapter(choice.name)
+        return known.files(offline=self._host.offline, cache=self._host.cache)
 
     def _load(self, name: str, files: Files) -> _Loaded:
-        unet = self._unet
+        unet = self._host.unet
         if files.width != unet.config.cross_attention_dim:
             theirs, ours = files.width, unet.config.cross_attention_dim
             text = f"names IP-Adapter {name}, which does not fit: its UNets read text {theirs} wide, the model's {ours}"
@@ -154,20 +131,18 @@ class IpAdapters:
                 layer.set_processor(before)
             unet.encoder_hid_proj = None
         parts = torch.nn.ModuleList([projection, *(processor for *_, processor in changed)])
-        parts.eval().requires_grad_(False).to(
-            next(unet.parameters()).device
-        )  # with offload it moves with the UNet
-        self._modules.append(parts)
+        # Not placed: with offload it moves with the UNet.
+        parts.eval().requires_grad_(False).to(next(unet.parameters()).device)
+        self._host.modules.append(parts)
         return _Loaded(files, self._encoder(files.encoder), projection, changed)
 
     def _encoder(self, folder: Path) -> Any:
         if folder not in self._encoders:
             encoder = library("transformers").CLIPVisionModelWithProjection.from_pretrained(
-                str(folder), dtype=self._dtype, use_safetensors=True, local_files_only=True
+                str(folder), dtype=self._host.dtype, use_safetensors=True, local_files_only=True
             )
             encoder.eval().requires_grad_(False)
-            self._place([encoder])
-            self._modules.append(encoder)
+            self._host.take(encoder)
             self._encoders[folder] = encoder
         return self._encoders[folder]
 

@@ -71,7 +71,9 @@ def build_scheduler(choice: samplers.SchedulerChoice, config: Mapping[str, Any])
 
 
 def check_timesteps(scheduler: Any, name: str, steps: int) -> tuple[float, ...]:
-    """The timesteps that a scheduler has set. Raises `Rejected` if they are no numbers: few steps can divide by zero.
+    """The timesteps that a scheduler has set.
+
+    Raises `Rejected` if one is NaN: with very few steps some schedulers divide by zero.
 
     Args:
         name: canonical.

@@ -87,7 +87,7 @@ def _layout_of(model: LoadedModel, ready: Callable[[Any], None]) -> Denoiser:
         lists=frozenset(name for name, kind in kinds.items() if kind == "list"),
     )
     if not latents or 2 * joining.count(layout, one) != joining.count(layout, two):
-        raise _Unproven("it cannot be told which of its arguments have a row for each image")
+        raise _Unproven("nothing shows which of its arguments have a row for each image")
     return layout
 
 

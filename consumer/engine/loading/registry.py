@@ -25,7 +25,7 @@ from consumer.engine.loading.probe import Outcome, probe
 from consumer.engine.loading.quantizing import quantize
 from consumer.engine.loading.templates import around, modules_of, with_stand_ins
 from consumer.engine.passes import models_of
-from consumer.engine.stand_in import Embeddings
+from consumer.engine.texts import Embeddings
 from consumer.renderer.protocol import ImageTask, Loaded, Loading
 from infra.models.cards import BUNDLED, Cards, ModelCard
 from infra.models.families import Family, base_class

@@ -194,10 +194,8 @@ def warnings_of(pipe: Any, task: ImageTask) -> list[tuple[str, str]]:
     if task.clip_skip and task.clip_skip > 1 and "clip_skip" not in taken:
         warnings.append(("ignored", f"clip_skip has no effect {model}, whose pipeline has no such setting"))
     if task.task == "img2img" and family(pipe).pictures:
-        if task.strength not in (
-            None,
-            IMG2IMG_STRENGTH,
-        ):  # a plan may have the default where the model was not known
+        # Plans have the default where the planning worker did not know the model.
+        if task.strength not in (None, IMG2IMG_STRENGTH):
             warnings.append(("ignored", f"strength has no effect {model}, which edits as the prompt says"))
         return warnings
     if task.task != "text2img" and task.strength is not None and strength(task) != task.strength:

@@ -62,12 +62,10 @@ def spoken(pipe: Any, task: ImageTask) -> dict[str, Any]:
     ) as error:  # compel did not find a word again among the tokens
         if device_errors.is_out_of_memory(error) or device_errors.is_sticky(error):
             raise
-        text = f"has weights on words that cannot be told apart as tokens ({type(error).__name__}); write it otherwise"
+        text = f"has weights on words that its tokens do not separate ({type(error).__name__}); weigh other words"
         raise Rejected.of_field("prompt", text, "unsupported") from error
     pooled = _pooled(pipe, readers, words) if readers[0].projects else {}
-    if (
-        negative is None and pooled and pipe.config.get("force_zeros_for_empty_prompt")
-    ):  # as SDXL does without one
+    if negative is None and pooled and pipe.config.get("force_zeros_for_empty_prompt"):  # as SDXL does
         avoided, empty = torch.zeros_like(avoided), torch.zeros_like(empty)
     longest = max(wanted.shape[1], avoided.shape[1])
     said = {"prompt": None, "negative_prompt": None, "prompt_embeds": _filled(wanted, behind, longest)}
