@@ -92,7 +92,9 @@ class _Request(Part):
     controlnet: tuple[ControlNetChoice, ...] = Field(
         (), strict=False, description="ControlNets that guide the drawing, each by a picture."
     )
-    ip_adapter: IpAdapterChoice | None = Field(None, description="A picture to draw in the manner of.")
+    ip_adapter: IpAdapterChoice | None = Field(
+        None, description="A picture whose style and content guide the drawing."
+    )
     output: Output = Output()
     metadata: dict[str, Any] = Field(default_factory=dict, description="Opaque; repeated in the result.")
     strict: bool = Field(

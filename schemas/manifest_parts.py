@@ -39,12 +39,12 @@ class ControlNetUse(Part):
 
     name: str = Field(min_length=1, max_length=200, description="Of the ControlNet, as the worker knows it.")
     scale: float = Field(1.0, ge=0, le=2, description="How strongly it guides.")
-    start: float = Field(0.0, ge=0, le=1, description="The part of the steps after which it begins to act.")
+    start: float = Field(0.0, ge=0, le=1, description="The share of the steps after which it begins to act.")
     end: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="The part of the steps after which it acts no more.",
+        description="The share of the steps after which it stops acting.",
         validate_default=True,
     )
 
@@ -77,12 +77,15 @@ class IpAdapterUse(Part):
         description="May be left out where the worker knows one for the model.",
     )
     scale: float = Field(
-        0.6, ge=0, le=2, description="How much the picture counts beside the prompt; 1: hardly any prompt."
+        0.6,
+        ge=0,
+        le=2,
+        description="How strongly the picture counts; at 1 the prompt has little effect.",
     )
 
 
 class IpAdapterChoice(IpAdapterUse):
-    """An IP-Adapter, and the picture that it draws in the manner of."""
+    """An IP-Adapter, and the picture that it reads."""
 
     image: str = Field(min_length=1, description="Base64 or a key, as in `image` of img2img; of any size.")
 
@@ -142,7 +145,7 @@ class Upscale(Part):
 
 
 def steps_to_draw(drawn: int, strength: float) -> int:
-    """The fewest steps of which a strength draws so many: other programs say how many are drawn."""
+    """The fewest steps of which a strength draws this many: other programs give the number that is drawn."""
     steps = math.ceil(drawn / strength)
     return steps if int(steps * strength) >= drawn else steps + 1
 

@@ -85,9 +85,11 @@ class Names:
                 raise _refused(f"is {model.reference}, a LoRA; name a whole model", "refiner.model")
             else:
                 card, version = self._card_of(model), model.version
-        for one, does in ((card, "can be one"), (base, "takes one")):
+        for one, what in ((card, "a refiner must be"), (base, "a refiner goes on from")):
             if one.family and not (one.family == _REFINES or one.family.startswith("unet-")):
-                text = f"is {card.name!r}, but only an SDXL model {does}; {one.name!r} is of the family {one.family}"
+                text = (
+                    f"is {card.name!r}; {what} an SDXL model, and {one.name!r} is of the family {one.family}"
+                )
                 raise _refused(text, "refiner.model")
         return Refines(model=card.name, at=asked.at, revision=card.revision, version=version)
 

@@ -67,9 +67,8 @@ class Job:
     notes: list[Note] = field(default_factory=list)
     images: dict[int, ImageResult] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
-    pictures: dict[str, RawPicture] = field(
-        default_factory=dict
-    )  # by the request's fields, until all is drawn
+    #: By the request's fields, until all is drawn.
+    pictures: dict[str, RawPicture] = field(default_factory=dict)
     input_size: tuple[int, int] | None = None  # (width, height) of the picture that it starts from, pixels
     share: Share | None = None  # of the worker's memory for inputs
     model: ModelUsed | None = None

@@ -166,9 +166,8 @@ class Preparation:
         """
         uses = {field: _use(field) for field in texts}
         limits = self._limits_of(job)
-        most = (
-            sum(CHANNELS[use] for use in uses.values()) * limits.max_pixels
-        )  # bytes; what it takes is known later
+        # In bytes; how many it takes is known after decoding.
+        most = sum(CHANNELS[use] for use in uses.values()) * limits.max_pixels
         share = await self.room.take(most, express=job.express)
         try:
             if not wanted():

@@ -117,7 +117,7 @@ class Decoders:
         Args:
             sources: at most one image, first, and at most one mask, behind it.
             multiple: pixels that the model's widths and heights are multiples of.
-            size: (width, height) of the picture to draw, where there is no image to say it; pixels.
+            size: (width, height) of the picture to draw, in pixels, for a request without an `image`.
 
         Raises:
             Rejected: `invalid_image`, naming the field.

@@ -164,7 +164,9 @@ async def test_one_of_another_family_is_refused_when_it_is_planned(addons: Addon
     assert (caught.value.code, caught.value.field) == ("unsupported", "controlnet.0.name")
     looks = {"image": png()}
     assert (await ask(ip_adapter=looks, model="sdxl")).ip_adapter == "xl"  # the only one that fits
-    with pytest.raises(Rejected, match="is left out, and 2 of those known here fit sd15; known are sd, xl"):
+    with pytest.raises(
+        Rejected, match="is left out, and 2 of this worker's IP-Adapters fit sd15; known are sd, xl"
+    ):
         await ask(ip_adapter=looks)
     with pytest.raises(Rejected, match="IP-Adapter sd, which is made for models of the family sd1"):
         await ask(ip_adapter=looks | {"name": "sd"}, model="sdxl")
@@ -206,7 +208,7 @@ def test_a_folder_that_is_none_stops_the_worker_at_its_start(tiny_folder: Path, 
         ([f"a={pickle}"], [], "is a pickle, which this worker never loads"),
         ([f"a={tiny_folder / 'unet'}"], [], "it holds a UNet2DConditionModel"),
         ([], [f"a={tmp_path / 'none.safetensors'}"], "there is no such file"),
-        ([], [f"a={tiny_folder / 'unet'}"], "it is no IP-Adapter that can be drawn with here"),
+        ([], [f"a={tiny_folder / 'unet'}"], "this worker cannot use this IP-Adapter"),
         ([], [f"a={file},encoder={tmp_path}"], "its image encoder is not in"),
         ([], [f"a={file},encoder={file.parent / 'other'}"], "projection_dim of 24; the one in"),
         ([], ["a=hub:h94/IP-Adapter"], "name the file, too"),

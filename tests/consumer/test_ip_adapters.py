@@ -86,9 +86,8 @@ def test_joined_as_diffusers_draws_it(registry: ModelRegistry, files: Path, tiny
     assert room.engine.counters.unet_calls == 4 + 2
     kept = registry.embeddings._kept
     states = [answer.get("hidden_states") for answer, _ in kept.values() if "last_hidden_state" in answer]
-    assert all(
-        sum(state is not None for state in one) <= 1 for one in states if one
-    )  # of 33 layers one is read
+    # Of 33 layers one is read.
+    assert all(sum(state is not None for state in one) <= 1 for one in states if one)
     assert max(len(tokens) for _, tokens in kept) <= 32  # not the pixels
     unlike = draw_by_diffusers(
         tiny_folder, files, following("a", 0.6, seen=51, steps=3, cfg_scale=4.0, seed=1)

@@ -150,8 +150,8 @@ async def test_a_refiner_is_frozen_in_the_plan_and_kept(tmp_path: Path) -> None:
     ink = PublishedCard(name="ink", kind="lora", base="sdxl", family="sdxl")
     await published.publish(store, folder, ink)
     for fields, words in (
-        ({"refiner": {"model": "fine"}, "model": "sd15"}, "takes one; 'sd15'"),
-        ({"refiner": {"model": "sd21"}}, "can be one; 'sd21'"),
+        ({"refiner": {"model": "fine"}, "model": "sd15"}, "goes on from an SDXL model, and 'sd15'"),
+        ({"refiner": {"model": "sd21"}}, "must be an SDXL model, and 'sd21'"),
         ({"refiner": {"model": "ink"}}, "name a whole model"),
         ({"refiner": {"model": "fone"}}, "known are .*did you mean 'fine'"),
     ):

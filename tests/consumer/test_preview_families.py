@@ -119,9 +119,8 @@ def trained_on(name: str, pipe: Any, picture: Image.Image) -> None:
         if alphas is not None:
             a = alphas[time.long()]
             output = (states - a**0.5 * goal) / (1 - a) ** 0.5
-            return (
-                torch.cat([output, torch.zeros_like(output)], dim=1),
-            )  # and what it learned of the variance
+            learned_variance = torch.zeros_like(output)
+            return (torch.cat([output, learned_variance], dim=1),)
         noise, sign = FLOWS[name]
         ours = states[:, : goal.shape[1]]  # without the tokens of a picture that is edited
         output = sign * (ours - goal) / noise(time)

@@ -111,7 +111,7 @@ async def test_versions_are_frozen_in_the_plan(shelf, publish):
 async def test_a_popular_name_means_what_was_published_as_a_refiner_too(shelf, publish):
     """As it does as the model; before that it is of a family that refines nothing."""
     plan = planner(shelf)
-    with pytest.raises(Rejected, match="'flux-dev', but only an SDXL model can be one"):
+    with pytest.raises(Rejected, match="'flux-dev'; a refiner must be an SDXL model"):
         await plan(model="sdxl", refiner={"model": "flux-dev"})
     await publish("flux-dev", base="sdxl", family="sdxl")
     assert (await plan(seen=-1.0, model="sdxl", refiner={"model": "flux-dev"})).refiner.version == 1

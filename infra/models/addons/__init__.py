@@ -1,1 +1,1 @@
-"""What an operator puts beside models: ControlNets and IP-Adapters, by name. No torch here."""
+"""ControlNets and IP-Adapters that an operator registers by name. No torch here."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dreamdrop.models")
 
-CLASSES = ("ControlNetModel",)  # of diffusers, that are drawn with here
+CLASSES = ("ControlNetModel",)  # of diffusers; others are refused
 _CONFIG, _FILES = ["config.json"], ["config.json", "*.safetensors"]
 
 
@@ -34,7 +34,7 @@ class ControlNet:
         """The folder with its weights, downloaded if need be.
 
         Raises:
-            Rejected: it is no ControlNet that can be drawn with here.
+            Rejected: it is not a ControlNet that this worker can use.
             ModelUnavailable: it is on the hub, which does not provide it.
         """
         folder = self.source.path
@@ -54,7 +54,7 @@ def find_controlnets(texts: Iterable[str], *, fetch: bool = False) -> dict[str, 
     """Read `name=folder` and `name=hub:owner/name[@revision]` settings, and check each folder. Raises `Rejected`.
 
     Args:
-        fetch: bring the config of one on the hub, and nothing large; a hub that does not answer is no error.
+        fetch: download the configs of those on the hub, without weights; an unreachable hub is not an error.
     """
     found: dict[str, ControlNet] = {}
     for name, text in named(texts, "ControlNet", "controlnet"):

@@ -16,7 +16,7 @@ from schemas.errors import Rejected
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_ENCODER = "image_encoder"  # the folder beside the weights, as their authors have it
+_ENCODER = "image_encoder"  # the folder beside the weights, as they are published
 _WIDTH = ".to_k_ip.weight"  # (hidden, width of the text that the UNet reads)
 
 
@@ -43,7 +43,7 @@ class IpAdapter:
         """Its files, downloaded if need be.
 
         Raises:
-            Rejected: it is no IP-Adapter that can be drawn with here.
+            Rejected: it is not an IP-Adapter that this worker can use.
             ModelUnavailable: it is on the hub, which does not provide it.
         """
         if not self.source.on_hub:
@@ -98,8 +98,8 @@ def check(name: str, place: Path, encoder: str) -> Files:
     }
     plain, plus = shapes.get("image_proj.proj.weight"), shapes.get("image_proj.proj_in.weight")
     if len(widths) != 1 or not (plain or (plus and "image_proj.latents" in shapes)):
-        known = "known are the plain and the plus kind, not those for faces (FaceID, full face)"
-        raise _refused(name, file, f"it is no IP-Adapter that can be drawn with here; {known}")
+        known = "it can use the plain and the plus kind, not those for faces (FaceID, full face)"
+        raise _refused(name, file, f"this worker cannot use this IP-Adapter; {known}")
     folder = Path(encoder).expanduser() if encoder else file.parent / _ENCODER
     reads, field = ((plain or (0, 0))[1], "projection_dim") if plain else ((plus or (0, 0))[1], "hidden_size")
     _check_encoder(name, file, folder, field, reads)
@@ -111,7 +111,7 @@ def _weights(name: str, place: Path) -> Path:
         if not place.is_file():
             raise _refused(name, place, "there is no such file")
         if place.suffix != ".safetensors":
-            raise _refused(name, place, "it is no safetensors file, and this worker loads nothing else")
+            raise _refused(name, place, "it is not a safetensors file, and this worker loads nothing else")
         return place
     files = sorted(place.glob("*.safetensors"))
     if len(files) != 1:

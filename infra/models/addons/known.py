@@ -46,7 +46,7 @@ class Addons:
             Rejected: unknown, or for models of another family.
         """
         if name not in self.controlnets:
-            text = f"names no ControlNet that is known here: {name[:60]!r}; {_known(self.controlnets)}"
+            text = f"is {name[:60]!r}, which is not a ControlNet of this worker; {_known(self.controlnets)}"
             raise Rejected.of_field(field, text, "unknown_model")
         found = self.controlnets[name]
         _check_family(field, f"ControlNet {name}", found.family, model, family)
@@ -58,11 +58,11 @@ class Addons:
             fitting = [one for one in self.ip_adapters.values() if not family or one.family in ("", family)]
             if len(fitting) == 1:
                 return fitting[0]
-            fit = f"{len(fitting) or 'none'} of those known here fit {model}"
+            fit = f"{len(fitting) or 'none'} of this worker's IP-Adapters fit {model}"
             text = f"is left out, and {fit}; {_known(self.ip_adapters)}"
             raise Rejected.of_field("ip_adapter.name", text, "unknown_model")
         if name not in self.ip_adapters:
-            text = f"names no IP-Adapter that is known here: {name[:60]!r}; {_known(self.ip_adapters)}"
+            text = f"is {name[:60]!r}, which is not an IP-Adapter of this worker; {_known(self.ip_adapters)}"
             raise Rejected.of_field("ip_adapter.name", text, "unknown_model")
         found = self.ip_adapters[name]
         _check_family("ip_adapter.name", f"IP-Adapter {name}", found.family, model, family)

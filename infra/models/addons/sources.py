@@ -78,7 +78,7 @@ def named(texts: Iterable[str], what: str, field: str) -> Iterator[tuple[str, st
     for text in texts:
         name, _, source = (part.strip() for part in text.partition("="))
         if not (name and source):
-            why = f"{what} {text!r}: write name=source, as `dreamdrop worker --help` has it"
+            why = f"{what} {text!r}: write name=source; see `dreamdrop worker --help`"
             raise Rejected("invalid_manifest", why, field=field)
         if name in seen:
             raise Rejected.of_field(field, f"names {name!r} twice: give each {what} a name of its own")

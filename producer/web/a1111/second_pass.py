@@ -120,7 +120,7 @@ def _scale(body: Mapping[str, Any]) -> Any:
         return _SCALE if body.get("hr_scale") is None else body["hr_scale"]
     whole = {name: body.get(name) for name in ("width", "height")}
     if not all(_is_number(side) and side > 0 for side in whole.values()):
-        raise Rejected.of_field(min(sides), "needs width and height, too; or give hr_scale")
+        raise Rejected.of_field(min(sides), "needs width and height as well; or give hr_scale")
     scales = [side / whole["width" if name == "hr_resize_x" else "height"] for name, side in sides.items()]
     if max(scales) - min(scales) > 0.001:
         text = f"and hr_resize_y are {sides['hr_resize_x']} x {sides['hr_resize_y']}, another shape than "
