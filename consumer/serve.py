@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dreamdrop.worker")
 
 DENIED = 4  # exit status
+_TOLD = ("exact", "compile", "offload", "quantize")  # settings that the log repeats where they are on
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,11 @@ async def _run(worker: Worker, facts: dict[str, Any]) -> None:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         beats.cancel()  # the worker writes its own from here on
         if not worker.stop.is_set():
-            for ready in starts.result():
-                ready_facts = {"device": ready.device, "dtype": ready.dtype, "session": worker.claims.session}
-                log.info("ready", extra=ready_facts)
+            for renderer, ready in zip(worker.renderers, starts.result(), strict=True):
+                chosen = {name: getattr(renderer.settings, name) for name in _TOLD}
+                told = {name: value for name, value in chosen.items() if value not in ("off", False)}
+                its = {"device": ready.device, "dtype": ready.dtype, **told, "session": worker.claims.session}
+                log.info("ready", extra=its)
             await worker.run()
     finally:
         # First, and to their end: a heartbeat after the retirement would make the worker look alive for a lease.

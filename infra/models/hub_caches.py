@@ -1,4 +1,4 @@
-"""What of the hub lies on this machine, and where."""
+"""The hub: what of it is on this machine, and whether it can be reached."""
 
 from __future__ import annotations
 

@@ -41,3 +41,14 @@ def test_a_setting_that_cannot_be_had_ends_the_worker_in_words(
     assert "the worker cannot run: " in done.stderr
     assert reason in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [["--compile", "regional"], ["--exact", "--quantize", "fp8"]])
+def test_the_log_says_which_settings_change_how_it_draws(tmp_path: Path, options: list[str]):
+    """Those that are off are not repeated."""
+    done = command("--store", str(tmp_path), "--renderer", "null", "--once", *options)
+    assert done.returncode == 0, done.stderr
+    ready = next(line for line in done.stderr.splitlines() if " ready " in f"{line} ")
+    expected = {"--compile": "compile=regional", "--exact": "exact=True quantize=fp8"}[options[0]]
+    assert expected in ready
+    assert "off" not in ready
